@@ -1,0 +1,1 @@
+"""Video diffusion transformers in JAX for TPU and GPU."""

@@ -1,0 +1,55 @@
+"""The exceptions that jvdm raises on purpose: each says what, why and the fix."""
+
+
+class JvdmError(Exception):
+    """Base of all errors that a user can act on.
+
+    Args:
+        what: What was given or what happened, with its value.
+        why: What is needed instead, or the reason.
+        fix: What to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__("; ".join(part for part in (what, why, fix) if part))
+
+
+class ConfigError(JvdmError):
+    """An option, argument or configuration that cannot be used."""
+
+
+class ShapeError(JvdmError):
+    """Sizes or frame counts that do not fit the model."""
+
+
+class WeightsError(JvdmError):
+    """Weights that are missing, truncated, corrupt, non-finite or of another model."""
+
+
+class DeviceMemoryError(JvdmError):
+    """The work does not fit into the memory of the device."""
+
+
+class NumericsError(JvdmError):
+    """Non-finite values where finite ones are needed."""
+
+
+class KernelUnavailable(JvdmError):
+    """A kernel that this device or these sizes cannot run."""
+
+
+class CheckpointError(JvdmError):
+    """A checkpoint that is missing, incomplete or of another run."""
+
+
+class DistributedError(JvdmError):
+    """Processes or devices that do not fit together."""
+
+
+class Preempted(JvdmError):
+    """The run was asked to stop and has saved its state; start it again."""
+
+    exit_code = 75
