@@ -1,1 +1,79 @@
-"""Video diffusion transformers in JAX for TPU and GPU."""
+"""Video diffusion transformers in JAX for TPU and GPU.
+
+    import jvdm
+    pipe = jvdm.load()
+    video = pipe("a large red ball rolls to the left", seed=0)
+    video.save("ball.mp4")
+
+Public names are imported on first use: `import jvdm` itself loads nothing, not even JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jvdm.diagnosis import doctor
+    from jvdm.errors import (
+        CheckpointError,
+        ConfigError,
+        DeviceMemoryError,
+        DistributedError,
+        JvdmError,
+        KernelUnavailable,
+        NumericsError,
+        Preempted,
+        ShapeError,
+        WeightsError,
+    )
+    from jvdm.pipeline import Pipeline, load
+    from jvdm.video import Video
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DeviceMemoryError",
+    "DistributedError",
+    "JvdmError",
+    "KernelUnavailable",
+    "NumericsError",
+    "Pipeline",
+    "Preempted",
+    "ShapeError",
+    "Video",
+    "WeightsError",
+    "__version__",
+    "doctor",
+    "load",
+]
+
+_HOMES = {
+    "Pipeline": "jvdm.pipeline",
+    "Video": "jvdm.video",
+    "doctor": "jvdm.diagnosis",
+    "load": "jvdm.pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
+    if name not in __all__:
+        raise AttributeError(f"module 'jvdm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "jvdm.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("jvdm")
+    except metadata.PackageNotFoundError:
+        return "0+checkout"

@@ -1,0 +1,1 @@
+"""Tests mirror the packages; `architecture` and `packaging` look at the project as a whole."""

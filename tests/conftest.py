@@ -1,0 +1,84 @@
+"""Strictness of the whole test run: checked annotations, explicit broadcasting, four CPU devices.
+
+`JAX_PLATFORMS=cuda pytest ...` runs the same tests on an accelerator. Where beartype is
+missing the annotations are not checked. Compiled programs are kept in `.jax_cache/`.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Environment variables rather than jax.config: processes started by tests inherit them.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+if importlib.util.find_spec("beartype") is not None:
+    import jaxtyping
+
+    jaxtyping.install_import_hook(["jvdm", "pallas_kernels"], "beartype.beartype")
+
+import jax  # noqa: E402  (after the environment is set)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+if importlib.util.find_spec("hypothesis") is not None:
+    import hypothesis
+
+    # The same examples in every run, and no deadline: the first example compiles.
+    hypothesis.settings.register_profile(
+        "jvdm", deadline=None, derandomize=True, database=None, max_examples=30
+    )
+    hypothesis.settings.load_profile("jvdm")
+
+
+@pytest.fixture
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture
+def key():
+    """A fixed random key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded NumPy generator for host-side data."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run_python():
+    """Runs `python ARGUMENTS` in a fresh process of one CPU device, outside the annotation hook.
+
+    The call returns the finished process (`returncode`, `stdout`, `stderr`); a failure is
+    left to the test unless `check=True`.
+    """
+
+    def run(*arguments: str, timeout: float = 300, check: bool = False, **environment: str):
+        process = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and process.returncode != 0:
+            pytest.fail(f"exit code {process.returncode}\n{process.stdout}\n{process.stderr}")
+        return process
+
+    return run
