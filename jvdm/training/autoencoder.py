@@ -1,0 +1,105 @@
+"""Loss and fidelity of a video autoencoder, as pure functions of frames."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, Frames, Key, PyTree
+from jvdm.vae.video_vae import VideoVAE
+
+_OBJECT_CHROMA = 0.15  # ground and sky of the procedural world are grey or pale: below this
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderWeights:
+    """Weights of the terms of `autoencoder_loss`.
+
+    Attributes:
+        absolute: Mean absolute error.
+        square: Mean square error.
+        gradient: Mean absolute error of the differences between neighbouring pixels.
+        flicker: Mean absolute error of the differences between successive frames.
+        divergence: Kullback-Leibler divergence of the latents from the standard normal.
+        object_pixels: Weight of a coloured pixel in these means; any other has weight 1.
+    """
+
+    absolute: float = 1.0
+    square: float = 5.0
+    gradient: float = 0.5
+    flicker: float = 0.5
+    divergence: float = 2e-4
+    object_pixels: float = 3.0
+
+
+def object_pixels(frames: Frames) -> Float[Array, "B T H W 1"]:
+    """Marks the pixels that are coloured rather than grey, which are those of objects."""
+    distance = jnp.abs(frames - jnp.mean(frames, axis=-1, keepdims=True))
+    chroma = jnp.max(distance, axis=-1, keepdims=True)
+    return (chroma > _OBJECT_CHROMA).astype(jnp.float32)
+
+
+def autoencoder_loss(
+    vae: VideoVAE,
+    params: PyTree,
+    frames: Frames,
+    key: Key,
+    weights: AutoencoderWeights = AutoencoderWeights(),  # noqa: B008 (frozen)
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Reconstruction error through sampled latents, plus the price of their information.
+
+    Args:
+        vae: The autoencoder.
+        params: Its parameters.
+        frames: RGB in 0..1, `T = 1 + 4n`.
+        key: Draws the latents.
+        weights: Weights of the terms.
+
+    Returns:
+        The loss, and the unweighted terms with the PSNR in dB of the sampled reconstruction.
+    """
+    model = vae.bind({"params": params})
+    posterior = model.encode(frames)
+    error = model.decode(posterior.sample(key)) - frames
+    weight = 1.0 + (weights.object_pixels - 1.0) * object_pixels(frames)
+
+    rows = _mean(jnp.abs(error[:, :, 1:] - error[:, :, :-1]), weight[:, :, 1:])
+    columns = _mean(jnp.abs(error[:, :, :, 1:] - error[:, :, :, :-1]), weight[:, :, :, 1:])
+    terms = {
+        "absolute": _mean(jnp.abs(error), weight),
+        "square": _mean(error**2, weight),
+        "gradient": rows + columns,
+        "flicker": _mean(jnp.abs(error[:, 1:] - error[:, :-1]), weight[:, 1:]),
+        "divergence": posterior.divergence(),
+    }
+    loss = sum(getattr(weights, name) * value for name, value in terms.items())
+    return jnp.asarray(loss), {**terms, "psnr": _decibels(jnp.mean(error**2))}
+
+
+def autoencoder_psnr(vae: VideoVAE, params: PyTree, frames: Frames) -> dict[str, Float[Array, ""]]:
+    """Peak signal-to-noise ratio of reconstructions from the mean, pooled over all clips.
+
+    Args:
+        vae: The autoencoder.
+        params: Its parameters.
+        frames: RGB in 0..1, `T = 1 + 4n`.
+
+    Returns:
+        dB over `whole` clips, over `object` pixels (infinite if there is none), and over
+        the `first_frame` of each clip.
+    """
+    error = (vae.bind({"params": params})(frames) - frames) ** 2
+    return {
+        "whole": _decibels(jnp.mean(error)),
+        "object": _decibels(_mean(error, object_pixels(frames))),
+        "first_frame": _decibels(jnp.mean(error[:, 0])),
+    }
+
+
+def _mean(values: Float[Array, "B T H W 3"], weight: Float[Array, "B T H W 1"]) -> Float[Array, ""]:
+    """Weighted mean; 0 where there is nothing to average, as in a video of one frame."""
+    total = jnp.sum(jnp.mean(values, axis=-1, keepdims=True) * weight)
+    return total / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def _decibels(square_error: Float[Array, ""]) -> Float[Array, ""]:
+    return -10.0 * jnp.log10(square_error)

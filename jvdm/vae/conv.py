@@ -1,0 +1,197 @@
+"""Parts of a causal video autoencoder: convolution in space, mixing in time, changes of rate.
+
+Whatever looks back in time takes the frames before as an argument and returns
+those that the next chunk needs, so that a long video can be coded in pieces and
+the result is that of the whole. A chunk without context starts a video.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jvdm.arrays import Array, Float
+
+TAPS = 3  # frames that one temporal mix sees, the newest is the frame itself
+Context = Float[Array, "B 2 H W C"]
+"""The `TAPS - 1` frames that a temporal mix saw last."""
+
+_EPSILON = 1e-6
+
+
+def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
+    """Normal initialiser with standard deviation `gain / sqrt(fan in)`."""
+    return nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
+
+
+def fold(x: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w c"]:
+    """Moves squares of `size` x `size` cells into channels."""
+    batch, frames, height, width, channels = x.shape
+    height, width = height // size, width // size
+    x = x.reshape(batch, frames, height, size, width, size, channels)
+    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
+    return x.reshape(batch, frames, height, width, size * size * channels)
+
+
+def unfold(x: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w c"]:
+    """Inverse of `fold`."""
+    batch, frames, height, width, channels = x.shape
+    channels //= size * size
+    x = x.reshape(batch, frames, height, width, size, size, channels)
+    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
+    return x.reshape(batch, frames, height * size, width * size, channels)
+
+
+@jax.checkpoint
+def _norm_silu(x: Float[Array, "B T H W C"], scale: Float[Array, " C"]) -> Array:
+    # Recomputed in the backward pass: the float32 values live in registers of one fused
+    # kernel, and what is kept for the gradient is the input in the compute dtype.
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + _EPSILON)
+    return jax.nn.silu(y * scale[None, None, None, None]).astype(x.dtype)
+
+
+class NormSilu(nn.Module):
+    """Root-mean-square norm over channels with a learned scale, then SiLU."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+        """Returns `x` normalised, scaled and passed through SiLU."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        return _norm_silu(x, scale)
+
+
+class SpatialConv(nn.Module):
+    """3 x 3 convolution of every frame by itself, zero-padded at the borders."""
+
+    features: int
+    gain: float = 1.0
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W c"]:
+        """Returns `x` with `features` channels."""
+        init = fan_in_normal(self.gain)
+        return nn.Conv(self.features, (3, 3), dtype=self.dtype, kernel_init=init, name="conv")(x)
+
+
+class TemporalMix(nn.Module):
+    """Every frame becomes a linear function of itself and of the two frames before.
+
+    Before the first frame of a video stands that frame itself, twice.
+    """
+
+    gain: float = 1.0
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H W C"], context: Context | None
+    ) -> tuple[Float[Array, "B T H W C"], Context]:
+        """Returns the mixed frames and the context of the next chunk."""
+        batch, frames, height, width, channels = x.shape
+        if context is None:
+            context = jnp.broadcast_to(x[:, :1], (batch, TAPS - 1, height, width, channels))
+        x = jnp.concatenate([context, x], axis=1)
+        # Space is one axis here: a 2-D convolution needs no transpose and reads each frame
+        # once, where a matrix product would need the three shifted copies side by side.
+        flat = x.reshape(batch, frames + TAPS - 1, height * width, channels)
+        mix = nn.Conv(
+            channels,
+            (TAPS, 1),
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=fan_in_normal(self.gain),
+            name="conv",
+        )
+        y = mix(flat).reshape(batch, frames, height, width, channels)
+        return y, x[:, 1 - TAPS :]
+
+
+class ResidualBlock(nn.Module):
+    """Spatial convolution, then a causal temporal mix, added to the input."""
+
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H W C"], context: Context | None
+    ) -> tuple[Float[Array, "B T H W C"], Context]:
+        """Returns the new features and the context of the next chunk."""
+        h = NormSilu(name="norm_space")(x)
+        h = SpatialConv(x.shape[-1], dtype=self.dtype, name="space")(h)
+        h = NormSilu(name="norm_time")(h)
+        # Starts near the identity in time.
+        h, context = TemporalMix(gain=0.1, dtype=self.dtype, name="time")(h, context)
+        return x + h, context
+
+
+class Stage(nn.Module):
+    """Residual blocks at one rate and width; their contexts are a tuple."""
+
+    blocks: int
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H W C"], contexts: tuple[Context, ...] | None
+    ) -> tuple[Float[Array, "B T H W C"], tuple[Context, ...]]:
+        """Returns the new features and one context per block."""
+        news = []
+        for index in range(self.blocks):
+            context = None if contexts is None else contexts[index]
+            x, new = ResidualBlock(dtype=self.dtype, name=f"block_{index}")(x, context)
+            news.append(new)
+        return x, tuple(news)
+
+
+class TimeHalve(nn.Module):
+    """Pairs of frames become one; the first frame of a video stays alone."""
+
+    features: int
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H W C"], starts_video: bool
+    ) -> Float[Array, "B t H W c"]:
+        """Returns `1 + n` frames for `1 + 2n` if they start a video, else `n` for `2n`."""
+        dense = _dense(self.features, self.dtype, "first")
+        pairs = nn.Conv(
+            self.features,
+            (2, 1),
+            strides=(2, 1),
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=fan_in_normal(),
+            name="pairs",
+        )
+        first, rest = (x[:, :1], x[:, 1:]) if starts_video else (None, x)
+        batch, frames, height, width, channels = rest.shape
+        flat = rest.reshape(batch, frames, height * width, channels)
+        y = pairs(flat).reshape(batch, frames // 2, height, width, self.features)
+        return y if first is None else jnp.concatenate([dense(first), y], axis=1)
+
+
+class TimeDouble(nn.Module):
+    """Each frame becomes two; the first frame of a video stays alone."""
+
+    features: int
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H W C"], starts_video: bool
+    ) -> Float[Array, "B t H W c"]:
+        """Returns `1 + 2n` frames for `1 + n` if they start a video, else `2n` for `n`."""
+        dense = _dense(self.features, self.dtype, "first")
+        pairs = _dense(2 * self.features, self.dtype, "pairs")
+        first, rest = (x[:, :1], x[:, 1:]) if starts_video else (None, x)
+        batch, frames, height, width, _ = rest.shape
+        y = pairs(rest).reshape(batch, frames, height, width, 2, self.features)
+        y = y.transpose(0, 1, 4, 2, 3, 5).reshape(batch, 2 * frames, height, width, self.features)
+        return y if first is None else jnp.concatenate([dense(first), y], axis=1)
+
+
+def _dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=fan_in_normal(), name=name)

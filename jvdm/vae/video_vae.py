@@ -1,0 +1,261 @@
+"""The causal video autoencoder: 1 + 4n frames of pixels <-> 1 + n frames of latents.
+
+The first frame is coded alone, so an image is a video of one frame. No output
+depends on later input, in either direction, and both directions can be fed in
+chunks: see `VideoVAE.encode_chunk` and `VideoVAE.decode_chunk`.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jvdm.arrays import Array, Float, Frames, Key, Latents
+from jvdm.errors import ShapeError
+from jvdm.vae.conv import (
+    NormSilu,
+    SpatialConv,
+    Stage,
+    TimeDouble,
+    TimeHalve,
+    fan_in_normal,
+    fold,
+    unfold,
+)
+
+Carry = tuple[tuple[Float[Array, "B 2 _ _ _"], ...], ...]
+"""Contexts of the temporal mixes: one tuple per stage, one entry per block."""
+
+_Decoded = Float[Array, "B T h w 3"]  # `Frames` with letters of their own beside latents'
+_PATCH = 4  # pixels per side that become channels before the first convolution
+_NO_CARRY = (None,) * 4
+_LOG_VARIANCE_BIAS = -3.0  # starts with little noise: standard deviation .22
+_LOG_VARIANCE_RANGE = (-10.0, 2.0)
+
+
+class Posterior(NamedTuple):
+    """Normal distribution of the latents; one variance is shared by the channels of a cell."""
+
+    mean: Float[Array, "B F H W C"]
+    log_variance: Float[Array, "B F H W 1"]
+
+    def sample(self, key: Key) -> Latents:
+        """Draws latents with float32 noise."""
+        noise = jax.random.normal(key, self.mean.shape, jnp.float32)
+        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
+
+    def divergence(self) -> Float[Array, ""]:
+        """Mean Kullback-Leibler divergence from the standard normal, in nats per value."""
+        variance = jnp.exp(self.log_variance)
+        return 0.5 * jnp.mean(self.mean**2 + variance - 1.0 - self.log_variance)
+
+
+class Encoder(nn.Module):
+    """Pixels to the mean and the log-variance of latents."""
+
+    latent_channels: int
+    widths: tuple[int, int]
+    blocks: tuple[int, int, int, int]
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, frames: Frames, carry: Carry | None) -> tuple[Posterior, Carry]:
+        """Returns the distribution of the latents and the carry of the next chunk."""
+        (thin, wide), dtype = self.widths, self.dtype
+        starts, contexts = carry is None, carry or _NO_CARRY
+        h = fold((frames * 2.0 - 1.0).astype(dtype), _PATCH)
+        h = SpatialConv(thin, dtype=dtype, name="conv_in")(h)
+        h, context_0 = Stage(self.blocks[0], dtype, name="stage_0")(h, contexts[0])
+        h = TimeHalve(thin, dtype, name="halve_0")(h, starts)
+        h, context_1 = Stage(self.blocks[1], dtype, name="stage_1")(h, contexts[1])
+        h = nn.Dense(wide, dtype=dtype, kernel_init=fan_in_normal(), name="widen")(fold(h, 2))
+        h, context_2 = Stage(self.blocks[2], dtype, name="stage_2")(h, contexts[2])
+        h = TimeHalve(wide, dtype, name="halve_1")(h, starts)
+        h, context_3 = Stage(self.blocks[3], dtype, name="stage_3")(h, contexts[3])
+        h = NormSilu(name="norm_out")(h)
+        h = SpatialConv(self.latent_channels + 1, 0.5, dtype, name="conv_out")(h)
+        mean, log_variance = jnp.split(h.astype(jnp.float32), [self.latent_channels], axis=-1)
+        log_variance = jnp.clip(log_variance + _LOG_VARIANCE_BIAS, *_LOG_VARIANCE_RANGE)
+        return Posterior(mean, log_variance), (context_0, context_1, context_2, context_3)
+
+
+class Decoder(nn.Module):
+    """Latents to pixels."""
+
+    widths: tuple[int, int]
+    blocks: tuple[int, int, int, int]
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, latents: Latents, carry: Carry | None) -> tuple[_Decoded, Carry]:
+        """Returns frames of about 0..1 and the carry of the next chunk."""
+        (thin, wide), dtype = self.widths, self.dtype
+        starts, contexts = carry is None, carry or _NO_CARRY
+        h = SpatialConv(wide, dtype=dtype, name="conv_in")(latents.astype(dtype))
+        h, context_0 = Stage(self.blocks[0], dtype, name="stage_0")(h, contexts[0])
+        h = TimeDouble(wide, dtype, name="double_0")(h, starts)
+        h, context_1 = Stage(self.blocks[1], dtype, name="stage_1")(h, contexts[1])
+        h = nn.Dense(4 * thin, dtype=dtype, kernel_init=fan_in_normal(), name="narrow")(h)
+        h, context_2 = Stage(self.blocks[2], dtype, name="stage_2")(unfold(h, 2), contexts[2])
+        h = TimeDouble(thin, dtype, name="double_1")(h, starts)
+        h, context_3 = Stage(self.blocks[3], dtype, name="stage_3")(h, contexts[3])
+        h = NormSilu(name="norm_out")(h)
+        h = SpatialConv(3 * _PATCH**2, 0.1, dtype, name="conv_out")(h)
+        frames = (unfold(h.astype(jnp.float32), _PATCH) + 1.0) / 2.0
+        return frames, (context_0, context_1, context_2, context_3)
+
+
+class VideoVAE(nn.Module):
+    """Causal video autoencoder with strides 4 in time and 8 in space.
+
+    Attributes:
+        latent_channels: Channels of a latent cell.
+        widths: Channels at 1/4 and at 1/8 of the resolution.
+        encoder_blocks: Residual blocks per stage, from pixels to latents. Stages 0 and 1
+            work at 1/4 of the resolution with every frame and every second frame, stages
+            2 and 3 at 1/8 with every second and every fourth.
+        decoder_blocks: Residual blocks per stage, from latents to pixels.
+        dtype: Type of the computation; parameters, latents and frames are float32.
+    """
+
+    latent_channels: int = 16
+    widths: tuple[int, int] = (128, 256)
+    encoder_blocks: tuple[int, int, int, int] = (2, 1, 2, 2)
+    decoder_blocks: tuple[int, int, int, int] = (3, 2, 2, 3)
+    dtype: DTypeLike = jnp.bfloat16
+
+    strides: ClassVar[tuple[int, int, int]] = (4, 8, 8)
+
+    def setup(self) -> None:  # noqa: D102
+        self.encoder = Encoder(
+            self.latent_channels, self.widths, self.encoder_blocks, dtype=self.dtype
+        )
+        self.decoder = Decoder(self.widths, self.decoder_blocks, dtype=self.dtype)
+
+    @staticmethod
+    def latent_frames(num_frames: int) -> int:
+        """Returns the latent frames of a video of `num_frames` frames.
+
+        Raises:
+            ShapeError: If `num_frames` is not one more than a multiple of four.
+        """
+        stride = VideoVAE.strides[0]
+        _check_multiple("num_frames", num_frames, stride, offset=1)
+        return 1 + (num_frames - 1) // stride
+
+    @staticmethod
+    def num_frames(latent_frames: int) -> int:
+        """Returns the pixel frames that `latent_frames` latent frames decode to."""
+        if latent_frames < 1:
+            raise ShapeError(f"latent_frames is {latent_frames}", "a video needs 1 or more")
+        return 1 + VideoVAE.strides[0] * (latent_frames - 1)
+
+    @staticmethod
+    def latent_size(height: int, width: int) -> tuple[int, int]:
+        """Returns height and width in latent cells.
+
+        Raises:
+            ShapeError: If a side is not a multiple of eight pixels.
+        """
+        _, stride_y, stride_x = VideoVAE.strides
+        _check_multiple("height", height, stride_y)
+        _check_multiple("width", width, stride_x)
+        return height // stride_y, width // stride_x
+
+    @property
+    def encoder_reach(self) -> int:
+        """Latent cells to each side of a latent cell whose pixels it depends on."""
+        fine, coarse = sum(self.encoder_blocks[:2]), sum(self.encoder_blocks[2:])
+        return _half_up(1 + fine) + coarse + 1  # the ones are conv_in and conv_out
+
+    @property
+    def decoder_reach(self) -> int:
+        """Latent cells to each side of a latent cell that its pixels depend on."""
+        coarse, fine = sum(self.decoder_blocks[:2]), sum(self.decoder_blocks[2:])
+        return 1 + coarse + _half_up(fine + 1)  # the ones are conv_in and conv_out
+
+    def encode(self, frames: Frames) -> Posterior:
+        """Encodes a whole video.
+
+        Args:
+            frames: RGB in 0..1, `T = 1 + 4n`, height and width multiples of eight.
+
+        Returns:
+            Distribution of `1 + n` latent frames, float32.
+
+        Raises:
+            ShapeError: If a size does not fit; it names the two nearest that do.
+        """
+        return self.encode_chunk(frames, None)[0]
+
+    def encode_chunk(self, frames: Frames, carry: Carry | None) -> tuple[Posterior, Carry]:
+        """Encodes the next frames of a video.
+
+        Args:
+            frames: `1 + 4n` frames when `carry` is None, which starts a video, else `4n`.
+            carry: What the call for the frames just before returned.
+
+        Returns:
+            The distribution of the new latent frames, and the carry for the next call.
+
+        Raises:
+            ShapeError: If a size does not fit; it names the two nearest that do.
+        """
+        _, num_frames, height, width, _ = frames.shape
+        if carry is None:
+            self.latent_frames(num_frames)
+        else:
+            _check_multiple("num_frames of a later chunk", num_frames, self.strides[0])
+        self.latent_size(height, width)
+        return self.encoder(frames, carry)
+
+    def decode(self, latents: Latents) -> _Decoded:
+        """Decodes `F` latent frames to `1 + 4(F - 1)` frames of about 0..1, not clipped."""
+        return self.decode_chunk(latents, None)[0]
+
+    def decode_chunk(self, latents: Latents, carry: Carry | None) -> tuple[_Decoded, Carry]:
+        """Decodes the next latent frames of a video.
+
+        Args:
+            latents: `F` latent frames.
+            carry: None starts a video; else what the call for the frames before returned.
+
+        Returns:
+            `1 + 4(F - 1)` frames when `carry` is None, else `4F`; and the next carry.
+
+        Raises:
+            ShapeError: If the latents have other channels than the model.
+        """
+        channels = latents.shape[-1]
+        if channels != self.latent_channels:
+            raise ShapeError(
+                f"latents have {channels} channels",
+                f"this autoencoder has {self.latent_channels}",
+                "use the autoencoder that made the latents",
+            )
+        return self.decoder(latents, carry)
+
+    def __call__(self, frames: Frames) -> Frames:
+        """Reconstructs a video from the mean of its latents; `init` runs this."""
+        return self.decode(self.encode(frames).mean)
+
+
+def _half_up(cells: int) -> int:
+    return (cells + 1) // 2
+
+
+def _check_multiple(name: str, value: int, stride: int, offset: int = 0) -> None:
+    """Raises unless `value` is positive and `offset` more than a multiple of `stride`."""
+    if value > 0 and (value - offset) % stride == 0:
+        return
+    smallest = offset or stride
+    below = value - (value - offset) % stride
+    nearest = [n for n in (below, below + stride) if n >= smallest] or [smallest]
+    form = f"{stride}n + {offset}" if offset else f"a multiple of {stride}"
+    raise ShapeError(
+        f"{name} is {value}",
+        f"it must be {form}",
+        f"the nearest that fit: {' and '.join(map(str, nearest))}",
+    )
