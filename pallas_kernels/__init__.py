@@ -1,0 +1,5 @@
+"""Kernels for video transformers; imports jax, numpy and jaxtyping only."""
+
+from pallas_kernels.attention import attention
+
+__all__ = ["attention"]

@@ -1,0 +1,7 @@
+"""Attention policies: which tokens attend to which."""
+
+from jvdm.attention.dense import Dense
+from jvdm.attention.frame_causal import FrameCausal
+from jvdm.attention.policy import Policy, TokenGrid
+
+__all__ = ["Dense", "FrameCausal", "Policy", "TokenGrid"]

@@ -1,0 +1,44 @@
+"""A video model of a megabyte, for tests and for a first look at training.
+
+jvdm train configs/nano.py --workdir work/nano      (40 steps, CPU, a minute)
+"""
+
+from jvdm.configs.nano_vae import DEFAULTS, VAE, WORLD
+from jvdm.data.vocabulary import WORDS
+from jvdm.experiment import Experiment
+from jvdm.models import VideoDiT
+from jvdm.text.words import WordEncoder
+from jvdm.training.flow_matching import FlowMatching
+from jvdm.training.optimizer import Optimizer
+from jvdm.training.packaging import Packaging
+from jvdm.training.world_source import WorldLatents
+from jvdm.weights.folder import EMBEDDED
+
+VAE_WEIGHTS = EMBEDDED / "nano"
+
+
+def config() -> Experiment:
+    """Returns a run of 40 steps over a small ring of clips."""
+    return Experiment(
+        name="nano",
+        objective=FlowMatching(
+            model=VideoDiT(
+                width=96,
+                depth=3,
+                latent_channels=VAE.latent_channels,
+                head_dim=32,
+                rotary_axes=(8, 12, 12),
+                dtype="float32",
+            ),
+            text=WordEncoder(len(WORDS), width=64, depth=2, head_dim=32, dtype="float32"),
+            vae=VAE,
+            packaging=Packaging("nano", DEFAULTS, parts=(str(VAE_WEIGHTS),)),
+        ),
+        source=WorldLatents(WORLD, VAE, VAE_WEIGHTS, pool=256, fresh=4),
+        optimizer=Optimizer(learning_rate=2e-3, warmup_steps=10),
+        batch_size=16,
+        num_steps=40,
+        ema_decay=0.995,
+        log_every=10,
+        checkpoint_every=20,
+    )

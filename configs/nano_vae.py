@@ -1,0 +1,45 @@
+"""The autoencoder of the nano model, 64 x 64 pixels and 9 frames.
+
+jvdm train configs/nano_vae.py --workdir work/nano_vae
+"""
+
+from jvdm.data.world import World
+from jvdm.experiment import Experiment
+from jvdm.training.optimizer import Optimizer
+from jvdm.training.packaging import Packaging
+from jvdm.training.reconstruction import Reconstruction
+from jvdm.training.world_source import WorldClips
+from jvdm.vae.video_vae import VideoVAE
+from jvdm.weights.folder import Defaults
+
+WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12)
+VAE = VideoVAE(
+    latent_channels=8,
+    widths=(24, 48),
+    encoder_blocks=(1, 1, 1, 1),
+    decoder_blocks=(1, 1, 1, 1),
+    dtype="float32",
+)
+DEFAULTS = Defaults(
+    height=WORLD.height,
+    width=WORLD.width,
+    num_frames=WORLD.num_frames,
+    fps=WORLD.fps,
+    num_inference_steps=8,
+    guidance_scale=3.0,
+    shift=2.0,
+)
+
+
+def config() -> Experiment:
+    """Returns the experiment that made the nano model's autoencoder."""
+    return Experiment(
+        name="nano_vae",
+        objective=Reconstruction(VAE, WORLD, Packaging("nano", DEFAULTS), held_out=64),
+        source=WorldClips(WORLD, split="vae"),
+        optimizer=Optimizer(kind="adamw", learning_rate=3e-3, warmup_steps=50),
+        batch_size=16,
+        num_steps=3_000,
+        ema_decay=0.995,
+        checkpoint_every=1_000,
+    )

@@ -1,0 +1,53 @@
+"""The video model that ships with jvdm: sentences to 33 frames of 128 x 128 pixels.
+
+jvdm train configs/tiny_t2v.py --workdir work/tiny_t2v \
+    --source.vae-weights work/vae/weights \
+    --objective.packaging.parts work/vae/weights work/reader/weights
+"""
+
+from pathlib import Path
+
+from jvdm.configs.vae import DEFAULTS, VAE, WORLD
+from jvdm.data.vocabulary import WORDS
+from jvdm.experiment import Experiment
+from jvdm.models import VideoDiT
+from jvdm.samplers.timesteps import CleanPrefix, Independent, LagRows, Mixture, Synchronous
+from jvdm.text.words import WordEncoder
+from jvdm.training.flow_matching import FlowMatching
+from jvdm.training.optimizer import Optimizer
+from jvdm.training.packaging import Packaging
+from jvdm.training.world_source import WorldLatents
+
+VAE_WEIGHTS = Path("work/vae/weights")
+READER_WEIGHTS = Path("work/reader/weights")
+
+ROWS = Mixture(
+    samplers=(Synchronous(), Independent(), LagRows(), CleanPrefix(Synchronous())),
+    weights=(0.45, 0.1, 0.15, 0.3),
+)
+
+
+def config() -> Experiment:
+    """Returns the experiment that made the shipped weights."""
+    packaging = Packaging(
+        family="tiny_t2v",
+        defaults=DEFAULTS,
+        parts=(str(VAE_WEIGHTS), str(READER_WEIGHTS)),
+        quantize="int8",
+    )
+    return Experiment(
+        name="tiny_t2v",
+        objective=FlowMatching(
+            model=VideoDiT(width=512, depth=10),
+            text=WordEncoder(vocabulary=len(WORDS)),
+            vae=VAE,
+            packaging=packaging,
+            rows=ROWS,
+        ),
+        source=WorldLatents(world=WORLD, vae=VAE, vae_weights=VAE_WEIGHTS),
+        optimizer=Optimizer(learning_rate=1e-3),
+        batch_size=256,
+        num_steps=12_000,
+        checkpoint_every=2_000,
+        sample_every=2_000,
+    )

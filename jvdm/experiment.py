@@ -1,0 +1,69 @@
+"""What a config file returns: everything that determines a training run."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jvdm.training.objective import Objective, Source
+from jvdm.training.optimizer import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training run as a value: equal experiments give equal runs.
+
+    The objects are the configuration: modules, objectives, sources and
+    optimizers are frozen dataclasses and are used as they stand.
+    """
+
+    name: str
+    """Name of the run and of its files."""
+    objective: Objective
+    """What is trained, and its loss."""
+    source: Source
+    """Where batches come from."""
+    optimizer: Optimizer = Optimizer()
+    """How parameters move."""
+    batch_size: int = 256
+    """Clips per step, over all devices."""
+    num_steps: int = 1000
+    """Steps of the whole run; the learning rate decays towards it."""
+    seed: int = 0
+    """Seed of the initial parameters and of every draw in training."""
+    ema_decay: float = 0.9995
+    """Decay of the average of the parameters that is exported."""
+    log_every: int = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    sample_every: int = 0
+    """Steps between two sample sheets; 0 for none."""
+    max_skipped: int = 20
+    """Non-finite steps in a row after which the run stops."""
+
+
+def describe(value: Any) -> Any:
+    """Returns `value` as JSON data: dataclasses become `{"class": ..., fields}`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hidden = ("parent", "name") if hasattr(value, "scope") else ()
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name not in hidden
+        }
+        return {"class": type(value).__qualname__, **fields}
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__name__", str(value))
+
+
+def write_json(experiment: Experiment, path: Path) -> None:
+    """Writes the resolved experiment to `path` for people and for comparisons."""
+    path.write_text(json.dumps(describe(experiment), indent=2) + "\n")

@@ -1,0 +1,70 @@
+"""Attention layers of the networks: a policy decides who attends to whom."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, PyTree
+from jvdm.attention import Policy, TokenGrid
+from jvdm.models.conditions import TextStates
+from jvdm.models.layers import Linear, RMSNorm, rms_normalize, rotate
+from pallas_kernels import attention
+
+
+class SelfAttention(nn.Module):
+    """Attention among video tokens, with per-head norms and rotary positions."""
+
+    head_dim: int
+    policy: Policy
+    dtype: str = "bfloat16"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        rotary: tuple[Array, Array],
+        grid: TokenGrid,
+        state: PyTree,
+    ) -> tuple[Float[Array, "B L D"], PyTree]:
+        """Returns attended features and the policy's next state."""
+        width = x.shape[-1]
+        q, k, v = (
+            _heads(part, self.head_dim)
+            for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
+        )
+        q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
+        k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)
+        mask, state = self.policy.select(q, k, v, state, grid)
+        out = attention(q, k, v, mask=mask)
+        (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
+        return y, state
+
+
+class CrossAttention(nn.Module):
+    """Video tokens read the states of the prompt."""
+
+    head_dim: int
+    dtype: str = "bfloat16"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], text: TextStates) -> Float[Array, "B L D"]:
+        """Returns what was read; padding of the prompt is never attended to."""
+        width = x.shape[-1]
+        (q,) = Linear((width,), self.dtype, name="q")(x)
+        k, v = Linear((width, width), self.dtype, name="kv")(text.states)
+        q = RMSNorm(name="q_norm")(_heads(q, self.head_dim))
+        k = RMSNorm(name="k_norm")(_heads(k, self.head_dim))
+        out = attention(q, k, _heads(v, self.head_dim), kv_lengths=text.lengths)
+        (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
+        return y
+
+
+def _heads(x: Float[Array, "B L D"], head_dim: int) -> Float[Array, "B L N E"]:
+    return x.reshape(*x.shape[:2], -1, head_dim)
+
+
+def modulate(
+    x: Float[Array, "B F P D"], scale: Float[Array, "B F D"], shift: Float[Array, "B F D"]
+) -> Float[Array, "B F P D"]:
+    """Normalises tokens, then scales and shifts them by their frame's vectors."""
+    y = rms_normalize(x) * (1.0 + scale[:, :, None].astype(jnp.float32))
+    return (y + shift[:, :, None].astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,161 @@
+"""Layers that every network shares: norms, projections, rotary positions, patches."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float
+
+
+def rms_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """Divides by the root mean square of the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm with a learnt gain (Zhang and Sennrich, arXiv:1910.07467)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Returns the normalised input in its own dtype."""
+        gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
+        gain = gain.reshape((1,) * (x.ndim - 1) + (-1,))
+        return (rms_normalize(x) * gain).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """Matrix product without bias; several outputs of one input share one product.
+
+    Each entry of `features` has its own kernel, so that optimizers see separate
+    matrices, while the device sees a single product.
+    """
+
+    features: tuple[int, ...]
+    dtype: str = "bfloat16"
+    scale: float = 1.0  # standard deviation of the outputs at initialisation, for unit inputs
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch I"]) -> list[Float[Array, "*batch _"]]:
+        """Returns one array per entry of `features`."""
+        init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
+        if self.scale == 0:
+            init = nn.initializers.zeros
+        width = x.shape[-1]
+        names = ["kernel"] if len(self.features) == 1 else _names("kernel", len(self.features))
+        kernels = [
+            self.param(name, init, (width, size))
+            for name, size in zip(names, self.features, strict=True)
+        ]
+        kernel = jnp.concatenate(kernels, -1) if len(kernels) > 1 else kernels[0]
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.bias:
+            offset = self.param("bias", nn.initializers.zeros, (sum(self.features),))
+            y = y + offset.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        ends = [sum(self.features[: i + 1]) for i in range(len(self.features) - 1)]
+        return jnp.split(y, ends, -1)
+
+
+def _names(stem: str, count: int) -> list[str]:
+    return [f"{stem}_{index}" for index in range(count)]
+
+
+class FeedForward(nn.Module):
+    """Two projections with a GELU between them."""
+
+    ratio: int = 4
+    dtype: str = "bfloat16"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Returns features of the same width."""
+        (hidden,) = Linear((self.ratio * x.shape[-1],), self.dtype, name="up")(x)
+        (out,) = Linear((x.shape[-1],), self.dtype, scale=0.3, name="down")(nn.gelu(hidden))
+        return out
+
+
+class TimeEmbedding(nn.Module):
+    """Noise levels to feature vectors: sinusoids of `1000 t`, then two layers.
+
+    The factor 1000 and base 10000 are those of Diffusers' timestep embedding.
+    """
+
+    width: int
+    frequencies: int = 128
+    dtype: str = "bfloat16"
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "B F"]) -> Float[Array, "B F D"]:
+        """Returns one vector of `width` per frame, before its last activation."""
+        exponent = -math.log(1e4) * jnp.arange(self.frequencies) / self.frequencies
+        angles = 1000.0 * t[..., None] * jnp.exp(exponent)[None, None]
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+        (hidden,) = Linear((self.width,), self.dtype, bias=True, name="hidden")(waves)
+        (out,) = Linear((self.width,), self.dtype, bias=True, name="out")(nn.silu(hidden))
+        return out
+
+
+def rotary_table(
+    frames: Float[Array, " F"],
+    height: int,
+    width: int,
+    axes: tuple[int, int, int],
+    base: float,
+) -> tuple[Float[Array, "L R"], Float[Array, "L R"]]:
+    """Returns cosines and sines of 3-D rotary positions for a flattened token grid.
+
+    Args:
+        frames: Position of each frame, in latent frames; need not start at 0.
+        height: Rows of tokens.
+        width: Columns of tokens.
+        axes: Features of a head that turn with time, row and column; their sum
+            is the head size, each is even.
+        base: Ratio of the slowest to the fastest wavelength.
+
+    Returns:
+        Two tables with `L = F * height * width` rows and half the head size
+        columns (Su et al., arXiv:2104.09864, per axis).
+    """
+
+    def angles(positions: Array, size: int) -> Array:
+        half = size // 2
+        return positions[:, None] * base ** (-jnp.arange(half) / half)[None]
+
+    grid = (len(frames), height, width)
+    time, row, column = (
+        angles(positions, size)
+        for positions, size in zip((frames, jnp.arange(height), jnp.arange(width)), axes, strict=True)
+    )
+    parts = (time[:, None, None], row[None, :, None], column[None, None, :])
+    table = [jnp.broadcast_to(part, (*grid, part.shape[-1])) for part in parts]
+    flat = jnp.concatenate(table, -1).reshape(math.prod(grid), -1)
+    return jnp.cos(flat), jnp.sin(flat)
+
+
+def rotate(
+    x: Float[Array, "B L N D"], table: tuple[Float[Array, "L R"], Float[Array, "L R"]]
+) -> Float[Array, "B L N D"]:
+    """Turns pairs (first half, second half of a head) by the angles of `table`."""
+    cosine, sine = (part[None, :, None] for part in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    turned = (first * cosine - second * sine, first * sine + second * cosine)
+    return jnp.concatenate(turned, -1)
+
+
+def patchify(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F P E"]:
+    """Flattens every frame to a sequence of `size x size` patches."""
+    b, f, h, w, c = x.shape
+    x = x.reshape(b, f, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, -1, size * size * c)
+
+
+def unpatchify(
+    x: Float[Array, "B F P E"], height: int, width: int, size: int
+) -> Float[Array, "B F H W C"]:
+    """Inverse of `patchify` for frames of `height x width` latent cells."""
+    b, f = x.shape[:2]
+    x = x.reshape(b, f, height // size, width // size, size, size, -1)
+    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, height, width, -1)

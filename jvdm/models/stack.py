@@ -1,0 +1,41 @@
+"""A stack of equal layers as one scanned layer."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+
+Remat = Literal["none", "matmuls", "all"]
+"""What the backward pass recomputes: nothing, all but matrix products, everything."""
+
+
+def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -> Any:
+    """Returns `layer` repeated `depth` times, compiled once.
+
+    Parameters get a leading axis of `depth`. The layer is called as
+    `layer(carry, index, *broadcast) -> (carry, None)`; `index` counts layers.
+
+    Args:
+        layer: Module class of one layer.
+        depth: Number of layers.
+        remat: What to recompute in the backward pass.
+        unroll: Layers per iteration of the compiled loop.
+    """
+    if remat != "none":
+        policy = None if remat == "all" else _save_products
+        layer = nn.remat(layer, policy=policy, prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, *(nn.broadcast,) * 4),
+        length=depth,
+        unroll=unroll,
+    )
+
+
+def _save_products(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Keeps weight products and fused attention; everything else is cheap to redo."""
+    if primitive.name.startswith("dot_product_attention"):
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

@@ -1,0 +1,214 @@
+"""VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
+
+import typing
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
+from jvdm.attention import Dense, Policy, TokenGrid
+from jvdm.errors import ConfigError, ShapeError
+from jvdm.models.attention import CrossAttention, SelfAttention, modulate
+from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.models.layers import (
+    FeedForward,
+    Linear,
+    RMSNorm,
+    TimeEmbedding,
+    patchify,
+    rotary_table,
+    unpatchify,
+)
+from jvdm.models.stack import Remat, layer_stack
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class Aux:
+    """What a call returns besides its prediction.
+
+    `policy` is the state of the attention policy, to be passed to the next
+    call; `features` holds the token features `[n, B, L, D]` after the layers in
+    `VideoDiT.collect`.
+    """
+
+    policy: PyTree
+    features: Float[Array, "n B L D"]
+
+
+class VideoDiTLayer(nn.Module):
+    """Self-attention, cross-attention to the prompt, feed-forward; adaLN per frame."""
+
+    head_dim: int
+    mlp_ratio: int
+    policy: Policy
+    grid: TokenGrid
+    collect: tuple[int, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[Array, PyTree, Array],
+        index: Int[Array, ""],
+        modulation: Float[Array, "B F 6 D"],
+        rotary: tuple[Array, Array],
+        text: TextStates,
+        _: None,
+    ) -> tuple[tuple[Array, PyTree, Array], None]:
+        """Returns the carry after this layer: tokens, policy state, features."""
+        x, state, features = carry
+        width = x.shape[-1]
+        table = self.param("modulation", _gates_open, (6, width))
+        vectors = modulation.astype(jnp.float32) + table[None, None]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+            vectors[:, :, i].astype(self.dtype) for i in range(6)
+        )
+        flat = (x.shape[0], self.grid.tokens, width)
+
+        mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
+        y = modulate(x, scale_a, shift_a).reshape(flat)
+        y, state = mixer(y, rotary, self.grid, state)
+        x = x + gate_a[:, :, None] * y.reshape(x.shape)
+
+        reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
+        y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), text)
+        x = x + y.reshape(x.shape)
+
+        y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
+        x = x + gate_m[:, :, None] * y
+
+        for slot, layer in enumerate(self.collect):
+            kept = jnp.where(index == layer, x.reshape(flat), features[slot])
+            features = features.at[slot].set(kept)
+        return (x, state, features), None
+
+
+def _gates_open(key: Array, shape: tuple[int, int], dtype: typing.Any = jnp.float32) -> Array:
+    """Shifts and scales start at 0, gates at 0.3: measured in specs/shipped_model.md, 4."""
+    return jnp.zeros(shape, dtype).at[jnp.array([2, 5])].set(0.3)
+
+
+class VideoDiT(nn.Module):
+    """Diffusion transformer over latent videos (Peebles and Xie, arXiv:2212.09748).
+
+    Noise levels `t[B, F]` modulate each frame on its own (adaLN), so any mixture
+    of clean, noisy and frozen frames is a legal input. Prompts enter by
+    cross-attention, known frames by the `channel` port, positions by rotary
+    embedding. Parameters are float32, products run in `dtype`.
+    """
+
+    width: int = 384
+    depth: int = 12
+    latent_channels: int = 16
+    head_dim: int = 64
+    mlp_ratio: int = 4
+    patch: int = 2
+    rotary_axes: tuple[int, int, int] = (16, 24, 24)
+    rotary_base: float = 100.0
+    ports: tuple[str, ...] = ("text",)
+    policy: Policy = Dense()
+    collect: tuple[int, ...] = ()
+    remat: Remat = "matmuls"
+    unroll: int = 1
+    dtype: str = "bfloat16"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Latents,
+        t: NoiseLevels,
+        conditions: Conditions,
+        carry: PyTree = None,
+        frames: Float[Array, " F"] | None = None,
+    ) -> tuple[Latents, Aux]:
+        """Predicts the velocity `noise - clean` of every latent.
+
+        Args:
+            x: Noisy latents.
+            t: Noise level of each frame, 1 noise .. 0 clean.
+            conditions: The prompt and the other ports.
+            carry: `Aux.policy` of the previous call; None before the first.
+            frames: Absolute position of each frame; 0, 1, ... if None.
+
+        Returns:
+            The prediction in float32, and what the call leaves behind.
+
+        Raises:
+            ShapeError: If the latents do not divide into patches.
+            ConfigError: If a condition has no port in this model.
+        """
+        self._check(x, conditions)
+        b, f, h, w, _ = x.shape
+        grid = TokenGrid(f, h // self.patch, w // self.patch)
+        positions = jnp.arange(f, dtype=jnp.float32) if frames is None else frames
+        axes = (grid.height, grid.width, self.rotary_axes, self.rotary_base)
+        rotary = rotary_table(positions, *axes)
+
+        (tokens,) = Linear((self.width,), self.dtype, bias=True, name="patch_in")(
+            patchify(x, self.patch)
+        )
+        if conditions.channel is not None:
+            tokens = tokens + self._channel(conditions.channel)
+        time = nn.silu(TimeEmbedding(self.width, dtype=self.dtype, name="time")(t))
+        (modulation,) = Linear((6 * self.width,), self.dtype, 0.1, True, name="modulation")(time)
+        (states,) = Linear((self.width,), self.dtype, name="text_in")(conditions.text.states)
+
+        layers = layer_stack(VideoDiTLayer, self.depth, self.remat, self.unroll)(
+            self.head_dim, self.mlp_ratio, self.policy, grid, self.collect, self.dtype, name="layers"
+        )
+        state = self.policy.init(grid) if carry is None else carry
+        features = jnp.zeros((len(self.collect), b, grid.tokens, self.width), tokens.dtype)
+        text = TextStates(states, conditions.text.lengths)
+        start = (tokens, state, features)
+        end, _ = layers(
+            start,
+            jnp.arange(self.depth),
+            modulation.reshape(b, f, 6, self.width),
+            rotary,
+            text,
+            None,
+        )
+        tokens, state, features = end
+        return self._head(tokens, time, h, w), Aux(state, features)
+
+    def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
+        (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
+        shift, scale = jnp.split(vectors, 2, -1)
+        y = modulate(tokens, scale, shift)
+        size = self.patch**2 * self.latent_channels
+        (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
+        return unpatchify(y.astype(jnp.float32), height, width, self.patch)
+
+    def _channel(self, channel: ChannelCondition) -> Array:
+        known = channel.known[..., None].astype(jnp.float32)
+        inputs = jnp.concatenate([channel.latents * known, known], -1)
+        port = Linear((self.width,), self.dtype, scale=0.0, name="channel_in")
+        return port(patchify(inputs, self.patch))[0]
+
+    def _check(self, x: Latents, conditions: Conditions) -> None:
+        if conditions.channel is not None and "channel" not in self.ports:
+            raise ConfigError(
+                "a channel condition was given",
+                f"this model has the ports {', '.join(self.ports)}",
+                'build it with ports=("text", "channel") and train or merge the new weights',
+            )
+        height, width = x.shape[2:4]
+        if height % self.patch or width % self.patch:
+            raise ShapeError(
+                f"latents are {height} x {width} cells",
+                f"both must be multiples of the patch size {self.patch}",
+                "choose a height and width that are multiples of patch size x VAE stride",
+            )
+
+    def flops(self, frames: int, height: int, width: int, text_tokens: int) -> float:
+        """Returns the operations of one forward pass over one clip of latents.
+
+        Counts products of the layers and attention; a multiply-add is two.
+        """
+        tokens = frames * height * width // self.patch**2
+        products = (6 + 2 * self.mlp_ratio) * tokens * self.width**2
+        products += 2 * text_tokens * self.width**2
+        attended = 2 * tokens * (tokens + text_tokens) * self.width
+        return 2.0 * self.depth * (products + attended)

@@ -1,0 +1,66 @@
+"""The two protocols of training: what is learned, and from what."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jax.sharding import Mesh
+
+from jvdm.arrays import Array, Int, Key, PyTree
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Something that can be trained: parameters, a loss and what to show of it."""
+
+    def init(self, key: Key) -> PyTree:
+        """Returns fresh float32 parameters."""
+        ...
+
+    def loss(self, params: PyTree, batch: PyTree, key: Key) -> tuple[Array, dict[str, Array]]:
+        """Returns the scalar loss of a batch and scalar metrics."""
+        ...
+
+    def flops_per_step(self, batch_size: int) -> float:
+        """Returns the floating point operations of one step: 3 x the forward pass.
+
+        A multiply and an add count as two; recomputation does not count.
+        """
+        ...
+
+    def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
+        """Writes a PNG that shows what `params` can do."""
+        ...
+
+    def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
+        """Writes `params` as weights into `folder`, loadable by `jvdm.load`."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where batches come from; its state is a pytree on the devices.
+
+    Either the state makes batches on the accelerator (`draw` does the work
+    inside the training step), or the host puts the next batch into the state
+    (`feed`) and `draw` hands it out.
+    """
+
+    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> PyTree:
+        """Returns the state after `position` steps, as an uninterrupted run has it."""
+        ...
+
+    def feed(self, data: PyTree) -> PyTree:
+        """Does the host's work before a step; the identity for on-device sources."""
+        ...
+
+    def draw(self, data: PyTree, step: Int[Array, ""], batch_size: int) -> tuple[PyTree, PyTree]:
+        """Returns the batch of `step` and the next state; traced into the step."""
+        ...
+
+    def saved(self, data: PyTree) -> bytes:
+        """Returns what a checkpoint must keep to continue; may be empty."""
+        ...
+
+
+Metrics = dict[str, Any]
+"""Scalar numbers of one step, by name."""

@@ -1,0 +1,37 @@
+"""Sample sheets of a training run: a row of frames per clip, under its label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jvdm.arrays import Float
+
+MARGIN, LABEL_HEIGHT = 2, 12  # pixels
+
+
+def write_rows(
+    path: Path, clips: Float[np.ndarray, "B T H W 3"], labels: Sequence[str], columns: int = 9
+) -> None:
+    """Writes a PNG with `columns` frames of each clip, evenly spaced, first and last included.
+
+    Args:
+        path: File to write; folders that are missing are made.
+        clips: RGB in 0..1; values outside are clipped.
+        labels: One line of text per clip.
+        columns: Frames per clip.
+    """
+    from PIL import Image, ImageDraw
+
+    count, length, height, width = clips.shape[:4]
+    picks = np.linspace(0, length - 1, columns).round().astype(int)
+    row, column = height + MARGIN + LABEL_HEIGHT, width + MARGIN
+    sheet = Image.new("RGB", (columns * column, count * row), "white")
+    draw = ImageDraw.Draw(sheet)
+    pixels = (np.clip(np.asarray(clips, np.float32), 0, 1) * 255).round().astype(np.uint8)
+    for y, (clip, label) in enumerate(zip(pixels, labels, strict=True)):
+        draw.text((MARGIN, y * row), label, fill="black")
+        for x, frame in enumerate(picks):
+            sheet.paste(Image.fromarray(clip[frame]), (x * column, y * row + LABEL_HEIGHT))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

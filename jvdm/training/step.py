@@ -1,0 +1,67 @@
+"""One training step: batch, loss, gradient, update, average."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jvdm.arrays import Array, PyTree
+from jvdm.training.objective import Objective, Source
+from jvdm.training.state import TrainState
+
+Step = Callable[[TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
+
+
+def make_step(
+    objective: Objective,
+    source: Source,
+    transform: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    ema_decay: float,
+) -> Step:
+    """Returns `step(state, data) -> (state, data, metrics)`, not yet jitted.
+
+    The random key of a step is a function of the run's key and the step number,
+    so that a resumed run draws what an uninterrupted one would have drawn. A
+    step whose loss or gradient is not finite leaves parameters, average and
+    optimizer as they were and is counted.
+    """
+
+    def step(state, data):
+        batch, data = source.draw(data, state.step, batch_size)
+        key = jax.random.fold_in(state.key, state.step)
+        gradient_of = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, metrics), gradient = gradient_of(state.params, batch, key)
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        updates, opt_state = transform.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = _warm_decay(ema_decay, state.step)
+        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+
+        moved = (params, ema, opt_state)
+        kept = (state.params, state.ema, state.opt_state)
+        params, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), moved, kept
+        )
+        bad = jnp.where(finite, 0, 1)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema=ema,
+            opt_state=opt_state,
+            skipped=state.skipped + bad,
+            skipped_in_row=(state.skipped_in_row + 1) * bad,
+        )
+        counts = {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+        return state, data, {"loss": loss, "gradient_norm": norm, **metrics, **counts}
+
+    return step
+
+
+def _warm_decay(decay: float, step: Array) -> Array:
+    """Averages over about a tenth of the run so far until `decay` is reached."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -1,0 +1,175 @@
+"""Sources that render the procedural world on the accelerator while training runs."""
+
+import dataclasses
+import functools
+import typing
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jvdm.arrays import Array, Float, Int
+from jvdm.data.clips import WorldClip, clips
+from jvdm.data.world import World
+from jvdm.errors import ConfigError
+from jvdm.keys import named
+from jvdm.parallel.mesh import DATA, constrain_batch
+from jvdm.training.latent_space import LatentSpace, load_latent_space
+from jvdm.vae.video_vae import VideoVAE
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class RenderState:
+    """Rendering needs no memory, only to know the devices."""
+
+    mesh: Mesh = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldClips:
+    """Source of fresh clips: step `n` renders clips `n * batch_size` and on.
+
+    Batches are `WorldClip`s, frames in 0..1.
+    """
+
+    world: World
+    split: str = "train"
+    num_frames: int | None = None
+    """Pixel frames of a clip, from its start; None for all."""
+    stride: int = 1
+    """Renders every `stride`-th frame."""
+
+    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> RenderState:
+        """Returns a state that knows the mesh."""
+        return RenderState(mesh)
+
+    def feed(self, data: RenderState) -> RenderState:
+        """Nothing to do on the host."""
+        return data
+
+    def saved(self, data: RenderState) -> bytes:
+        """Batches follow from the step."""
+        return b""
+
+    def draw(
+        self, data: RenderState, step: Int[Array, ""], batch_size: int
+    ) -> tuple[WorldClip, RenderState]:
+        """Renders the clips of `step`."""
+        indices = constrain_batch(step * batch_size + jnp.arange(batch_size), data.mesh)
+        options = {"num_frames": self.num_frames, "stride": self.stride}
+        batch = clips(self.world, self.split, indices, **options)
+        return constrain_batch(batch, data.mesh), data
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class LatentPool:
+    """A ring of encoded clips; the leading axis `D` is split over devices."""
+
+    latents: Float[Array, "D P F H W C"]  # bfloat16, standardised
+    tokens: Int[Array, "D P L"]
+    space: LatentSpace
+    mesh: Mesh = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldLatents:
+    """Source of standardised latents and captions of fresh procedural clips.
+
+    Every step renders and encodes `fresh` new clips into a ring of `pool`
+    latents and draws its batch from the ring, so that each clip is seen about
+    `batch_size / fresh` times and none is stored on disk. The ring is a function
+    of the step: a resumed run refills it with the same clips.
+    """
+
+    world: World
+    vae: VideoVAE
+    vae_weights: Path
+    """Weights folder of the autoencoder that makes the latents."""
+    pool: int = 16384
+    fresh: int = 32
+    split: str = "train"
+    seed: int = 0
+
+    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
+        """Returns the full ring after `position` steps, split over `mesh`."""
+        if self.pool % self.fresh or self.fresh % mesh.size:
+            raise ConfigError(
+                f"pool {self.pool}, fresh {self.fresh}, {mesh.size} devices",
+                "the pool must be a multiple of fresh, and fresh of the number of devices",
+            )
+        replicated = NamedSharding(mesh, PartitionSpec())
+        space = jax.device_put(load_latent_space(self.vae_weights), replicated)
+        add = jax.jit(self.add, donate_argnums=0)
+        data = self._empty(space, mesh)
+        for turn in range(position, position + self.pool // self.fresh):
+            data = add(data, jnp.int32(turn))
+        return data
+
+    def _empty(self, space: LatentSpace, mesh: Mesh) -> LatentPool:
+        clip = jax.eval_shape(self._encoded, space, jnp.zeros((1,), jnp.int32))
+
+        def ring(leaf: jax.ShapeDtypeStruct) -> Array:
+            shape = (mesh.size, self.pool // mesh.size, *leaf.shape[1:])
+            sharding = NamedSharding(mesh, PartitionSpec(DATA))
+            return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=sharding)()
+
+        latents, tokens = jax.tree.map(ring, clip)
+        return LatentPool(latents, tokens, space, mesh)
+
+    def feed(self, data: LatentPool) -> LatentPool:
+        """Nothing to do on the host."""
+        return data
+
+    def saved(self, data: LatentPool) -> bytes:
+        """The ring follows from the step."""
+        return b""
+
+    def draw(
+        self, data: LatentPool, step: Int[Array, ""], batch_size: int
+    ) -> tuple[dict[str, Array], LatentPool]:
+        """Adds the clips of `step` to the ring and draws a batch, device by device."""
+        data = self.add(data, step + self.pool // self.fresh)
+        shards, size = data.tokens.shape[:2]
+        key = jax.random.fold_in(named(jax.random.key(self.seed), "draw"), step)
+        picks = jax.random.randint(key, (shards, batch_size // shards), 0, size)
+        picks = constrain_batch(picks, data.mesh)
+        take = jax.vmap(lambda table, pick: table[pick])
+        merge = functools.partial(_merge, batch_size)
+        batch = {
+            "latents": merge(take(data.latents, picks)),
+            "tokens": merge(take(data.tokens, picks)),
+        }
+        return constrain_batch(batch, data.mesh), data
+
+    def add(self, data: LatentPool, turn: Int[Array, ""]) -> LatentPool:
+        """Renders and encodes the clips of one turn over the oldest ones."""
+        shards, size = data.tokens.shape[:2]
+        indices = constrain_batch(turn * self.fresh + jnp.arange(self.fresh), data.mesh)
+        latents, tokens = self._encoded(data.space, indices)
+        slot = (turn % (size * shards // self.fresh)) * (self.fresh // shards)
+        return data.replace(
+            latents=_write(data.latents, latents, slot), tokens=_write(data.tokens, tokens, slot)
+        )
+
+    def _encoded(self, space: LatentSpace, indices: Array) -> tuple[Array, Array]:
+        clip = clips(self.world, self.split, indices)
+        posterior = self.vae.apply({"params": space.params}, clip.video, method="encode")
+        return space.standardize(posterior.mean).astype(jnp.bfloat16), clip.tokens
+
+
+def _merge(batch_size: int, x: Array) -> Array:
+    return x.reshape(batch_size, *x.shape[2:])
+
+
+def _write(ring: Array, new: Array, slot: Array) -> Array:
+    """Writes `new [D * n, ...]` into `ring [D, P, ...]` from `slot` on."""
+    parts = new.reshape(ring.shape[0], -1, *ring.shape[2:])
+    start = (0, slot, *(0,) * (ring.ndim - 2))
+    return jax.lax.dynamic_update_slice(ring, parts, start)
+
+
+__all__ = ["LatentPool", "RenderState", "WorldClips", "WorldLatents"]
