@@ -1,0 +1,362 @@
+"""Timestep matrices: which noise level each latent frame has at each row of a run.
+
+A run takes row `k` to row `k + 1` in one step. A frame whose level does not change in a
+step is frozen: it keeps its value and is shown to the network at that level. Text to
+video, image to video, interpolation, continuation and autoregression are matrices.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Bool, Float, Int, UInt8
+from jvdm.errors import ConfigError
+
+_ARRAYS = ("levels", "index", "start", "write")
+_STATIC = ("window", "lookback")
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class TimestepMatrix:
+    """The plan of a run, as data: another matrix of equal shape never compiles again.
+
+    Attributes:
+        levels: Descending grid of noise levels, or one grid per frame.
+        index: Which level each frame has, non-decreasing from row to row.
+        start: First frame of the window that is fed to the network in each step.
+        write: Frames whose keys and values are kept in that step's call.
+        window: Number of frames fed to the network (static).
+        lookback: Number of earlier frames that a cache must hold (static).
+    """
+
+    levels: Float[Array, " levels"] | Float[Array, "levels F"]
+    index: Int[Array, "rows F"]
+    start: Int[Array, " rows-1"]
+    write: Bool[Array, "rows-1 F"]
+    window: int
+    lookback: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Number of steps `R`, padding included."""
+        return self.start.shape[0]
+
+    @property
+    def latent_frames(self) -> int:
+        """Number of frames `F`."""
+        return self.index.shape[1]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps `S` in which one frame goes through the whole grid."""
+        return self.levels.shape[0] - 1
+
+    def tree_flatten_with_keys(self):
+        """Splits the arrays from the static fields, for JAX."""
+        children = [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in _ARRAYS]
+        return children, tuple(getattr(self, name) for name in _STATIC)
+
+    @classmethod
+    def tree_unflatten(cls, static, arrays):
+        """Rebuilds a matrix, for JAX; the leaves may be anything, so none is checked."""
+        matrix = object.__new__(cls)
+        fields = zip(_ARRAYS + _STATIC, (*arrays, *static), strict=True)
+        for name, value in fields:
+            object.__setattr__(matrix, name, value)
+        return matrix
+
+
+class Cost(NamedTuple):
+    """What a run needs, for a solver with one network evaluation per step.
+
+    Attributes:
+        calls: Number of steps in which any frame moves or is written to a cache.
+        frame_evaluations: Frames fed to the network in all calls, per sample.
+        first_output_call: Number of calls after which the first frame is finished; 0
+            when no frame moves.
+    """
+
+    calls: int
+    frame_evaluations: int
+    first_output_call: int
+
+
+def from_index(
+    levels: Float[Array, " levels"] | Float[Array, "levels F"],
+    index: Int[Array, "rows F"] | Int[np.ndarray, "rows F"],
+) -> TimestepMatrix:
+    """Returns the matrix with these level indices; all frames are fed in every step."""
+    rows, latent_frames = index.shape[0] - 1, index.shape[1]
+    return TimestepMatrix(
+        levels=levels,
+        index=jnp.asarray(index, jnp.int32),
+        start=jnp.zeros(rows, jnp.int32),
+        write=jnp.zeros((rows, latent_frames), bool),
+        window=latent_frames,
+    )
+
+
+def lag_matrix(
+    levels: Float[Array, " levels"], latent_frames: int, lag: int = 0, block: int = 1
+) -> TimestepMatrix:
+    """Lets every block of frames start `lag` rows after the block before it.
+
+    `index[k, f] = clip(k - lag * (f // block), 0, S)`. Lag 0 denoises all frames
+    together, lag `S` finishes a block before the next one starts (autoregression), and
+    values between are a denoising wave.
+
+    Args:
+        levels: Grid of `S + 1` levels.
+        latent_frames: Number of latent frames `F`.
+        lag: Rows between neighbouring blocks.
+        block: Latent frames per block; the last block may be shorter.
+
+    Returns:
+        Matrix with `S + lag * (ceil(F / block) - 1)` steps.
+
+    Raises:
+        ConfigError: If `lag` is negative, or `block` or `latent_frames` not positive.
+
+    Reference: AR-Diffusion (arXiv:2503.07418) and SkyReels-V2 (arXiv:2504.13074)
+    generate these rows with counters; the closed form is ours.
+
+    Example:
+        >>> times(lag_matrix(jnp.array([1.0, 0.5, 0.0]), 2, lag=1)).tolist()
+        [[1.0, 1.0], [0.5, 1.0], [0.0, 0.5], [0.0, 0.0]]
+    """
+    if lag < 0 or block < 1 or latent_frames < 1:
+        raise ConfigError(
+            f"lag {lag}, block {block}, {latent_frames} latent frames",
+            "a wave needs lag 0 or more, and at least one frame per block and per video",
+            "reverse the frame order to start from the last frame",
+        )
+    steps = levels.shape[0] - 1
+    blocks = np.arange(latent_frames) // block
+    rows = np.arange(steps + lag * int(blocks[-1]) + 1)
+    return from_index(levels, np.clip(rows[:, None] - lag * blocks[None], 0, steps))
+
+
+def synchronous(levels: Float[Array, " levels"], latent_frames: int) -> TimestepMatrix:
+    """Denoises all frames together: ordinary text-to-video sampling."""
+    return lag_matrix(levels, latent_frames)
+
+
+def freeze(
+    matrix: TimestepMatrix, frames: Sequence[int], level: int | None = None
+) -> TimestepMatrix:
+    """Keeps frames as they are given: image to video, interpolation, continuation.
+
+    Args:
+        matrix: The matrix of the other frames.
+        frames: Latent frames to keep; negative numbers count from the end.
+        level: Index of the noise level that the network is told for them; None is
+            clean. A level before the end is told for context that was noised to it.
+
+    Raises:
+        ConfigError: If a frame or the level does not exist.
+    """
+    count, steps = matrix.latent_frames, matrix.num_steps
+    for frame in frames:
+        if not -count <= frame < count:
+            raise ConfigError(
+                f"frame {frame} was to be kept",
+                f"the matrix has {count} latent frames",
+                f"use frames {-count} to {count - 1}",
+            )
+    level = steps if level is None else level
+    if not 0 <= level <= steps:
+        raise ConfigError(
+            f"level index {level} was asked for frozen frames",
+            f"the grid has indices 0 (noise) to {steps} (clean)",
+        )
+    columns = jnp.asarray([frame % count for frame in frames], jnp.int32)
+    return dataclasses.replace(matrix, index=matrix.index.at[:, columns].set(level))
+
+
+def truncate(matrix: TimestepMatrix, level: int) -> TimestepMatrix:
+    """Starts every frame at a later level, to change a finished video instead of noise.
+
+    The shape stays, so other strengths do not compile again; rows in which nothing moves
+    cost nothing. The run starts from data corrupted to `times(matrix)[0]`.
+
+    Args:
+        matrix: A matrix from noise to clean.
+        level: Index of the first level; 0 changes nothing.
+
+    Reference: Meng et al., SDEdit, arXiv:2108.01073.
+    """
+    return dataclasses.replace(matrix, index=jnp.maximum(matrix.index, level))
+
+
+def pad_rows(matrix: TimestepMatrix, num_rows: int) -> TimestepMatrix:
+    """Repeats the last row until there are `num_rows` steps; the run does not change."""
+    extra = num_rows - matrix.num_rows
+    if extra < 0:
+        raise ConfigError(
+            f"{num_rows} rows were asked for",
+            f"the matrix has {matrix.num_rows} and padding cannot remove any",
+        )
+    return dataclasses.replace(
+        matrix,
+        index=jnp.pad(matrix.index, ((0, extra), (0, 0)), mode="edge"),
+        start=jnp.pad(matrix.start, (0, extra), mode="edge"),
+        write=jnp.pad(matrix.write, ((0, extra), (0, 0))),
+    )
+
+
+def windowed(matrix: TimestepMatrix, context: int = 0) -> TimestepMatrix:
+    """Feeds only the frames in work to the network, and some finished ones before them.
+
+    Frames in work are those between their first and their last step. All windows have
+    the size of the largest; a window near the ends is moved inwards.
+
+    Args:
+        matrix: Any matrix; frozen columns are context.
+        context: Finished frames kept before the first frame in work.
+    """
+    index = np.asarray(matrix.index)
+    begun = np.cumsum(index[1:] != index[:-1], axis=0) > 0
+    unfinished = index[:-1] != index[-1:]
+    in_work = begun & unfinished
+    any_in_work = in_work.any(axis=1)
+    first = np.where(any_in_work, in_work.argmax(axis=1), 0)
+    last = matrix.latent_frames - 1 - in_work[:, ::-1].argmax(axis=1)
+    size = int(np.max(np.where(any_in_work, last - first + 1, 1), initial=1)) + context
+    window = min(size, matrix.latent_frames)
+    start = np.clip(first - context, 0, matrix.latent_frames - window)
+    return dataclasses.replace(matrix, start=jnp.asarray(start, jnp.int32), window=window)
+
+
+def level_at(matrix: TimestepMatrix, index: Int[Array, "*rows F"]) -> Array:
+    """Returns the noise levels f32[*rows, F] of level indices."""
+    if matrix.levels.ndim == 1:
+        return matrix.levels[index]
+    return matrix.levels[index, jnp.arange(index.shape[-1])]
+
+
+def times(matrix: TimestepMatrix) -> Float[Array, "rows F"]:
+    """Returns the noise level of every frame at every row."""
+    return level_at(matrix, matrix.index)
+
+
+def cost(matrix: TimestepMatrix) -> Cost:
+    """Counts the network calls of a run, without running it."""
+    level = np.asarray(times(matrix))
+    moving = level[1:] != level[:-1]
+    called = moving.any(axis=1) | np.asarray(matrix.write).any(axis=1)
+    finishes = (moving & (level[1:] == level[-1:])).any(axis=1)
+    calls = int(called.sum())
+    first = int(called[: int(finishes.argmax()) + 1].sum()) if finishes.any() else 0
+    return Cost(calls, calls * matrix.window, first)
+
+
+def validate(matrix: TimestepMatrix) -> TimestepMatrix:
+    """Checks a matrix on the host and returns it.
+
+    Raises:
+        ConfigError: If the grid does not descend to 0, an index lies outside the grid or
+            goes back to more noise, a frame that moves does not end clean, a frame
+            moves outside its window, or a frame is written to the cache twice. The
+            message names the row and the frame.
+    """
+    levels, index = np.asarray(matrix.levels), np.asarray(matrix.index)
+    _check_levels(levels)
+    steps = matrix.num_steps
+    _refuse(
+        (index < 0) | (index > steps),
+        f"has a level index outside 0 to {steps}",
+        "build the matrix with lag_matrix, or clip its indices",
+    )
+    _refuse(
+        index[1:] < index[:-1],
+        "goes back to a noisier level in the next row",
+        "indices must not decrease from row to row",
+    )
+    moves = (index[0] != index[-1])[None]
+    _refuse(
+        moves & (index[-1:] != steps),
+        "is moved but does not end clean",
+        f"end its column at index {steps}, or freeze it",
+        first_row=matrix.num_rows,
+    )
+    frames = np.arange(matrix.latent_frames)[None]
+    start = np.asarray(matrix.start)[:, None]
+    if matrix.window > matrix.latent_frames or matrix.window < 1:
+        raise ConfigError(
+            f"the window has {matrix.window} frames",
+            f"the matrix has {matrix.latent_frames}",
+            "use windowed(matrix), which chooses a window",
+        )
+    outside = (frames < start) | (frames >= start + matrix.window)
+    advice = f"choose start so that the window of {matrix.window} frames covers it"
+    _refuse(outside & (index[1:] != index[:-1]), "moves outside of its window", advice)
+    written = np.asarray(matrix.write)
+    _refuse(outside & written, "is written to the cache outside of its window", advice)
+    _refuse(
+        written & (np.cumsum(written, axis=0) > 1),
+        "is written to the cache a second time",
+        "write each frame once, when it is clean",
+    )
+    return matrix
+
+
+def _check_levels(levels: np.ndarray) -> None:
+    grids = levels.reshape(levels.shape[0], -1)
+    if not np.isfinite(grids).all() or (np.diff(grids, axis=0) > 0).any():
+        raise ConfigError(
+            "the noise levels do not descend",
+            "a grid goes from noise to clean",
+            "sort it from 1 to 0, or use linspace_levels",
+        )
+    if (grids[-1] != 0).any():
+        raise ConfigError(
+            f"the last noise level is {grids[-1].max():g}",
+            "a run ends at exactly 0",
+            "append 0 to the grid",
+        )
+
+
+def _refuse(bad: np.ndarray, what: str, fix: str, first_row: int = 0) -> None:
+    """Raises an error that names the first entry of `bad`."""
+    if bad.any():
+        row, frame = (int(i) for i in np.argwhere(bad)[0])
+        raise ConfigError(
+            f"row {row + first_row}, frame {frame} of the timestep matrix {what}", fix=fix
+        )
+
+
+_NOISE_COLOR = np.array([38, 28, 84])
+_CLEAN_COLOR = np.array([250, 221, 120])
+_FROZEN_TINT = np.array([96, 170, 160])
+
+
+def picture(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height width 3"]:
+    """Draws the matrix: rows from top to bottom, frames from left to right.
+
+    Dark cells are noise and light cells clean; frozen columns are green. Frames outside of the
+    window of the step that leads to the next row are dimmed.
+
+    Args:
+        matrix: The matrix.
+        cell: Side of one entry in pixels, with a border of one pixel from 3 on.
+    """
+    level = np.asarray(times(matrix))
+    share = (level / max(float(level.max()), 1e-6))[..., None]
+    colors = share * _NOISE_COLOR + (1 - share) * _CLEAN_COLOR
+    frozen = (level == level[:1]).all(axis=0)
+    colors[:, frozen] = (colors[:, frozen] + _FROZEN_TINT) / 2
+    frames = np.arange(matrix.latent_frames)[None]
+    start = np.asarray(matrix.start)
+    start = np.append(start, start[-1:] if start.size else 0)[:, None]
+    fed = (frames >= start) & (frames < start + matrix.window)
+    colors = np.where(fed[..., None], colors, colors * 0.5)
+    image = np.kron(colors, np.ones((cell, cell, 1))).round().astype(np.uint8)
+    if cell >= 3:
+        image[cell - 1 :: cell] = 255
+        image[:, cell - 1 :: cell] = 255
+    return image

@@ -1,0 +1,265 @@
+"""The corruption process `x_t = alpha(t) x0 + sigma(t) eps` and its conversions.
+
+`t` is the noise level, 1 = noise and 0 = clean, one per latent frame. What a network
+predicts is always a combination `c x0 + d eps`; together with `x_t` this is a 2x2
+linear system per element, so one solve converts every kind of prediction.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Shaped
+
+from jvdm.arrays import Array, Float
+
+LevelFunction = Callable[[Array], Array]
+"""An element-wise function of the noise level or of `lambda`."""
+
+PredictionKind = Literal["velocity", "x0", "eps", "v"]
+"""What a network predicts: `alpha' x0 + sigma' eps`, `x0`, `eps`, or `alpha eps - sigma x0`."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """How data turns into noise; hashable, so it can be a static argument of jit.
+
+    Two processes are equal when they are built from equal parts.
+
+    Attributes:
+        alpha: Share of data in `x_t`, a function of `t`.
+        sigma: Share of noise in `x_t`.
+        d_alpha: Derivative of `alpha`.
+        d_sigma: Derivative of `sigma`; 0 at `t = 0` where `singular_at_zero`.
+        lam: Half the log signal-to-noise ratio `log(alpha / sigma)`, infinite at the ends.
+        inv_lam: The level with a given `lam`.
+        t_max: The noisiest level.
+        model_time: What the network is told instead of `t`.
+        singular_at_zero: Whether `sigma'` grows without bound at `t = 0`. Solvers then
+            take `x0` for the last step instead of a step along the velocity.
+    """
+
+    alpha: LevelFunction
+    sigma: LevelFunction
+    d_alpha: LevelFunction
+    d_sigma: LevelFunction
+    lam: LevelFunction
+    inv_lam: LevelFunction
+    t_max: float
+    model_time: LevelFunction
+    singular_at_zero: bool = False
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A function with its parameter; equal to another when both are equal."""
+
+    function: Callable[[Array, float], Array]
+    parameter: float
+
+    def __call__(self, t: Array) -> Array:
+        return self.function(t, self.parameter)
+
+
+def _identity(t: Array) -> Array:
+    return t
+
+
+def _linear_alpha(t: Array) -> Array:
+    return 1.0 - t
+
+
+def _minus_one(t: Array) -> Array:
+    return -jnp.ones_like(t)
+
+
+def _linear_lam(t: Array) -> Array:
+    return jnp.log1p(-t) - jnp.log(t)
+
+
+def _linear_inv_lam(lam: Array) -> Array:
+    return jax.nn.sigmoid(-lam)
+
+
+def rectified_flow(model_time: LevelFunction = _identity) -> Process:
+    """Straight lines from data to noise: `alpha = 1 - t`, `sigma = t`, velocity `eps - x0`.
+
+    Reference: Liu et al., arXiv:2209.03003; Lipman et al., arXiv:2210.02747.
+    """
+    return Process(
+        alpha=_linear_alpha,
+        sigma=_identity,
+        d_alpha=_minus_one,
+        d_sigma=jnp.ones_like,
+        lam=_linear_lam,
+        inv_lam=_linear_inv_lam,
+        t_max=1.0,
+        model_time=model_time,
+    )
+
+
+# The cosine process in angles: alpha = cos(start + a) / cos(start), a = rate t. The
+# products of sines below say the same without the cancellation of 1 - alpha^2 near t = 0
+# and of cos near t = 1, so the ends are exact.
+def _rate(s: float) -> float:
+    return math.pi / 2 / (1 + s)
+
+
+def _start(s: float) -> float:
+    return s * _rate(s)
+
+
+def _cosine_alpha(t: Array, s: float) -> Array:
+    alpha = jnp.sin(_rate(s) * (1.0 - t)) / math.cos(_start(s))
+    return jnp.where(t == 0, 1.0, alpha)
+
+
+def _cosine_sigma(t: Array, s: float) -> Array:
+    angle = _rate(s) * t
+    variance = jnp.sin(angle) * jnp.sin(angle + 2 * _start(s))
+    return jnp.sqrt(variance) / math.cos(_start(s))
+
+
+def _cosine_d_alpha(t: Array, s: float) -> Array:
+    return -_rate(s) * jnp.cos(_rate(s) * (1.0 - t)) / math.cos(_start(s))
+
+
+def _cosine_d_sigma(t: Array, s: float) -> Array:
+    # From alpha^2 + sigma^2 = 1.
+    slope = -_cosine_alpha(t, s) * _cosine_d_alpha(t, s)
+    return divide(slope, _cosine_sigma(t, s))
+
+
+def _cosine_lam(t: Array, s: float) -> Array:
+    return jnp.log(_cosine_alpha(t, s)) - jnp.log(_cosine_sigma(t, s))
+
+
+def _cosine_inv_lam(lam: Array, s: float) -> Array:
+    alpha = jnp.sqrt(jax.nn.sigmoid(2 * lam))
+    variance = jax.nn.sigmoid(-2 * lam)
+    cosine, sine = math.cos(_start(s)), math.sin(_start(s))
+    angle = jnp.arctan2(jnp.sqrt(sine**2 + cosine**2 * variance), cosine * alpha)
+    return (angle - _start(s)) / _rate(s)
+
+
+def vp_cosine(s: float = 0.008, model_time: LevelFunction = _identity) -> Process:
+    """Variance preserving, `alpha` a cosine in continuous time.
+
+    Args:
+        s: Offset that keeps the first steps from being too small; positive.
+        model_time: What the network is told instead of `t`.
+
+    Reference: Nichol and Dhariwal, arXiv:2102.09672, equation 17, without their cap on
+    the last step, so `alpha(1)` is 0.
+    """
+    return Process(
+        alpha=_Bound(_cosine_alpha, s),
+        sigma=_Bound(_cosine_sigma, s),
+        d_alpha=_Bound(_cosine_d_alpha, s),
+        d_sigma=_Bound(_cosine_d_sigma, s),
+        lam=_Bound(_cosine_lam, s),
+        inv_lam=_Bound(_cosine_inv_lam, s),
+        t_max=1.0,
+        model_time=model_time,
+        singular_at_zero=True,
+    )
+
+
+def divide(numerator: Array, denominator: Array) -> Array:
+    """Returns the quotient, and 0 where the denominator is 0, with finite gradients."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, 0.0, numerator / jnp.where(is_zero, 1.0, denominator))
+
+
+def expand(t: Shaped[Array, "..."], x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Appends axes of size 1 to `t` until it has as many axes as `x`."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def corrupt(
+    process: Process,
+    x0: Float[Array, "B F ..."],
+    t: Float[Array, "B F"],
+    eps: Float[Array, "B F ..."],
+) -> Float[Array, "B F ..."]:
+    """Returns `x_t`, data `x0` with the share of noise `eps` that belongs to level `t`."""
+    return mix(process.alpha(t), process.sigma(t), x0, eps)
+
+
+def velocity_target(
+    process: Process,
+    x0: Float[Array, "B F ..."],
+    t: Float[Array, "B F"],
+    eps: Float[Array, "B F ..."],
+) -> Float[Array, "B F ..."]:
+    """Returns `d x_t / d t = alpha' x0 + sigma' eps`; `eps - x0` for rectified flow."""
+    return from_x0_eps(process, "velocity", x0, eps, t)
+
+
+def from_x0_eps(
+    process: Process,
+    kind: PredictionKind,
+    x0: Float[Array, "B F ..."],
+    eps: Float[Array, "B F ..."],
+    t: Float[Array, "B F"],
+) -> Float[Array, "B F ..."]:
+    """Returns what a network that predicts `kind` should have said."""
+    return mix(*_shares(process, kind, t), x0, eps)
+
+
+def mix(
+    share_x0: Float[Array, "B F"],
+    share_eps: Float[Array, "B F"],
+    x0: Float[Array, "B F ..."],
+    eps: Float[Array, "B F ..."],
+) -> Float[Array, "B F ..."]:
+    """Returns `share_x0 x0 + share_eps eps` with one share per frame."""
+    return expand(share_x0, x0) * x0 + expand(share_eps, x0) * eps
+
+
+def to_x0_eps(
+    process: Process,
+    kind: PredictionKind,
+    prediction: Float[Array, "B F ..."],
+    x: Float[Array, "B F ..."],
+    t: Float[Array, "B F"],
+) -> tuple[Float[Array, "B F ..."], Float[Array, "B F ..."]]:
+    """Splits a prediction made at `x_t` into clean data and noise.
+
+    Args:
+        process: The corruption process.
+        kind: What `prediction` is.
+        prediction: The network's output.
+        x: The network's input `x_t`.
+        t: The level of each frame; 0 and 1 are legal.
+
+    Returns:
+        `(x0, eps)`. A clean frame is its own `x0`. Where the prediction does not
+        determine a value (`eps` at `t = 0` from `x0`, `x0` at `t = 1` from `eps`), it
+        is 0, the mean of standardised data and of noise.
+    """
+    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    if kind == "x0":
+        return prediction, divide(x - alpha * prediction, sigma)
+    if kind == "eps":
+        return divide(x - sigma * prediction, alpha), prediction
+    share_x0, share_eps = (expand(share, x) for share in _shares(process, kind, t))
+    determinant = alpha * share_eps - sigma * share_x0
+    x0 = divide(share_eps * x - sigma * prediction, determinant)
+    eps = divide(alpha * prediction - share_x0 * x, determinant)
+    return jnp.where(sigma == 0, divide(x, alpha), x0), eps
+
+
+def _shares(
+    process: Process, kind: PredictionKind, t: Float[Array, "B F"]
+) -> tuple[Float[Array, "B F"], Float[Array, "B F"]]:
+    """Returns `c, d` of the prediction `c x0 + d eps`."""
+    if kind == "velocity":
+        return process.d_alpha(t), process.d_sigma(t)
+    if kind == "v":
+        return -process.sigma(t), process.alpha(t)
+    one, zero = jnp.ones_like(t), jnp.zeros_like(t)
+    return (one, zero) if kind == "x0" else (zero, one)
