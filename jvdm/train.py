@@ -1,0 +1,150 @@
+"""Main path 2: data -> objective -> optimizer -> checkpoint.
+
+Only composition. A run is a function of its experiment: killed anywhere and
+started again, it ends with the same bits.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jvdm.experiment import Experiment, describe, write_json
+from jvdm.parallel.mesh import data_mesh
+from jvdm.training import setup
+from jvdm.training.checkpoint import Checkpoints, Resume
+from jvdm.training.preemption import Background, StopRequest
+from jvdm.training.progress import Progress
+from jvdm.training.sinks import Heartbeat, open_sinks
+from jvdm.training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How a run is carried out; what it computes is the experiment's matter."""
+
+    config: str = "nano"
+    """Python file with `config() -> Experiment`, or the name of a shipped one."""
+    workdir: Path = Path("work")
+    """Folder of the run: checkpoints, metrics, samples, weights."""
+    resume: Resume = "auto"
+    """Continue from the newest checkpoint: if there is one, never, or else fail."""
+    profile_steps: int = 0
+    """Trace this many steps into `workdir/profile`, after the first ten."""
+
+
+def run(options: TrainOptions, experiment: Experiment) -> dict[str, Any]:
+    """Carries out `jvdm train`; `experiment` is the resolved `options.config`."""
+    resume, profile_steps = options.resume, options.profile_steps
+    return train(experiment, options.workdir, resume=resume, profile_steps=profile_steps)
+
+
+def text(result: dict[str, Any]) -> str:
+    """Says what a finished run reached, one number per line."""
+    shown = {name: f"{value:.4g}" for name, value in result.items() if isinstance(value, float)}
+    return "\n".join(f"{name:>20}  {shown.get(name, value)}" for name, value in result.items())
+
+
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    resume: Resume = "auto",
+    profile_steps: int = 0,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Trains `experiment` to its last step and exports the averaged weights.
+
+    Args:
+        experiment: The run as a value.
+        workdir: Folder of the run; what it holds of this run is continued.
+        resume: What to do about checkpoints in `workdir`.
+        profile_steps: Steps to trace into `workdir/profile`.
+        mesh: Devices that share each batch; all devices when None.
+
+    Returns:
+        Summary: last loss, times and speed, where it started, where the weights are.
+
+    Raises:
+        Preempted: After SIGTERM, when the state is saved.
+        NumericsError: After `experiment.max_skipped` non-finite steps in a row.
+        CheckpointError: If a checkpoint is missing, broken or of another run.
+    """
+    began = time.perf_counter()
+    workdir, mesh = setup.writable_folder(Path(workdir)), mesh or data_mesh()
+    heartbeat = Heartbeat(workdir / "heartbeat.json")
+    checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep_checkpoints)
+    with StopRequest() as stop, checkpoints:
+        heartbeat.note("prepare", 0)
+        start = _prepare(experiment, checkpoints, resume, mesh, stop)
+        write_json(experiment, workdir / "experiment.json")
+        prepare_seconds = time.perf_counter() - began
+        print(f"ready at step {start.position} after {prepare_seconds:.1f} s", file=sys.stderr)
+        progress = Progress(
+            (heartbeat, *open_sinks(workdir, start.position, experiment.num_steps)),
+            batch_size=experiment.batch_size,
+            flops_per_step=experiment.objective.flops_per_step(experiment.batch_size),
+            device_kinds=[device.device_kind for device in mesh.devices.flat],
+            max_skipped=experiment.max_skipped,
+        )
+        about = {"experiment": describe(experiment), "versions": setup.versions()}
+        save = functools.partial(checkpoints.save, about=about)
+        with progress, setup.Tracer(workdir, profile_steps) as tracer:
+            state, data = _loop(experiment, start, progress, tracer, save, stop)
+        checkpoints.wait()
+        done = int(state.step)
+        stop.check_finished(done, experiment.num_steps)
+        heartbeat.note("export", done)
+        experiment.objective.export(state.ema, data, workdir / "weights")
+        heartbeat.note("done", done)
+    begin = {"resumed_from": start.position, "prepare_seconds": prepare_seconds}
+    return {"step": done, **begin, **progress.overall(), "weights": str(workdir / "weights")}
+
+
+def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop) -> setup.Start:
+    """Compiles the step while the state is made or read."""
+    objective, source = experiment.objective, experiment.source
+    transform = experiment.optimizer.build(experiment.num_steps)
+    plan = (objective, transform, experiment.seed, mesh)
+    shapes = setup.state_shapes(*plan)
+    restored = checkpoints.resume(resume, shapes, describe(experiment))
+    position, saved = (restored.step, restored.data) if restored else (0, None)
+    data = source.start(position, saved, mesh)
+    settings = {"batch_size": experiment.batch_size, "ema_decay": experiment.ema_decay}
+    step = make_step(objective, source, transform, **settings)
+    compiling = Background(lambda: setup.compile_step(step, shapes, data))
+    state = restored.state if restored else setup.make_state(*plan)
+    return setup.Start(position, state, data, compiling.result(stop))
+
+
+def _loop(experiment, start: setup.Start, progress: Progress, tracer: setup.Tracer, save, stop):
+    """Steps until the last one or a request to stop; returns state and data, saved."""
+    state, data = start.state, start.data
+    progress.restart_clock()
+    for step in range(start.position + 1, experiment.num_steps + 1):
+        tracer.before_step(step - start.position, state)
+        data = experiment.source.feed(data)
+        state, data, metrics = start.step(state, data)
+        progress.collect(metrics)
+        stopping = stop.requested
+        if _due(step, experiment.sample_every):
+            with progress.paused(step):
+                path = tracer.workdir / "samples" / f"step_{step}.png"
+                path.parent.mkdir(exist_ok=True)
+                experiment.objective.sheet(state.ema, data, path)
+        if stopping or step == experiment.num_steps or _due(step, experiment.checkpoint_every):
+            with progress.paused(step):
+                save(step, state, experiment.source.saved(data))
+        elif _due(step, experiment.log_every):
+            progress.close_interval(step)
+        if stopping:
+            break
+    return state, data
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,118 @@
+"""What happens once before the first step: shapes, compilation, versions, traces."""
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jvdm.arrays import PyTree
+from jvdm.errors import ConfigError
+from jvdm.training.objective import Objective
+from jvdm.training.state import TrainState, init_state
+from jvdm.training.step import Step
+
+_TRACE_AFTER = 10  # steps; the first ones are not typical
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins: steps done, state, data, and the compiled step."""
+
+    position: int
+    state: TrainState
+    data: PyTree
+    step: Callable
+
+
+def writable_folder(folder: Path) -> Path:
+    """Creates `folder` and tries to write there.
+
+    Raises:
+        ConfigError: If it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir {folder} cannot be written: {error.strerror or error}",
+            fix="choose a folder that this user may write",
+        ) from error
+    return folder.absolute()
+
+
+def state_shapes(
+    objective: Objective, transform: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> TrainState:
+    """Returns the training state as shapes, replicated over `mesh`; computes nothing."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(lambda: init_state(objective, transform, seed))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+    )
+
+
+def make_state(
+    objective: Objective, transform: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> TrainState:
+    """Returns the state before the first step, replicated over `mesh`."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    init = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=everywhere)
+    return init()
+
+
+def compile_step(step: Step, shapes: TrainState, data: PyTree) -> Callable:
+    """Compiles `step` for the shapes and shardings of its donated arguments."""
+    state_sharding, data_sharding = (
+        jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, data)
+    )
+    jitted = jax.jit(
+        step, donate_argnums=(0, 1), out_shardings=(state_sharding, data_sharding, None)
+    )
+    return jitted.lower(shapes, data).compile()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions and the device kind that a run depends on."""
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for package in ("jvdm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class Tracer:
+    """Records a profiler trace of `steps` steady steps into `workdir/profile`.
+
+    A context manager: a trace that is still open at the end is closed.
+    """
+
+    def __init__(self, workdir: Path, steps: int) -> None:
+        self.workdir, self._steps, self._open = workdir, steps, False
+
+    def __enter__(self) -> "Tracer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._open:
+            jax.profiler.stop_trace()
+
+    def before_step(self, number: int, state: TrainState) -> None:
+        """Starts or ends the trace before the `number`-th step of this process."""
+        if not self._steps or number not in (_TRACE_AFTER, _TRACE_AFTER + self._steps):
+            return
+        jax.block_until_ready(state)
+        if self._open:
+            jax.profiler.stop_trace()
+        else:
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+        self._open = not self._open
