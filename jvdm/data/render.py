@@ -62,23 +62,23 @@ class Shot(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What the ray through each pixel hits first.
+    """What the ray through each pixel hits first; with a leading axis for many frames.
 
-    Args:
-        rgb: Colour as displayed, 0..1.
+    Attributes:
+        rgb: Colour as displayed, 0..1, one ray per pixel.
         depth: Distance along the camera's forward axis; `FAR` for the sky.
         seg: -1 sky, 0 ground, 1..K object slot plus one.
         normal: Outward surface normal in the world; up for the sky.
-        world: Hit point in the world.
-        local: Hit point in the coordinates of the object; the world point elsewhere.
+        world: Hit point in the world; the sky's is practically infinitely far away.
+        local: Hit point in object coordinates; the world point where no object is.
     """
 
-    rgb: Float[Array, "h w 3"]
-    depth: Float[Array, "h w"]
-    seg: Int[Array, "h w"]
-    normal: Float[Array, "h w 3"]
-    world: Float[Array, "h w 3"]
-    local: Float[Array, "h w 3"]
+    rgb: Float[Array, "*T h w 3"]
+    depth: Float[Array, "*T h w"]
+    seg: Int[Array, "*T h w"]
+    normal: Float[Array, "*T h w 3"]
+    world: Float[Array, "*T h w 3"]
+    local: Float[Array, "*T h w 3"]
 
 
 def look_at(eye: Float[Array, "*T 3"], target: Float[Array, "*T 3"]) -> Float[Array, "*T 3 3"]:
@@ -170,7 +170,7 @@ def shade_buffers(
     local = hit.point
     for k in range(MAX_OBJECTS):
         here = hit.near[k]
-        own = _into(rotation[k], [hit.point[i] - position[k, i] for i in range(3)])
+        own = into_object(rotation[k], [hit.point[i] - position[k, i] for i in range(3)])
         seg = jnp.where(here, k + 1, seg)
         local = [jnp.where(here, own[i], local[i]) for i in range(3)]
     stacked = [jnp.stack(triple, -1) for triple in (rgb, hit.normal, hit.point, local)]
@@ -201,14 +201,14 @@ def _cast(camera, position, rotation, scene, size):
     normal, near = [zero, zero + 1.0, zero], []
     for k in range(MAX_OBJECTS):
         turn, shape, radius = rotation[k], scene.shape[k], scene.radius[k]
-        start = _into(turn, [eye[i] - position[k, i] for i in range(3)])
-        along = _into(turn, direction)
+        start = into_object(turn, [eye[i] - position[k, i] for i in range(3)])
+        along = into_object(turn, direction)
         reach = intersect(start, along, shape, radius)
         first = (reach > 1e-3) & (reach < depth) & scene.active[k]
         depth = jnp.where(first, reach, depth)
         near = [other & ~first for other in near] + [first]
         place = [(start[i] + reach * along[i]) / radius for i in range(3)]
-        outward = _out_of(turn, _local_normal(place, shape))
+        outward = out_of_object(turn, _local_normal(place, shape))
         paint = _paint(place)
         for i in range(3):
             normal[i] = jnp.where(first, outward[i], normal[i])
@@ -227,13 +227,13 @@ def _rays(camera, size):
     return [right * basis[0, i] + down * basis[1, i] + basis[2, i] for i in range(3)]
 
 
-def _into(rotation, vector):
-    """World components to object components."""
+def into_object(rotation: Float[Array, "3 3"], vector: list) -> list:
+    """Turns the components of a triple of arrays from world to object axes."""
     return [sum(rotation[j, i] * vector[j] for j in range(3)) for i in range(3)]
 
 
-def _out_of(rotation, vector):
-    """Object components to world components."""
+def out_of_object(rotation: Float[Array, "3 3"], vector: list) -> list:
+    """Turns the components of a triple of arrays from object to world axes."""
     return [sum(rotation[i, j] * vector[j] for j in range(3)) for i in range(3)]
 
 
