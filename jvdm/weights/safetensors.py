@@ -1,0 +1,275 @@
+"""Trees of arrays as safetensors files: 16 bit, or int8 with a scale per channel.
+
+A leaf's name is its path joined by `/`. An int8 leaf has its float32 scales
+beside it as `<name>.scale`; reading multiplies them back, so that callers see
+float32 parameters whatever the file holds.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jvdm.errors import WeightsError
+from jvdm.files import replacing
+
+SCALE_SUFFIX = ".scale"
+MIN_QUANTIZED = 1024  # elements; smaller arrays save nothing and are often gains or biases
+MIN_PER_SCALE = 32  # weights that share a scale; keeps the scales below 1/8 of the int8 bytes
+INT8_MAX = 127
+MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
+POINTER = b"version https://git-lfs"
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U32": np.dtype(np.uint32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+Tree = dict[str, Any]
+StorageType = Literal["float16", "bfloat16", "float32"]
+
+
+def save(
+    path: str | Path,
+    tree: Mapping[str, Any],
+    *,
+    quantize: Literal["int8"] | None = None,
+    dtype: StorageType = "float16",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a nested dictionary of arrays, whole or not at all.
+
+    Args:
+        path: File to write; a folder that is missing is made.
+        tree: Nested dictionary; leaves are numpy or JAX arrays.
+        quantize: "int8" stores floating arrays of two or more dimensions and at
+            least 1024 elements in 8 bits; the rest stays in `dtype`.
+        dtype: Storage type of floating leaves; integers keep theirs.
+        metadata: Text written into the file's header.
+
+    Raises:
+        WeightsError: If a value is not finite, also after rounding to `dtype`.
+    """
+    stored: dict[str, np.ndarray] = {}
+    for name, value in flatten(tree).items():
+        array = np.asarray(value)
+        if not _is_floating(array):
+            stored[name] = np.ascontiguousarray(array)
+            continue
+        if quantize == "int8" and array.ndim >= 2 and array.size >= MIN_QUANTIZED:
+            _check_finite(path, name, array)
+            stored[name], stored[name + SCALE_SUFFIX] = quantize_int8(array)
+            continue
+        with np.errstate(over="ignore"):
+            stored[name] = np.ascontiguousarray(array.astype(_named_dtype(dtype)))
+        _check_finite(path, name, stored[name])
+    with replacing(Path(path)) as temporary:
+        safetensors.numpy.save_file(stored, temporary, dict(metadata or {}))
+
+
+def load(path: str | Path) -> Tree:
+    """Reads a file into a nested dictionary; floating leaves become float32.
+
+    Raises:
+        WeightsError: If the file is missing, truncated, a git-lfs pointer,
+            corrupt, or holds a value that is not finite (named in the error).
+    """
+    path = Path(path)
+    read_header(path)
+    flat: dict[str, np.ndarray] = {}
+    try:
+        for name, raw in safetensors.deserialize(path.read_bytes()):
+            flat[name] = np.frombuffer(raw["data"], _DTYPES[raw["dtype"]]).reshape(raw["shape"])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise _corrupt(path, str(error)) from error
+    for name, array in flat.items():
+        if _is_floating(array):
+            _check_finite(path, name, array)
+    return unflatten(_dequantized(flat))
+
+
+def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Reads what a file says it holds, and checks that its size agrees.
+
+    Returns:
+        For each stored name its `dtype`, `shape` and `data_offsets`; and the
+        text metadata.
+
+    Raises:
+        WeightsError: If the file is missing, truncated, a git-lfs pointer or
+            its header is corrupt.
+    """
+    path = Path(path)
+    fix = "copy or download the file again"
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist", "a safetensors file was expected there", fix)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(POINTER))
+        if start == POINTER:
+            why = "the weights themselves were never fetched"
+            raise WeightsError(f"{path} is a git-lfs pointer", why, "run `git lfs pull`")
+        length = int.from_bytes(start[:8], "little")
+        if size < 8 or length > MAX_HEADER:
+            raise _corrupt(path, f"header length {length} in a file of {size} bytes")
+        if size < 8 + length:
+            what = f"{path} is truncated: {size} bytes"
+            raise WeightsError(what, f"its header alone needs {8 + length}", fix)
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        expected = (
+            8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        )
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise _corrupt(path, f"unreadable header ({error})") from error
+    if size < expected:
+        what = f"{path} is truncated: {size} bytes"
+        raise WeightsError(what, f"its header promises {expected}", fix)
+    if size > expected:
+        raise _corrupt(path, f"{size} bytes where the header promises {expected}")
+    return header, metadata
+
+
+def quantize_int8(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds to int8 with one scale per output channel.
+
+    The last axis is the output channel. A scale is shared along the axes left
+    of it, as few of them as hold 32 weights: the input axis of a matrix, of a
+    stack of matrices `[L, in, out]` and of a convolution kernel, so that no
+    scale spans two layers.
+
+    Args:
+        array: Floating array with at least two dimensions.
+
+    Returns:
+        int8 values of the same shape, and float32 scales with size 1 on the
+        shared axes; their product differs from `array` by half a scale at most.
+    """
+    wide = np.asarray(array, np.float32)
+    axis = wide.ndim - 2
+    while axis > 0 and math.prod(wide.shape[axis:-1]) < MIN_PER_SCALE:
+        axis -= 1
+    shared = tuple(range(axis, wide.ndim - 1))
+    largest = np.abs(wide).max(axis=shared, keepdims=True)
+    scale = np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
+    return np.rint(wide / scale).clip(-INT8_MAX, INT8_MAX).astype(np.int8), scale
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{"a/b": leaf}` for `{"a": {"b": leaf}}`, sorted by name."""
+    flat: dict[str, Any] = {}
+    for key in sorted(tree):
+        value, name = tree[key], f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}/"))
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """Returns the nested dictionary whose `flatten` is `flat`."""
+    tree: Tree = {}
+    for name, value in flat.items():
+        *folders, leaf = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = value
+    return tree
+
+
+def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Checks that a file holds exactly the arrays that a model has.
+
+    Args:
+        path: File that `tree` came from, for the message.
+        tree: What was read.
+        expected: Same nesting; leaves have a `shape`.
+
+    Raises:
+        WeightsError: If a name is missing or unused, or a shape differs.
+    """
+    found = {name: tuple(np.shape(leaf)) for name, leaf in flatten(tree).items()}
+    needed = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
+    if found == needed:
+        return
+    missing = sorted(needed.keys() - found.keys())
+    unused = sorted(found.keys() - needed.keys())
+    wrong = sorted(n for n in found.keys() & needed.keys() if found[n] != needed[n])
+    parts = [f"{len(needed)} arrays expected, {len(found)} found"]
+    if missing:
+        parts.append(f"missing: {_first(missing)}")
+    if unused:
+        parts.append(f"not in the model: {_first(unused)}")
+    if wrong:
+        shapes = [f"{name} is {found[name]}, needs {needed[name]}" for name in wrong]
+        parts.append(f"wrong shape: {_first(shapes)}")
+    fix = "use the model.json that was written with these weights"
+    raise WeightsError(f"{path} holds another model", ". ".join(parts), fix)
+
+
+def _first(names: list[str], count: int = 10) -> str:
+    """Lists the first names and how many more there are."""
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + rest
+
+
+def _dequantized(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns float32 for every floating or int8-with-scale entry."""
+    result = {}
+    for name, array in flat.items():
+        if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in flat:
+            continue
+        scale = flat.get(name + SCALE_SUFFIX)
+        if scale is not None:
+            result[name] = array.astype(np.float32) * scale
+        elif _is_floating(array):
+            result[name] = array.astype(np.float32)
+        else:
+            result[name] = array
+    return result
+
+
+def _is_floating(array: np.ndarray) -> bool:
+    """Whether the array holds floating numbers, bfloat16 included."""
+    return array.dtype.kind == "f" or array.dtype == _DTYPES["BF16"]
+
+
+def _named_dtype(name: str) -> np.dtype:
+    """Returns the numpy type called `name`, bfloat16 included."""
+    return _DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
+
+
+def _check_finite(path: str | Path, name: str, array: np.ndarray) -> None:
+    """Raises if a value is infinite or not a number."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        count = array.size - int(np.count_nonzero(finite))
+        what = f"{path}: tensor {name} has {count} non-finite values of {array.size}"
+        why = "a video made with them would be black or noise"
+        raise WeightsError(what, why, "train, convert or download these weights again")
+
+
+def _corrupt(path: Path, detail: str) -> WeightsError:
+    """Returns the error for a file that is not readable as safetensors."""
+    why = f"not a readable safetensors file: {detail}"
+    return WeightsError(f"{path} is corrupt", why, "copy or download the file again")
