@@ -7,7 +7,7 @@ from jvdm.arrays import Array, Float, PyTree
 from jvdm.attention import Policy, TokenGrid
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, rms_normalize, rotate
-from pallas_kernels import attention
+from pallas_kernels import dense_attention
 
 
 class SelfAttention(nn.Module):
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)
         mask, state = self.policy.select(q, k, v, state, grid)
-        out = attention(q, k, v, mask=mask)
+        out = dense_attention(q, k, v, mask=mask)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y, state
 
@@ -53,7 +53,7 @@ class CrossAttention(nn.Module):
         k, v = Linear((width, width), self.dtype, name="kv")(text.states)
         q = RMSNorm(name="q_norm")(_heads(q, self.head_dim))
         k = RMSNorm(name="k_norm")(_heads(k, self.head_dim))
-        out = attention(q, k, _heads(v, self.head_dim), kv_lengths=text.lengths)
+        out = dense_attention(q, k, _heads(v, self.head_dim), kv_lengths=text.lengths)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y
 

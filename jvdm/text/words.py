@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, TokenIds, Tokens
 from jvdm.errors import ShapeError
-from pallas_kernels import attention
+from pallas_kernels import dense_attention
 
 
 class WordEncoder(nn.Module):
@@ -59,7 +59,7 @@ class _EncoderLayer(nn.Module):
             nn.Dense(width, name=name, **dense)(y).reshape(*x.shape[:2], -1, self.head_dim)
             for name in ("q", "k", "v")
         )
-        mixed = attention(q, k, v, kv_lengths=lengths).reshape(x.shape)
+        mixed = dense_attention(q, k, v, kv_lengths=lengths).reshape(x.shape)
         x = x + nn.Dense(width, kernel_init=_small, name="out", **dense)(mixed)
         y = nn.gelu(nn.Dense(4 * width, name="up", **dense)(nn.RMSNorm(name="mlp_norm")(x)))
         return x + nn.Dense(width, kernel_init=_small, name="down", **dense)(y)

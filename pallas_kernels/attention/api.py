@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 Implementation = Literal["xla", "cudnn"]
 
 
-def attention(
+def dense_attention(
     q: Float[Array, "B Q N D"],
     k: Float[Array, "B K N D"],
     v: Float[Array, "B K N D"],
