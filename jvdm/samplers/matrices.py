@@ -168,12 +168,7 @@ def freeze(
                 f"the matrix has {count} latent frames",
                 f"use frames {-count} to {count - 1}",
             )
-    level = steps if level is None else level
-    if not 0 <= level <= steps:
-        raise ConfigError(
-            f"level index {level} was asked for frozen frames",
-            f"the grid has indices 0 (noise) to {steps} (clean)",
-        )
+    level = steps if level is None else _existing(level, steps)
     columns = jnp.asarray([frame % count for frame in frames], jnp.int32)
     return dataclasses.replace(matrix, index=matrix.index.at[:, columns].set(level))
 
@@ -188,9 +183,23 @@ def truncate(matrix: TimestepMatrix, level: int) -> TimestepMatrix:
         matrix: A matrix from noise to clean.
         level: Index of the first level; 0 changes nothing.
 
+    Raises:
+        ConfigError: If the grid has no such level.
+
     Reference: Meng et al., SDEdit, arXiv:2108.01073.
     """
+    level = _existing(level, matrix.num_steps)
     return dataclasses.replace(matrix, index=jnp.maximum(matrix.index, level))
+
+
+def _existing(level: int, steps: int) -> int:
+    if not 0 <= level <= steps:
+        raise ConfigError(
+            f"level index {level} was asked for",
+            f"the grid has indices 0 (noise) to {steps} (clean)",
+            "choose one of these",
+        )
+    return level
 
 
 def pad_rows(matrix: TimestepMatrix, num_rows: int) -> TimestepMatrix:
@@ -338,8 +347,8 @@ _FROZEN_TINT = np.array([96, 170, 160])
 def picture(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height width 3"]:
     """Draws the matrix: rows from top to bottom, frames from left to right.
 
-    Dark cells are noise and light cells clean; frozen columns are green. Frames outside of the
-    window of the step that leads to the next row are dimmed.
+    Dark cells are noise and light cells clean; frozen columns are green. Cells that are in
+    the window neither of the step before nor of the step after their row are dimmed.
 
     Args:
         matrix: The matrix.
@@ -351,10 +360,10 @@ def picture(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height 
     frozen = (level == level[:1]).all(axis=0)
     colors[:, frozen] = (colors[:, frozen] + _FROZEN_TINT) / 2
     frames = np.arange(matrix.latent_frames)[None]
-    start = np.asarray(matrix.start)
-    start = np.append(start, start[-1:] if start.size else 0)[:, None]
+    start = np.asarray(matrix.start)[:, None]
     fed = (frames >= start) & (frames < start + matrix.window)
-    colors = np.where(fed[..., None], colors, colors * 0.5)
+    shown = np.pad(fed, ((0, 1), (0, 0))) | np.pad(fed, ((1, 0), (0, 0)))
+    colors = np.where(shown[..., None], colors, colors * 0.5)
     image = np.kron(colors, np.ones((cell, cell, 1))).round().astype(np.uint8)
     if cell >= 3:
         image[cell - 1 :: cell] = 255

@@ -1,0 +1,58 @@
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.errors import ConfigError
+from jvdm.samplers import linspace_levels, shift_levels
+
+steps = st.sampled_from([1, 2, 3, 16, 50, 200])
+shifts = st.floats(0.1, 20)
+
+
+@hypothesis.given(steps, shifts)
+def test_grids_descend_from_exactly_one_to_exactly_zero(num_steps, shift):
+    levels = shift_levels(linspace_levels(num_steps), shift)
+    assert levels.dtype == jnp.float32 and levels.shape == (num_steps + 1,)
+    assert levels[0] == 1 and levels[-1] == 0
+    assert (np.diff(levels) < 0).all()
+
+
+def test_equal_spacing_and_largest_level():
+    levels = linspace_levels(5, t_max=0.8)
+    np.testing.assert_allclose(np.diff(levels), -0.16, rtol=1e-5)
+    assert levels[0] == np.float32(0.8)
+
+
+@hypothesis.given(steps)
+def test_shift_one_changes_no_bit(num_steps):
+    levels = linspace_levels(num_steps)
+    np.testing.assert_array_equal(shift_levels(levels, 1.0), levels)
+
+
+@hypothesis.given(shifts, shifts)
+def test_shifts_compose_to_their_product(first, second):
+    levels = linspace_levels(20)
+    twice = shift_levels(shift_levels(levels, first), second)
+    np.testing.assert_allclose(twice, shift_levels(levels, first * second), atol=1e-6)
+
+
+@hypothesis.given(shifts)
+def test_shift_scales_the_noise_to_signal_ratio(shift):
+    levels = linspace_levels(10)[1:-1]
+    shifted = shift_levels(levels, shift)
+    ratio = shifted / (1 - shifted) / (levels / (1 - levels))
+    np.testing.assert_allclose(ratio, shift, rtol=1e-4)
+
+
+def test_shift_may_be_traced():
+    levels = linspace_levels(4)
+    traced = jax.jit(shift_levels)(levels, jnp.float32(3.0))
+    np.testing.assert_allclose(traced, shift_levels(levels, 3.0), rtol=1e-6)
+
+
+def test_no_steps_is_refused():
+    with pytest.raises(ConfigError, match="0 denoising steps.*use 1 or more"):
+        linspace_levels(0)
