@@ -89,6 +89,19 @@ def load(path: str | Path) -> Tree:
         WeightsError: If the file is missing, truncated, a git-lfs pointer,
             corrupt, or holds a value that is not finite (named in the error).
     """
+    flat = load_stored(path)
+    for name, array in flat.items():
+        if _is_floating(array):
+            _check_finite(path, name, array)
+    return unflatten(_dequantized(flat))
+
+
+def load_stored(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads the arrays as they are stored: by full name, in their own types, unchecked.
+
+    Raises:
+        WeightsError: If the file is missing, truncated, a git-lfs pointer or corrupt.
+    """
     path = Path(path)
     read_header(path)
     flat: dict[str, np.ndarray] = {}
@@ -97,10 +110,7 @@ def load(path: str | Path) -> Tree:
             flat[name] = np.frombuffer(raw["data"], _DTYPES[raw["dtype"]]).reshape(raw["shape"])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise _corrupt(path, str(error)) from error
-    for name, array in flat.items():
-        if _is_floating(array):
-            _check_finite(path, name, array)
-    return unflatten(_dequantized(flat))
+    return flat
 
 
 def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
