@@ -1,0 +1,1 @@
+"""How generated video is measured: readers, and numbers made from what they read."""
