@@ -1,0 +1,169 @@
+"""The verb `inspect`: which arrays a file or folder holds, and whether they are sound."""
+
+import dataclasses
+import difflib
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jvdm.errors import CheckpointError, WeightsError
+from jvdm.training.checkpoint import read_checkpoint
+from jvdm.weights import safetensors
+from jvdm.weights.folder import MANIFEST, read_manifest
+
+Arrays = Mapping[str, np.ndarray]
+
+CHECKPOINTS = "checkpoints"  # folder of a work directory
+EXPERIMENT = "experiment.json"  # file of a work directory
+SHOWN_DIGITS = 12  # of a sha256, in the table for people
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectOptions:
+    """What to look at."""
+
+    path: Path
+    """Safetensors file, weights folder, checkpoint, or work directory of a training run."""
+    step: int | None = None
+    """Which checkpoint of a run; the newest when left out."""
+
+
+def run(options: InspectOptions) -> dict[str, Any]:
+    """Describes what is at a path.
+
+    Returns:
+        `kind`; `step` and `steps` of a run; `about` (the manifest, or the experiment and the
+        versions); `arrays`, sorted by name, each with `name`, `shape`, `dtype`, `sha256`,
+        `bytes` and `non_finite`; and their `total`. The sha256 is that of the
+        little-endian values in row-major order; random keys count as their key data.
+
+    Raises:
+        WeightsError: If nothing is there, or nothing that jvdm knows, or it is broken.
+        CheckpointError: If a run has no such checkpoint.
+    """
+    path = options.path
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist", fix=_similar(path))
+    if path.is_file():
+        return _describe("safetensors file", path, safetensors.load_stored(path))
+    if (path / MANIFEST).is_file():
+        return _weights_folder(path)
+    if (path / CHECKPOINTS).is_dir() or (path / EXPERIMENT).is_file():
+        return _run("work directory", path, path / CHECKPOINTS, options.step)
+    if _steps(path):
+        return _run("checkpoints", path, path, options.step)
+    if path.absolute().name.isdigit() and _is_checkpoint(path):
+        return _run("checkpoint", path, path.absolute().parent, int(path.absolute().name))
+    raise WeightsError(
+        f"{path} is a folder that jvdm does not know",
+        f"a weights folder holds {MANIFEST}, a work directory {CHECKPOINTS}/, and a checkpoint "
+        "is a folder named by its step",
+        "give one of these, or a .safetensors file",
+    )
+
+
+def text(result: dict[str, Any]) -> str:
+    """Returns the description as a table, one array per line."""
+    total = result["total"]
+    lines = [f"{result['kind']} {result['path']}"]
+    if "step" in result:
+        others = ", ".join(map(str, result["steps"]))
+        lines.append(f"step {result['step']} (checkpoints: {others})")
+    if family := result["about"].get("family"):
+        lines.append(f"family {family}")
+    width = max((len(entry["name"]) for entry in result["arrays"]), default=0)
+    for entry in result["arrays"]:
+        shape = "x".join(map(str, entry["shape"])) or "scalar"
+        bad = f"  {entry['non_finite']} NON-FINITE" if entry["non_finite"] else ""
+        digest = entry["sha256"][:SHOWN_DIGITS]
+        lines.append(f"  {entry['name']:<{width}}  {entry['dtype']:<8}  {shape:<16}  {digest}{bad}")
+    lines.append(
+        f"{total['arrays']} arrays, {total['parameters']:,} values, {total['bytes'] / 1e6:.2f} MB, "
+        f"{total['non_finite']} not finite"
+    )
+    return "\n".join(lines)
+
+
+def _weights_folder(path: Path) -> dict[str, Any]:
+    """Describes all files of a weights folder; names begin with the file's name."""
+    about = dataclasses.asdict(read_manifest(path))
+    arrays: dict[str, np.ndarray] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        stored = safetensors.load_stored(file)
+        arrays |= {f"{file.stem}/{name}": array for name, array in stored.items()}
+    return _describe("weights folder", path, arrays, about)
+
+
+def _run(kind: str, path: Path, checkpoints: Path, step: int | None) -> dict[str, Any]:
+    """Describes one checkpoint of a training run."""
+    steps = _steps(checkpoints)
+    if not steps:
+        raise CheckpointError(
+            f"{path} holds no finished checkpoint",
+            "the run stopped before its first one",
+            "start it again with the same --workdir",
+        )
+    chosen = steps[-1] if step is None else step
+    arrays, meta = read_checkpoint(checkpoints, chosen)
+    about = {name: meta.get(name, {}) for name in ("experiment", "versions")}
+    return _describe(kind, path, arrays, about) | {"step": chosen, "steps": steps}
+
+
+def _describe(
+    kind: str, path: Path, arrays: Arrays, about: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    entries = [_entry(name, np.asarray(array)) for name, array in sorted(arrays.items())]
+    total = {
+        "arrays": len(entries),
+        "parameters": sum(int(np.prod(entry["shape"])) for entry in entries),
+        "bytes": sum(entry["bytes"] for entry in entries),
+        "non_finite": sum(entry["non_finite"] for entry in entries),
+    }
+    result = {"kind": kind, "path": str(path), "about": about or {}}
+    return result | {"arrays": entries, "total": total}
+
+
+def _entry(name: str, array: np.ndarray) -> dict[str, Any]:
+    is_number = array.dtype.kind not in "biu"
+    bad = array.size - int(np.count_nonzero(np.isfinite(array))) if is_number else 0
+    return {
+        "name": name,
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "sha256": hashlib.sha256(_little_endian(array)).hexdigest(),
+        "bytes": array.nbytes,
+        "non_finite": bad,
+    }
+
+
+def _little_endian(array: np.ndarray) -> bytes:
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.byteswap()
+    return array.tobytes()
+
+
+def _steps(folder: Path) -> list[int]:
+    """Returns the steps with a finished checkpoint in `folder`."""
+    if not folder.is_dir():
+        return []
+    children = (child for child in folder.iterdir() if child.name.isdigit())
+    return sorted(int(child.name) for child in children if _is_checkpoint(child))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "state").is_dir() and (folder / "meta").is_dir()
+
+
+def _similar(path: Path) -> str:
+    """Returns advice with the names that are nearest to a path that does not exist."""
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    children: Iterable[str] = (child.name for child in parent.iterdir())
+    missing = path.absolute().relative_to(parent).parts[0]
+    near = difflib.get_close_matches(missing, list(children), n=3)
+    if near:
+        return f"did you mean {' or '.join(str(parent / name) for name in near)}?"
+    return f"{parent} holds nothing of a similar name"
