@@ -136,13 +136,30 @@ def render(
     s, height, width = world.supersample, world.height, world.width
 
     def draw(camera, position, rotation):
-        return shade(camera, position, rotation, shot.scene, (s * height, s * width))
+        hit = _cast(camera, position, rotation, shot.scene, (s * height, s * width))
+        return _light(hit, position, shot.scene)
 
     moving = (shot.camera, shot.trajectory.position, shot.trajectory.rotation)
     if frames is not None:
         moving = jax.tree.map(lambda leaf: leaf[frames], moving)
-    fine = jax.vmap(draw)(*moving)
-    return fine.reshape(-1, height, s, width, s, 3).mean((2, 4))
+    fine = [part.reshape(-1, height, s, width, s) for part in jax.vmap(draw)(*moving)]
+    return jnp.stack(_means(*fine), -1)
+
+
+def _means(*channels: Array) -> tuple[Array, ...]:
+    """Averages the rays of each pixel, all channels in one pass.
+
+    Separate averages, or channels stacked before them, would make XLA cast every
+    ray once per channel.
+    """
+
+    def add(left, right):
+        return tuple(a + b for a, b in zip(left, right, strict=True))
+
+    zeros = tuple(jnp.zeros(()) for _ in channels)
+    sums = jax.lax.reduce(channels, zeros, add, (2, 4))
+    count = channels[0].shape[2] * channels[0].shape[4]
+    return jax.lax.optimization_barrier(tuple(part / count for part in sums))
 
 
 def shade(
@@ -257,10 +274,15 @@ def intersect(start: list, along: list, shape: Array, radius: Array) -> Array:
     return jnp.where(shape == 0, ball, jnp.where(shape == 1, box, can))
 
 
+def _root(square):
+    """Square root with a finite gradient where there is no real one."""
+    return jnp.sqrt(jnp.where(square > 0, square, 1.0))
+
+
 def _ball(start, along, radius):
     a, b = _dot(along, along), _dot(start, along)
     inside = b * b - a * (_dot(start, start) - radius * radius)
-    near = (-b - jnp.sqrt(jnp.maximum(inside, 0.0))) / a
+    near = (-b - _root(inside)) / a
     return jnp.where(inside > 0, near, _NOTHING)
 
 
@@ -279,7 +301,7 @@ def _can(start, along, inverse_y, radius):
     a = along[0] ** 2 + along[2] ** 2
     b = start[0] * along[0] + start[2] * along[2]
     inside = b * b - a * (start[0] ** 2 + start[2] ** 2 - wide)
-    side = (-b - jnp.sqrt(jnp.maximum(inside, 0.0))) / jnp.maximum(a, 1e-9)
+    side = (-b - _root(inside)) / jnp.maximum(a, 1e-9)
     height = start[1] + side * along[1]
     side = jnp.where((inside > 0) & (jnp.abs(height) < radius), side, _NOTHING)
     lid = (jnp.sign(start[1]) * radius - start[1]) * inverse_y
@@ -291,9 +313,11 @@ def _can(start, along, inverse_y, radius):
 def _local_normal(place, shape):
     """Outward normal at `place`, in object coordinates and units of the radius."""
     share = [jnp.abs(place[i]) / _BOX_HALF[i] for i in range(3)]
-    most = jnp.maximum(jnp.maximum(share[0], share[1]), share[2]) - 1e-3
+    x_most = share[0] > jnp.maximum(share[1], share[2])
+    y_most = ~x_most & (share[1] > share[2])
+    most = (x_most, y_most, ~x_most & ~y_most)
     lid = jnp.abs(place[1]) > 0.999
-    box = [jnp.where(share[i] > most, jnp.sign(place[i]), 0.0) for i in range(3)]
+    box = [jnp.where(most[i], jnp.sign(place[i]), 0.0) for i in range(3)]
     can = [jnp.where(lid, 0.0, place[i] / _CAN_RADIUS) for i in range(3)]
     can[1] = jnp.where(lid, jnp.sign(place[1]), 0.0)
     return [
