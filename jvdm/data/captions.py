@@ -37,6 +37,7 @@ class Rule(NamedTuple):
         open_color: See `whole`.
         open_shape: See `whole`.
         verb: That an object's motion is told.
+        speed: That the speed of a told motion is told, where it is clear.
         moving: That a camera that moves is told.
         static: That a camera that stands still is told.
         relation: That a spatial relation is told where one is clear.
@@ -49,6 +50,7 @@ class Rule(NamedTuple):
     open_color: float = 0.0
     open_shape: float = 0.0
     verb: float = 1.0
+    speed: float = 1.0
     moving: float = 1.0
     static: float = 0.0
     relation: float = 0.0
@@ -56,7 +58,9 @@ class Rule(NamedTuple):
 
 
 RULES: dict[Style, Rule] = {
-    "mixed": Rule(0.75, 0.5, 0.5, 0.5, verb=0.96, moving=0.92, static=0.25, relation=0.15),
+    "mixed": Rule(
+        *(0.75, 0.5, 0.5, 0.5), verb=0.96, speed=0.5, moving=0.92, static=0.25, relation=0.15
+    ),
     "full": Rule(),
     "canonical": Rule(first=1.0),
     "appearance": Rule(verb=0.0, moving=0.0),
@@ -90,9 +94,9 @@ def caption_tokens(key: Key, facts: Facts, style: Style = "mixed") -> Int[Array,
     rule = RULES[style]
     num_objects = facts.active.shape[0]
     num_clauses = num_objects + 2
-    draws = jax.random.uniform(key, (12 * num_objects + 3 * num_clauses + 8,))
-    by_object = draws[: 12 * num_objects].reshape(12, num_objects)
-    by_clause = draws[12 * num_objects : -8].reshape(3, num_clauses)
+    draws = jax.random.uniform(key, (13 * num_objects + 3 * num_clauses + 8,))
+    by_object = draws[: 13 * num_objects].reshape(13, num_objects)
+    by_clause = draws[13 * num_objects : -8].reshape(3, num_clauses)
     whole = draws[-8:]
     objects, names = _object_clauses(by_object, facts, rule)
     camera = _camera_clause(whole, facts, rule)
@@ -134,8 +138,8 @@ def _object_clauses(
     noun = _pick(phrases.SHAPE_TABLE, shape_row, draws[7], max(rule.first, 0.4))
     determiner = _pick(phrases.DETERMINER_TABLE, jnp.zeros_like(facts.shape), draws[8], rule.first)
     verb = _pick(phrases.VERB_TABLE, _verb_row(facts), draws[9], rule.first)
-    quick = moved & (facts.verb != _REST) & (facts.verb != _DROP)
-    speed = _pick(phrases.SPEED_TABLE, jnp.where(quick, facts.speed, 0), draws[10], rule.first)
+    timed = moved & (facts.verb != _REST) & (facts.verb != _DROP) & (draws[12] < rule.speed)
+    speed = _pick(phrases.SPEED_TABLE, jnp.where(timed, facts.speed, 0), draws[10], rule.first)
     existence = (~moved & (draws[11] < 0.3))[:, None]  # "there is a red ball"
     there = jnp.where(existence, jnp.array([ID["there"], ID["is"]], jnp.int32)[None], 0)
     ids = jnp.concatenate(
