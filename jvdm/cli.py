@@ -15,7 +15,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,7 +264,7 @@ def _experiment_of(arguments: list[str]) -> "Experiment | None":
     )
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"

@@ -108,7 +108,14 @@ def _run(kind: str, path: Path, checkpoints: Path, step: int | None) -> dict[str
             "start it again with the same --workdir",
         )
     chosen = steps[-1] if step is None else step
-    arrays, meta = read_checkpoint(checkpoints, chosen)
+    try:
+        arrays, meta = read_checkpoint(checkpoints, chosen)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what orbax may raise
+        detail = (str(error).splitlines() or [repr(error)])[0]
+        fix = f"inspect another with --step; there are {steps}"
+        raise CheckpointError(
+            f"checkpoint {chosen} in {checkpoints} is broken", detail, fix
+        ) from error
     about = {name: meta.get(name, {}) for name in ("experiment", "versions")}
     return _describe(kind, path, arrays, about) | {"step": chosen, "steps": steps}
 

@@ -60,7 +60,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python():
     """Runs `python ARGUMENTS` in a fresh process of one CPU device, outside the annotation hook.
 

@@ -1,0 +1,257 @@
+"""The command line: how options reach a verb, and how every kind of ending is reported."""
+
+import dataclasses
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import jvdm
+from jvdm import cli
+from jvdm.errors import ConfigError, Preempted
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayOptions:
+    """How a song is played."""
+
+    song: str = "a song"
+    """What is played."""
+    volume: int = 3
+    """How loud."""
+    mood: Literal["calm", "wild"] = "calm"
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """Adds the verb `play`; tests replace `play.run`."""
+    module = types.ModuleType("jvdm_play")
+    module.__dict__.update(
+        PlayOptions=PlayOptions,
+        run=lambda options: {"song": options.song, "volume": options.volume},
+        text=lambda result: f"played {result['song']} at {result['volume']}",
+    )
+    monkeypatch.setitem(sys.modules, "jvdm_play", module)
+    verb = cli.Verb("jvdm_play", "PlayOptions", ("song",), "play a song", compiles=False)
+    monkeypatch.setitem(cli.VERBS, "play", verb)
+    return module
+
+
+CONFIG = """
+import dataclasses
+from jvdm.configs import nano
+
+def config():
+    return dataclasses.replace(nano.config(), name="mine")
+"""
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Lets `jvdm train` give back what it was asked to do."""
+    calls = []
+
+    def run(options, experiment):
+        calls.append((options, experiment))
+        return {"name": experiment.name}
+
+    monkeypatch.setattr("jvdm.train.run", run)
+    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
+    return calls
+
+
+def test_options_reach_the_verb_and_people_read_text(play, capsys):
+    assert cli.main(["play", "Help!", "--volume", "7"]) == 0
+    assert capsys.readouterr().out == "played Help! at 7\n"
+
+
+def test_json_is_the_result(play, capsys):
+    assert cli.main(["play", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"song": "a song", "volume": 3}
+
+
+def test_help_of_a_verb_lists_its_options_with_their_texts(play, capsys):
+    assert cli.main(["play", "--help"]) == 0
+    out = capsys.readouterr().out
+    for part in ("[SONG]", "--volume INT", "How loud.", "{calm,wild}", "--json"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["play", "--volum", "7"], "--volume"),
+        (["play", "--volume", "loud"], "volume"),
+        (["play", "--mood", "sad"], "calm"),
+        (["plai"], "did you mean play?"),
+        (["zzz"], "known are"),
+        ([], "usage: jvdm"),
+    ],
+)
+def test_wrong_usage_says_what_is_right(play, capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not printed.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("the volume is 12", "11 is the most", "use 11"), 2),
+        (Preempted("asked to stop"), 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_endings_have_exit_codes(play, capsys, error, code):
+    def fail(options):
+        raise error
+
+    play.run = fail
+    assert cli.main(["play"]) == code
+    printed = capsys.readouterr()
+    assert printed.err.startswith("jvdm: ")
+    assert str(error) in printed.err
+    assert not printed.out
+
+
+def test_errors_are_json_too_when_json_is_wanted(play, capsys):
+    def fail(options):
+        raise ConfigError("the volume is 12", "11 is the most", "use 11")
+
+    play.run = fail
+    assert cli.main(["play", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {
+        "kind": "ConfigError",
+        "what": "the volume is 12",
+        "why": "11 is the most",
+        "fix": "use 11",
+    }
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(play):
+    def fail(options):
+        raise ZeroDivisionError
+
+    play.run = fail
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["play"])
+
+
+def test_a_result_that_is_not_ok_exits_1(play, capsys):
+    play.run = lambda options: {"ok": False, "song": "", "volume": 0}
+    assert cli.main(["play"]) == 1
+
+
+def test_help_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in cli.VERBS)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == jvdm.__version__
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_verb_has_help_and_json(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_module_and_console_script_are_the_same_command(run_python):
+    process = run_python("-m", "jvdm", "inspekt")
+    assert process.returncode == 2
+    assert process.stderr == "jvdm: there is no command 'inspekt'; did you mean inspect?; " + (
+        "see jvdm --help\n"
+    )
+
+
+@pytest.mark.parametrize("config", ["nano", "configs/nano.py", "nano.py"])
+def test_shipped_configs_are_found_anywhere(trained, monkeypatch, tmp_path, config):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", config]) == 0
+    [(options, experiment)] = trained
+    assert experiment.name == "nano"
+    assert options.config == config
+
+
+def test_a_config_file_of_the_user_is_loaded(trained, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG)
+    arguments = ["train", str(path), "--workdir", "w", "--resume", "never", "--num-steps", "7"]
+    assert cli.main(arguments) == 0
+    [(options, experiment)] = trained
+    assert (experiment.name, experiment.num_steps) == ("mine", 7)
+    assert (options.workdir, options.resume) == (Path("w"), "never")
+
+
+def test_a_path_in_configs_and_its_name_are_one_module(root):
+    by_path = cli.load_experiment(str(root / "configs" / "nano.py"))
+    by_name = cli.load_experiment("nano")
+    assert type(by_path) is type(by_name)
+    assert by_path == by_name
+
+
+def test_nested_fields_are_overridden_and_nothing_else(trained):
+    unchanged: Any = cli.load_experiment("nano")
+    cli.main(
+        ["train", "nano", "--optimizer.learning-rate", "3e-4", "--objective.model.width", "64"]
+    )
+    [(_, experiment)] = trained
+    assert experiment.optimizer.learning_rate == 3e-4
+    assert experiment.objective.model.width == 64
+    back = dataclasses.replace(
+        experiment,
+        optimizer=unchanged.optimizer,
+        objective=dataclasses.replace(experiment.objective, model=unchanged.objective.model),
+    )
+    assert back == unchanged
+
+
+def test_flags_may_come_before_the_config(trained):
+    cli.main(["train", "--num-steps", "3", "nano"])
+    assert trained[0][1].num_steps == 3
+
+
+def test_help_with_a_config_lists_the_fields_of_its_experiment(capsys):
+    assert cli.main(["train", "nano", "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--workdir", "--num-steps", "--optimizer.learning-rate", "--objective.model"):
+        assert flag in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "shipped are"),
+        (["nanno"], "did you mean nano"),
+        (["nano", "--num-stps", "3"], "--num-steps"),
+        (["nano", "--optimizer.learning-rat", "3"], "--optimizer.learning-rate"),
+        (["nano", "--num-steps", "many"], "num-steps"),
+    ],
+)
+def test_wrong_configs_and_fields_name_the_right_ones(trained, capsys, arguments, message):
+    assert cli.main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not trained
+
+
+def test_a_file_without_config_is_refused(tmp_path, capsys):
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    assert cli.main(["train", str(path)]) == 2
+    assert "has no function config()" in capsys.readouterr().err
+
+
+def test_options_and_experiment_share_no_field():
+    from jvdm.experiment import Experiment
+    from jvdm.train import TrainOptions
+
+    names = [
+        field.name for kind in (Experiment, TrainOptions) for field in dataclasses.fields(kind)
+    ]
+    assert len(set(names)) == len(names)
