@@ -18,6 +18,7 @@ import numpy as np
 
 from jvdm.arrays import PyTree
 from jvdm.errors import CheckpointError
+from jvdm.training import inventory
 
 Description = dict[str, Any]
 """An experiment as JSON data."""
@@ -92,22 +93,19 @@ class Checkpoints:
             data: What the data source wants to keep.
             about: `experiment` and `versions`, JSON data.
         """
-        arrays = _named_arrays(state)
+        arrays = inventory.plain_arrays(state)
         meta = {
             **about,
             "data": base64.b64encode(data).decode(),
-            "arrays": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in arrays.items()},
-            "keys": {
-                name: jax.random.key_impl(leaf)
-                for name, leaf in _names(state).items()
-                if _is_key(leaf)
-            },
+            "arrays": inventory.shapes(arrays),
+            "checksums": inventory.checksums(arrays),
+            "keys": inventory.key_kinds(state),
         }
         if jax.default_backend() == "cpu":
             # On the CPU a host copy may share the buffer, which the next step overwrites.
             arrays = jax.block_until_ready(jax.tree.map(jnp.copy, arrays))
         items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(_nest(arrays)),
+            state=self._ocp.args.StandardSave(inventory.nest(arrays)),
             meta=self._ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items, force=True)
@@ -153,12 +151,13 @@ class Checkpoints:
             _check_same_arrays(step, meta["arrays"], like)
             try:
                 arrays = self._read_arrays(step, like)
+                inventory.check_checksums(meta["checksums"], arrays)
             except _UNREADABLE as error:
                 self._set_aside(step, error, strict)
                 continue
             for name, kind in meta["keys"].items():
                 arrays[name] = jax.random.wrap_key_data(arrays[name], impl=kind)
-            leaves = [arrays[name] for name in _names(like)]
+            leaves = [arrays[name] for name in inventory.by_name(like)]
             state = jax.tree.unflatten(jax.tree.structure(like), leaves)
             return Restored(step, state, base64.b64decode(meta["data"]))
         if strict or steps:
@@ -175,9 +174,11 @@ class Checkpoints:
         return self._manager.restore(step, args=items)["meta"]
 
     def _read_arrays(self, step: int, like: PyTree) -> dict[str, jax.Array]:
-        template = {name: _without_key(leaf) for name, leaf in _names(like).items()}
-        items = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(_nest(template)))
-        return _names(self._manager.restore(step, args=items)["state"])
+        template = inventory.plain_shapes(like)
+        items = self._ocp.args.Composite(
+            state=self._ocp.args.StandardRestore(inventory.nest(template))
+        )
+        return inventory.by_name(self._manager.restore(step, args=items)["state"])
 
     def _set_aside(self, step: int, error: Exception, strict: bool) -> None:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -204,7 +205,7 @@ def read_checkpoint(
         step: Which step; the newest when None.
 
     Raises:
-        CheckpointError: If there is no such checkpoint.
+        CheckpointError: If there is no such checkpoint or it cannot be read.
     """
     import orbax.checkpoint as ocp
 
@@ -219,10 +220,17 @@ def read_checkpoint(
         name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
         for name, (shape, dtype) in meta["arrays"].items()
     }
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _nest(like))
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), inventory.nest(like)
+    )
     handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    options = ocp.args.PyTreeRestore(item=_nest(like), restore_args=as_numpy)
-    return _names(handler.restore(root / "state", args=options)), meta
+    options = ocp.args.PyTreeRestore(item=inventory.nest(like), restore_args=as_numpy)
+    try:
+        arrays = inventory.by_name(handler.restore(root / "state", args=options))
+        inventory.check_checksums(meta["checksums"], arrays)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {step} in {folder} cannot be read", str(error)) from None
+    return arrays, meta
 
 
 def _unfinished(folder: Path) -> tuple[str, ...]:
@@ -231,76 +239,19 @@ def _unfinished(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(child.name for child in folder.iterdir() if _TEMPORARY in child.name))
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _names(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _named_arrays(tree: PyTree) -> dict[str, jax.Array]:
-    return {
-        name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        for name, leaf in _names(tree).items()
-    }
-
-
-def _without_key(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    if not _is_key(leaf):
-        return leaf
-    data = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
-
-
-def _nest(named: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else key)
-    return flat
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    missing = "absent"
-    return [
-        f"{name}: {old.get(name, missing)} in the checkpoint, {new.get(name, missing)} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, missing) != new.get(name, missing)
-    ]
-
-
 def _check_same_experiment(step: int, old: Description, new: Description) -> None:
-    both = ({k: v for k, v in side.items() if k not in FREE_FIELDS} for side in (old, new))
-    _raise_if_different(f"checkpoint {step} is of another experiment", *map(_flat, both))
+    old, new = ({k: v for k, v in side.items() if k not in FREE_FIELDS} for side in (old, new))
+    different = inventory.differences(inventory.flatten(old), inventory.flatten(new))
+    _raise_if_any(different, f"checkpoint {step} is of another experiment")
 
 
-def _check_same_arrays(step: int, old: dict[str, Any], like: PyTree) -> None:
-    new = {name: _without_key(leaf) for name, leaf in _names(like).items()}
-    shapes = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in new.items()}
-    stored = {name: f"{dtype}{list(shape)}" for name, (shape, dtype) in old.items()}
-    _raise_if_different(f"checkpoint {step} holds other arrays", stored, shapes)
+def _check_same_arrays(step: int, stored: dict[str, Any], like: PyTree) -> None:
+    old = {name: f"{dtype}{shape}" for name, (shape, dtype) in stored.items()}
+    new = {name: f"{dtype}{shape}" for name, (shape, dtype) in inventory.shapes(like).items()}
+    _raise_if_any(inventory.differences(old, new), f"checkpoint {step} holds other arrays")
 
 
-def _raise_if_different(what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    differences = _differences(old, new)
+def _raise_if_any(differences: list[str], what: str) -> None:
     if not differences:
         return
     shown = "; ".join(differences[:10])

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -26,6 +27,8 @@ class Line:
 
     width: int = 16
     sheet_seconds: float = 0.0
+    trace_seconds: float = 0.0
+    """How long the compilation takes at least."""
 
     def init(self, key):
         first, second = jax.random.split(key)
@@ -35,6 +38,7 @@ class Line:
         }
 
     def loss(self, params, batch, key):
+        time.sleep(self.trace_seconds)
         noisy = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
         hidden = jnp.tanh(noisy @ params["layers_0"]["kernel"])
         error = (hidden @ params["head"]["kernel"])[:, 0] - batch["y"]
@@ -78,8 +82,8 @@ class HostLines:
     step_seconds: float = 0.0
 
     def start(self, position, saved, mesh):
-        counter = Counter(int(saved) if saved else 0)
-        return HostBatch(*self._batch(0, mesh), counter, mesh)
+        x, y = self._batch(0, mesh)
+        return HostBatch(x, y, Counter(int(saved) if saved else 0), mesh)
 
     def _batch(self, turn, mesh):
         x = np.random.default_rng(turn).normal(size=(self.batch_size, 4)).astype(np.float32)
@@ -121,7 +125,7 @@ if __name__ == "__main__":
     from jvdm.train import train
 
     given = dict(argument.split("=") for argument in sys.argv[2:])
-    resume = given.pop("resume", "auto")
+    resume: Any = given.pop("resume", "auto")
     values = {name: ast.literal_eval(value) for name, value in given.items()}
     try:
         print(json.dumps(train(experiment(**values), sys.argv[1], resume=resume)))

@@ -1,0 +1,131 @@
+"""The training loop in one process: what it writes, refuses and survives."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jvdm.errors import CheckpointError, ConfigError, NumericsError
+from jvdm.parallel.mesh import data_mesh
+from jvdm.train import text, train
+from jvdm.training.checkpoint import read_checkpoint
+from tests.training import toy
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(toy.experiment(), workdir)
+
+
+def test_a_run_learns_and_leaves_everything(finished):
+    workdir, result = finished
+    assert result["step"] == 40 and result["resumed_from"] == 0
+    assert [line["step"] for line in lines(workdir)] == list(range(5, 41, 5))
+    assert lines(workdir)[-1]["loss"] < 0.8 * lines(workdir)[0]["loss"]
+    assert json.loads((workdir / "experiment.json").read_text())["name"] == "toy"
+    assert json.loads((workdir / "heartbeat.json").read_text())["phase"] == "done"
+    assert sorted(path.name for path in (workdir / "samples").iterdir()) == [
+        "step_20.png",
+        "step_40.png",
+    ]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["30", "40"]
+    exported = np.load(workdir / "weights" / "head.npy")
+    arrays, meta = read_checkpoint(workdir / "checkpoints")
+    np.testing.assert_array_equal(exported, arrays["ema/head/kernel"])
+    assert meta["versions"]["jax"] == jax.__version__
+    assert "clips_per_second" in text(result)
+
+
+def test_a_finished_run_is_only_exported_again(finished):
+    workdir, _ = finished
+    (workdir / "weights" / "head.npy").unlink()
+    result = train(toy.experiment(), workdir)
+    assert result["resumed_from"] == 40 and (workdir / "weights" / "head.npy").exists()
+
+
+def test_resume_must_needs_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        train(toy.experiment(), tmp_path, resume="must")
+
+
+def test_resume_never_overwrites_nothing(finished):
+    with pytest.raises(CheckpointError, match=r"steps \[30, 40\]"):
+        train(toy.experiment(), finished[0], resume="never")
+
+
+def test_another_experiment_is_named(finished):
+    with pytest.raises(CheckpointError) as caught:
+        train(toy.experiment(seed=7, width=32), finished[0])
+    assert "objective.width: 16 in the checkpoint, 32 now" in str(caught.value)
+    assert "seed: 0 in the checkpoint, 7 now" in str(caught.value)
+
+
+def test_another_tree_is_named(finished, monkeypatch):
+    init = toy.Line.init
+    monkeypatch.setattr(toy.Line, "init", lambda self, key: {**init(self, key), "extra": key_one()})
+    with pytest.raises(CheckpointError, match="params/extra: absent in the checkpoint"):
+        train(toy.experiment(), finished[0])
+
+
+def key_one():
+    return jax.numpy.ones((2,))
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        train(toy.experiment(), tmp_path / "file")
+
+
+def test_non_finite_steps_are_skipped_and_counted(tmp_path):
+    train(toy.experiment(bad_from=12, bad_until=15), tmp_path)
+    by_step = {line["step"]: line for line in lines(tmp_path)}
+    assert by_step[10]["skipped"] == 0 and by_step[40]["skipped"] == 3
+    assert by_step[15]["skipped_in_row"] == 3 and by_step[40]["skipped_in_row"] == 0
+    arrays, _ = read_checkpoint(tmp_path / "checkpoints")
+    assert all(np.isfinite(value).all() for value in arrays.values())
+    assert by_step[15]["loss"] is not None  # the mean of the finite steps
+
+
+def test_too_many_in_a_row_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
+    with pytest.raises(NumericsError, match="9 steps in a row"):
+        train(toy.experiment(bad_from=11, max_skipped=6), tmp_path)
+    arrays, _ = read_checkpoint(tmp_path / "checkpoints")
+    assert arrays["step"] == 10 and np.isfinite(arrays["params/head/kernel"]).all()
+    assert lines(tmp_path)[-1]["loss"] is None
+
+
+def test_metrics_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
+    train(toy.experiment(num_steps=20), tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "loss": 1.0}\n{"step": 30, "lo')
+    train(toy.experiment(num_steps=40), tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(5, 41, 5))
+
+
+def test_a_checkpoint_of_one_device_continues_on_four(tmp_path):
+    experiment = toy.experiment(num_steps=20)
+    train(experiment, tmp_path / "mixed", mesh=data_mesh(1))
+    longer = dataclasses.replace(experiment, num_steps=40)
+    train(longer, tmp_path / "mixed", mesh=data_mesh(4))
+    train(experiment, tmp_path / "one", mesh=data_mesh(1))
+    train(longer, tmp_path / "one", mesh=data_mesh(1))
+    mixed, _ = read_checkpoint(tmp_path / "mixed" / "checkpoints")
+    one, _ = read_checkpoint(tmp_path / "one" / "checkpoints")
+    for name, value in one.items():
+        np.testing.assert_allclose(mixed[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_the_step_is_traced_once(tmp_path, monkeypatch):
+    traced = []
+    loss = toy.Line.loss
+    monkeypatch.setattr(toy.Line, "loss", lambda *given: (traced.append(1), loss(*given))[1])
+    train(toy.experiment(num_steps=20), tmp_path)
+    assert len(traced) == 1
