@@ -1,0 +1,207 @@
+"""Training of the reader that judges generated clips; its scenes have their own seeds."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jvdm.arrays import Array, Frames, Int, Key, PyTree
+from jvdm.data.clips import WorldClip, clips
+from jvdm.data.world import Facts, World
+from jvdm.models.reader import (
+    NUM_FRAMES,
+    Reader,
+    Reading,
+    answers_for,
+    attributes_right,
+    describe,
+    present_colors,
+    shrink,
+)
+from jvdm.parallel.mesh import constrain_batch
+from jvdm.training.latent_space import LatentSpace, load_latent_space
+from jvdm.training.packaging import Packaging, write_package
+from jvdm.training.showing import write_rows
+from jvdm.vae.video_vae import VideoVAE
+
+HELD_OUT_BATCH = 64
+_BLUR, _NOISE = 1.0, 0.06  # Strongest augmentation: a 2 x 2 mean, standard deviation.
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipReading:
+    """Frames to facts; batches are `WorldClip`s of nine frames (`ReaderClips`)."""
+
+    reader: Reader
+    world: World
+    """World of the held-out clips; its stride gives nine frames."""
+    packaging: Packaging
+    held_out: int = 512
+    """Clips of split `reader_val` whose accuracy is printed at the end."""
+
+    def init(self, key: Key) -> PyTree:
+        """Returns fresh parameters."""
+        return self.reader.init(key, jnp.zeros((1, NUM_FRAMES, 64, 64, 3)))["params"]
+
+    def loss(self, params: PyTree, batch: WorldClip, key: Key) -> tuple[Array, dict[str, Array]]:
+        """Returns the sum of the cross-entropies of all answers, on degraded frames."""
+        frames = degrade(shrink(batch.video), key)
+        reading = self.reader.bind({"params": params})(frames)
+        terms = cross_entropies(reading, batch.facts)
+        right = attributes_right(reading, batch.facts)
+        shares = {
+            f"{name}_accuracy": (ok * on).sum() / on.sum() for name, (ok, on) in right.items()
+        }
+        return jnp.asarray(sum(terms.values())) + 2.0 * terms["present"], {**terms, **shares}
+
+    def flops_per_step(self, batch_size: int) -> float:
+        """Returns three forward passes, as XLA counts one clip."""
+        frames = jax.ShapeDtypeStruct((1, NUM_FRAMES, 64, 64, 3), jnp.float32)
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        forward = jax.jit(lambda p, x: self.reader.apply({"params": p}, x))
+        cost = forward.lower(params, frames).cost_analysis()
+        return 3.0 * batch_size * float((cost or {}).get("flops", 0.0))
+
+    def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
+        """Writes held-out clips with what was read of them."""
+        clip = self._held_out(0, 8)
+        reading = jax.jit(lambda p, x: self.reader.bind({"params": p})(x))(params, clip.video)
+        lines = [describe(jax.tree.map(lambda x, n=n: np.asarray(x)[n], reading)) for n in range(8)]
+        write_rows(path, np.asarray(clip.video), lines)
+
+    def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
+        """Writes `reader.safetensors` and prints the accuracy on held-out true clips."""
+
+        @jax.jit
+        def judge(params, clip):
+            reading = self.reader.bind({"params": params})(clip.video)
+            right = attributes_right(reading, clip.facts)
+            return {name: (jnp.sum(ok * on), jnp.sum(on)) for name, (ok, on) in right.items()}
+
+        starts = range(0, self.held_out, HELD_OUT_BATCH)
+        parts = [judge(params, self._held_out(start, HELD_OUT_BATCH)) for start in starts]
+        sums = jax.tree.map(lambda *leaves: float(np.sum(leaves)), *parts)
+        shares = {name: round(ok / max(on, 1.0), 4) for name, (ok, on) in sums.items()}
+        print("held-out accuracy:", shares)
+        files, modules = {"reader": params}, {"reader": self.reader}
+        write_package(folder, self.packaging, files, modules)
+
+    def _held_out(self, start: int, count: int) -> WorldClip:
+        stride = (self.world.num_frames - 1) // (NUM_FRAMES - 1)
+
+        def make(index):
+            clip = clips(self.world, "reader_val", index, stride=stride, held_out="any")
+            return clip._replace(video=shrink(clip.video))
+
+        return jax.jit(make)(start + jnp.arange(count))
+
+
+def degrade(frames: Frames, key: Key) -> Frames:
+    """Blurs each clip by a random share of a 2 x 2 mean and adds noise of random strength."""
+    keys = jax.random.split(key, 3)
+    per_clip = (frames.shape[0], 1, 1, 1, 1)
+    down = (frames + jnp.roll(frames, 1, 2)) / 2
+    blurred = (down + jnp.roll(down, 1, 3)) / 2
+    share = _BLUR * jax.random.uniform(keys[0], per_clip)
+    strength = _NOISE * jax.random.uniform(keys[1], per_clip)
+    noise = jax.random.normal(keys[2], frames.shape)
+    return jnp.clip(frames + share * (blurred - frames) + strength * noise, 0.0, 1.0)
+
+
+def cross_entropies(reading: Reading, facts: Facts) -> dict[str, Array]:
+    """Mean cross-entropy of every answer; those about objects count active slots alone."""
+    present = present_colors(facts)
+    logit = reading.present
+    active = facts.active.astype(jnp.float32)
+    terms = {
+        "present": (jax.nn.softplus(logit) - present * logit).mean(),
+        "camera": -_log_chance(reading.camera, facts.camera).mean(),
+    }
+    for name in ("shape", "size", "verb", "speed"):
+        logits = answers_for(getattr(reading, name), facts.color)
+        chance = _log_chance(logits, getattr(facts, name))
+        terms[name] = -(chance * active).sum() / active.sum()
+    return terms
+
+
+def _log_chance(logits: Array, label: Array) -> Array:
+    chances = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(chances, label[..., None], -1)[..., 0]
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class ReaderData:
+    """The devices, and the autoencoder whose artefacts the reader must bear, if any."""
+
+    space: LatentSpace | None
+    mesh: Mesh = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderClips:
+    """Source of nine-frame clips of split `reader`, a share of them as the VAE shows them.
+
+    Reconstructions need every pixel of every frame and cost twenty times a plain clip:
+    with a small share of them the reader still trains at thousands of clips per second.
+    """
+
+    world: World
+    """128 x 128 for reconstructions; else 64 x 64 is enough."""
+    vae: VideoVAE | None = None
+    vae_weights: Path | None = None
+    """Weights folder of the autoencoder; needed with `vae`."""
+    reconstructed: float = 1 / 16
+    """Share of each batch, when there is an autoencoder."""
+
+    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> ReaderData:
+        """Loads the autoencoder."""
+        if self.vae is None or self.vae_weights is None:
+            return ReaderData(None, mesh)
+        replicated = NamedSharding(mesh, PartitionSpec())
+        return ReaderData(jax.device_put(load_latent_space(self.vae_weights), replicated), mesh)
+
+    def feed(self, data: ReaderData) -> ReaderData:
+        """Nothing to do on the host."""
+        return data
+
+    def saved(self, data: ReaderData) -> bytes:
+        """Batches follow from the step."""
+        return b""
+
+    def draw(
+        self, data: ReaderData, step: Int[Array, ""], batch_size: int
+    ) -> tuple[WorldClip, ReaderData]:
+        """Renders the clips of `step`, held-out pairs among them: the reader must know all."""
+        stride = (self.world.num_frames - 1) // (NUM_FRAMES - 1)
+        coded = 0 if data.space is None else round(self.reconstructed * batch_size)
+        first = step * batch_size
+        plain = clips(
+            dataclasses.replace(self.world, height=64, width=64),
+            "reader",
+            constrain_batch(first + coded + jnp.arange(batch_size - coded), data.mesh),
+            stride=stride,
+            held_out="any",
+        )
+        if coded:
+            whole = clips(self.world, "reader", first + jnp.arange(coded), held_out="any")
+            plain = self._join(self._reconstruct(data, whole, stride), plain)
+        return constrain_batch(plain, data.mesh), data
+
+    def _reconstruct(self, data: ReaderData, clip: WorldClip, stride: int) -> WorldClip:
+        assert self.vae is not None and data.space is not None
+        video = self.vae.bind({"params": data.space.params})(clip.video)
+        facts = clip.facts
+        facts = facts._replace(
+            position=facts.position[:, ::stride], velocity=facts.velocity[:, ::stride]
+        )
+        return clip._replace(video=shrink(jnp.clip(video, 0.0, 1.0)), facts=facts)
+
+    @staticmethod
+    def _join(one: WorldClip, other: WorldClip) -> WorldClip:
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
