@@ -18,7 +18,7 @@ from jvdm.data.phrases import PhraseTable
 from jvdm.data.vocabulary import ID, MAX_TOKENS, NULL, WORDS, sentence
 from jvdm.data.world import RADII, SHAPES, VERBS, Facts
 
-Style = Literal["mixed", "full", "canonical", "appearance", "motion"]
+Style = Literal["mixed", "full", "placed", "canonical", "appearance", "motion"]
 """What a caption says; see `RULES`."""
 
 _REST, _DROP = VERBS.index("rests"), VERBS.index("drops")
@@ -62,12 +62,13 @@ RULES: dict[Style, Rule] = {
         *(0.75, 0.5, 0.5, 0.5), verb=0.96, speed=0.5, moving=0.92, static=0.25, relation=0.15
     ),
     "full": Rule(),
+    "placed": Rule(relation=1.0),
     "canonical": Rule(first=1.0),
     "appearance": Rule(verb=0.0, moving=0.0),
     "motion": Rule(0.0, 1.0, 1.0, 0.0),
 }
 """mixed: for training; full: all attributes and a moving camera, free wording;
-canonical: the same in fixed order and words; appearance: objects without
+placed: that and a relation; canonical: the same in fixed order and words; appearance: objects without
 motion; motion: shapes and motion alone."""
 
 
