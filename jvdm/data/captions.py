@@ -68,8 +68,8 @@ RULES: dict[Style, Rule] = {
     "motion": Rule(0.0, 1.0, 1.0, 0.0),
 }
 """mixed: for training; full: all attributes and a moving camera, free wording;
-placed: that and a relation; canonical: the same in fixed order and words; appearance: objects without
-motion; motion: shapes and motion alone."""
+placed: that and a relation; canonical: as full, in fixed order and words;
+appearance: objects without motion; motion: shapes and motion alone."""
 
 
 class _Clauses(NamedTuple):

@@ -66,7 +66,7 @@ def count_right(tracks: Tracks, active: Bool[Array, "B K"]) -> Bool[Array, " B"]
     return ~(double | gone.any(-1) | come.any(-1) | _never_seen(tracks, active) | _stray(tracks))
 
 
-def permanence(tracks: Tracks, active: Bool[Array, "B K"]) -> Permanence:
+def permanence(tracks: Tracks, active: Bool[Array, "B K"], fps: float = 12.0) -> Permanence:
     """Looks for objects that are lost, created, moved or resized without a cause.
 
     A second piece that is there in all frames is an error of count, not of permanence.
@@ -80,10 +80,10 @@ def permanence(tracks: Tracks, active: Bool[Array, "B K"]) -> Permanence:
     hindered = _hindered(tracks)
     hindered = hindered[:, 1:] | hindered[:, :-1]
     step = jnp.linalg.norm(tracks.center[:, 1:] - tracks.center[:, :-1], axis=-1)
-    far = step > jnp.where(hindered, _MAX_STEP_OCCLUDED, _MAX_STEP)
+    far = step * (fps / 12.0) > jnp.where(hindered, _MAX_STEP_OCCLUDED, _MAX_STEP)
     area = jnp.maximum(tracks.area, 1.0)
     ratio = jnp.abs(jnp.log(area[:, 1:] / area[:, :-1]))
-    sudden = ~hindered & (ratio > jnp.log(_MAX_AREA_RATIO))
+    sudden = ~hindered & (ratio * (fps / 12.0) > jnp.log(_MAX_AREA_RATIO))
     stray = tracks.stray > _STRAY_AREA
     return Permanence(
         lost=gone.any(-1) | _never_seen(tracks, active),

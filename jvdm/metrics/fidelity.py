@@ -1,0 +1,58 @@
+"""How close frames are to the true ones: PSNR and SSIM per clip."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jvdm.arrays import Array, Float, Frames
+
+BEST_PSNR = 100.0
+"""PSNR in dB of equal frames; keeps means finite."""
+
+_OBJECT_CHROMA = 0.15  # ground and sky are grey or pale: below this
+
+
+def psnr(frames: Frames, truth: Frames) -> Float[Array, " B"]:
+    """Peak signal-to-noise ratio of each clip in dB, for values in 0..1."""
+    return _decibels(((frames - truth) ** 2).mean((1, 2, 3, 4)))
+
+
+def object_psnr(frames: Frames, truth: Frames) -> Float[Array, " B"]:
+    """PSNR over the pixels that are coloured in the true clip: those of objects."""
+    chroma = jnp.abs(truth - truth.mean(-1, keepdims=True)).max(-1)
+    weight = (chroma > _OBJECT_CHROMA).astype(jnp.float32)
+    error = ((frames - truth) ** 2).mean(-1)
+    total = (error * weight).sum((1, 2, 3))
+    return _decibels(total / jnp.maximum(weight.sum((1, 2, 3)), 1.0))
+
+
+def ssim(frames: Frames, truth: Frames) -> Float[Array, " B"]:
+    """Mean structural similarity of each clip, over frames, channels and positions.
+
+    Gaussian window of 11 pixels and standard deviation 1.5, constants .01 and .03, only
+    positions where the window lies inside the frame (Wang et al. 2004,
+    doi:10.1109/TIP.2003.819861).
+    """
+    mean_x, mean_y = _window(frames), _window(truth)
+    var_x = _window(frames * frames) - mean_x**2
+    var_y = _window(truth * truth) - mean_y**2
+    cross = _window(frames * truth) - mean_x * mean_y
+    light, contrast = 0.01**2, 0.03**2
+    top = (2 * mean_x * mean_y + light) * (2 * cross + contrast)
+    bottom = (mean_x**2 + mean_y**2 + light) * (var_x + var_y + contrast)
+    return (top / bottom).mean((1, 2, 3, 4))
+
+
+def _decibels(square_error: Array) -> Array:
+    return -10.0 * jnp.log10(jnp.maximum(square_error, 10.0 ** (-BEST_PSNR / 10)))
+
+
+def _window(x: Frames) -> Array:
+    """Gaussian mean around every position, valid positions only."""
+    offset = jnp.arange(-5, 6, dtype=jnp.float32)
+    weight = jnp.exp(-(offset**2) / (2 * 1.5**2))
+    weight = weight / weight.sum()
+    for axis in (2, 3):
+        size = x.shape[axis] - 10
+        parts = (lax.slice_in_dim(x, start, start + size, axis=axis) for start in range(11))
+        x = jnp.asarray(sum(w * part for w, part in zip(weight, parts, strict=True)))
+    return x
