@@ -68,7 +68,7 @@ RULES: dict[Style, Rule] = {
     "motion": Rule(0.0, 1.0, 1.0, 0.0),
 }
 """mixed: for training; full: all attributes and a moving camera, free wording;
-placed: that and a relation; canonical: as full, in fixed order and words;
+placed: that and a relation; canonical: the same as full in fixed order and words;
 appearance: objects without motion; motion: shapes and motion alone."""
 
 
@@ -162,6 +162,8 @@ def _verb_row(facts: Facts) -> Int[Array, " K"]:
     # A frame rarely shows the contact itself: rising again near the ground proves it.
     landed = (lowest < 0.05) | ((rise > 0.02) & (lowest < 0.3))
     fall = jnp.where(landed, jnp.where(rise > 0.12, 2, 1), 0)
+    loss = jnp.max(jax.lax.cummax(height, axis=0) - height, axis=0)
+    fall = jnp.where(rise > loss, 3, fall)  # Only in a part of a clip: after the impact.
     plain = facts.verb * len(SHAPES) + facts.shape
     return jnp.where(facts.verb == _DROP, len(VERBS) * len(SHAPES) + fall, plain)
 

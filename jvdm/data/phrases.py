@@ -40,20 +40,19 @@ SPEED_WORDS = (
     ("_ _ fast", "_ _ quickly", "_ quickly _", "_ _ rapidly", "_ rapidly _", "_ swiftly _")
     + ("_ _ swiftly", "fast _ _"),
 )
-SPEEDS = ("unstated", "slow", "fast")
-
 _GAIT = {"ball": ("rolls",), "box": ("slides", "glides"), "can": ("slides", "glides")}
 
 # Phrases for a fall depend on what is seen of it.
-FALLS = ("in the air", "landed", "bounced")
+FALLS = ("in the air", "landed", "bounced", "rising")
 _FALLING = ("drops", "falls", "drops down", "falls down", "plunges", "plummets")
 _LANDING = tuple(
     f"{verb} to the {end}" for verb in ("falls", "drops") for end in ("ground", "floor")
 )
-_FALL_PHRASES = {
+FALL_PHRASES = {
     "in the air": _FALLING,
     "landed": _FALLING + _LANDING,
     "bounced": _FALLING + _LANDING + ("bounces", "bounces", "rebounds"),
+    "rising": ("bounces", "rebounds"),
 }
 
 
@@ -89,7 +88,7 @@ def verb_phrases(verb: str, shape: str) -> tuple[str, ...]:
     if verb == "moves away":
         return _away(gaits)
     if verb == "drops":
-        return _FALL_PHRASES["in the air"]
+        return FALL_PHRASES["in the air"]
     if verb == "wanders":
         own = [f"{gait} around" for gait in gaits]
         moves = ("moves around", "moves about", "drifts around", "drifts about")
@@ -192,6 +191,6 @@ OPENER_TABLE = phrase_table([OPENERS], width=JOINT_TABLE.ids.shape[-1])
 
 VERB_TABLE = phrase_table(
     [verb_phrases(verb, shape) for verb in VERBS for shape in SHAPES]
-    + [_FALL_PHRASES[fall] for fall in FALLS]
+    + [FALL_PHRASES[fall] for fall in FALLS]
 )
 """Row `verb * len(SHAPES) + shape`; then one row for each of `FALLS`."""
