@@ -26,13 +26,13 @@ def mixture_denoiser(process: Process):
 
     def denoise(x, t, carry):
         alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
-        densities, weighted = 0.0, 0.0
+        densities, weighted = jnp.zeros_like(x), jnp.zeros_like(x)
         for share, mean, std in zip(SHARES, MEANS, STDS, strict=True):
             variance = (alpha * std) ** 2 + sigma**2
             offset = x - alpha * mean
             density = share * jnp.exp(-0.5 * offset**2 / variance) / jnp.sqrt(variance)
-            densities += density
-            weighted += density * (mean + alpha * std**2 / variance * offset)
+            densities = densities + density
+            weighted = weighted + density * (mean + alpha * std**2 / variance * offset)
         x0 = weighted / densities
         eps = (x - alpha * x0) / jnp.where(sigma == 0, 1.0, sigma)
         return Denoised(x0, eps), carry

@@ -117,9 +117,7 @@ def test_conversions_round_trip(process, kind, t, seed):
     # Dividing by alpha or sigma magnifies rounding by at most 1 / 0.02.
     np.testing.assert_allclose(x0_again, x0, atol=1e-4)
     np.testing.assert_allclose(eps_again, eps, atol=1e-4)
-    np.testing.assert_allclose(
-        from_x0_eps(process, kind, x0_again, eps_again, t), said, atol=4e-4
-    )
+    np.testing.assert_allclose(from_x0_eps(process, kind, x0_again, eps_again, t), said, atol=4e-4)
 
 
 @each_process

@@ -1,0 +1,412 @@
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.errors import NumericsError
+from jvdm.samplers import (
+    Address,
+    Euler,
+    Heun,
+    advance,
+    classifier_free,
+    cost,
+    freeze,
+    from_index,
+    initial_noise,
+    lag_matrix,
+    linspace_levels,
+    pad_rows,
+    raise_non_finite,
+    rectified_flow,
+    run_rows,
+    sample,
+    shift_levels,
+    start,
+    synchronous,
+    times,
+    validate,
+    vp_cosine,
+    windowed,
+)
+from jvdm.samplers.process import expand
+from tests.samplers.problems import NoisyAverage, mixture_denoiser, noise_like
+
+FLOW, COSINE = rectified_flow(), vp_cosine()
+SOLVERS = (Euler(), Heun(), NoisyAverage())
+STEPS, FRAMES, ROWS = 4, 5, 20  # ROWS is enough for autoregression
+LEVELS = shift_levels(linspace_levels(STEPS), 3.0)
+NOISE = noise_like((2, FRAMES, 8))
+KEY = jax.random.key(7)
+
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=str)
+each_process = pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
+
+
+@functools.cache
+def runner(solver, process=FLOW):
+    """One jitted run per solver; compiled once per shape of matrix."""
+    denoise = mixture_denoiser(process)
+    return jax.jit(functools.partial(sample, denoise, solver, process))
+
+
+def run(solver, matrix, x=NOISE, process=FLOW, **options):
+    return runner(solver, process)(matrix, x, KEY, **options)
+
+
+def wave(lag, block=1):
+    return pad_rows(lag_matrix(LEVELS, FRAMES, lag, block), ROWS)
+
+
+def poisoned(denoise, where):
+    """A network whose output is NaN on the frames `where(t)`."""
+
+    def network(x, t, carry):
+        denoised, carry = denoise(x, t, carry)
+        bad = expand(where(t), x)
+        return jax.tree.map(lambda value: jnp.where(bad, jnp.nan, value), denoised), carry
+
+    return network
+
+
+# What the frozen column says, and what the network makes of it.
+
+
+@each_solver
+@each_process
+@pytest.mark.parametrize("level", [0, 2, STEPS], ids=["noise", "between", "clean"])
+def test_frozen_frames_keep_their_bits_even_where_the_network_fails(solver, process, level):
+    kept = jnp.array([1, 4])
+    matrix = freeze(lag_matrix(LEVELS, FRAMES, lag=1), (1, 4), level)
+    at_kept = lambda t: jnp.zeros_like(t, bool).at[:, kept].set(True)  # noqa: E731
+    denoise = poisoned(mixture_denoiser(process), at_kept)
+    x = NOISE.at[0, 1, :3].set(jnp.array([-0.0, 1e-41, 3e38]))  # fragile bits
+    state = jax.jit(functools.partial(sample, denoise, solver, process))(matrix, x, KEY)
+    chex.assert_trees_all_equal(
+        *(jax.lax.bitcast_convert_type(v[:, kept], jnp.int32) for v in (state.x, x))
+    )
+    others = jnp.array([0, 2, 3])
+    assert jnp.isfinite(state.x[:, others]).all()
+    assert not jnp.allclose(state.x[:, others], x[:, others])
+    np.testing.assert_array_equal(state.updates[:, kept], 0)
+    np.testing.assert_array_equal(state.updates[:, others], STEPS)
+    raise_non_finite(state)
+
+
+@each_solver
+@each_process
+def test_nothing_is_asked_of_the_network_about_clean_frames(solver, process):
+    denoise = poisoned(mixture_denoiser(process), lambda t: t == 0)
+    state = jax.jit(functools.partial(sample, denoise, solver, process))(wave(1), NOISE, KEY)
+    chex.assert_trees_all_equal(state.x, run(solver, wave(1), process=process).x)
+    assert jnp.isfinite(state.x).all()
+
+
+@each_solver
+def test_the_network_is_shown_the_true_frames_and_levels(solver):
+    matrix = freeze(lag_matrix(LEVELS, FRAMES, lag=2), (0,), level=3)
+    expected = times(matrix)
+
+    def network(x, t, seen):
+        shown = (t[0, 0] == expected[0, 0]) & (x[:, 0] == NOISE[:, 0]).all()
+        rows = (t[:, None] == expected[None]).all(axis=(0, 2))
+        return mixture_denoiser(FLOW)(x, t, None)[0], seen & shown & rows.any()
+
+    state = sample(network, solver, FLOW, matrix, NOISE, KEY, carry=jnp.array(True))
+    assert state.carry
+
+
+# A column depends on its own levels alone.
+
+
+@each_solver
+@pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
+@hypothesis.settings(max_examples=15)
+@hypothesis.given(data=st.data())
+def test_columns_do_not_depend_on_each_other(solver, process, data):
+    """Any order in which the frames take their steps gives the bits of the synchronous run."""
+    step_rows = st.sets(st.integers(0, ROWS - 1), min_size=STEPS, max_size=STEPS)
+    moves = np.zeros((ROWS + 1, FRAMES), np.int32)
+    for frame in range(FRAMES):
+        moves[[row + 1 for row in data.draw(step_rows)], frame] = 1
+    matrix = validate(from_index(LEVELS, np.cumsum(moves, axis=0)))
+    chex.assert_trees_all_equal(
+        run(solver, matrix, process=process).x, run(solver, wave(0), process=process).x
+    )
+
+
+@each_solver
+@pytest.mark.parametrize("lag, block", [(1, 1), (3, 1), (4, 1), (2, 2), (4, 3)])
+def test_waves_and_autoregression_give_the_bits_of_the_synchronous_run(solver, lag, block):
+    chex.assert_trees_all_equal(run(solver, wave(lag, block)).x, run(solver, wave(0)).x)
+
+
+class ScalarLoop(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
+    def test_constant_rows_are_a_plain_loop_over_scalar_levels(self):
+        denoise = mixture_denoiser(FLOW)
+
+        @jax.jit
+        def by_hand(x, t, t_next):
+            denoised, _ = denoise(x, jnp.full(x.shape[:2], t), None)
+            return x + (t_next - t) * (denoised.eps - denoised.x0)
+
+        x = NOISE
+        for t, t_next in zip(LEVELS[:-1], LEVELS[1:], strict=True):
+            x = by_hand(x, t, t_next)
+        ours = self.variant(functools.partial(sample, denoise, Euler(), FLOW))
+        got = ours(synchronous(LEVELS, FRAMES), NOISE, KEY).x
+        np.testing.assert_array_equal(got, x)
+
+
+# Rows: padding, splitting, windows.
+
+
+@each_solver
+def test_padding_changes_no_bit(solver):
+    matrix = lag_matrix(LEVELS, FRAMES, lag=1)
+    chex.assert_trees_all_equal(run(solver, matrix).x, run(solver, pad_rows(matrix, 13)).x)
+
+
+@each_solver
+def test_a_run_in_pieces_is_the_run(solver):
+    matrix = lag_matrix(LEVELS, FRAMES, lag=2)
+    chex.clear_trace_counter()  # of this function with the other solvers
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    @chex.assert_max_traces(1)
+    def part(state, row):
+        return advance(mixture_denoiser(FLOW), solver, FLOW, matrix, state, row, 5)
+
+    state = start(solver, jnp.array(NOISE), KEY)
+    for row in range(0, matrix.num_rows, 5):  # 12 rows: the last piece overruns the end
+        state = part(state, row)
+    whole = run(solver, matrix)
+    chex.assert_trees_all_equal(state._replace(key=None), whole._replace(key=None))
+
+
+def test_rows_from_the_host_are_the_run():
+    matrix = lag_matrix(LEVELS, FRAMES, lag=2)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, row):
+        return advance(mixture_denoiser(FLOW), Heun(), FLOW, matrix, state, row, 1)
+
+    states = run_rows(step, start(Heun(), jnp.array(NOISE), KEY), matrix.num_rows)
+    updates = [np.array(state.updates[0]) for state in states]
+    np.testing.assert_array_equal(updates, matrix.index[1:])
+    states = run_rows(step, start(Heun(), jnp.array(NOISE), KEY), matrix.num_rows)
+    *_, x = (np.array(state.x) for state in states)
+    np.testing.assert_array_equal(x, run(Heun(), matrix).x)
+
+
+def test_rows_from_the_host_stop_at_the_first_bad_value():
+    matrix = synchronous(LEVELS, FRAMES)
+    denoise = poisoned(mixture_denoiser(FLOW), lambda t: t == LEVELS[2])
+    step = jax.jit(lambda state, row: advance(denoise, Euler(), FLOW, matrix, state, row, 1))
+    states = run_rows(step, start(Euler(), NOISE, KEY), STEPS)
+    next(states), next(states)
+    with pytest.raises(NumericsError, match="step 2"):
+        next(states)
+
+
+@each_solver
+@pytest.mark.parametrize("lag, context", [(1, 0), (2, 1), (4, 0), (4, 2)])
+def test_windows_change_no_bit(solver, lag, context):
+    full = lag_matrix(LEVELS, FRAMES, lag=lag)
+    matrix = validate(windowed(full, context))
+    assert matrix.window < FRAMES or lag == 1
+    got, expected = run(solver, matrix), run(solver, full)
+    chex.assert_trees_all_equal(got.x, expected.x)
+    chex.assert_trees_all_equal(got.updates, expected.updates)
+
+
+def test_windows_are_what_the_network_sees():
+    matrix = windowed(lag_matrix(LEVELS, FRAMES, lag=4), context=1)
+
+    def network(x, t, shape):
+        return mixture_denoiser(FLOW)(x, t, None)[0], jnp.array(x.shape)
+
+    state = sample(network, Euler(), FLOW, matrix, NOISE, KEY, carry=jnp.zeros(3, jnp.int32))
+    np.testing.assert_array_equal(state.carry, [2, 2, 8])
+
+
+# Batch and noise addresses.
+
+
+@each_solver
+def test_samples_do_not_depend_on_the_batch(solver):
+    samples = jnp.arange(4)
+    x = initial_noise(KEY, samples, FRAMES, (8,))
+    everything = run(solver, wave(1), x, address=Address(samples, jnp.arange(FRAMES))).x
+    order = jnp.array([2, 0, 3, 1])
+    address = Address(samples[order], jnp.arange(FRAMES))
+    permuted = run(solver, wave(1), x[order], address=address).x
+    chex.assert_trees_all_equal(permuted, everything[order])
+    address = Address(samples[2:3], jnp.arange(FRAMES))
+    chex.assert_trees_all_equal(run(solver, wave(1), x[2:3], address=address).x, everything[2:3])
+
+
+def test_fresh_noise_follows_the_absolute_frame():
+    x = initial_noise(KEY, jnp.arange(2), FRAMES, (8,))
+    everything = run(NoisyAverage(), wave(1), x).x
+    matrix = lag_matrix(LEVELS, 2, lag=3)
+    address = Address(jnp.arange(2), jnp.array([3, 4]))
+    part = run(NoisyAverage(), matrix, x[:, 3:], address=address).x
+    chex.assert_trees_all_equal(part, everything[:, 3:])
+    elsewhere = run(NoisyAverage(), matrix, x[:, 3:]).x
+    assert not jnp.allclose(elsewhere, part)
+
+
+# What the denoiser carries.
+
+
+class Log(NamedTuple):
+    """A carry that wants to know the row."""
+
+    start: jax.Array
+    write: jax.Array
+    row: jax.Array
+
+    def at_row(self, row):
+        return Log(
+            self.start.at[row.index].set(row.start),
+            self.write.at[row.index].set(row.write),
+            row.index,
+        )
+
+
+def test_the_carry_is_told_the_row_and_rows_that_only_write_are_called():
+    matrix = pad_rows(windowed(lag_matrix(LEVELS, FRAMES, lag=4, block=2), context=1), 13)
+    write = matrix.write.at[8, 2:4].set(True).at[12, 4].set(True)
+    matrix = validate(dataclasses.replace(matrix, write=write))
+
+    def network(x, t, carry):
+        return mixture_denoiser(FLOW)(x, t, None)[0], {**carry, "calls": carry["calls"] + 1}
+
+    log = Log(jnp.full(13, -1), jnp.zeros((13, matrix.window), bool), jnp.zeros((), jnp.int32))
+    carry = {"calls": jnp.array(0), "log": log}
+    state = sample(network, Euler(), FLOW, matrix, NOISE, KEY, carry=carry)
+    np.testing.assert_array_equal(state.carry["log"].start, matrix.start)
+    expected = np.zeros((13, 3), bool)
+    expected[8, 0:2] = expected[12, 2] = True  # windows start at frame 2
+    np.testing.assert_array_equal(state.carry["log"].write, expected)
+    assert state.carry["calls"] == cost(matrix).calls == 13
+    chex.assert_trees_all_equal(state.x, run(Euler(), matrix).x)
+
+
+MATRICES = {
+    "synchronous": synchronous(LEVELS, FRAMES),
+    "wave": lag_matrix(LEVELS, FRAMES, lag=2),
+    "image": pad_rows(freeze(lag_matrix(LEVELS, FRAMES, lag=1), (0,)), 11),
+    "autoregressive": windowed(lag_matrix(LEVELS, FRAMES, lag=4, block=2), context=1),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_cost_is_what_a_counting_network_counts(name):
+    matrix = MATRICES[name]
+
+    def network(x, t, tally):
+        return mixture_denoiser(FLOW)(x, t, None)[0], tally + jnp.array([1, x.shape[1]])
+
+    part = jax.jit(functools.partial(advance, network, Euler(), FLOW), static_argnums=3)
+    state = start(Euler(), NOISE, KEY, carry=jnp.zeros(2, jnp.int32))
+    first = None
+    for row in range(matrix.num_rows):
+        state = part(matrix, state, row, 1)
+        if first is None and (state.updates == STEPS).any():
+            first = state.carry[0]
+    assert cost(matrix) == (*state.carry, first)
+
+
+@pytest.mark.parametrize(
+    "solver, calls",
+    [(Euler(), STEPS), (Heun(), 2 * STEPS - 1), (Heun(correct_last=True), 2 * STEPS)],
+    ids=str,
+)
+def test_number_of_network_evaluations(solver, calls):
+    def network(x, t, tally):
+        return mixture_denoiser(FLOW)(x, t, None)[0], tally + 1
+
+    state = sample(network, solver, FLOW, wave(0), NOISE, KEY, carry=jnp.array(0))
+    assert state.carry == calls <= solver.evaluations * STEPS
+
+
+# One program, one number type, no word to the host.
+
+
+def test_matrices_scales_and_seeds_of_equal_shape_share_one_program():
+    mixture = mixture_denoiser(FLOW)
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def generate(matrix, scale, seed):
+        key = jax.random.key(seed)
+        x = initial_noise(key, jnp.arange(2), FRAMES, (8,))
+        denoise = classifier_free(mixture, scale)
+        return sample(denoise, Heun(), FLOW, matrix, x, key).x
+
+    results = [
+        generate(matrix, scale, seed)
+        for matrix, scale, seed in [
+            (wave(0), 1.0, 0),
+            (wave(3), 5.0, 1),
+            (freeze(wave(2), (0, -1)), 2.0, 2),
+        ]
+    ]
+    assert len({float(x.sum()) for x in results}) == 3
+
+
+@each_solver
+def test_no_host_callback(solver):
+    for process in (FLOW, COSINE):
+        program = functools.partial(sample, mixture_denoiser(process), solver, process)
+        text = str(jax.make_jaxpr(program)(windowed(wave(4)), NOISE, KEY))
+        assert "scan" in text and "cond" in text
+        for word in ("callback", "infeed", "outfeed", "debug", "device_put"):
+            assert word not in text
+
+
+def test_a_donated_state_is_used_again():
+    matrix, x = wave(1), jnp.zeros((2, FRAMES, 1024))
+    part = jax.jit(
+        functools.partial(advance, mixture_denoiser(FLOW), Euler(), FLOW, matrix),
+        static_argnums=2,
+        donate_argnums=0,
+    )
+    memory = part.lower(start(Euler(), x, KEY), 0, 4).compile().memory_analysis()
+    assert memory is not None and memory.alias_size_in_bytes >= x.nbytes
+
+
+@each_solver
+def test_the_state_is_float32(solver):
+    state = run(solver, wave(1), NOISE.astype(jnp.bfloat16))
+    assert state.x.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.solver))
+
+
+# Values that are not finite.
+
+
+def test_the_first_non_finite_step_is_named():
+    matrix = lag_matrix(LEVELS, FRAMES, lag=2)
+    denoise = poisoned(
+        mixture_denoiser(FLOW),
+        lambda t: (
+            (t == LEVELS[2]) & (jnp.arange(FRAMES) == 3)[None] & (jnp.arange(2) == 1)[:, None]
+        ),
+    )
+    state = jax.jit(functools.partial(sample, denoise, Euler(), FLOW))(matrix, NOISE, KEY)
+    expected = np.full((2, FRAMES), -1)
+    expected[1, 3] = 2 + 2 * 3  # level 2 of the frame that waits 6 rows
+    np.testing.assert_array_equal(state.bad_row, expected)
+    with pytest.raises(NumericsError, match="step 8 .*latent frame 3 of sample 1"):
+        raise_non_finite(state)

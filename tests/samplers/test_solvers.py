@@ -1,0 +1,162 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.samplers import (
+    Denoised,
+    Euler,
+    Heun,
+    Solver,
+    from_index,
+    lag_matrix,
+    linspace_levels,
+    rectified_flow,
+    sample,
+    shift_levels,
+    synchronous,
+    vp_cosine,
+)
+from jvdm.samplers.solvers import Context, velocity
+from tests.samplers.problems import mixture_denoiser, mixture_end, noise_like
+
+FLOW, COSINE = rectified_flow(), vp_cosine()
+SOLVERS = (Euler(), Heun(), Heun(correct_last=True))
+NOISE = noise_like((2, 4, 16))
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def runner(solver, process):
+    """One jitted run per solver; compiled once per shape of matrix."""
+    denoise = mixture_denoiser(process)
+    return jax.jit(lambda matrix, x: sample(denoise, solver, process, matrix, x, KEY).x)
+
+
+def errors(solver, process, matrices, end):
+    run = runner(solver, process)
+    return np.array([np.abs(run(matrix, NOISE) - end).mean() for matrix in matrices])
+
+
+def observed_order(errors):
+    return np.log2(errors[:-1] / errors[1:])
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("lag", [0, 3])
+def test_error_on_the_flow_falls_at_the_order_of_the_solver(solver, lag):
+    matrices = [lag_matrix(shift_levels(linspace_levels(n), 2.0), 4, lag=lag) for n in (20, 40, 80)]
+    order = observed_order(errors(solver, FLOW, matrices, mixture_end(np.asarray(NOISE))))
+    expected = 1 if isinstance(solver, Euler) else 2
+    assert (order > expected - 0.15).all() and (order < expected + 0.5).all(), order
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_order_holds_when_every_frame_has_its_own_grid(solver):
+    matrices = []
+    for n in (20, 40, 80):
+        grids = [shift_levels(linspace_levels(n), shift) for shift in (0.5, 1.0, 2.0, 4.0)]
+        index = lag_matrix(grids[0], 4, lag=3).index
+        matrices.append(from_index(jnp.stack(grids, axis=1), index))
+    order = observed_order(errors(solver, FLOW, matrices, mixture_end(np.asarray(NOISE))))
+    assert (order > solver.evaluations - 0.15).all(), order
+
+
+@pytest.mark.parametrize("solver", SOLVERS[:2], ids=str)
+def test_order_on_the_cosine_process_away_from_its_singular_end(solver):
+    stop = 0.2
+    matrices = [synchronous(1 - (1 - stop) * linspace_levels(n)[::-1], 4) for n in (20, 40, 80)]
+    level = jnp.float32(stop)
+    end = mixture_end(np.asarray(NOISE), float(COSINE.alpha(level)), float(COSINE.sigma(level)))
+    order = observed_order(errors(solver, COSINE, matrices, end))
+    assert (order > solver.evaluations - 0.15).all(), order
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_the_cosine_process_reaches_the_data(solver):
+    found = errors(
+        solver,
+        COSINE,
+        [synchronous(linspace_levels(n), 4) for n in (20, 80)],
+        mixture_end(np.asarray(NOISE)),
+    )
+    assert found[1] < 0.4 * found[0] and found[1] < 0.02, found
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_normal_data_under_a_variance_preserving_process_do_not_move(solver):
+    def denoise(x, t, carry):
+        alpha, sigma = COSINE.alpha(t)[..., None], COSINE.sigma(t)[..., None]
+        return Denoised(alpha * x, sigma * x), carry
+
+    matrix = synchronous(linspace_levels(64), 4)
+    run = jax.jit(lambda x: sample(denoise, solver, COSINE, matrix, x, KEY).x)
+    # The velocity is (alpha alpha' + sigma sigma') x = 0 at every level.
+    np.testing.assert_allclose(run(NOISE), NOISE, atol=1e-2)
+
+
+def step(solver, process, t, t_next, poison=None):
+    """One step outside of the loop; returns the result and the levels asked for."""
+    asked = []
+
+    def denoise(x, t, carry):
+        asked.append(t)
+        denoised, carry = mixture_denoiser(process)(x, t, carry)
+        if poison is not None:
+            denoised = jax.tree.map(
+                lambda v: jnp.where((t == poison)[..., None], jnp.nan, v), denoised
+            )
+        return denoised, carry
+
+    t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (t, t_next))
+    moving = jnp.ones(NOISE.shape[:2], bool)
+    context = Context(process, moving, moving.astype(jnp.int32), lambda number: NOISE)
+    stepped = solver.step(denoise, NOISE, t, t_next, solver.init(NOISE), None, context)
+    return stepped.x, asked
+
+
+def test_heun_is_the_mean_of_both_ends():
+    got, _ = step(Heun(), FLOW, 0.8, 0.6)
+    denoise = mixture_denoiser(FLOW)
+    t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (0.8, 0.6))
+    first = velocity(FLOW, denoise(NOISE, t, None)[0], t)
+    second = velocity(FLOW, denoise(NOISE - 0.2 * first, t_next, None)[0], t_next)
+    np.testing.assert_allclose(got, NOISE - 0.1 * (first + second), atol=1e-6)
+
+
+@pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
+def test_heun_ends_with_an_euler_step(process):
+    heun, _ = step(Heun(), process, 0.1, 0.0, poison=0.0)
+    euler, _ = step(Euler(), process, 0.1, 0.0)
+    np.testing.assert_array_equal(heun, euler)
+
+
+def test_heun_corrects_the_last_step_only_on_request_and_where_it_can():
+    flow, _ = step(Heun(correct_last=True), FLOW, 0.1, 0.0)
+    assert not jnp.allclose(flow, step(Euler(), FLOW, 0.1, 0.0)[0], atol=1e-4)
+    cosine, _ = step(Heun(correct_last=True), COSINE, 0.1, 0.0, poison=0.0)
+    np.testing.assert_array_equal(cosine, step(Euler(), COSINE, 0.1, 0.0)[0])
+
+
+def test_a_singular_process_ends_with_the_clean_estimate():
+    got, _ = step(Euler(), COSINE, 0.1, 0.0)
+    t = jnp.full(NOISE.shape[:2], 0.1)
+    np.testing.assert_array_equal(got, mixture_denoiser(COSINE)(NOISE, t, None)[0].x0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_solvers_are_hashable_values(solver):
+    assert isinstance(solver, Solver)
+    again = type(solver)(**vars(solver))
+    assert solver == again and hash(solver) == hash(again)
+    chex.clear_trace_counter()
+
+    @chex.assert_max_traces(1)
+    def evaluations(solver, x):
+        return x * solver.evaluations
+
+    compiled = jax.jit(evaluations, static_argnums=0)
+    assert compiled(solver, 1.0) == compiled(again, 1.0)
