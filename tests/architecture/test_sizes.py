@@ -16,7 +16,7 @@ PARAMETERS = 8
 VAGUE_NAMES = {"common", "helpers", "misc", "util", "utils"}
 
 # Methods that speak the language of other libraries, with the names their users know.
-MANY_PARAMETERS = {"jvdm/pipeline.py:__call__"}
+MANY_PARAMETERS = {"jvdm/pipeline/pipeline.py:__call__"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
