@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Bool, Frames, Int, PyTree
 from jvdm.data.world import Facts
 from jvdm.metrics import objects, temporal
-from jvdm.metrics.hue import Tracks, track
 from jvdm.metrics.estimates import Measure
+from jvdm.metrics.hue import Tracks, track
 from jvdm.models.reader import Reader, Reading, attributes_right, shrink
 
 
@@ -57,7 +57,7 @@ def read(reader: Reader, params: PyTree, frames: Frames) -> Reading:
 def measure_reading(reading: Reading, facts: Facts) -> dict[str, Measure]:
     """What the trained reader says; "all" is colours, shapes and sizes of a whole clip."""
     right = {name: Measure(*pair) for name, pair in attributes_right(reading, facts).items()}
-    looks = right["colors"].value & _each(right["shape"]) & _each(right["size"])
+    looks = jnp.asarray(right["colors"].value) & _each(right["shape"]) & _each(right["size"])
     return {
         "reader colours": right["colors"],
         "reader shape": right["shape"],
