@@ -1,0 +1,298 @@
+"""Coding videos of any size and length in bounded memory: windows in space, chunks in time.
+
+A window is a tile and, around it, all cells that the tile depends on
+(`VideoVAE.encoder_reach`, `decoder_reach`); what is computed for this border is
+dropped. A chunk continues where the one before ended, by the carry of the
+autoencoder. So the result is that of the whole video, with no blending and no
+seam. All windows have one shape, and a short last chunk is filled up by
+repeating its end, on which nothing before depends: two programs are compiled
+for a video, one for the chunk that starts it and one for all others.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
+from jvdm.errors import ConfigError
+from jvdm.vae.video_vae import Carry, Posterior, VideoVAE
+
+HostFrames = Float[np.ndarray, "B T h w 3"]
+"""Decoded video in host memory, RGB of about 0..1."""
+
+Pixels = Frames | Float[np.ndarray, "B T H W 3"] | UInt8[np.ndarray, "B T H W 3"]
+"""Pixel video to encode: RGB in 0..1, or bytes."""
+
+AnyLatents = Latents | Float[np.ndarray, "B F H W C"]
+"""Latent video on the device or in host memory."""
+
+_STRIDE = VideoVAE.strides[1]
+_TILE = (32, 32)
+_CHUNK = 4
+
+
+class Tile(NamedTuple):
+    """Where a tile lies in the video, in latent cells.
+
+    Attributes:
+        start: Row and column of its first cell.
+        window: Row and column of the first cell of the window that it is computed from.
+    """
+
+    start: tuple[int, int]
+    window: tuple[int, int]
+
+
+class Tiling(NamedTuple):
+    """The tiles that cover a video: they have one size, and their windows have one.
+
+    Attributes:
+        tiles: In row-major order. The last ones overlap their neighbours where the
+            size of the video is no multiple of the size of a tile.
+        video: Height and width of the video in latent cells.
+        size: Height and width of every tile.
+        window: Height and width of every window.
+    """
+
+    tiles: tuple[Tile, ...]
+    video: tuple[int, int]
+    size: tuple[int, int]
+    window: tuple[int, int]
+
+
+def make_tiling(video: tuple[int, int], tile: tuple[int, int], reach: int) -> Tiling:
+    """Covers a video with tiles.
+
+    Args:
+        video: Height and width in latent cells.
+        tile: Height and width of a tile; a side of the video that is no longer than that
+            of a window stays whole.
+        reach: Cells on every side that a tile depends on.
+
+    Raises:
+        ConfigError: If a side of `tile` is not positive.
+    """
+    if min(tile) < 1:
+        raise ConfigError(f"tile is {tile}", "a tile has 1 latent cell or more on each side")
+    rows, height, window_height = _cover(video[0], tile[0], reach)
+    columns, width, window_width = _cover(video[1], tile[1], reach)
+    tiles = (Tile((y, x), (top, left)) for y, top in rows for x, left in columns)
+    return Tiling(tuple(tiles), video, (height, width), (window_height, window_width))
+
+
+def stream_decode(
+    vae: VideoVAE,
+    params: PyTree,
+    latents: AnyLatents,
+    *,
+    tile: tuple[int, int] = _TILE,
+    chunk: int = _CHUNK,
+) -> Iterator[HostFrames]:
+    """Decodes a video chunk after chunk; the pieces together equal `VideoVAE.decode`.
+
+    The device holds the work of one window and the carries of all.
+
+    Args:
+        vae: The autoencoder.
+        params: Its parameters.
+        latents: The latent video.
+        tile: Height and width of a tile in latent cells.
+        chunk: Latent frames decoded at a time.
+
+    Returns:
+        Iterator over float32 frames, not clipped: `1 + 4(chunk - 1)` of them, then
+        `4 chunk` at a time, the last piece being what is left.
+
+    Raises:
+        ConfigError: If `tile` or `chunk` is not positive.
+    """
+    job = _decoding(vae, params, latents, tile, chunk)
+    streams = [_code_tile(job, tile) for tile in job.tiling.tiles]
+    return (_assemble(pieces, job) for pieces in zip(*streams, strict=True))
+
+
+def decode_tiled(
+    vae: VideoVAE,
+    params: PyTree,
+    latents: AnyLatents,
+    *,
+    tile: tuple[int, int] = _TILE,
+    chunk: int = _CHUNK,
+) -> HostFrames:
+    """Decodes a video of any size and length; equals `VideoVAE.decode`.
+
+    The device holds the work and the carry of one window, whatever the size of the video.
+
+    Args:
+        vae: The autoencoder.
+        params: Its parameters.
+        latents: The latent video.
+        tile: Height and width of a tile in latent cells.
+        chunk: Latent frames decoded at a time.
+
+    Returns:
+        All frames in host memory, float32, not clipped.
+
+    Raises:
+        ConfigError: If `tile` or `chunk` is not positive.
+    """
+    return _code_tile_by_tile(_decoding(vae, params, latents, tile, chunk))
+
+
+def encode_tiled(
+    vae: VideoVAE,
+    params: PyTree,
+    frames: Pixels,
+    *,
+    tile: tuple[int, int] = _TILE,
+    chunk: int = _CHUNK,
+) -> Posterior:
+    """Encodes a video of any size and length; equals `VideoVAE.encode`.
+
+    The device holds the work and the carry of one window, whatever the size of the video.
+
+    Args:
+        vae: The autoencoder.
+        params: Its parameters.
+        frames: `1 + 4n` frames, height and width multiples of eight. Bytes become
+            numbers in 0..1 on the device, window by window.
+        tile: Height and width of a tile in latent cells.
+        chunk: Latent frames encoded at a time.
+
+    Raises:
+        ShapeError: If the size of the video does not fit; it names the two nearest that do.
+        ConfigError: If `tile` or `chunk` is not positive.
+    """
+    _, num_frames, height, width, _ = frames.shape
+    latent_frames, video = vae.latent_frames(num_frames), vae.latent_size(height, width)
+    job = _Job(
+        code=functools.partial(_encode_window, vae, params),
+        source=np.asarray(frames),
+        tiling=make_tiling(video, tile, vae.encoder_reach),
+        spans=_spans(latent_frames, chunk),
+        read=_Units(_frames_until, _STRIDE),
+        written=_Units(int, 1),
+    )
+    values = jnp.asarray(_code_tile_by_tile(job))
+    return Posterior(values[..., :-1], values[..., -1:])
+
+
+class _Units(NamedTuple):
+    """How an array counts what is `n` latent frames, or one latent cell, long."""
+
+    frames_until: Callable[[int], int]
+    cell: int
+
+
+class _Job(NamedTuple):
+    """One video to encode or decode; `spans` are the chunks, in latent frames."""
+
+    code: Callable[..., tuple[Array, Carry]]
+    source: np.ndarray
+    tiling: Tiling
+    spans: list[tuple[int, int]]
+    read: _Units
+    written: _Units
+
+
+def _decoding(
+    vae: VideoVAE, params: PyTree, latents: AnyLatents, tile: tuple[int, int], chunk: int
+) -> _Job:
+    _, latent_frames, height, width, _ = latents.shape
+    return _Job(
+        code=functools.partial(_decode_window, vae, params),
+        source=np.asarray(latents),
+        tiling=make_tiling((height, width), tile, vae.decoder_reach),
+        spans=_spans(latent_frames, chunk),
+        read=_Units(int, 1),
+        written=_Units(_frames_until, _STRIDE),
+    )
+
+
+def _code_tile(job: _Job, tile: Tile) -> Iterator[np.ndarray]:
+    """Yields the chunks of one tile; the carry lives in this generator."""
+    (top, left), (height, width), unit = tile.window, job.tiling.window, job.read.cell
+    window = job.source[
+        :, :, top * unit : (top + height) * unit, left * unit : (left + width) * unit
+    ]
+    corner = np.subtract(tile.start, tile.window).astype(np.int32)
+    chunk, carry = job.spans[0][1], None
+    for start, stop in job.spans:
+        first, last, end = map(job.read.frames_until, (start, stop, start + chunk))
+        missing = [(0, 0)] * window.ndim
+        missing[1] = (0, end - last)
+        piece = np.pad(window[:, first:last], missing, mode="edge")
+        coded, carry = job.code(piece, carry, corner, size=job.tiling.size)
+        written = job.written.frames_until(stop) - job.written.frames_until(start)
+        yield np.asarray(coded)[:, :written]
+
+
+def _code_tile_by_tile(job: _Job) -> np.ndarray:
+    streams = (_code_tile(job, tile) for tile in job.tiling.tiles)
+    return _assemble((np.concatenate(list(stream), axis=1) for stream in streams), job)
+
+
+def _assemble(pieces: Iterable[np.ndarray], job: _Job) -> np.ndarray:
+    """Puts one piece per tile at its place; where tiles overlap they are equal."""
+    unit, video = job.written.cell, None
+    for tile, piece in zip(job.tiling.tiles, pieces, strict=True):
+        batch, frames, height, width, channels = piece.shape
+        if video is None:
+            rows, columns = (side * unit for side in job.tiling.video)
+            video = np.empty((batch, frames, rows, columns, channels), piece.dtype)
+        top, left = (cell * unit for cell in tile.start)
+        video[:, :, top : top + height, left : left + width] = piece
+    assert video is not None
+    return video
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
+def _decode_window(
+    vae: VideoVAE, params: PyTree, latents: Any, carry: Any, corner: Any, *, size: tuple[int, int]
+) -> tuple[Array, Carry]:
+    frames, carry = vae.bind({"params": params}).decode_chunk(latents, carry)
+    return _cut(frames, corner * _STRIDE, (size[0] * _STRIDE, size[1] * _STRIDE)), carry
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
+def _encode_window(
+    vae: VideoVAE, params: PyTree, frames: Any, carry: Any, corner: Any, *, size: tuple[int, int]
+) -> tuple[Array, Carry]:
+    if frames.dtype == jnp.uint8:
+        frames = frames.astype(jnp.float32) / 255.0
+    posterior, carry = vae.bind({"params": params}).encode_chunk(frames, carry)
+    return _cut(jnp.concatenate(posterior, axis=-1), corner, size), carry
+
+
+def _cut(
+    x: Float[Array, "B T H W C"], corner: Array, size: tuple[int, int]
+) -> Float[Array, "B T h w C"]:
+    x = jax.lax.dynamic_slice_in_dim(x, corner[0], size[0], axis=2)
+    return jax.lax.dynamic_slice_in_dim(x, corner[1], size[1], axis=3)
+
+
+def _cover(size: int, tile: int, reach: int) -> tuple[list[tuple[int, int]], int, int]:
+    """Returns (start of tile, start of its window) along one axis, and both lengths."""
+    window = tile + 2 * reach
+    if window >= size:
+        return [(0, 0)], size, size
+    starts = [min(start, size - tile) for start in range(0, size, tile)]
+    # A window that would pass the border of the video is shifted to end there: the zeros
+    # that a convolution adds at the border are then those of the whole video.
+    return [(start, min(max(start - reach, 0), size - window)) for start in starts], tile, window
+
+
+def _spans(latent_frames: int, chunk: int) -> list[tuple[int, int]]:
+    if chunk < 1:
+        raise ConfigError(f"chunk is {chunk}", "a chunk has 1 latent frame or more")
+    starts = range(0, latent_frames, chunk)
+    return [(start, min(start + chunk, latent_frames)) for start in starts]
+
+
+def _frames_until(latent_frames: int) -> int:
+    """Pixel frames of the first `latent_frames` latent frames."""
+    return VideoVAE.num_frames(latent_frames) if latent_frames else 0

@@ -1,0 +1,109 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jvdm.training.autoencoder import (
+    AutoencoderWeights,
+    autoencoder_loss,
+    autoencoder_psnr,
+    object_pixels,
+)
+from tests.vae import nano
+from tests.vae.nano import NANO
+
+
+def _scene(num_frames=5):
+    """A red square that moves over a grey ground."""
+    frames = np.full((1, num_frames, 16, 16, 3), 0.5, np.float32)
+    for n in range(num_frames):
+        frames[:, n, 4:10, n : n + 6] = [0.9, 0.1, 0.1]
+    return jnp.asarray(frames)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return nano.params()
+
+
+_loss = jax.jit(autoencoder_loss, static_argnums=(0, 4), compiler_options=nano.QUICK)
+_psnr = jax.jit(autoencoder_psnr, static_argnums=0, compiler_options=nano.QUICK)
+
+
+def test_object_pixels_are_the_coloured_ones():
+    expected = np.zeros((16, 16))
+    expected[4:10, 0:6] = 1
+    np.testing.assert_array_equal(object_pixels(_scene())[0, 0, :, :, 0], expected)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(params, key):
+    loss, terms = _loss(NANO, params, _scene(), key)
+    weights = dataclasses.asdict(AutoencoderWeights())
+    del weights["object_pixels"]
+    total = sum(weight * terms[name] for name, weight in weights.items())
+    assert float(loss) == pytest.approx(float(total), rel=1e-6)
+    assert all(np.isfinite(value) and value > 0 for value in terms.values())
+
+
+def test_errors_on_objects_weigh_more(params, key):
+    """Weights 1 and infinity are the means over all pixels and over objects."""
+    frames = _scene()
+
+    def square(weight):
+        weights = AutoencoderWeights(object_pixels=weight)
+        return float(_loss(NANO, params, frames, key, weights)[1]["square"])
+
+    decoded = nano.jitted("decode")(nano.jitted("encode")(frames).sample(key))
+    error = (decoded - frames) ** 2
+    mask = np.asarray(object_pixels(frames))[..., 0] > 0
+    on, off = np.asarray(error)[mask].mean(-1), np.asarray(error)[~mask].mean(-1)
+    expected = (3 * on.sum() + off.sum()) / (3 * on.size + off.size)
+    assert square(3.0) == pytest.approx(float(expected), rel=1e-4)
+    assert square(1.0) == pytest.approx(float(error.mean()), rel=1e-4)
+
+
+def test_a_single_frame_has_no_flicker_and_a_finite_gradient(params, key):
+    def loss(params):
+        return autoencoder_loss(NANO, params, _scene(1), key)
+
+    (value, terms), gradient = jax.jit(
+        jax.value_and_grad(loss, has_aux=True), compiler_options=nano.QUICK
+    )(params)
+    assert np.isfinite(value) and terms["flicker"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_few_steps_lower_the_loss_and_raise_the_psnr(params, key):
+    frames, optimizer = _scene(), optax.adam(3e-3)
+
+    def step(carry, _):
+        params, state = carry
+        gradient, _ = jax.grad(autoencoder_loss, 1, has_aux=True)(NANO, params, frames, key)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    @functools.partial(jax.jit, compiler_options=nano.QUICK)
+    def fit(params):
+        (fitted, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=12)
+        return fitted
+
+    before, psnr_before = _loss(NANO, params, frames, key)[0], _psnr(NANO, params, frames)
+    params = fit(params)
+    after, psnr_after = _loss(NANO, params, frames, key)[0], _psnr(NANO, params, frames)
+    assert after < 0.8 * before
+    assert set(psnr_after) == {"whole", "object", "first_frame"}
+    assert psnr_after["whole"] > psnr_before["whole"] + 1
+
+
+def test_psnr_of_a_known_error(params):
+    """With an output convolution of zero every pixel is decoded as one half."""
+    last = jax.tree.map(jnp.zeros_like, params["decoder"]["conv_out"])
+    params = {**params, "decoder": {**params["decoder"], "conv_out": last}}
+    psnr = _psnr(NANO, params, _scene())
+    error = np.mean(np.square([0.4, 0.4, 0.4]))
+    assert float(psnr["object"]) == pytest.approx(-10 * np.log10(error), abs=1e-3)
+    assert float(psnr["whole"]) == pytest.approx(-10 * np.log10(error * 36 / 256), abs=1e-3)

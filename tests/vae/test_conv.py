@@ -1,0 +1,85 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.vae import conv
+
+
+def _features(key, frames=5, channels=8):
+    return jax.random.normal(key, (2, frames, 4, 6, channels))
+
+
+def test_unfold_inverts_fold_and_a_cell_holds_its_own_square(key):
+    x = _features(key)
+    folded = conv.fold(x, 2)
+    assert folded.shape == (2, 5, 2, 3, 32)
+    np.testing.assert_array_equal(conv.unfold(folded, 2), x)
+    np.testing.assert_array_equal(np.sort(folded[0, 0, 1, 2]), np.sort(np.ravel(x[0, 0, 2:4, 4:6])))
+
+
+def test_norm_ignores_the_scale_of_its_input_and_rounds_only_at_the_end(key):
+    module: Any = conv.NormSilu()
+    x = _features(key).astype(jnp.bfloat16)
+    params = module.init(key, x)
+    exact = module.apply(params, x.astype(jnp.float32))
+    rounded = module.apply(params, x)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
+    np.testing.assert_allclose(
+        module.apply(params, 1e3 * x.astype(jnp.float32)), exact, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_still_video_stays_still_through_the_temporal_mix(key):
+    mix: Any = conv.TemporalMix(dtype=jnp.float32)
+    still = jnp.tile(_features(key, 1), (1, 6, 1, 1, 1))
+    y, _ = mix.apply(mix.init(key, still, None), still, None)
+    np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1], y.shape), atol=1e-6)
+    assert float(jnp.abs(y).max()) > 0.1
+
+
+@pytest.mark.parametrize("cuts", [(1,), (1, 2, 3, 4), (3,)])
+def test_temporal_mix_in_pieces_equals_the_whole(key, cuts):
+    mix: Any = conv.TemporalMix(dtype=jnp.float32)
+    x = _features(key)
+    params = mix.init(key, x, None)
+    whole, _ = mix.apply(params, x, None)
+    pieces, context = [], None
+    for piece in jnp.split(x, cuts, axis=1):
+        y, context = mix.apply(params, piece, context)
+        pieces.append(y)
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(context, x[:, -2:])
+
+
+@pytest.mark.parametrize("gain", [0.1, 1.0])
+def test_kernels_start_with_the_wanted_spread(key, gain):
+    kernel = conv.fan_in_normal(gain)(key, (3, 3, 64, 64))
+    assert float(kernel.std()) == pytest.approx(gain / np.sqrt(9 * 64), rel=0.02)
+
+
+@pytest.mark.parametrize("starts_video", [True, False])
+def test_rates_halve_and_double_around_a_lone_first_frame(key, starts_video):
+    lone = int(starts_video)
+    x = _features(key, lone + 4)
+    halve: Any = conv.TimeHalve(16, jnp.float32)
+    double: Any = conv.TimeDouble(8, jnp.float32)
+    slow = halve.apply(halve.init(key, x, starts_video), x, starts_video)
+    assert slow.shape == (2, lone + 2, 4, 6, 16)
+    fast = double.apply(double.init(key, slow, starts_video), slow, starts_video)
+    assert fast.shape == x.shape
+
+
+def test_halving_sees_both_frames_of_a_pair_and_no_other(key):
+    x = _features(key, 5)
+    halve: Any = conv.TimeHalve(8, jnp.float32)
+    params = halve.init(key, x, True)
+
+    def total(x, frame):
+        return halve.apply(params, x, True)[:, frame].sum()
+
+    seen = [np.flatnonzero(jax.grad(total)(x, n).any((0, 2, 3, 4))).tolist() for n in range(3)]
+    assert seen == [[0], [1, 2], [3, 4]]
