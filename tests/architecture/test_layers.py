@@ -9,7 +9,8 @@ from tests.architecture.source import ROOT, Module, imports, names, planted, pro
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "files", "keys", "record"),
+    ("cache", "files", "keys"),
+    ("record",),
     ("data", "parallel", "samplers", "video", "weights"),
     ("attention",),
     ("models", "text", "vae"),
