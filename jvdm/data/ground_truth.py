@@ -142,7 +142,8 @@ def _nearest(now, direction, scene, sky):
         start = into_object(turn, [offset[i] for i in range(3)])
         along = into_object(turn, direction)
         reach = intersect(start, along, scene.shape[k], scene.radius[k])
-        nearest = jnp.where(scene.active[k] & (reach > 1e-3), jnp.minimum(nearest, reach), nearest)
+        hit = scene.active[k] & (reach > 1e-3) & (reach < FAR)
+        nearest = jnp.where(hit, jnp.minimum(nearest, reach), nearest)
     return nearest
 
 

@@ -92,7 +92,7 @@ def look_at(eye: Float[Array, "*T 3"], target: Float[Array, "*T 3"]) -> Float[Ar
 
 
 def orbit_camera(
-    angle: Float[Array, " T"], height: float = _EYE_HEIGHT, focal: float = _FOCAL
+    angle: Float[Array, "*T"], height: float = _EYE_HEIGHT, focal: float = _FOCAL
 ) -> Camera:
     """Returns cameras on the ring around the arena; angle 0 is the static camera."""
     zero = 0 * angle
