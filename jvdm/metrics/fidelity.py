@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jvdm.arrays import Array, Float, Frames
+from jvdm.arrays import Array, Bool, Float, Frames
 
 BEST_PSNR = 100.0
 """PSNR in dB of equal frames; keeps means finite."""
@@ -13,16 +13,20 @@ _OBJECT_CHROMA = 0.15  # ground and sky are grey or pale: below this
 
 def psnr(frames: Frames, truth: Frames) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio of each clip in dB, for values in 0..1."""
-    return _decibels(((frames - truth) ** 2).mean((1, 2, 3, 4)))
+    return decibels(((frames - truth) ** 2).mean((1, 2, 3, 4)))
+
+
+def object_pixels(frames: Frames) -> Bool[Array, "B T H W"]:
+    """Marks pixels that are coloured rather than grey."""
+    return jnp.abs(frames - frames.mean(-1, keepdims=True)).max(-1) > _OBJECT_CHROMA
 
 
 def object_psnr(frames: Frames, truth: Frames) -> Float[Array, " B"]:
     """PSNR over the pixels that are coloured in the true clip: those of objects."""
-    chroma = jnp.abs(truth - truth.mean(-1, keepdims=True)).max(-1)
-    weight = (chroma > _OBJECT_CHROMA).astype(jnp.float32)
+    weight = object_pixels(truth).astype(jnp.float32)
     error = ((frames - truth) ** 2).mean(-1)
     total = (error * weight).sum((1, 2, 3))
-    return _decibels(total / jnp.maximum(weight.sum((1, 2, 3)), 1.0))
+    return decibels(total / jnp.maximum(weight.sum((1, 2, 3)), 1.0))
 
 
 def ssim(frames: Frames, truth: Frames) -> Float[Array, " B"]:
@@ -42,7 +46,8 @@ def ssim(frames: Frames, truth: Frames) -> Float[Array, " B"]:
     return (top / bottom).mean((1, 2, 3, 4))
 
 
-def _decibels(square_error: Array) -> Array:
+def decibels(square_error: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """PSNR of a mean squared error, for values in 0..1; at most `BEST_PSNR`."""
     return -10.0 * jnp.log10(jnp.maximum(square_error, 10.0 ** (-BEST_PSNR / 10)))
 
 

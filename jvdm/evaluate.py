@@ -1,0 +1,148 @@
+"""MAIN PATH 3: a model on held-out prompts, measured beside the floors on true clips."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvdm import record
+from jvdm.errors import ConfigError
+from jvdm.files import probe_writable, write_text
+from jvdm.metrics import report
+from jvdm.metrics.held_out import SETS
+from jvdm.pipeline import Stages, load
+from jvdm.pipeline.judge import Judge, make_judge
+from jvdm.training.showing import write_rows
+
+SHEET_CLIPS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Measures a model on held-out prompts: readers, fidelity, floors and timings."""
+
+    weights: str | None = None
+    """Weights folder, or the name of weights that come with jvdm; default tiny_t2v."""
+    reader: Path | None = None
+    """Weights folder with the reader that judges; default that of the model."""
+    sets: tuple[str, ...] = tuple(SETS)
+    """A one object, B two, C all objects and cameras, H unseen pairs, R places told."""
+    known_frame_sets: tuple[str, ...] = ("A", "C")
+    """Sets on which image to video, continuation and interpolation are measured."""
+    num_prompts: int = 256
+    """Prompts per set; a multiple of the batch size."""
+    batch_size: int = 64
+    """Clips that are made at once."""
+    num_inference_steps: int | None = None
+    """Denoising steps; default that of the model."""
+    guidance_scale: float | None = None
+    """Weight of the prompt; default that of the model."""
+    seed: int = 0
+    """Seed of the first clip of each set; the next ones follow."""
+    output: Path = Path("out/evaluation")
+    """Folder for evaluation.json and contact sheets."""
+
+
+def run(options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluates a model; writes evaluation.json and contact sheets.
+
+    Raises:
+        ConfigError: If an option cannot be used.
+        WeightsError: If the weights are missing or broken.
+    """
+    _check(options)
+    probe_writable(options.output)
+    judge = make_judge(
+        load(options.weights), options.reader, options.num_inference_steps, options.guidance_scale
+    )
+    batches = options.num_prompts // options.batch_size
+    summaries, seconds = {}, []
+    with Stages(True).stage("evaluate", total=batches * len(options.sets), unit="batch") as bar:
+        for name in options.sets:
+            parts = []
+            for batch in range(batches):
+                parts.append(_measure_batch(judge, name, batch, options))
+                bar.update()
+            seconds += [part["seconds"] for part in parts]
+            summaries[name] = report.summary(SETS[name].title, parts)
+    result = {
+        "settings": {**dataclasses.asdict(options), "reader": judge.reader is not None},
+        "weights": dict(judge.pipeline.model.identity),
+        "device": record.device(),
+        "sets": summaries,
+        # The first batch pays for what is done once.
+        "seconds": {"batch": round(float(np.median(seconds)), 3), "clips": options.batch_size},
+    }
+    result = json.loads(json.dumps(result, default=str))
+    path = options.output / "evaluation.json"
+    write_text(path, json.dumps(result, indent=1) + "\n")
+    return {**result, "outputs": [str(path), *map(str, sorted(options.output.glob("*.png")))]}
+
+
+def text(result: dict[str, Any]) -> str:
+    """Returns the tables, and where the files are."""
+    return "\n\n".join([report.text(result), *result["outputs"]])
+
+
+def _check(options: EvaluateOptions) -> None:
+    """Refuses options that cannot be used, before anything is loaded."""
+    for name in (*options.sets, *options.known_frame_sets):
+        if name not in SETS:
+            known = "; ".join(f"{letter}: {entry.title}" for letter, entry in SETS.items())
+            raise ConfigError(f"there is no prompt set {name!r}", f"sets are {known}", "use these")
+    size, count = options.batch_size, options.num_prompts
+    if size < 1 or count < size or count % size:
+        why = "prompts are made in whole batches, so that one program serves all"
+        fix = f"use {max(count // max(size, 1), 1) * size} prompts, or another batch size"
+        raise ConfigError(f"{count} prompts in batches of {size}", why, fix)
+
+
+def _measure_batch(judge: Judge, name: str, batch: int, options: EvaluateOptions) -> dict[str, Any]:
+    """Measures one batch of a set: true clips, reconstructions, samples, known frames."""
+    count, start = options.batch_size, batch * options.batch_size
+    prompts, texts = judge.prompts(SETS[name], start, count)
+    seeds = range(options.seed + start, options.seed + start + count)
+    truth = judge.film(prompts)
+    latents = judge.encode(truth)
+    coded = judge.decode(latents)
+    samples, seconds = _timed_samples(judge, texts, seeds)
+    sources = dict(zip(report.SOURCES, (truth, coded, samples), strict=True))
+    part = {
+        "measured": {key: judge.measure(clips, prompts) for key, clips in sources.items()},
+        "coding": judge.measure_reconstruction(coded, truth),
+        "known": {},
+        "seconds": seconds,
+    }
+    tasks = judge.tasks() if name in options.known_frame_sets else {}
+    made = {}
+    for task, frames in tasks.items():
+        made[task] = judge.decode(judge.generate(texts, seeds, latents, frames.columns))
+        known = judge.measure_known_frames(made[task], truth, coded, frames)
+        seen = judge.measure(made[task], prompts)[0]
+        part["known"][task] = {**known, **{key: seen[key] for key in ("count", "permanence")}}
+    if batch == 0:
+        _write_sheet(options.output / f"{name}_samples.png", {"": samples}, texts, SHEET_CLIPS)
+        for task, clips in {"reconstruction": coded, **made}.items():
+            path = options.output / f"{name}_{task.replace(' ', '_')}.png"
+            _write_sheet(path, {"true: ": truth, f"{task}: ": clips}, texts, SHEET_CLIPS // 2)
+    return jax.device_get(part)
+
+
+def _timed_samples(judge: Judge, texts: list[str], seeds: range) -> tuple[Any, float]:
+    """Makes videos of prompts, and measures the time without that of compilation."""
+    started, compiled = time.perf_counter(), judge.stages.seconds.get("compile", 0.0)
+    samples = jax.block_until_ready(judge.decode(judge.generate(texts, seeds)))
+    compiling = judge.stages.seconds.get("compile", 0.0) - compiled
+    return samples, time.perf_counter() - started - compiling
+
+
+def _write_sheet(path: Path, sources: Mapping[str, Any], texts: list[str], count: int) -> None:
+    """Writes the first clips of every source, one below the other, with their captions."""
+    clips = np.stack([np.asarray(frames[:count]) for frames in sources.values()], 1)
+    labels = [f"{kind}{caption}" for caption in texts[:count] for kind in sources]
+    write_rows(path, clips.reshape(-1, *clips.shape[2:]).astype(np.float32) / 255.0, labels)
