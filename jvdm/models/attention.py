@@ -1,12 +1,10 @@
 """Attention layers of the networks: a policy decides who attends to whom."""
 
 import flax.linen as nn
-import jax.numpy as jnp
-
 from jvdm.arrays import Array, Float, PyTree
 from jvdm.attention import Policy, TokenGrid
 from jvdm.models.conditions import TextStates
-from jvdm.models.layers import Linear, RMSNorm, rms_normalize, rotate
+from jvdm.models.layers import Linear, RMSNorm, rotate
 from pallas_kernels import dense_attention
 
 
@@ -60,11 +58,3 @@ class CrossAttention(nn.Module):
 
 def _heads(x: Float[Array, "B L D"], head_dim: int) -> Float[Array, "B L N E"]:
     return x.reshape(*x.shape[:2], -1, head_dim)
-
-
-def modulate(
-    x: Float[Array, "B F P D"], scale: Float[Array, "B F D"], shift: Float[Array, "B F D"]
-) -> Float[Array, "B F P D"]:
-    """Normalises tokens, then scales and shifts them by their frame's vectors."""
-    y = rms_normalize(x) * (1.0 + scale[:, :, None].astype(jnp.float32))
-    return (y + shift[:, :, None].astype(jnp.float32)).astype(x.dtype)

@@ -51,7 +51,9 @@ class Linear(nn.Module):
             for name, size in zip(names, self.features, strict=True)
         ]
         kernel = jnp.concatenate(kernels, -1) if len(kernels) > 1 else kernels[0]
-        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        # Two axes: with more, XLA transposes activations for the gradient of the kernel.
+        rows = x.astype(self.dtype).reshape(-1, width)
+        y = jnp.matmul(rows, kernel.astype(self.dtype)).reshape(*x.shape[:-1], -1)
         if self.bias:
             offset = self.param("bias", nn.initializers.zeros, (sum(self.features),))
             y = y + offset.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -122,13 +124,11 @@ def rotary_table(
 
     def angles(positions: Array, size: int) -> Array:
         half = size // 2
-        return positions[:, None] * base ** (-jnp.arange(half) / half)[None]
+        return positions[:, None] * (base ** (-jnp.arange(half) / half))[None]
 
     grid = (len(frames), height, width)
-    time, row, column = (
-        angles(positions, size)
-        for positions, size in zip((frames, jnp.arange(height), jnp.arange(width)), axes, strict=True)
-    )
+    places = (frames, jnp.arange(height), jnp.arange(width))
+    time, row, column = (angles(place, size) for place, size in zip(places, axes, strict=True))
     parts = (time[:, None, None], row[None, :, None], column[None, None, :])
     table = [jnp.broadcast_to(part, (*grid, part.shape[-1])) for part in parts]
     flat = jnp.concatenate(table, -1).reshape(math.prod(grid), -1)
@@ -138,11 +138,16 @@ def rotary_table(
 def rotate(
     x: Float[Array, "B L N D"], table: tuple[Float[Array, "L R"], Float[Array, "L R"]]
 ) -> Float[Array, "B L N D"]:
-    """Turns pairs (first half, second half of a head) by the angles of `table`."""
-    cosine, sine = (part[None, :, None] for part in table)
-    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-    turned = (first * cosine - second * sine, first * sine + second * cosine)
-    return jnp.concatenate(turned, -1)
+    """Turns pairs (first half, second half of a head) by the angles of `table`.
+
+    Written with a flip of the halves, which XLA fuses into the product around
+    it, where a concatenation would be a pass over memory of its own.
+    """
+    cosine, sine = table
+    halves = x.astype(jnp.float32).reshape(*x.shape[:3], 2, -1)
+    sines = jnp.stack([-sine, sine], 1)[None, :, None]
+    turned = halves * cosine[None, :, None, None] + halves[..., ::-1, :] * sines
+    return turned.reshape(x.shape)
 
 
 def patchify(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F P E"]:

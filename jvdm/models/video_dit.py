@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
 from jvdm.attention import Dense, Policy, TokenGrid
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.models.attention import CrossAttention, SelfAttention, modulate
+from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.models.layers import (
     FeedForward,
@@ -20,6 +20,7 @@ from jvdm.models.layers import (
     rotary_table,
     unpatchify,
 )
+from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat, layer_stack
 
 
@@ -70,14 +71,14 @@ class VideoDiTLayer(nn.Module):
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
         y = modulate(x, scale_a, shift_a).reshape(flat)
         y, state = mixer(y, rotary, self.grid, state)
-        x = x + gate_a[:, :, None] * y.reshape(x.shape)
+        x = x + gate(y.reshape(x.shape), gate_a)
 
         reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
         y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), text)
         x = x + y.reshape(x.shape)
 
         y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
-        x = x + gate_m[:, :, None] * y
+        x = x + gate(y, gate_m)
 
         for slot, layer in enumerate(self.collect):
             kept = jnp.where(index == layer, x.reshape(flat), features[slot])
