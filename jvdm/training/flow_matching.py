@@ -21,7 +21,7 @@ from jvdm.samplers.noise import initial_noise
 from jvdm.samplers.process import Process, corrupt, rectified_flow, velocity_target
 from jvdm.samplers.sampler import sample
 from jvdm.samplers.solvers import Euler
-from jvdm.samplers.timesteps import Mixture, TimestepSampler
+from jvdm.samplers.timesteps import Synchronous, TimestepSampler
 from jvdm.text.words import WordEncoder
 from jvdm.training.latent_space import LatentSpace
 from jvdm.training.packaging import Packaging, write_package
@@ -47,7 +47,7 @@ class FlowMatching:
     vae: VideoVAE
     """The autoencoder behind the latents, for sample sheets."""
     packaging: Packaging
-    rows: TimestepSampler = Mixture()
+    rows: TimestepSampler = Synchronous()
     """Where in a sampling run each clip is trained."""
     process: Process = rectified_flow()
     """How noise is mixed in."""
