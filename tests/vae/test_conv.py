@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -6,50 +7,55 @@ import numpy as np
 import pytest
 
 from jvdm.vae import conv
+from tests.vae.nano import QUICK
 
 
-def _features(key, frames=5, channels=8):
-    return jax.random.normal(key, (2, frames, 4, 6, channels))
+def _features(frames=5, channels=8):
+    values = np.random.default_rng(0).standard_normal((2, frames, 4, 6, channels), np.float32)
+    return jnp.asarray(values)
 
 
-def test_unfold_inverts_fold_and_a_cell_holds_its_own_square(key):
-    x = _features(key)
+def _start(module: Any, *arguments):
+    """Returns the module as a compiled function of arrays, with fresh parameters in it."""
+    init = jax.jit(lambda key: module.init(key, *arguments), compiler_options=QUICK)
+    return functools.partial(
+        jax.jit(module.apply, static_argnames="starts_video"), init(jax.random.key(0))
+    )
+
+
+def test_unfold_inverts_fold_and_a_cell_holds_its_own_square():
+    x = _features()
     folded = conv.fold(x, 2)
     assert folded.shape == (2, 5, 2, 3, 32)
     np.testing.assert_array_equal(conv.unfold(folded, 2), x)
     np.testing.assert_array_equal(np.sort(folded[0, 0, 1, 2]), np.sort(np.ravel(x[0, 0, 2:4, 4:6])))
 
 
-def test_norm_ignores_the_scale_of_its_input_and_rounds_only_at_the_end(key):
-    module: Any = conv.NormSilu()
-    x = _features(key).astype(jnp.bfloat16)
-    params = module.init(key, x)
-    exact = module.apply(params, x.astype(jnp.float32))
-    rounded = module.apply(params, x)
+def test_norm_ignores_the_scale_of_its_input_and_rounds_only_at_the_end():
+    x = _features().astype(jnp.bfloat16)
+    norm = _start(conv.NormSilu(), x)
+    exact = norm(x.astype(jnp.float32))
+    rounded = norm(x)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
-    np.testing.assert_allclose(
-        module.apply(params, 1e3 * x.astype(jnp.float32)), exact, rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(norm(1e3 * x.astype(jnp.float32)), exact, rtol=1e-5, atol=1e-6)
 
 
-def test_a_still_video_stays_still_through_the_temporal_mix(key):
-    mix: Any = conv.TemporalMix(dtype=jnp.float32)
-    still = jnp.tile(_features(key, 1), (1, 6, 1, 1, 1))
-    y, _ = mix.apply(mix.init(key, still, None), still, None)
+def test_a_still_video_stays_still_through_the_temporal_mix():
+    still = jnp.tile(_features(1), (1, 6, 1, 1, 1))
+    y, _ = _start(conv.TemporalMix(dtype=jnp.float32), still, None)(still, None)
     np.testing.assert_allclose(y, jnp.broadcast_to(y[:, :1], y.shape), atol=1e-6)
     assert float(jnp.abs(y).max()) > 0.1
 
 
-@pytest.mark.parametrize("cuts", [(1,), (1, 2, 3, 4), (3,)])
-def test_temporal_mix_in_pieces_equals_the_whole(key, cuts):
-    mix: Any = conv.TemporalMix(dtype=jnp.float32)
-    x = _features(key)
-    params = mix.init(key, x, None)
-    whole, _ = mix.apply(params, x, None)
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 4), (3,)])
+def test_temporal_mix_in_pieces_equals_the_whole(cuts):
+    x = _features()
+    mix = _start(conv.TemporalMix(dtype=jnp.float32), x, None)
+    whole, _ = mix(x, None)
     pieces, context = [], None
     for piece in jnp.split(x, cuts, axis=1):
-        y, context = mix.apply(params, piece, context)
+        y, context = mix(piece, context)
         pieces.append(y)
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(context, x[:, -2:])
@@ -62,24 +68,24 @@ def test_kernels_start_with_the_wanted_spread(key, gain):
 
 
 @pytest.mark.parametrize("starts_video", [True, False])
-def test_rates_halve_and_double_around_a_lone_first_frame(key, starts_video):
+def test_rates_halve_and_double_around_a_lone_first_frame(starts_video):
     lone = int(starts_video)
-    x = _features(key, lone + 4)
-    halve: Any = conv.TimeHalve(16, jnp.float32)
-    double: Any = conv.TimeDouble(8, jnp.float32)
-    slow = halve.apply(halve.init(key, x, starts_video), x, starts_video)
+    x = _features(lone + 4)
+    halve = _start(conv.TimeHalve(16, jnp.float32), x, starts_video)
+    slow = halve(x, starts_video=starts_video)
     assert slow.shape == (2, lone + 2, 4, 6, 16)
-    fast = double.apply(double.init(key, slow, starts_video), slow, starts_video)
+    double = _start(conv.TimeDouble(8, jnp.float32), slow, starts_video)
+    fast = double(slow, starts_video=starts_video)
     assert fast.shape == x.shape
 
 
-def test_halving_sees_both_frames_of_a_pair_and_no_other(key):
-    x = _features(key, 5)
-    halve: Any = conv.TimeHalve(8, jnp.float32)
-    params = halve.init(key, x, True)
+def test_halving_sees_both_frames_of_a_pair_and_no_other():
+    x = _features(5)
+    halve = _start(conv.TimeHalve(8, jnp.float32), x, True)
 
-    def total(x, frame):
-        return halve.apply(params, x, True)[:, frame].sum()
+    @jax.jit
+    def gradient(x, frame):
+        return jax.grad(lambda x: halve(x, starts_video=True)[:, frame].sum())(x)
 
-    seen = [np.flatnonzero(jax.grad(total)(x, n).any((0, 2, 3, 4))).tolist() for n in range(3)]
+    seen = [np.flatnonzero(gradient(x, n).any((0, 2, 3, 4))).tolist() for n in range(3)]
     assert seen == [[0], [1, 2], [3, 4]]
