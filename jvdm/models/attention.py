@@ -26,8 +26,7 @@ class SelfAttention(nn.Module):
         """Returns attended features and the policy's next state."""
         width = x.shape[-1]
         q, k, v = (
-            _heads(part, self.head_dim)
-            for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
+            _heads(part, self.head_dim) for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
         )
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)

@@ -40,5 +40,3 @@ class Conditions:
 
     text: TextStates
     channel: ChannelCondition | None = None
-
-

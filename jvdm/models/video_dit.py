@@ -157,7 +157,13 @@ class VideoDiT(nn.Module):
         (states,) = Linear((self.width,), self.dtype, name="text_in")(conditions.text.states)
 
         layers = layer_stack(VideoDiTLayer, self.depth, self.remat, self.unroll)(
-            self.head_dim, self.mlp_ratio, self.policy, grid, self.collect, self.dtype, name="layers"
+            self.head_dim,
+            self.mlp_ratio,
+            self.policy,
+            grid,
+            self.collect,
+            self.dtype,
+            name="layers",
         )
         state = self.policy.init(grid) if carry is None else carry
         features = jnp.zeros((len(self.collect), b, grid.tokens, self.width), tokens.dtype)

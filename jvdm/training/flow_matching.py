@@ -109,9 +109,7 @@ class FlowMatching:
         frames = jax.jit(self._generate)(params, data.space, tokens, jax.random.key(0))
         write_rows(path, np.asarray(frames), [caption_text(row) for row in np.asarray(tokens)])
 
-    def _generate(
-        self, params: PyTree, space: LatentSpace, tokens: TokenIds, key: Key
-    ) -> Frames:
+    def _generate(self, params: PyTree, space: LatentSpace, tokens: TokenIds, key: Key) -> Frames:
         defaults, count = self.packaging.defaults, tokens.shape[0]
         prompts = jnp.concatenate([_null_like(tokens), tokens])
 

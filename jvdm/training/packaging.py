@@ -49,7 +49,9 @@ def write_package(
     """
     folder.mkdir(parents=True, exist_ok=True)
     components = {name: fields_of(module) for name, module in modules.items()}
-    mean, std = ([], []) if statistics is None else (np.asarray(part).tolist() for part in statistics)
+    mean, std = (
+        ([], []) if statistics is None else (np.asarray(part).tolist() for part in statistics)
+    )
     for part in map(Path, packaging.parts):
         manifest = read_manifest(part)
         for name in manifest.components.keys() - components.keys():
