@@ -113,7 +113,7 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     shapes = setup.state_shapes(*plan)
     restored = checkpoints.resume(resume, shapes, describe(experiment))
     position, saved = (restored.step, restored.data) if restored else (0, None)
-    data = source.start(position, saved, mesh)
+    data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)
     settings = {"batch_size": experiment.batch_size, "ema_decay": experiment.ema_decay}
     step = make_step(objective, source, transform, **settings)
     compiling = Background(lambda: setup.compile_step(step, shapes, data))

@@ -76,6 +76,11 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    @property
+    def workdir(self) -> Path:
+        """The work directory that holds the folder."""
+        return self._folder.parent
+
     def steps(self) -> list[int]:
         """Returns the steps with a committed checkpoint, in order."""
         return sorted(self._manager.all_steps())
@@ -183,7 +188,7 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception, strict: bool) -> None:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         self._reject(f"checkpoint {step} cannot be read ({first_line[:200]})", strict)
-        target = self._folder.parent / "broken_checkpoints" / str(step)
+        target = self.workdir / "broken_checkpoints" / str(step)
         target.parent.mkdir(parents=True, exist_ok=True)
         (self._folder / str(step)).rename(target)
         self._manager.reload()

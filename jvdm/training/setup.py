@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import optax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
-from jvdm.training.objective import Objective
+from jvdm.training.objective import Objective, Source
 from jvdm.training.state import TrainState, init_state
 from jvdm.training.step import Step
 
@@ -46,6 +47,20 @@ def writable_folder(folder: Path) -> Path:
             fix="choose a folder that this user may write",
         ) from error
     return folder.absolute()
+
+
+@runtime_checkable
+class UsesWorkdir(Protocol):
+    """A source that writes lists for people, such as one of unusable videos."""
+
+    def in_workdir(self, workdir: Path) -> Source:
+        """Returns the same source, writing into `workdir`."""
+        ...
+
+
+def placed(source: Source, workdir: Path) -> Source:
+    """Returns `source`, told where it may write if it wants to."""
+    return source.in_workdir(workdir) if isinstance(source, UsesWorkdir) else source
 
 
 def state_shapes(

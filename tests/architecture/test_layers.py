@@ -11,7 +11,8 @@ LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
     ("cache", "files", "keys"),
     ("record",),
-    ("data", "parallel", "samplers", "video", "weights"),
+    ("parallel", "samplers", "video", "weights"),
+    ("data",),
     ("attention",),
     ("models", "text", "vae"),
     ("metrics", "training"),

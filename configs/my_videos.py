@@ -1,0 +1,36 @@
+"""A video model of your own videos: `videos/*.mp4`, each beside a `.txt` with its caption.
+
+jvdm train configs/my_videos.py --workdir work/mine --source.frames.clips.folder videos
+
+Captions are read with the vocabulary of the shipped model; other words count as unknown.
+Videos that cannot be used are listed in `work/mine/quarantine.jsonl`.
+"""
+
+from pathlib import Path
+
+from jvdm.configs import tiny_t2v, vae
+from jvdm.data.pipeline import HostSource
+from jvdm.data.video_folder import VideoFolder
+from jvdm.experiment import Experiment
+from jvdm.text.tokenizer import WordTokenizer
+from jvdm.training.host_latents import HostLatents
+from jvdm.training.optimizer import Optimizer
+from jvdm.weights.folder import EMBEDDED
+
+BATCH_SIZE = 64
+
+
+def config() -> Experiment:
+    """Returns the recipe of the shipped model on a folder of videos."""
+    size = {name: getattr(vae.WORLD, name) for name in ("height", "width", "num_frames", "fps")}
+    clips = VideoFolder(Path("videos"), WordTokenizer(), **size)
+    return Experiment(
+        name="my_videos",
+        objective=tiny_t2v.config().objective,
+        source=HostLatents(HostSource(clips, BATCH_SIZE), vae.VAE, EMBEDDED / "tiny_t2v"),
+        optimizer=Optimizer(learning_rate=1e-3),
+        batch_size=BATCH_SIZE,
+        num_steps=12_000,
+        checkpoint_every=1_000,
+        sample_every=1_000,
+    )

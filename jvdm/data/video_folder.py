@@ -1,0 +1,264 @@
+"""The user's own folder of videos with captions, as clips of one size and rate.
+
+Captions are in a text file beside each video (`ball.mp4`, `ball.txt`), or in
+`metadata.csv` or `metadata.jsonl` in the folder. What cannot be used is left
+out and listed with the reason; it never ends a run, unless it is too much.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from jvdm.arrays import Int
+from jvdm.data.video_files import Unusable, decode_clip, seconds
+from jvdm.errors import ConfigError, JvdmError
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+FILE_COLUMNS = ("file_name", "video", "path", "file")
+TEXT_COLUMNS = ("text", "caption", "prompt")
+METADATA = ("metadata.csv", "metadata.jsonl")
+QUARANTINE = "quarantine.jsonl"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What turns a caption into token ids; returns the unknown words too."""
+
+    def encode(self, prompt: str) -> tuple[Int[np.ndarray, " L"], tuple[str, ...]]:
+        """Returns ids and unknown words; raises `ConfigError` if it is too long."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A video file that passed inspection, and how many clips it gives."""
+
+    path: Path
+    caption: str
+    tokens: tuple[int, ...]
+    clips: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFolder:
+    """Clips of the videos in `folder`, in the order of their names.
+
+    Each video is cut into successive clips of `num_frames` at `fps`; the frame
+    shown at each instant is taken. Pictures are cropped at the centre to the
+    wanted shape and resized.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    height: int = 128
+    width: int = 128
+    num_frames: int = 33
+    fps: float = 12.0
+    clips_per_video: int | None = None
+    """At most so many from the start of each video; None for all."""
+    max_bad: float = 0.5
+    """Share of videos that may be unusable; above it the run stops."""
+
+    def open(self, workdir: Path | None = None) -> "FolderRecords":
+        """Inspects every video; what is unusable goes to `workdir/quarantine.jsonl`.
+
+        Raises:
+            ConfigError: If the folder holds no usable video, or too few.
+        """
+        listed = _listed(Path(self.folder))
+        quarantine = Quarantine(workdir, total=len(listed), max_bad=self.max_bad)
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(lambda item: self._inspect(item, quarantine), listed)
+            entries = tuple(entry for entry in found if entry is not None)
+        quarantine.check()
+        if not entries:
+            raise ConfigError(
+                f"{self.folder} has no usable video",
+                quarantine.reasons() or "there is none",
+                "put videos (*.mp4) beside captions (*.txt), or list them in metadata.csv "
+                "with the columns file_name and text",
+            )
+        if quarantine.bad:
+            where = quarantine.path or "nowhere, as there is no work directory"
+            count = f"{len(quarantine.bad)} of {len(listed)} videos are left out"
+            print(f"{count}; the reasons are in {where}", file=sys.stderr)
+        return FolderRecords(self, entries, quarantine)
+
+    def _inspect(self, item: tuple[Path, str | None], quarantine: "Quarantine") -> Entry | None:
+        path, caption = item
+        try:
+            if not caption:
+                raise Unusable("it has no caption")
+            tokens, _ = self.tokenizer.encode(caption)
+            frames = math.floor(seconds(path) * self.fps + 0.01)
+            if frames < self.num_frames:
+                raise Unusable(
+                    f"it has {frames} frames at {self.fps:g} fps, {self.num_frames} are needed"
+                )
+        except (Unusable, JvdmError) as error:
+            quarantine.add(path, str(error))
+            return None
+        clips = min(frames // self.num_frames, self.clips_per_video or frames)
+        return Entry(path, caption, tuple(int(token) for token in tokens), clips)
+
+
+class FolderRecords:
+    """The clips of a `VideoFolder` as a list; None where decoding fails."""
+
+    def __init__(
+        self, folder: VideoFolder, entries: tuple[Entry, ...], quarantine: "Quarantine"
+    ) -> None:
+        self._folder, self._entries, self._quarantine = folder, entries, quarantine
+        self._ends = np.cumsum([entry.clips for entry in entries])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of every clip."""
+        return self._folder.num_frames, self._folder.height, self._folder.width
+
+    def digest(self) -> str:
+        """Returns a fingerprint of settings, names, sizes and captions of the files."""
+        settings = (*self.shape, self._folder.fps)
+        root = Path(self._folder.folder)
+        files = [
+            (str(entry.path.relative_to(root)), entry.path.stat().st_size, entry.caption)
+            for entry in self._entries
+        ]
+        return hashlib.sha256(repr((settings, files)).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        """Returns `video` uint8 `[T, H, W, 3]`, `tokens` int32 and `caption`.
+
+        Raises:
+            ConfigError: If too many videos turned out to be unusable.
+        """
+        number = range(len(self))[index]
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        entry, wanted = self._entries[place], self._folder
+        start = (number - int(self._ends[place]) + entry.clips) * wanted.num_frames / wanted.fps
+        try:
+            size = (wanted.height, wanted.width)
+            video = decode_clip(entry.path, start, wanted.num_frames, wanted.fps, size)
+        except Unusable as error:
+            self._quarantine.add(entry.path, str(error))
+            self._quarantine.check()
+            return None
+        tokens = np.asarray(entry.tokens, np.int32)
+        return {"video": video, "tokens": tokens, "caption": entry.caption}
+
+
+class Quarantine:
+    """Counts unusable videos and lists them, each once, as JSON lines.
+
+    Args:
+        workdir: Where the list is written; None writes none.
+        total: Number of videos.
+        max_bad: Share of them that may be unusable.
+    """
+
+    def __init__(self, workdir: Path | None, total: int, max_bad: float) -> None:
+        self.path = None if workdir is None else workdir / QUARANTINE
+        self.bad: dict[str, str] = {}
+        self._total, self._max_bad = total, max_bad
+        self._lock = threading.Lock()
+        if self.path is not None:
+            self.path.write_text("")
+
+    def add(self, path: Path, reason: str) -> None:
+        """Lists `path` with the reason, once."""
+        with self._lock:
+            if str(path) in self.bad:
+                return
+            self.bad[str(path)] = reason
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+
+    def reasons(self) -> str:
+        """Returns the first three, for a message."""
+        first = list(self.bad.items())[:3]
+        return "; ".join(f"{Path(path).name}: {reason}" for path, reason in first)
+
+    def check(self) -> None:
+        """Raises `ConfigError` if too many are unusable."""
+        if len(self.bad) > self._max_bad * self._total:
+            raise ConfigError(
+                f"{len(self.bad)} of {self._total} videos are unusable",
+                self.reasons(),
+                f"repair them, or raise max_bad (it is {self._max_bad:g}); "
+                f"all are listed in {self.path}",
+            )
+
+
+def _listed(folder: Path) -> list[tuple[Path, str]]:
+    """Returns all videos with their captions, "" where there is none.
+
+    Raises:
+        ConfigError: If there is no such folder, or its metadata cannot be understood.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"folder {folder} does not exist", fix="give the folder of your videos")
+    tables = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(tables) > 1:
+        raise ConfigError(f"{folder} has {' and '.join(METADATA)}", "one of them must say it all")
+    if tables:
+        return _from_table(tables[0])
+    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    return [(path, _text(path.with_suffix(".txt"))) for path in videos]
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return path.read_text(encoding="utf-8-sig", errors="replace").strip()
+
+
+def _from_table(path: Path) -> list[tuple[Path, str]]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = csv.DictReader(file) if path.suffix == ".csv" else _json_lines(file, path)
+        rows = [{key: value for key, value in row.items() if key} for row in lines]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    found = [
+        next((n for n in names if n in columns), None) for names in (FILE_COLUMNS, TEXT_COLUMNS)
+    ]
+    if rows and None in found:
+        raise ConfigError(
+            f"{path} has the columns {', '.join(columns)}",
+            f"one of {', '.join(FILE_COLUMNS)} and one of {', '.join(TEXT_COLUMNS)} are needed",
+            "rename the columns",
+        )
+    return [
+        (
+            path.parent / str(row.get(found[0]) or f"{path.name} row {number}"),
+            str(row.get(found[1]) or "").strip(),
+        )
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _json_lines(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} line {number} is not JSON", str(error)) from error
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{path} line {number} is not a JSON object", fix="write one per line"
+            )
+        yield row
