@@ -107,6 +107,14 @@ class Video:
             write_image(Path(folder) / f"frame_{index:04d}.png", frame)
         return Path(folder)
 
+    def resampled(self, fps: float) -> "Video":
+        """Returns the frames shown at each instant of another rate; the duration stays."""
+        if fps == self.fps:
+            return self
+        count = max(1, round(len(self.frames) * fps / self.fps))
+        shown = np.minimum(np.arange(count) * self.fps / fps + 1e-6, len(self.frames) - 1)
+        return Video(self.frames[shown.astype(int)], fps, self.record)
+
     def digest(self) -> str:
         """Returns the sha256 of the frames' values and shape."""
         state = hashlib.sha256(repr(self.frames.shape).encode())
@@ -246,7 +254,7 @@ def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
                 source = graph.add_buffer(
                     width=stream.width,
                     height=stream.height,
-                    format="rgb24",
+                    format=av.VideoFormat("rgb24"),
                     time_base=1 / _rate(fps),
                 )
                 _link_palette(graph, source)

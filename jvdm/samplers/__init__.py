@@ -25,7 +25,7 @@ from jvdm.samplers.process import (
     velocity_target,
     vp_cosine,
 )
-from jvdm.samplers.sampler import State, advance, raise_non_finite, sample, start
+from jvdm.samplers.sampler import State, advance, raise_non_finite, run_rows, sample, start
 from jvdm.samplers.solvers import Euler, Heun, Solver
 from jvdm.samplers.timesteps import (
     CleanPrefix,
@@ -70,6 +70,7 @@ __all__ = [
     "picture",
     "raise_non_finite",
     "rectified_flow",
+    "run_rows",
     "sample",
     "shift_levels",
     "stack_branches",

@@ -5,7 +5,7 @@ does any number of rows, `sample` does all of them. Nothing here talks to the ho
 run is one compiled program, or one per group of rows where progress is to be shown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -142,6 +142,29 @@ def advance(
 
     rows = row + jnp.arange(num_rows, dtype=jnp.int32)
     return jax.lax.scan(body, state, rows)[0]
+
+
+def run_rows(
+    step: Callable[[State, np.int32], State], state: State, num_rows: int
+) -> Iterator[State]:
+    """Does a run row by row from the host, for progress bars, callbacks and interruption.
+
+    Args:
+        step: Compiled program `(state, row) -> state` around `advance` with one row; it may
+            donate the state, so a yielded state is valid until the next one is asked for.
+        state: The state before row 0.
+        num_rows: Rows to do.
+
+    Yields:
+        The state after each row, once it is computed and known to be finite.
+
+    Raises:
+        NumericsError: If a row gave a non-finite value.
+    """
+    for row in range(num_rows):
+        state = step(state, np.int32(row))
+        raise_non_finite(state)
+        yield state
 
 
 def raise_non_finite(state: State) -> None:

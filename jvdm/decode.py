@@ -1,0 +1,72 @@
+"""Finishes a run from its saved latents: `jvdm decode LATENTS`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jvdm.errors import ConfigError
+from jvdm.files import unused_stem
+from jvdm.pipeline import Stages, load, outputs, table
+from jvdm.pipeline.outputs import LATENTS_SUFFIX, Outputs
+from jvdm.video import Video
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
+    """What to decode, and where to."""
+
+    latents: Path
+    """File that `jvdm generate` wrote; it ends in .latents.safetensors."""
+    weights: str | None = None
+    """Weights folder; the one that made the latents if left out."""
+    fps: float | None = None
+    """Frame rate of the file; that of the run if left out."""
+    output: Path | None = None
+    """Folder, or the name of the .mp4 file; beside the latents if left out."""
+
+
+def run(options: DecodeOptions) -> dict[str, Any]:
+    """Carries out `jvdm decode`.
+
+    Returns:
+        `videos`: the record of the video; `seconds`: time of each stage.
+
+    Raises:
+        WeightsError: If the latents or the weights are missing or broken.
+        ConfigError: If the latents belong to other weights, or nothing can be written.
+    """
+    stages = Stages(show=True)
+    latents, record = outputs.load_latents(options.latents)
+    names = _names(options)
+    outputs.probe(names)
+    settings = dict(record.settings)
+    pipe = load(options.weights or settings.get("weights"), dtype=settings.get("dtype"))
+    made_by, here = (
+        entry.get("vae.safetensors") for entry in (record.weights["sha256"], pipe.model.identity)
+    )
+    if made_by != here:
+        raise ConfigError(
+            f"{options.latents} was made with another autoencoder than that of {pipe.model.folder}",
+            f"the sha256 of its vae.safetensors begins with {str(made_by)[:12]}",
+            "name its weights folder with --weights",
+        )
+    video = Video(pipe.decode(latents[None], stages)[0], options.fps or settings["fps"])
+    stages.seconds["load"] = pipe.load_seconds
+    settings["fps"] = video.fps
+    record = dataclasses.replace(record, settings=settings, status="done")
+    record = outputs.save_video(names, video, record, stages)
+    return {"videos": [record.as_data()], "seconds": stages.seconds}
+
+
+def text(result: dict[str, Any]) -> str:
+    """Says where the files are and how long each stage took."""
+    return f"{outputs.listing(result['videos'][0])}\n\n{table(result['seconds'])}"
+
+
+def _names(options: DecodeOptions) -> Outputs:
+    """Names the files after the latents; a record that has no video yet is completed."""
+    stem = options.latents.name.removesuffix(LATENTS_SUFFIX)
+    output = options.output or options.latents.parent
+    if output.suffix == ".mp4":
+        output, stem = output.parent, output.stem
+    return Outputs(output, unused_stem(output, stem, (".mp4", ".png")))

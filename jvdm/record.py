@@ -1,0 +1,120 @@
+"""The record beside each output: everything that made it, as JSON."""
+
+import dataclasses
+import datetime
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from jvdm.errors import ConfigError
+from jvdm.files import write_text
+
+SCHEMA = "jvdm.record/1"
+PACKAGES = ("jvdm", "jax", "jaxlib", "flax", "numpy", "av")
+
+Status = Literal["done", "latents", "interrupted"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """How an output was made; `jvdm generate --like` makes it again.
+
+    Attributes:
+        settings: Every option with the value that was used, defaults included.
+        weights: Family, folder and sha256 of each file of the weights.
+        device: Platform, kind and number of the devices.
+        seconds: Time of each stage.
+        sha256: Digests of `latents` and, when they were made, of `frames`.
+        outputs: Files that were written, by kind.
+        warnings: What the user was warned of.
+        status: "latents" if decoding was left out, "interrupted" if the latents are
+            those at Ctrl-C.
+        versions: Python and the packages that the result depends on.
+        created: Time of writing, UTC.
+        schema: Layout of this record.
+    """
+
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    device: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    sha256: Mapping[str, str]
+    outputs: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    status: Status = "done"
+    versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: versions())
+    created: str = dataclasses.field(default_factory=lambda: _now())
+    schema: str = SCHEMA
+
+    def as_data(self) -> dict[str, Any]:
+        """Returns the record as JSON data."""
+        return dataclasses.asdict(self)
+
+
+def write(path: str | Path, record: Record) -> Path:
+    """Writes a record, whole or not at all."""
+    write_text(Path(path), json.dumps(record.as_data(), indent=1, default=str) + "\n")
+    return Path(path)
+
+
+def read(path: str | Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        ConfigError: If the file is missing, is no record, or of another schema.
+    """
+    path = Path(path)
+    fix = "give the .json file beside a video that jvdm made"
+    if not path.is_file():
+        raise ConfigError(f"record {path} does not exist", "", fix)
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")), path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a record of jvdm", str(error), fix) from error
+
+
+def parse(content: Any, path: Path) -> Record:
+    """Returns the record that JSON data from `path` holds.
+
+    Raises:
+        ConfigError: If it is no record, or of another schema.
+    """
+    try:
+        schema = content["schema"]
+        if schema != SCHEMA:
+            why = f"this jvdm reads {SCHEMA}"
+            raise ConfigError(
+                f"{path} has the schema {schema!r}", why, "use the jvdm that wrote it"
+            )
+        return Record(**content | {"warnings": tuple(content["warnings"])})
+    except (KeyError, TypeError) as error:
+        fix = "give the .json file beside a video that jvdm made"
+        raise ConfigError(f"{path} is not a record of jvdm", repr(error), fix) from error
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def device() -> dict[str, Any]:
+    """Returns what JAX computes on."""
+    import jax
+
+    devices = jax.devices()
+    first = devices[0]
+    return {"platform": first.platform, "kind": first.device_kind, "count": len(devices)}
+
+
+def _now() -> str:
+    """Returns the time in seconds, UTC, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
