@@ -38,7 +38,7 @@ from jvdm.weights.folder import embedded
 WHOLE_DECODE_PIXELS = 40_000_000
 
 Callback = Callable[[int, Latents], Any]
-HostVideo = UInt8[np.ndarray, "B T H W 3"]
+HostVideo = UInt8[np.ndarray, "B T height width 3"]
 
 
 def load(

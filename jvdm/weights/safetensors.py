@@ -5,8 +5,11 @@ beside it as `<name>.scale`; reading multiplies them back, so that callers see
 float32 parameters whatever the file holds.
 """
 
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +82,10 @@ def save(
             stored[name] = np.ascontiguousarray(array.astype(_named_dtype(dtype)))
         _check_finite(path, name, stored[name])
     with replacing(Path(path)) as temporary:
-        safetensors.numpy.save_file(stored, temporary, dict(metadata or {}))
+        try:
+            safetensors.numpy.save_file(stored, temporary, dict(metadata or {}))
+        except safetensors.SafetensorError as error:
+            raise _as_os_error(error) from error
 
 
 def load(path: str | Path) -> Tree:
@@ -277,6 +283,12 @@ def _check_finite(path: str | Path, name: str, array: np.ndarray) -> None:
         what = f"{path}: tensor {name} has {count} non-finite values of {array.size}"
         why = "a video made with them would be black or noise"
         raise WeightsError(what, why, "train, convert or download these weights again")
+
+
+def _as_os_error(error: safetensors.SafetensorError) -> OSError:
+    """Returns what the system said, which the library hides in its text."""
+    number = int((re.findall(r"os error (\d+)", str(error)) or [errno.EIO])[0])
+    return OSError(number, os.strerror(number))
 
 
 def _corrupt(path: Path, detail: str) -> WeightsError:

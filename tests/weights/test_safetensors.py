@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jvdm.errors import JvdmError, WeightsError
+from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.weights import safetensors
 
 
@@ -149,6 +149,15 @@ def test_values_that_overflow_the_storage_type_are_refused_and_nothing_is_writte
     with pytest.raises(WeightsError, match="tensor w"):
         safetensors.save(tmp_path / "a.safetensors", {"w": np.array([1e6])}, dtype="float16")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_with_a_name(tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.safetensors.SafetensorError("I/O error: no space left (os error 28)")
+
+    monkeypatch.setattr(safetensors.safetensors.numpy, "save_file", full)
+    with pytest.raises(ConfigError, match="w.safetensors cannot be written; the disk is full"):
+        safetensors.save(tmp_path / "w.safetensors", tree())
 
 
 def test_match_lists_what_differs(file):
