@@ -15,7 +15,7 @@ MAX_DIRECTIONS = 32
 ALL_DIRECTIONS_FROM = 2000
 """Number of clips from which all features are used."""
 
-Features = Float[np.ndarray, "N D"]
+Features = Float[np.ndarray, "_ D"]
 
 
 def frechet_distance(one: Features, other: Features) -> float:

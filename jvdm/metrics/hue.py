@@ -100,12 +100,12 @@ def track(frames: Frames, colors: Int[Array, "B K"], active: Bool[Array, "B K"])
 def _mean_index(weight: Int[Array, "... n"]) -> Float[Array, "..."]:
     """Mean position along the last axis; 0 where there is no weight."""
     index = jnp.arange(weight.shape[-1], dtype=jnp.float32)
-    return (weight * index).sum(-1) / jnp.maximum(weight.sum(-1), 1)
+    return weight.astype(jnp.float32) @ index / jnp.maximum(weight.sum(-1), 1)
 
 
 def _span(occupied: Bool[Array, "... n"]) -> Float[Array, "..."]:
     """Distance from the first to the last occupied index, both included; 0 if none."""
-    index = jnp.arange(occupied.shape[-1])
+    index = jnp.broadcast_to(jnp.arange(occupied.shape[-1]), occupied.shape)
     last = jnp.where(occupied, index, -1).max(-1)
     first = jnp.where(occupied, index, occupied.shape[-1]).min(-1)
     return jnp.maximum(last - first + 1, 0).astype(jnp.float32)

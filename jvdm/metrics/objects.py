@@ -238,8 +238,9 @@ def _heights(tracks: Tracks, facts: Facts) -> Float[Array, "B T K"]:
     camera = camera_path(0, jnp.zeros(1))
     unit = 2.0 / (GRID * camera.focal[0])
     offset = (tracks.center + 0.5 - GRID / 2) * unit
-    basis = camera.basis[0]
-    ray = offset[..., 1:] * basis[0] + offset[..., :1] * basis[1] + basis[2]
+    ones = jnp.ones_like(offset[..., :1])
+    plane = jnp.concatenate([offset[..., 1:], offset[..., :1], ones], -1)
+    ray = jnp.matmul(plane, camera.basis[0], precision="highest")
     eye = camera.eye[0]
     radius = jnp.asarray(RADII)[facts.size]
     row = jnp.where(tracks.pieces == 1, tracks.center[..., 0], -1.0)

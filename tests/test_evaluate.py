@@ -1,0 +1,95 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jvdm import evaluate
+from jvdm.data.captions import caption_text
+from jvdm.data.world import World
+from jvdm.errors import ConfigError, WeightsError
+from jvdm.evaluate import EvaluateOptions
+from jvdm.metrics.held_out import SETS, prompts
+from jvdm.models.reader import Reader
+from jvdm.weights import read_manifest, safetensors, write_manifest
+from tests.generate import nano
+
+READER = Reader(widths=(4, 8), blocks=1, hidden=16, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A random model with a random reader."""
+    folder = nano.write_weights(tmp_path_factory.mktemp("judged"))
+    manifest = read_manifest(folder)
+    fields = {"widths": [4, 8], "blocks": 1, "hidden": 16, "dtype": "float32"}
+    components = {**manifest.components, "reader": fields}
+    write_manifest(folder, dataclasses.replace(manifest, components=components))
+    params = READER.init(jax.random.key(1), jnp.zeros((1, 9, 64, 64, 3)))["params"]
+    safetensors.save(folder / "reader.safetensors", params)
+    return folder
+
+
+@pytest.mark.slow
+def test_evaluation_is_the_same_twice_and_puts_floors_beside_samples(weights, tmp_path):
+    options = EvaluateOptions(
+        weights=str(weights),
+        sets=("B", "R"),
+        known_frame_sets=("B",),
+        num_prompts=4,
+        batch_size=2,
+        output=tmp_path,
+    )
+    result, again = evaluate.run(options), evaluate.run(options)
+    assert result["sets"] == again["sets"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["sets"] == again["sets"]
+
+    both, told = result["sets"]["B"], result["sets"]["R"]
+    for name in ("count", "permanence", "verb", "reader all", "frame change"):
+        assert set(both["measures"][name]) == {"true", "reconstruction", "samples"}
+    assert "relation" in told["measures"] and "relation" not in both["measures"]
+    assert told["known frames"] == {}
+    first = both["known frames"]["first frame"]
+    assert first["kept"] == first["kept, reconstruction"]  # clean latents stay as they are
+    assert set(both["known frames"]) == {"first frame", "first and last"}  # three latent frames
+
+    text = evaluate.text(result)
+    assert "B: two objects" in text and "reader Frechet distance" in text
+    sheets = {path.name for path in tmp_path.glob("*.png")}
+    assert {"B_samples.png", "B_first_frame.png", "R_reconstruction.png"} <= sheets
+    assert len(result["outputs"]) == 1 + len(sheets)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sets": ("A", "Q")}, "no prompt set 'Q'; sets are A: one object"),
+        ({"num_prompts": 100}, "100 prompts in batches of 64; .*use 64 prompts"),
+        ({"num_prompts": 8}, "8 prompts in batches of 64"),
+        ({"batch_size": 0}, "batches of 0"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(options, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        evaluate.run(EvaluateOptions(weights="nowhere/at/all", output=tmp_path, **options))
+
+
+def test_a_folder_without_a_reader_is_refused_as_reader(tmp_path):
+    folder = nano.write_weights(tmp_path)
+    options = EvaluateOptions(str(folder), reader=folder, output=tmp_path)
+    with pytest.raises(WeightsError, match="holds vae, dit, text; a reader is needed"):
+        evaluate.run(options)
+
+
+def test_prompts_are_what_their_set_says():
+    world = World(height=16, width=16)
+    drawn = {name: prompts(entry, world, jnp.arange(8)) for name, entry in SETS.items()}
+    objects = {name: batch.facts.active.sum(1) for name, batch in drawn.items()}
+    assert (objects["A"] == 1).all() and (objects["B"] == 2).all() and (objects["H"] == 1).all()
+    assert len(set(objects["C"].tolist())) > 1
+    assert (drawn["B"].facts.camera == 0).all() and drawn["C"].facts.camera.max() > 0
+    texts = {name: [caption_text(ids) for ids in batch.tokens] for name, batch in drawn.items()}
+    assert len({text for several in texts.values() for text in several}) == 8 * len(SETS)
+    told = drawn["R"].relation
+    assert (told >= 0).sum() >= 4 and (drawn["B"].relation == -1).all()
