@@ -29,6 +29,13 @@ def many(
     return _films(world, held_out)(keys(split, count), options)
 
 
+def flops(function, *arguments) -> float:
+    """Returns the cost that XLA states for the compiled program."""
+    cost = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    assert cost is not None
+    return cost["flops"]
+
+
 def keys(split: str, count: int):
     """Returns the keys of the first clips of a split."""
     return jax.vmap(lambda index: scene_key(split, index))(jnp.arange(count))

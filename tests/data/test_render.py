@@ -8,7 +8,7 @@ import pytest
 
 from jvdm.data import render as r
 from jvdm.data.world import CAMERAS, World
-from tests.data.shots import SMALL, many, pick, small, small_geometry
+from tests.data.shots import SMALL, flops, many, pick, small, small_geometry
 
 
 def one_frame(shot, frame=3):
@@ -17,27 +17,29 @@ def one_frame(shot, frame=3):
 
 
 SHADE = jax.jit(r.shade, static_argnums=4)
+BUFFERS = jax.jit(r.shade_buffers, static_argnums=4)
 RENDER = jax.jit(r.render, static_argnums=1)
 
 
 def test_color_is_equal_with_and_without_buffers():
     now = one_frame(pick(small(), 2))
     plain = SHADE(*now, (40, 56))
-    full = jax.jit(lambda *now: r.shade_buffers(*now, (40, 56)))(*now)
+    full = BUFFERS(*now, (40, 56))
     np.testing.assert_allclose(plain, full.rgb, atol=1e-5)
 
 
 def test_unused_buffers_cost_nothing():
-    now = one_frame(pick(small(), 0))
+    camera, position, rotation, scene = one_frame(pick(small(), 0))
 
-    def flops(function):
-        return jax.jit(function).lower(*now).compile().cost_analysis()["flops"]
+    def plain(camera, position):
+        return r.shade(camera, position, rotation, scene, (40, 56))
 
-    plain = flops(lambda *now: r.shade(*now, (40, 56)))
-    dropped = flops(lambda *now: r.shade_buffers(*now, (40, 56)).rgb)
-    kept = flops(lambda *now: r.shade_buffers(*now, (40, 56)))
-    assert dropped <= 1.02 * plain
-    assert kept > 1.05 * plain
+    def full(camera, position):
+        return r.shade_buffers(camera, position, rotation, scene, (40, 56))
+
+    cost = flops(plain, camera, position)
+    assert flops(lambda *pose: full(*pose).rgb, camera, position) <= 1.02 * cost
+    assert flops(full, camera, position) > 1.05 * cost
 
 
 def test_supersampling_one_is_one_ray_per_pixel():

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_held_out_motions_never_appear():
 
     assert not held_out(whole()).any()
     orbit_right, drop = w.CAMERAS.index("orbit right"), w.PROGRAMMES.index("drop")
-    asked = {"camera": orbit_right, "programme": drop}
+    asked: dict[str, Any] = {"camera": orbit_right, "programme": drop}
     assert (np.asarray(many(FULL, 32, **asked).scene.camera) == 0).all()
     assert held_out(many(FULL, 32, held_out="any", **asked))[:, 0].all()
 
