@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int
 from jvdm.data.render import (
@@ -27,9 +28,6 @@ from jvdm.data.world import MAX_OBJECTS, Scene, World
 
 # A point counts as seen if nothing is in front of it by more than this.
 _TOLERANCE = 2e-2
-# Second difference of inverse depth, in units of 1 / pixels of the shorter side, that
-# is a crease of an object; it is zero on planes, so the ground has no edges.
-_CREASE = 1.28
 
 
 class Surface(NamedTuple):
@@ -178,24 +176,26 @@ def flow(shot: Shot, world: World, buffers: Buffers | None = None) -> Flow:
 _FIRST, _LAST = slice(None, -1), slice(1, None)
 
 
-def edges(seg: Int[Array, "T H W"], depth: Float[Array, "T H W"]) -> Bool[Array, "T H W"]:
+def edges(buffers: Buffers) -> Bool[Array, "T H W"]:
     """Marks outlines and creases of objects; the horizon and the tiles are no edges.
 
-    Args:
-        seg: `Buffers.seg`.
-        depth: `Buffers.depth`.
+    A pixel is compared with the ones above and to the left: another id is an outline if
+    either is an object, and normals of one object more than 45 degrees apart a crease.
     """
-    found = jnp.zeros(seg.shape, bool)
-    limit = _CREASE / min(seg.shape[1:])
+    ids, normal = buffers.seg, buffers.normal
+    found = jnp.zeros(ids.shape, bool)
     for axis in (1, 2):
-        pad = [(1, 1) if i == axis else (0, 0) for i in range(3)]
-        ids, near = jnp.pad(seg, pad, mode="edge"), 1.0 / jnp.pad(depth, pad, mode="edge")
-        low, high = (jax.lax.slice_in_dim(ids, s, s + seg.shape[axis], axis=axis) for s in (0, 2))
-        one, two = (jax.lax.slice_in_dim(near, s, s + seg.shape[axis], axis=axis) for s in (0, 2))
-        outline = (seg != low) & ((seg > 0) | (low > 0))
-        same = (seg == low) & (seg == high) & (seg > 0)
-        found = found | outline | (same & (jnp.abs(one + two - 2.0 / depth) > limit))
+        before, facing = _previous(ids, axis), _previous(normal, axis)
+        outline = (ids != before) & ((ids > 0) | (before > 0))
+        bent = (normal * facing).sum(-1) < np.cos(np.pi / 4)
+        found = found | outline | (bent & (ids == before) & (ids > 0))
     return found
+
+
+def _previous(image, axis):
+    """Shifts by one pixel along an axis and repeats the first."""
+    first = jax.lax.slice_in_dim(image, 0, 1, axis=axis)
+    return jnp.concatenate([first, jax.lax.slice_in_dim(image, 0, -1, axis=axis)], axis)
 
 
 def camera_matrices(camera: Camera, world: World) -> CameraMatrices:

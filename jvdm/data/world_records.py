@@ -35,8 +35,7 @@ def _geometry(part: str, dtype: Any = None) -> Callable:
 
 
 def _edges(shot: Shot, world: World) -> Array:
-    buffers = ground_truth.geometry(shot, world)
-    return ground_truth.edges(buffers.seg, buffers.depth)
+    return ground_truth.edges(ground_truth.geometry(shot, world))
 
 
 TRUTHS: dict[str, Callable[[Shot, World], Any]] = {

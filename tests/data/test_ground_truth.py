@@ -117,7 +117,7 @@ def test_tracking_video_keeps_the_color_of_a_point():
 
 def test_edges_are_outlines_and_creases_of_objects_only():
     buffers = small_geometry()
-    found = np.asarray(jax.jit(jax.vmap(g.edges))(buffers.seg, buffers.depth))
+    found = np.asarray(jax.jit(jax.vmap(g.edges))(buffers))
     seg = np.asarray(buffers.seg)
     across = (seg[..., 1:] != seg[..., :-1]) & ((seg[..., 1:] > 0) | (seg[..., :-1] > 0))
     assert found[..., 1:][across].all()
@@ -127,6 +127,14 @@ def test_edges_are_outlines_and_creases_of_objects_only():
             touch |= np.roll(seg > 0, shift, axis)
     assert not (found & ~touch & (seg <= 0)).any()
     assert 0.005 < found.mean() < 0.2
+    shape = np.asarray(small().scene.shape)[
+        np.arange(16)[:, None, None, None], np.maximum(seg, 1) - 1
+    ]
+    inner = seg > 0
+    for axis in (2, 3):
+        inner &= (seg == np.roll(seg, 1, axis)) & (seg == np.roll(seg, -1, axis))
+    share = [found[inner & (shape == kind)].mean() for kind in range(3)]
+    assert share[0] == 0 and share[1] > 0.05  # Balls have no creases, boxes have.
 
 
 def test_camera_matrices_project_like_the_renderer():
