@@ -99,11 +99,28 @@ def test_a_few_steps_lower_the_loss_and_raise_the_psnr(params, key):
     assert psnr_after["whole"] > psnr_before["whole"] + 1
 
 
-def test_psnr_of_a_known_error(params):
-    """With an output convolution of zero every pixel is decoded as one half."""
+@pytest.fixture(scope="module")
+def blank(params):
+    """Parameters whose output convolution is zero: every pixel is decoded as one half."""
     last = jax.tree.map(jnp.zeros_like, params["decoder"]["conv_out"])
-    params = {**params, "decoder": {**params["decoder"], "conv_out": last}}
-    psnr = _psnr(NANO, params, _scene())
+    return {**params, "decoder": {**params["decoder"], "conv_out": last}}
+
+
+def test_psnr_of_a_known_error(blank):
+    psnr = _psnr(NANO, blank, _scene())
     error = np.mean(np.square([0.4, 0.4, 0.4]))
     assert float(psnr["object"]) == pytest.approx(-10 * np.log10(error), abs=1e-3)
     assert float(psnr["whole"]) == pytest.approx(-10 * np.log10(error * 36 / 256), abs=1e-3)
+
+
+def test_differences_in_time_and_space_of_a_known_error(blank, key):
+    """A square of 6 x 6 pixels, each off by .4, that is there in the last frame only."""
+    frames = _scene().at[:, :4].set(0.5)
+    terms = _loss(NANO, blank, frames, key)[1]
+    # Of 4 x 16 x 16 differences in time 36 are .4; these weigh 3, as their later pixels do.
+    assert float(terms["flicker"]) == pytest.approx(3 * 36 * 0.4 / (4 * 256 + 2 * 36), rel=1e-5)
+    # Both edges across an axis hold 6 pixels; the near one weighs 3, the far one, whose later
+    # pixel is ground, 1. The square starts inside, at row 4 and column 4.
+    along = (3 + 1) * 6 * 0.4 / (5 * 15 * 16 + 2 * 36)
+    assert float(terms["gradient"]) == pytest.approx(2 * along, rel=1e-5)
+    assert _loss(NANO, blank, jnp.repeat(frames[:, -1:], 5, 1), key)[1]["flicker"] == 0
