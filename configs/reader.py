@@ -1,8 +1,11 @@
 """The reader that judges clips: colours, shapes, sizes, verbs, speeds and camera.
 
 jvdm train configs/reader.py --workdir work/reader
+One NVIDIA H200: 50 s after 66 s of preparation, 7,700 clips/s.
+Accuracy on 512 held-out true clips: colours .988, shape .988, size 1.0, verb .968, speed .979,
+camera 1.0.
 
-The autoencoder comes first: a sixteenth of the clips are its reconstructions.
+The autoencoder comes first: an eighth of the clips are its reconstructions.
 Without one: `--source.vae-weights None`.
 """
 
@@ -25,11 +28,11 @@ def config() -> Experiment:
     return Experiment(
         name="reader",
         objective=ClipReading(Reader(), WORLD, Packaging("tiny_t2v", vae.DEFAULTS)),
-        source=ReaderClips(WORLD, vae.VAE, VAE_WEIGHTS),
-        optimizer=Optimizer(kind="adamw", learning_rate=1.5e-3, warmup_steps=100),
+        source=ReaderClips(WORLD, vae.VAE, VAE_WEIGHTS, reconstructed=0.125),
+        optimizer=Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=100, decay_fraction=0.5),
         batch_size=256,
-        num_steps=1_600,
+        num_steps=1_500,
         ema_decay=0.998,
-        checkpoint_every=800,
+        checkpoint_every=500,
         log_every=50,
     )

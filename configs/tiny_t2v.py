@@ -1,13 +1,14 @@
 """The video model that ships with jvdm: sentences to 33 frames of 128 x 128 pixels.
 
-jvdm train configs/tiny_t2v.py --workdir work/tiny_t2v \
-    --source.vae-weights work/vae/weights \
-    --objective.packaging.parts work/vae/weights work/reader/weights
+jvdm train configs/tiny_t2v.py --workdir work/tiny_t2v
+It reads work/vae/weights and work/reader/weights (configs/vae.py, configs/reader.py).
+Two NVIDIA H200: 492 s after 99 s of preparation, 102 ms a step of 256 clips, 2,500 clips/s,
+19.2 % model FLOP utilisation of 990 TFLOP/s. Numbers reached: the README.
 """
 
 from pathlib import Path
 
-from jvdm.configs.vae import DEFAULTS, VAE, WORLD
+from jvdm.configs import vae
 from jvdm.data.vocabulary import WORDS
 from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
@@ -18,6 +19,7 @@ from jvdm.training.optimizer import Optimizer
 from jvdm.training.packaging import Packaging
 from jvdm.training.world_source import WorldLatents
 
+VAE, WORLD = vae.VAE, vae.WORLD
 VAE_WEIGHTS = Path("work/vae/weights")
 READER_WEIGHTS = Path("work/reader/weights")
 
@@ -31,7 +33,7 @@ def config() -> Experiment:
     """Returns the experiment that made the shipped weights."""
     packaging = Packaging(
         family="tiny_t2v",
-        defaults=DEFAULTS,
+        defaults=vae.DEFAULTS,
         parts=(str(VAE_WEIGHTS), str(READER_WEIGHTS)),
         quantize="int8",
     )
@@ -44,10 +46,10 @@ def config() -> Experiment:
             packaging=packaging,
             rows=ROWS,
         ),
-        source=WorldLatents(world=WORLD, vae=VAE, vae_weights=VAE_WEIGHTS),
+        source=WorldLatents(world=WORLD, vae=VAE, vae_weights=VAE_WEIGHTS, pool=8192),
         optimizer=Optimizer(learning_rate=1e-3),
         batch_size=256,
-        num_steps=12_000,
+        num_steps=4_800,
         checkpoint_every=2_000,
         sample_every=2_000,
     )

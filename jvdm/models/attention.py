@@ -1,6 +1,7 @@
 """Attention layers of the networks: a policy decides who attends to whom."""
 
 import flax.linen as nn
+
 from jvdm.arrays import Array, Float, PyTree
 from jvdm.attention import Policy, TokenGrid
 from jvdm.models.conditions import TextStates

@@ -112,7 +112,7 @@ class _Block(nn.Module):
         return x + nn.Dense(channels, dtype=self.dtype)(mixed)
 
 
-def shrink(frames: Frames) -> Frames:
+def shrink(frames: Frames) -> Float[Array, "B 9 64 64 3"]:
     """Picks nine frames, evenly spaced, and averages them to 64 x 64 pixels."""
     length, height, width = frames.shape[1:4]
     picks = [round(i * (length - 1) / (NUM_FRAMES - 1)) for i in range(NUM_FRAMES)]

@@ -28,7 +28,7 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, *(nn.broadcast,) * 4),
+        in_axes=(0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
         length=depth,
         unroll=unroll,
     )

@@ -66,14 +66,14 @@ class FlowMatching:
         ids = jnp.zeros((1, self.text.max_tokens), jnp.int32)
         text = self.text.init(named(key, "text"), ids)["params"]
         latents = jnp.zeros((1, *self.latent_shape))
-        states = TextStates(*self.text.apply({"params": text}, ids))
+        states = TextStates(*self.text.bind({"params": text})(ids))
         arguments = (latents, latents[..., 0, 0, 0], Conditions(states))
         return {"text": text, "dit": self.model.init(named(key, "dit"), *arguments)["params"]}
 
     def predict(self, params: PyTree, x: Latents, t: NoiseLevels, tokens: TokenIds) -> Latents:
         """Returns the velocity of `x` at levels `t` for prompts `tokens`."""
-        states = TextStates(*self.text.apply({"params": params["text"]}, tokens))
-        velocity, _ = self.model.apply({"params": params["dit"]}, x, t, Conditions(states))
+        states = TextStates(*self.text.bind({"params": params["text"]})(tokens))
+        velocity, _ = self.model.bind({"params": params["dit"]})(x, t, Conditions(states))
         return velocity
 
     def loss(self, params: PyTree, batch: PyTree, key: Key) -> tuple[Array, dict[str, Array]]:
@@ -122,7 +122,7 @@ class FlowMatching:
         levels = shift_levels(linspace_levels(defaults.num_inference_steps), defaults.shift)
         noise = initial_noise(key, jnp.arange(count), frames, tuple(cells))
         end = sample(guided, Euler(), self.process, synchronous(levels, frames), noise, key)
-        return self.vae.apply({"params": space.params}, space.restore(end.x), method="decode")
+        return self.vae.bind({"params": space.params}).decode(space.restore(end.x))
 
     def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
         """Writes `dit.safetensors`, which holds the text encoder too, and the manifest."""

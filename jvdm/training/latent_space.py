@@ -6,7 +6,6 @@ from pathlib import Path
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.errors import WeightsError
@@ -51,5 +50,6 @@ def load_latent_space(folder: str | Path) -> LatentSpace:
         )
     params = safetensors.load(Path(folder) / "vae.safetensors")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    mean, std = (jnp.asarray(np.float32(v)) for v in (manifest.latent_mean, manifest.latent_std))
+    statistics = (manifest.latent_mean, manifest.latent_std)
+    mean, std = (jnp.asarray(values, jnp.float32) for values in statistics)
     return LatentSpace(params, mean, std)

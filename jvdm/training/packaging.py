@@ -48,7 +48,7 @@ def write_package(
             takes those of the first part that has an autoencoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    components = {name: fields_of(module) for name, module in modules.items()}
+    components: dict[str, Any] = {name: fields_of(module) for name, module in modules.items()}
     mean, std = (
         ([], []) if statistics is None else (np.asarray(part).tolist() for part in statistics)
     )

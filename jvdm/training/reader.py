@@ -24,6 +24,7 @@ from jvdm.models.reader import (
     shrink,
 )
 from jvdm.parallel.mesh import constrain_batch
+from jvdm.training.flops import product_flops
 from jvdm.training.latent_space import LatentSpace, load_latent_space
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
@@ -60,12 +61,10 @@ class ClipReading:
         return jnp.asarray(sum(terms.values())) + 2.0 * terms["present"], {**terms, **shares}
 
     def flops_per_step(self, batch_size: int) -> float:
-        """Returns three forward passes, as XLA counts one clip."""
+        """Returns three forward passes over the batch."""
         frames = jax.ShapeDtypeStruct((1, NUM_FRAMES, 64, 64, 3), jnp.float32)
         params = jax.eval_shape(self.init, jax.random.key(0))
-        forward = jax.jit(lambda p, x: self.reader.apply({"params": p}, x))
-        cost = forward.lower(params, frames).cost_analysis()
-        return 3.0 * batch_size * float((cost or {}).get("flops", 0.0))
+        return 3.0 * batch_size * product_flops(self.reader.apply, {"params": params}, frames)
 
     def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
         """Writes held-out clips with what was read of them."""

@@ -11,6 +11,7 @@ from jvdm.arrays import Array, Frames, Key, PyTree
 from jvdm.data.clips import WorldClip, clips
 from jvdm.data.world import World
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
+from jvdm.training.flops import product_flops
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
 from jvdm.vae.video_vae import VideoVAE
@@ -27,6 +28,8 @@ class Reconstruction:
     """World of the held-out clips that statistics and sheets are made of."""
     packaging: Packaging
     weights: AutoencoderWeights = AutoencoderWeights()
+    clip_frames: int = 17
+    """Pixel frames of a training clip, for the count of operations."""
     held_out: int = 256
     """Clips of split `vae_val` for latent statistics and fidelity at the end."""
 
@@ -40,12 +43,11 @@ class Reconstruction:
         return autoencoder_loss(self.vae, params, batch.video, key, self.weights)
 
     def flops_per_step(self, batch_size: int) -> float:
-        """Returns three forward passes, as XLA counts one clip of 17 frames."""
-        frames = jax.ShapeDtypeStruct((1, 17, self.world.height, self.world.width, 3), jnp.float32)
+        """Returns three forward passes over the batch."""
+        shape = (1, self.clip_frames, self.world.height, self.world.width, 3)
+        frames = jax.ShapeDtypeStruct(shape, jnp.float32)
         params = jax.eval_shape(self.init, jax.random.key(0))
-        forward = jax.jit(lambda p, x: self.vae.apply({"params": p}, x))
-        cost = forward.lower(params, frames).cost_analysis()
-        return 3.0 * batch_size * float((cost or {}).get("flops", 0.0))
+        return 3.0 * batch_size * product_flops(self.vae.apply, {"params": params}, frames)
 
     def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
         """Writes held-out clips above their reconstructions."""
@@ -70,7 +72,7 @@ class Reconstruction:
         write_package(folder, self.packaging, {"vae": params}, {"vae": self.vae}, statistics)
 
     def _measure(self, params: PyTree, frames: Frames) -> tuple[Array, Array, dict[str, Array]]:
-        mean = self.vae.apply({"params": params}, frames, method="encode").mean
+        mean = self.vae.bind({"params": params}).encode(frames).mean
         axes = (0, 1, 2, 3)
         fidelity = autoencoder_psnr(self.vae, params, frames)
         return jnp.mean(mean, axes), jnp.mean(mean**2, axes), fidelity

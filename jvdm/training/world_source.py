@@ -151,13 +151,12 @@ class WorldLatents:
         indices = constrain_batch(turn * self.fresh + jnp.arange(self.fresh), data.mesh)
         latents, tokens = self._encoded(data.space, indices)
         slot = (turn % (size * shards // self.fresh)) * (self.fresh // shards)
-        return data.replace(
-            latents=_write(data.latents, latents, slot), tokens=_write(data.tokens, tokens, slot)
-        )
+        parts = (_write(data.latents, latents, slot), _write(data.tokens, tokens, slot))
+        return LatentPool(*parts, data.space, data.mesh)
 
     def _encoded(self, space: LatentSpace, indices: Array) -> tuple[Array, Array]:
         clip = clips(self.world, self.split, indices)
-        posterior = self.vae.apply({"params": space.params}, clip.video, method="encode")
+        posterior = self.vae.bind({"params": space.params}).encode(clip.video)
         return space.standardize(posterior.mean).astype(jnp.bfloat16), clip.tokens
 
 

@@ -12,7 +12,9 @@ from pallas_kernels import dense_attention
 GRID = TokenGrid(frames=4, height=2, width=3)
 
 
-@pytest.mark.parametrize("name", [n for n in jvdm.attention.__all__ if n not in ("Policy", "TokenGrid")])
+@pytest.mark.parametrize(
+    "name", [n for n in jvdm.attention.__all__ if n not in ("Policy", "TokenGrid")]
+)
 def test_every_policy_is_a_hashable_value_that_follows_the_protocol(name):
     make = getattr(jvdm.attention, name)
     assert isinstance(make(), Policy)

@@ -1,13 +1,14 @@
 """A small VideoDiT whose every input has an effect, shared by the tests of models."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jvdm.models import Conditions, TextStates, VideoDiT
 
-DIT = VideoDiT(
+DIT: Any = VideoDiT(
     width=32, depth=3, latent_channels=4, head_dim=16, rotary_axes=(4, 6, 6), dtype="float32"
 )
 SHAPE = (2, 3, 4, 4, 4)
@@ -20,7 +21,7 @@ def conditions(key=None, lengths=(3, 5)) -> Conditions:
 
 
 @functools.cache
-def parameters(model: VideoDiT = DIT):
+def parameters(model: Any = DIT):
     """Random parameters, scaled up so that nothing is hidden by small outputs."""
     inputs = (jnp.zeros(SHAPE), jnp.zeros(SHAPE[:2]), conditions())
     params = jax.jit(model.init)(jax.random.key(1), *inputs)["params"]
@@ -28,7 +29,7 @@ def parameters(model: VideoDiT = DIT):
 
 
 @functools.cache
-def runner(model: VideoDiT = DIT):
+def runner(model: Any = DIT):
     """`model` as a compiled function of its parameters and inputs, without `Aux`."""
     return jax.jit(lambda p, x, t, c, **options: model.apply({"params": p}, x, t, c, **options)[0])
 

@@ -1,5 +1,7 @@
 """Shared layers: rotations, patches, modulation and its gradient."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -41,12 +43,12 @@ def test_frames_rows_and_columns_turn_their_own_features():
 def test_one_product_for_many_kernels_is_many_products():
     x = jax.random.normal(jax.random.key(0), (3, 4, 8))
     layer = Linear((5, 7), "float32")
-    params = layer.init(jax.random.key(1), x)["params"]
+    params: Any = layer.init(jax.random.key(1), x)["params"]
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "kernel_0": (8, 5),
         "kernel_1": (8, 7),
     }
-    for y, kernel in zip(layer.apply({"params": params}, x), params.values(), strict=True):
+    for y, kernel in zip(layer.bind({"params": params})(x), params.values(), strict=True):
         np.testing.assert_allclose(y, x @ kernel, atol=1e-6)
 
 

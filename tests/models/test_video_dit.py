@@ -1,5 +1,7 @@
 """VideoDiT: per-frame levels, information flow, ports, layers as a scan."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -61,8 +63,8 @@ def test_padding_of_the_prompt_is_never_read_and_words_are():
     changed = jnp.where(read[..., None], noise, said.text.states)
     run = runner()
     base = run(parameters(), latents(), T, said)
-    padded = Conditions(said.text.replace(states=other))
-    reworded = Conditions(said.text.replace(states=changed))
+    padded = Conditions(dataclasses.replace(said.text, states=other))
+    reworded = Conditions(dataclasses.replace(said.text, states=changed))
     np.testing.assert_array_equal(base, run(parameters(), latents(), T, padded))
     assert np.abs(base - run(parameters(), latents(), T, reworded)).max() > 1e-3
 
@@ -82,7 +84,8 @@ def test_only_differences_of_frame_positions_matter():
 def test_a_fresh_channel_port_has_no_effect_and_a_trained_one_reads_known_cells_alone():
     model = DIT.clone(ports=("text", "channel"))
     known = jnp.zeros(SHAPE[:-1], bool).at[:, 0].set(True)
-    told = Conditions(conditions().text, ChannelCondition(latents(5), known))
+    channel = ChannelCondition(latents(5), known)
+    told = Conditions(conditions().text, channel)
     inputs = (latents(), T, told)
     params = jax.jit(model.init)(jax.random.key(1), *inputs)["params"]
     plain = {name: tree for name, tree in params.items() if name != "channel_in"}
@@ -91,10 +94,11 @@ def test_a_fresh_channel_port_has_no_effect_and_a_trained_one_reads_known_cells_
 
     params["channel_in"] = jax.tree.map(lambda leaf: leaf + 0.1, params["channel_in"])
     base = run(params, *inputs)
-    hidden = told.channel.replace(latents=latents(5).at[:, 1:].set(9.0))
-    seen = told.channel.replace(latents=latents(6))
-    np.testing.assert_array_equal(base, run(params, *inputs[:2], told.replace(channel=hidden)))
-    assert np.abs(base - run(params, *inputs[:2], told.replace(channel=seen))).max() > 1e-3
+    hidden = ChannelCondition(latents(5).at[:, 1:].set(9.0), known)
+    seen = ChannelCondition(latents(6), known)
+    same, other = (run(params, *inputs[:2], Conditions(told.text, c)) for c in (hidden, seen))
+    np.testing.assert_array_equal(base, same)
+    assert np.abs(base - other).max() > 1e-3
 
 
 @pytest.mark.parametrize("changes", [{"unroll": 3}, {"remat": "none"}, {"remat": "all"}])
@@ -149,7 +153,9 @@ def test_counted_operations_are_those_that_xla_counts():
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     cost = jax.jit(model.apply).lower(params, *inputs).compile().cost_analysis()
     counted = model.flops(3, 8, 8, text_tokens=6)
-    assert 1.0 <= cost["flops"] / counted < 1.25  # XLA counts norms, activations and ends too
+    assert (
+        cost is not None and 1.0 <= cost["flops"] / counted < 1.25
+    )  # XLA counts norms, activations and ends too
 
 
 def test_bad_inputs_are_named():
@@ -157,4 +163,5 @@ def test_bad_inputs_are_named():
         jax.eval_shape(DIT.init, jax.random.key(0), jnp.zeros((2, 3, 5, 4, 4)), T, conditions())
     channel = ChannelCondition(latents(), jnp.ones(SHAPE[:-1], bool))
     with pytest.raises(ConfigError, match="channel condition.*ports text"):
-        DIT.apply({"params": parameters()}, latents(), T, conditions().replace(channel=channel))
+        told = Conditions(conditions().text, channel)
+        DIT.apply({"params": parameters()}, latents(), T, told)
