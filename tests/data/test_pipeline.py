@@ -16,6 +16,9 @@ from jvdm.data.world_records import TRUTHS, WorldSource
 from jvdm.errors import CheckpointError, ConfigError
 from jvdm.parallel.mesh import data_mesh
 
+pytest.importorskip("grain")
+pytest.importorskip("tensorflow_datasets")
+
 WORLD = World(16, 24, 5, supersample=1)
 SOURCE = WorldSource(WORLD, "train", 3, 13, truths=("objects", "depth", "flow"))
 

@@ -5,7 +5,6 @@ import shutil
 import struct
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 
@@ -14,6 +13,9 @@ from jvdm.data.video_files import Unusable, decode_clip, seconds
 from jvdm.data.video_folder import QUARANTINE, VideoFolder
 from jvdm.errors import CheckpointError, ConfigError
 from jvdm.text.tokenizer import WordTokenizer
+
+av = pytest.importorskip("av")
+pytest.importorskip("grain")
 
 HEIGHT, WIDTH, RATE = 24, 32, 12
 
