@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from jvdm import record
+from jvdm.data.captions import caption_text
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, write_text
 from jvdm.metrics import report
-from jvdm.metrics.held_out import SETS
+from jvdm.metrics.held_out import SETS, Prompts, draw, part_of
 from jvdm.pipeline import Stages, load
 from jvdm.pipeline.judge import Judge, make_judge
 from jvdm.training.showing import write_rows
@@ -60,14 +61,15 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     judge = make_judge(
         load(options.weights), options.reader, options.num_inference_steps, options.guidance_scale
     )
-    batches = options.num_prompts // options.batch_size
     summaries, seconds = {}, []
-    with Stages(True).stage("evaluate", total=batches * len(options.sets), unit="batch") as bar:
+    total = options.num_prompts * len(options.sets)
+    with Stages(True).stage("evaluate", total=total, unit="prompt") as bar:
         for name in options.sets:
-            parts = []
-            for batch in range(batches):
-                parts.append(_measure_batch(judge, name, batch, options))
-                bar.update()
+            prompts, parts = draw(SETS[name], judge.world, options.num_prompts), []
+            for start in range(0, options.num_prompts, options.batch_size):
+                batch = part_of(prompts, start, options.batch_size)
+                parts.append(_measure_batch(judge, name, start, batch, options))
+                bar.update(options.batch_size)
             seconds += [part["seconds"] for part in parts]
             summaries[name] = report.summary(SETS[name].title, parts)
     result = {
@@ -75,7 +77,6 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         "weights": dict(judge.pipeline.model.identity),
         "device": record.device(),
         "sets": summaries,
-        # The first batch pays for what is done once.
         "seconds": {"batch": round(float(np.median(seconds)), 3), "clips": options.batch_size},
     }
     result = json.loads(json.dumps(result, default=str))
@@ -94,7 +95,7 @@ def _check(options: EvaluateOptions) -> None:
     for name in (*options.sets, *options.known_frame_sets):
         if name not in SETS:
             known = "; ".join(f"{letter}: {entry.title}" for letter, entry in SETS.items())
-            raise ConfigError(f"there is no prompt set {name!r}", f"sets are {known}", "use these")
+            raise ConfigError(f"there is no prompt set {name!r}", f"sets are {known}")
     size, count = options.batch_size, options.num_prompts
     if size < 1 or count < size or count % size:
         why = "prompts are made in whole batches, so that one program serves all"
@@ -102,11 +103,12 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError(f"{count} prompts in batches of {size}", why, fix)
 
 
-def _measure_batch(judge: Judge, name: str, batch: int, options: EvaluateOptions) -> dict[str, Any]:
+def _measure_batch(
+    judge: Judge, name: str, start: int, prompts: Prompts, options: EvaluateOptions
+) -> dict[str, Any]:
     """Measures one batch of a set: true clips, reconstructions, samples, known frames."""
-    count, start = options.batch_size, batch * options.batch_size
-    prompts, texts = judge.prompts(SETS[name], start, count)
-    seeds = range(options.seed + start, options.seed + start + count)
+    texts = [caption_text(ids) for ids in prompts.tokens]
+    seeds = range(options.seed + start, options.seed + start + len(texts))
     truth = judge.film(prompts)
     latents = judge.encode(truth)
     coded = judge.decode(latents)
@@ -125,7 +127,7 @@ def _measure_batch(judge: Judge, name: str, batch: int, options: EvaluateOptions
         known = judge.measure_known_frames(made[task], truth, coded, frames)
         seen = judge.measure(made[task], prompts)[0]
         part["known"][task] = {**known, **{key: seen[key] for key in ("count", "permanence")}}
-    if batch == 0:
+    if start == 0:
         _write_sheet(options.output / f"{name}_samples.png", {"": samples}, texts, SHEET_CLIPS)
         for task, clips in {"reconstruction": coded, **made}.items():
             path = options.output / f"{name}_{task.replace(' ', '_')}.png"

@@ -7,13 +7,14 @@ import pytest
 
 from jvdm import evaluate
 from jvdm.data.captions import caption_text
-from jvdm.data.world import World
+from jvdm.data.world import COLORS, HELD_OUT_PAIRS, SHAPES, World
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.evaluate import EvaluateOptions
-from jvdm.metrics.held_out import SETS, prompts
+from jvdm.metrics.held_out import SETS, draw, film, part_of, prompts
 from jvdm.models.reader import Reader
 from jvdm.weights import read_manifest, safetensors, write_manifest
 from tests.generate import nano
+from tests.metrics.drawn import track_clips
 
 READER = Reader(widths=(4, 8), blocks=1, hidden=16, dtype="float32")
 
@@ -82,14 +83,31 @@ def test_a_folder_without_a_reader_is_refused_as_reader(tmp_path):
         evaluate.run(options)
 
 
+WORLD = World(height=64, width=64, num_frames=9, supersample=1)
+
+
+@pytest.mark.slow
+def test_drawn_prompts_are_those_whose_objects_are_seen_and_whose_place_is_told():
+    drawn, every = draw(SETS["R"], WORLD, 8), prompts(SETS["R"], WORLD, jnp.arange(8))
+    assert (drawn.relation >= 0).all() and drawn.tokens.shape == (8, 64)
+    assert (every.relation == -1).any() and (drawn.facts.active.sum(1) == 2).all()
+    first = int((every.tokens == drawn.tokens[0][None]).all(-1).argmax())
+    assert every.relation[first] == drawn.relation[0]
+    assert part_of(drawn, 2, 3).tokens.tolist() == drawn.tokens[2:5].tolist()
+    tracks = track_clips(film(drawn.shot, WORLD), drawn.facts.color, drawn.facts.active)
+    assert jnp.where(drawn.facts.active, (tracks.pieces > 0).any(1), True).all()
+
+
+@pytest.mark.slow
 def test_prompts_are_what_their_set_says():
-    world = World(height=16, width=16)
-    drawn = {name: prompts(entry, world, jnp.arange(8)) for name, entry in SETS.items()}
-    objects = {name: batch.facts.active.sum(1) for name, batch in drawn.items()}
-    assert (objects["A"] == 1).all() and (objects["B"] == 2).all() and (objects["H"] == 1).all()
-    assert len(set(objects["C"].tolist())) > 1
-    assert (drawn["B"].facts.camera == 0).all() and drawn["C"].facts.camera.max() > 0
-    texts = {name: [caption_text(ids) for ids in batch.tokens] for name, batch in drawn.items()}
-    assert len({text for several in texts.values() for text in several}) == 8 * len(SETS)
-    told = drawn["R"].relation
-    assert (told >= 0).sum() >= 4 and (drawn["B"].relation == -1).all()
+    drawn = {name: prompts(SETS[name], WORLD, jnp.arange(8)) for name in ("C", "H")}
+    whole, unseen = drawn["C"].facts, drawn["H"].facts
+    assert len(set(whole.active.sum(1).tolist())) > 1 and len(set(whole.camera.tolist())) > 1
+    pairs = {
+        (COLORS[color], SHAPES[shape])
+        for color, shape in zip(unseen.color[:, 0], unseen.shape[:, 0], strict=True)
+    }
+    assert pairs <= set(HELD_OUT_PAIRS) and (unseen.active.sum(1) == 1).all()
+    texts = [caption_text(ids) for batch in drawn.values() for ids in batch.tokens]
+    assert len(set(texts)) == 16
+    assert (drawn["C"].relation == -1).all()

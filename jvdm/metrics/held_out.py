@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jvdm.arrays import Array, Frames, Int, TokenIds
+from jvdm.arrays import Array, Bool, Frames, Int, TokenIds
 from jvdm.data.captions import Style, caption_tokens, relations
 from jvdm.data.clips import facts, shoot
+from jvdm.data.ground_truth import visible_fraction
 from jvdm.data.render import Shot, render
 from jvdm.data.world import Facts, SceneOptions, World, scene_key
 from jvdm.keys import named
 
 STATIC = 0  # index of `CAMERAS`
+_LOOK, _LOOK_EVERY = 48, 4  # pixels and frames of the look at what hides what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,44 @@ def prompts(prompt_set: PromptSet, world: World, indices: Int[Array, " B"]) -> P
         return tokens, known, shot, jnp.where(told, pair, -1)
 
     return Prompts(*jax.vmap(one)(indices))
+
+
+def draw(prompt_set: PromptSet, world: World, count: int) -> Prompts:
+    """Draws the first `count` prompts of a set whose objects are all to be seen.
+
+    In one scene of thirty an object is hidden behind another one all the time; nobody
+    can tell whether it is there. Where places are told, scenes without a clear one are
+    passed over too. The arrays are on the host.
+    """
+    parts, found, start = [], 0, 0
+    while found < count:
+        batch = prompts(prompt_set, world, start + jnp.arange(count))
+        good = np.asarray(_shown(batch.shot, world))
+        if prompt_set.style == "placed":
+            good = good & (np.asarray(batch.relation) >= 0)
+        picks = np.flatnonzero(good)[: count - found]
+        parts.append(jax.tree.map(lambda leaf, at=picks: np.asarray(leaf)[at], batch))
+        found, start = found + len(picks), start + count
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def part_of(drawn: Prompts, start: int, count: int) -> Prompts:
+    """Returns `count` prompts from `start` on."""
+    return jax.tree.map(lambda leaf: leaf[start : start + count], drawn)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _shown(shots: Shot, world: World) -> Bool[Array, " B"]:
+    """Whether each object is seen, by more than a quarter of it, in a third of the frames."""
+    coarse = dataclasses.replace(world, height=_LOOK, width=_LOOK)
+
+    def one(shot: Shot) -> Array:
+        moving = (shot.trajectory, shot.camera)
+        trajectory, camera = jax.tree.map(lambda leaf: leaf[::_LOOK_EVERY], moving)
+        seen = visible_fraction(Shot(shot.scene, trajectory, camera), coarse) > 0.25
+        return (~shot.scene.active | (seen.mean(0) > 1 / 3)).all()
+
+    return jax.vmap(one)(shots)
 
 
 @functools.partial(jax.jit, static_argnums=1)

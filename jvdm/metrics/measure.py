@@ -28,6 +28,7 @@ def measure_clips(
         "colour set": everywhere(objects.color_set_right(tracks, facts.active)),
         "count": everywhere(objects.count_right(tracks, facts.active)),
         "permanence": everywhere(kept.kept),
+        "fused": everywhere(objects.fused(tracks)),
         "lost": everywhere(kept.lost),
         "created": everywhere(kept.created),
         "jumped": everywhere(kept.jumped),

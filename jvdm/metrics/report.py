@@ -19,7 +19,7 @@ NO_READER = (
 
 # A jitted function returns a dictionary sorted by name; people want what matters first.
 _ORDER = (
-    *("colour set", "count", "permanence", "lost", "created", "jumped", "resized"),
+    *("colour set", "count", "fused", "permanence", "lost", "created", "jumped", "resized"),
     *("direction", "relation", "reader colours", "reader shape", "reader size", "reader all"),
     *("verb", "verbs", "speed word", "camera", "gravity", "gravity residual"),
     *("speed, cells per frame", "frame change", "jitter", "seam index"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Frames
+from jvdm.data.ground_truth import warp
 
 _STILL = 1e-4  # Mean absolute change of a clip in which nothing moves, after rounding.
 
@@ -50,14 +51,6 @@ def warp_residual(
         flow: Motion `(u, v)` in pixels, columns first, from frame `t` to `t + 1`.
         visible: Pixels of frame `t` whose point is seen in frame `t + 1`.
     """
-    height, width = frames.shape[2:4]
-    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    places = [rows[None, None] + flow[..., 1], columns[None, None] + flow[..., 0]]
-
-    def fetch(image: Array, row: Array, column: Array) -> Array:
-        return jax.scipy.ndimage.map_coordinates(image, [row, column], order=1, mode="nearest")
-
-    over_channels = jax.vmap(fetch, in_axes=(-1, None, None), out_axes=-1)
-    warped = jax.vmap(jax.vmap(over_channels))(frames[:, 1:], *places)
+    warped = jax.vmap(jax.vmap(warp))(frames[:, 1:], flow)
     error = ((warped - frames[:, :-1]) ** 2).mean(-1) * visible
     return error.sum((1, 2, 3)) / jnp.maximum(visible.sum((1, 2, 3)), 1)

@@ -11,12 +11,11 @@ import numpy as np
 
 from jvdm import samplers
 from jvdm.arrays import Array, Frames, Latents, PyTree, UInt8
-from jvdm.data.captions import caption_text
 from jvdm.data.world import World
 from jvdm.errors import ShapeError
 from jvdm.metrics import held_out
 from jvdm.metrics.estimates import Measure
-from jvdm.metrics.held_out import Prompts, PromptSet
+from jvdm.metrics.held_out import Prompts
 from jvdm.metrics.measure import measure_clips, measure_known_frames, measure_reconstruction
 from jvdm.metrics.readers import load_reader, measure_reading, read
 from jvdm.models.reader import Reader
@@ -69,11 +68,6 @@ class Judge:
     num_inference_steps: int | None
     guidance_scale: float | None
     stages: Stages
-
-    def prompts(self, prompt_set: PromptSet, start: int, count: int) -> tuple[Prompts, list[str]]:
-        """Returns a batch of held-out prompts, and their texts."""
-        batch = held_out.prompts(prompt_set, self.world, start + jnp.arange(count))
-        return batch, [caption_text(ids) for ids in np.asarray(batch.tokens)]
 
     def film(self, prompts: Prompts) -> Bytes:
         """Renders the true clips."""

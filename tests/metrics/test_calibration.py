@@ -17,8 +17,8 @@ from jvdm.metrics.temporal import frame_change, jitter, seam_index
 
 pytestmark = pytest.mark.slow
 
-WORLD = World(height=64, width=64)
-CLIPS = 8
+WORLD = World(height=64, width=64, supersample=1)
+CLIPS = 6
 
 
 @functools.cache

@@ -52,6 +52,38 @@ def test_an_object_that_another_one_divides_is_one_piece(row, radius):
     assert tracks.at_other[0, :, :2].all()
 
 
+def test_copies_on_both_sides_of_an_occluder_are_not_one_large_object():
+    clip = disc(disc(ground(), "red", (30, 12), 8), "red", (30, 48), 8)
+    for column in range(22, 39, 4):
+        disc(clip, "blue", (30, column), 7)
+    assert (read(clip, "red", "blue")[0].pieces[0, :, :2] == jnp.array([[2, 1]])).all()
+
+
+@pytest.mark.parametrize(("apart", "elongation"), [(0, 1.0), (8, 1.6), (12, 2.0), (16, 2.6)])
+def test_two_discs_in_one_are_long(apart, elongation):
+    clip = disc(disc(ground(), "red", (20, 20), 9), "red", (20 + apart, 20 + apart), 9)
+    found = read(clip, "red")[0].elongation[0, :, 0]
+    np.testing.assert_allclose(found, elongation, atol=0.15)
+
+
+def test_an_angle_is_not_convex():
+    clip = ground()
+    clip[:, 20:50, 20:30] = clip[:, 40:50, 20:50] = 0.9 * PALETTE[0]
+    assert (read(clip, "red")[0].convexity[0, :, 0] < 0.75).all()
+
+
+def test_a_box_is_convex_however_it_is_turned():
+    for turn in np.linspace(0.0, 1.5, 6):
+        rows, columns = np.mgrid[:64, :64] - 31.5
+        along = np.cos(turn) * rows + np.sin(turn) * columns
+        across = np.cos(turn) * columns - np.sin(turn) * rows
+        clip = ground()
+        clip[:, (abs(along) < 12) & (abs(across) < 8)] = 0.9 * PALETTE[0]
+        tracks, _ = read(clip, "red")
+        assert (tracks.convexity[0, :, 0] > 0.88).all()
+        np.testing.assert_allclose(tracks.elongation[0, :, 0], 1.5, atol=0.06)
+
+
 def test_a_colour_that_is_not_named_is_stray():
     clip = disc(disc(ground(), "red", (30, 15), 7), "green", (30, 45), 7)
     assert (read(clip, "red")[0].stray > 100).all()

@@ -33,6 +33,12 @@ def test_a_duplicate_in_every_frame_is_a_wrong_count_alone():
     assert verdicts(disc(still(), "red", (55, 30), 6), "red", "blue") == (False, [])
 
 
+def test_two_objects_that_melt_into_one_are_a_wrong_count():
+    clip = disc(disc(ground(), "red", (20, 20), 8), "red", (32, 32), 8)
+    assert verdicts(clip, "red") == (False, [])
+    assert verdicts(disc(ground(), "red", (20, 20), 8), "red")[0] is True
+
+
 def test_a_colour_that_is_not_named_is_wrong():
     assert verdicts(disc(still(), "green", (55, 30), 6), "red", "blue")[0] is False
     assert verdicts(disc(still(), "green", (55, 30), 6, HALF), "red", "blue")[1] == ["created"]

@@ -56,7 +56,7 @@ def batch(shift):
 
 
 def test_batches_become_one_summary():
-    data = summary("a title", [batch(0.0 if part else 1) for part in range(3)])
+    data = summary("a title", [batch(part) for part in range(3)])
     assert data["prompts"] == 12
     assert data["measures"]["count"]["samples"] == {"mean": 1, "low": 1, "high": 1, "count": 12}
     assert "gravity" not in data["measures"]  # measured nowhere
