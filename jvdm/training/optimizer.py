@@ -16,7 +16,8 @@ class Optimizer:
 
     Muon orthogonalises the momentum of each weight matrix (Jordan 2024); its
     update is scaled to the root mean square of Adam's, `0.2 sqrt(max(in, out))`
-    (Liu et al., arXiv:2502.16982), so that both share one learning rate.
+    (Liu et al., arXiv:2502.16982), so that both share one learning rate. Beside
+    Muon, Adam has Nesterov momentum, as optax gives it.
     """
 
     kind: Literal["muon", "adamw"] = "muon"

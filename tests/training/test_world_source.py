@@ -1,0 +1,74 @@
+"""Sources on the accelerator: rings that follow from the step, on any number of devices."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.configs import nano
+from jvdm.errors import ConfigError, WeightsError
+from jvdm.parallel.mesh import data_mesh
+from jvdm.training.latent_space import load_latent_space
+from jvdm.weights import safetensors
+from jvdm.weights.folder import EMBEDDED
+
+SOURCE: Any = dataclasses.replace(nano.config().source, pool=16, fresh=4)
+
+
+def draws(data, first: int, count: int):
+    draw = jax.jit(SOURCE.draw, static_argnums=2)
+    batches = []
+    for step in range(first, first + count):
+        batch, data = draw(data, jnp.int32(step), 8)
+        batches.append(batch)
+    return batches, data
+
+
+@pytest.mark.slow  # renders and encodes 20 clips
+def test_a_resumed_ring_is_the_uninterrupted_one():
+    mesh = data_mesh(1)
+    batches, end = draws(SOURCE.start(0, None, mesh), 0, 3)
+    resumed = SOURCE.start(3, None, mesh)
+    np.testing.assert_array_equal(end.tokens, resumed.tokens)
+    np.testing.assert_array_equal(end.latents.view(jnp.uint16), resumed.latents.view(jnp.uint16))
+    assert batches[0]["latents"].shape == (8, *nano.config().objective.latent_shape)
+    assert not np.array_equal(batches[0]["tokens"], batches[1]["tokens"])
+    latents = np.asarray(end.latents, np.float32)
+    assert abs(latents.mean()) < 0.5 and 0.5 < latents.std() < 1.5  # standardised
+    assert SOURCE.saved(end) == b"" and SOURCE.feed(end) is end
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_two_devices_hold_the_same_clips():
+    one, two = (SOURCE.start(0, None, data_mesh(count)) for count in (1, 2))
+    assert two.tokens.shape == (2, 8, 64)
+    assert {shard.data.shape for shard in two.tokens.addressable_shards} == {(1, 8, 64)}
+    rows = [sorted(map(tuple, np.asarray(d.tokens).reshape(-1, 64).tolist())) for d in (one, two)]
+    assert rows[0] == rows[1]
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ConfigError, match="pool 10, fresh 4"):
+        dataclasses.replace(SOURCE, pool=10).start(0, None, data_mesh(1))
+
+
+def test_latents_are_standardised_and_restored():
+    space = load_latent_space(EMBEDDED / "nano")
+    latents = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 8))
+    again = space.restore(space.standardize(latents))
+    np.testing.assert_allclose(again, latents, atol=1e-5)
+    assert np.abs(space.standardize(latents) - latents).max() > 0.1
+
+
+def test_a_folder_without_an_autoencoder_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="does not exist"):
+        load_latent_space(tmp_path)
+    manifest = (EMBEDDED / "nano" / "model.json").read_text()
+    (tmp_path / "model.json").write_text(manifest.replace('"vae": {', '"other": {'))
+    safetensors.save(tmp_path / "vae.safetensors", {"a": np.zeros(3)})
+    with pytest.raises(WeightsError, match="an autoencoder is needed"):
+        load_latent_space(tmp_path)
