@@ -68,13 +68,13 @@ def text(result: dict[str, Any]) -> str:
 def _reserve(plan: Plan) -> dict[int, Outputs]:
     """Chooses file names and finds out whether they can be written."""
     options, files = plan.options, {}
-    count = options.num_videos or 1
-    for index in range(count) if plan.only is None else [plan.only]:
-        name = f"{slug(options.prompt or '')}_{(options.seed or 0) + index}"
+    for index, seed in enumerate(options.seeds):
+        if plan.only not in (None, index):
+            continue
         output = options.output
-        if output.suffix == ".mp4" and count > 1:
-            output = output.with_stem(f"{output.stem}_{(options.seed or 0) + index}")
-        files[index] = outputs.reserve(output, name)
+        if output.suffix == ".mp4" and len(options.seeds) > 1 and plan.only is None:
+            output = output.with_stem(f"{output.stem}_{seed}")
+        files[index] = outputs.reserve(output, f"{slug(options.prompt or '')}_{seed}")
     outputs.probe(next(iter(files.values())), encode=not options.latents_only)
     return files
 

@@ -62,6 +62,19 @@ class GenerateOptions:
     like: Path | None = None
     """Record of a video to make again; other options that are given change it."""
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed per video.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        count = 1 if self.num_videos is None else self.num_videos
+        if count < 1:
+            raise ConfigError(f"--num-videos is {count}", "one or more are made", "use 1")
+        first = self.seed or 0
+        return tuple(range(first, first + count))
+
     def request(self) -> Request:
         """Returns the request that these options are.
 
@@ -71,12 +84,9 @@ class GenerateOptions:
         if self.prompt is None:
             fix = 'give one: jvdm generate "a large red ball rolls to the left"'
             raise ConfigError("there is no prompt", "", fix)
-        count, seed = self.num_videos or 1, self.seed or 0
-        if count < 1:
-            raise ConfigError(f"--num-videos is {count}", "one or more are made", "use 1")
         return Request(
-            prompts=(self.prompt,) * count,
-            seeds=tuple(range(seed, seed + count)),
+            prompts=(self.prompt,) * len(self.seeds),
+            seeds=self.seeds,
             pictures=Pictures(self.image, self.last_image, self.video, self.prefix_frames),
             **{name: getattr(self, name) for name in _RECORDED},
         )
@@ -135,7 +145,7 @@ def settings_of(options: GenerateOptions, job: Job, index: int) -> dict[str, Any
     return {
         "prompt": options.prompt,
         "seed": options.seed,
-        "num_videos": options.num_videos or 1,
+        "num_videos": len(options.seeds),
         "index": index,
         **{name: settings[name] for name in _RECORDED},
         **{name: None if path is None else str(path) for name, path in inputs.items()},

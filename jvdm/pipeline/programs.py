@@ -49,7 +49,7 @@ def begin(
     shape: tuple[int, int, int, int, int],
     seeds: UInt32[Array, " B"],
     noise: Latents | None,
-    known: tuple[tuple[Latents, Int[Array, " n"]], ...],
+    known: tuple[tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]], ...],
 ) -> State:
     """Returns the state before the first row: noise, and clean latents where known.
 

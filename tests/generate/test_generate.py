@@ -1,0 +1,347 @@
+"""`jvdm generate` and `jvdm decode`: which files they leave, and that records make them again."""
+
+import json
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm import cli, decode, generate
+from jvdm import record as records
+from jvdm.decode import DecodeOptions
+from jvdm.generate import GenerateOptions
+from jvdm.pipeline import Pipeline, outputs
+from jvdm.video import Video, read_video, write_image
+from tests.generate import nano
+
+PROMPT = "a large red ball rolls to the left"
+STEM = "a_large_red_ball_rolls_to_the_left"
+
+
+@pytest.fixture
+def make(weights, tmp_path):
+    """Runs `jvdm generate` into `tmp_path` and returns the records of its videos."""
+
+    def run(prompt=PROMPT, **options):
+        options = {"seed": 0, "weights": str(weights), "output": tmp_path} | options
+        return generate.run(GenerateOptions(prompt, **options))["videos"]
+
+    return run
+
+
+def contents(record, *kinds):
+    return [Path(record["outputs"][kind]).read_bytes() for kind in kinds or ("video", "sheet")]
+
+
+def path_of(record, kind="record"):
+    return Path(record["outputs"][kind])
+
+
+def test_a_run_leaves_video_sheet_latents_and_record(make, tmp_path):
+    (record,) = make(seed=7)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{STEM}_7{suffix}" for suffix in outputs.SUFFIXES}
+    assert read_video(tmp_path / f"{STEM}_7.mp4").frames.shape == (9, 16, 32, 3)
+    written = json.loads((tmp_path / f"{STEM}_7.json").read_text())
+    assert written == json.loads(json.dumps(record))
+    assert written["settings"]["seed"] == 7
+    assert written["status"] == "done"
+    assert {"latents", "frames"} == written["sha256"].keys()
+
+
+def test_the_files_hold_what_the_pipeline_makes(make, pipe):
+    (record,) = make()
+    assert record["sha256"]["frames"] == pipe(PROMPT, seed=0, progress=False).digest()
+
+
+def test_nothing_is_overwritten(make, tmp_path):
+    (first,), (second,) = make(), make()
+    assert second["outputs"]["video"].endswith("_0-2.mp4")
+    assert contents(first) == contents(second)
+
+
+def test_a_file_name_may_be_given(make, tmp_path):
+    (record,) = make(output=tmp_path / "new" / "ball.mp4")
+    assert record["outputs"]["video"] == str(tmp_path / "new" / "ball.mp4")
+    one, two = make(output=tmp_path / "new" / "two.mp4", num_videos=2)
+    assert [r["outputs"]["video"][-9:] for r in (one, two)] == ["two_0.mp4", "two_1.mp4"]
+
+
+def test_several_videos_have_consecutive_seeds(make):
+    made = make(num_videos=2, seed=5)
+    assert [record["outputs"]["video"][-6:] for record in made] == ["_5.mp4", "_6.mp4"]
+    assert contents(made[0]) != contents(made[1])
+
+
+def test_a_drawn_seed_is_in_the_name_and_in_the_record(make):
+    (record,) = make(seed=None)
+    assert record["outputs"]["video"].endswith(f"_{record['settings']['seed']}.mp4")
+
+
+def test_a_record_makes_the_same_file_again(make, tmp_path):
+    (first,) = make(seed=3, num_inference_steps=2, guidance_scale=4.0, negative_prompt="a box")
+    (again,) = make(None, seed=None, weights=None, like=path_of(first))
+    assert again["outputs"]["video"] != first["outputs"]["video"]
+    assert contents(again) == contents(first)
+    assert again["settings"] == first["settings"]
+
+
+def test_a_record_of_one_video_of_a_batch_makes_that_one(make):
+    made = make(num_videos=3, seed=5)
+    again = make(None, seed=None, weights=None, like=path_of(made[1]))
+    assert len(again) == 1
+    assert contents(again[0]) == contents(made[1])
+
+
+def test_options_beside_a_record_change_it(make):
+    (first,) = make(seed=3)
+    (other,) = make(None, weights=None, seed=4, like=path_of(first))
+    assert (other["settings"]["prompt"], other["settings"]["seed"]) == (PROMPT, 4)
+    assert contents(other) != contents(first)
+
+
+def test_a_record_with_pictures_reads_them_again(make, tmp_path):
+    rng = np.random.default_rng(0)
+    image = write_image(tmp_path / "in.png", rng.integers(0, 256, (16, 32, 3)).astype(np.uint8))
+    (first,) = make(image=image, last_image=image)
+    (again,) = make(None, seed=None, weights=None, like=path_of(first))
+    assert contents(again) == contents(first)
+    write_image(image, np.zeros((16, 32, 3), np.uint8))
+    with pytest.raises(jvdm.ConfigError, match="in.png has changed since the record"):
+        make(None, seed=None, weights=None, like=path_of(first))
+    image.unlink()
+    with pytest.raises(jvdm.ConfigError, match="in.png does not exist.*restore it"):
+        make(None, seed=None, weights=None, like=path_of(first))
+
+
+def test_a_record_refuses_other_weights(make, tmp_path, weights):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for path in weights.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (first,) = make(weights=str(folder))
+    nano.write_vae(folder, seed=1)
+    with pytest.raises(jvdm.ConfigError, match="made with another vae.safetensors"):
+        make(None, seed=None, weights=None, like=path_of(first))
+
+
+def test_a_record_of_another_device_warns(make, capsys):
+    (first,) = make()
+    path = Path(first["outputs"]["record"])
+    content = json.loads(path.read_text())
+    content["device"]["kind"] = "TPU v9"
+    path.write_text(json.dumps(content))
+    make(None, seed=None, weights=None, like=path)
+    assert "made with device TPU v9, this is cpu: rounding may differ" in capsys.readouterr().err
+
+
+def test_latents_are_on_disk_before_decoding_starts(make, monkeypatch, tmp_path):
+    def no_memory(*_):
+        raise jvdm.DeviceMemoryError("too large")
+
+    monkeypatch.setattr(Pipeline, "decode", no_memory)
+    with pytest.raises(jvdm.DeviceMemoryError):
+        make()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{STEM}_0.latents.safetensors"]
+
+
+def test_decode_finishes_what_latents_only_began(make, tmp_path):
+    (direct,) = make()
+    (halfway,) = make(latents_only=True, output=tmp_path / "half")
+    assert sorted(halfway["outputs"]) == ["latents", "record"]
+    assert halfway["status"] == "latents"
+    (done,) = decode.run(DecodeOptions(path_of(halfway, "latents")))["videos"]
+    assert contents(done) == contents(direct)
+    assert done["sha256"] == direct["sha256"]
+    assert done["outputs"]["record"] == halfway["outputs"]["record"]
+    assert records.read(done["outputs"]["record"]).status == "done"
+    (again,) = make(None, seed=None, weights=None, like=path_of(done))
+    assert contents(again) == contents(direct)
+
+
+def test_decode_does_not_overwrite_and_takes_another_rate(make, tmp_path):
+    (direct,) = make()
+    latents = path_of(direct, "latents")
+    (other,) = decode.run(DecodeOptions(latents, fps=6.0))["videos"]
+    assert other["outputs"]["video"].endswith("_0-2.mp4")
+    assert read_video(other["outputs"]["video"]).fps == 6.0
+    (named,) = decode.run(DecodeOptions(latents, output=tmp_path / "x" / "y.mp4"))["videos"]
+    assert named["outputs"]["video"] == str(tmp_path / "x" / "y.mp4")
+
+
+def test_decode_refuses_latents_of_another_autoencoder(make, tmp_path, weights):
+    (made,) = make(latents_only=True)
+    folder = nano.write_weights(tmp_path / "weights")
+    nano.write_vae(folder, seed=1)
+    with pytest.raises(jvdm.ConfigError, match="made with another autoencoder"):
+        decode.run(DecodeOptions(path_of(made, "latents"), weights=str(folder)))
+
+
+def test_decode_refuses_other_files(weights):
+    with pytest.raises(jvdm.WeightsError, match="vae.safetensors holds no latents"):
+        decode.run(DecodeOptions(weights / "vae.safetensors"))
+
+
+def test_ctrl_c_saves_what_is_there(make, monkeypatch, tmp_path):
+    denoise = Pipeline.denoise
+
+    def interrupted(self, job, text, state, stages, callback):
+        def press(row, latents):
+            if row == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return callback(row, latents)
+
+        return denoise(self, job, text, state, stages, press)
+
+    monkeypatch.setattr(Pipeline, "denoise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{STEM}_0.latents.safetensors", f"{STEM}_0.json"}
+    assert records.read(tmp_path / f"{STEM}_0.json").status == "interrupted"
+    latents, _ = outputs.load_latents(tmp_path / f"{STEM}_0.latents.safetensors")
+    assert latents.shape == (3, 2, 4, 4)
+
+
+def test_the_first_ctrl_c_is_a_request_and_the_second_an_interruption():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), outputs.stop_requested() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_have_no_signals():
+    seen = []
+
+    def work():
+        with outputs.stop_requested() as stop:
+            seen.append(stop.is_set())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_a_table_of_times_and_the_paths_are_shown(weights, tmp_path, capsys):
+    arguments = ["generate", PROMPT, "--weights", str(weights), "--output", str(tmp_path)]
+    assert cli.main([*arguments, "--seed", "0"]) == 0
+    shown = capsys.readouterr()
+    for stage in ("load", "compile", "text", "denoise", "decode", "total"):
+        assert f"{stage}  " in shown.out
+    for suffix in outputs.SUFFIXES:
+        assert f"{STEM}_0{suffix}" in shown.out
+    for stage in ("load", "compile", "denoise", "decode"):
+        assert f"{stage}:" in shown.err
+
+
+def test_json_is_the_record(weights, tmp_path, capsys):
+    arguments = ["generate", PROMPT, "--weights", str(weights), "--output", str(tmp_path), "--json"]
+    assert cli.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["videos"][0]["settings"]["prompt"] == PROMPT
+    assert result["seconds"]["denoise"] > 0
+
+
+def damaged(weights, folder, name, content):
+    """A copy of the weights with one file replaced, or removed if `content` is None."""
+    folder.mkdir()
+    for path in weights.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content((folder / name).read_bytes()))
+    return str(folder)
+
+
+def not_a_number(content):
+    return content[:-4] + np.float32(np.nan).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--height", "100"], "height is 100; it must be a multiple of 16; use 96 or 112"),
+        (["--num-frames", "8"], r"num_frames is 8; it must be 4n \+ 1.* 5 and 9"),
+        (["--num-inference-steps", "0"], "num_inference_steps is 0"),
+        (["--num-videos", "0"], "--num-videos is 0"),
+        (["--seed", "-5"], "the seed is -5"),
+        (["--image", "no.png"], "no.png does not exist"),
+        (["--last-image", "no.png"], "last_image was given without image"),
+        (["--video", "no.mp4"], "no.mp4 does not exist"),
+        (["--like", "no.json"], "record no.json does not exist"),
+        (["--weights", "huge"], "no weights called 'huge'"),
+        (["--weights", "./nowhere"], "nowhere/model.json does not exist"),
+        (["--output", "/proc/out"], "/proc/out.* cannot be written"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line(weights, tmp_path, capsys, arguments, message):
+    options = ["--weights", str(weights), "--output", str(tmp_path)]
+    refused(["generate", PROMPT, *options, *arguments], message, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def refused(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("jvdm: ")]
+    assert re.search(message, line), line
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
+def test_no_prompt_exits_2(weights, capsys):
+    refused(["generate", "--weights", str(weights)], "there is no prompt; give one", capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dit.safetensors", None, "dit.safetensors does not exist"),
+        ("vae.safetensors", lambda content: content[:-50], "vae.safetensors is truncated"),
+        ("dit.safetensors", lambda _: b"version https://git-lfs.github.com", "git-lfs pointer"),
+        ("vae.safetensors", lambda _: b"\0" * 64, "vae.safetensors is corrupt"),
+        ("dit.safetensors", not_a_number, "tensor .* has 1 non-finite values"),
+        ("model.json", lambda _: b"{}", "model.json is not a manifest"),
+        ("model.json", lambda text: text.replace(b'"width": 32', b'"width": 48'), "another model"),
+        ("model.json", lambda text: text.replace(b'"depth"', b'"dept"'), "cannot build"),
+        ("model.json", lambda text: text.replace(b'"text": {', b'"t": {'), "needs text, dit, vae"),
+    ],
+)
+def test_broken_weights_exit_2(weights, tmp_path, capsys, name, content, message):
+    folder = damaged(weights, tmp_path / "weights", name, content)
+    arguments = ["generate", PROMPT, "--weights", folder, "--output", str(tmp_path / "out")]
+    refused(arguments, message, capsys)
+
+
+def test_an_unknown_flag_exits_2_and_names_the_nearest(weights, capsys):
+    assert cli.main(["generate", PROMPT, "--num-frame", "9"]) == 2
+    shown = capsys.readouterr()
+    assert "--num-frames" in shown.err + shown.out
+
+
+def test_warnings_do_not_stop_a_run(weights, tmp_path, capsys):
+    picture = write_image(tmp_path / "in.png", np.zeros((50, 50, 3), np.uint8))
+    options = ["--weights", str(weights), "--output", str(tmp_path), "--num-frames", "13"]
+    arguments = ["generate", "a red zebra", *options, "--image", str(picture), "--seed", "0"]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().err
+    for message in ("'zebra'", "13 frames are more than the 9", "image of 50x50"):
+        assert message in shown
+    assert len(records.read(tmp_path / "a_red_zebra_0.json").warnings) == 3
+
+
+def test_a_video_is_continued_from_its_file(make, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 16, 32, 3)).astype(np.uint8)
+    path = Video(frames, 12.0).save(tmp_path / "in.mp4")
+    (record,) = make(video=path)
+    assert record["settings"]["inputs"].keys() == {"video"}
+    assert read_video(record["outputs"]["video"]).frames.shape == (9, 16, 32, 3)

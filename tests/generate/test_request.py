@@ -1,0 +1,154 @@
+"""Every request that cannot be run is refused before any work, with the fix in the message."""
+
+import numpy as np
+import pytest
+
+from jvdm import samplers
+from jvdm.errors import ConfigError, JvdmError, ShapeError
+from jvdm.pipeline.pictures import Pictures
+from jvdm.pipeline.request import MAX_SEED, Request, prepare
+from jvdm.video import Video
+from tests.generate.nano import MANIFEST
+
+IMAGE = np.zeros((16, 32, 3), np.uint8)
+CLIP = np.zeros((40, 16, 32, 3), np.uint8)
+
+
+def job(prompt="a red ball rests", seed=0, **values):
+    pictures = {name: values.pop(name) for name in list(values) if hasattr(Pictures(), name)}
+    return prepare(
+        Request((prompt,), (seed,), pictures=Pictures(**pictures), **values), MANIFEST, patch=2
+    )
+
+
+def test_defaults_are_the_models():
+    settings = job().settings
+    assert (settings.height, settings.width, settings.num_frames) == (16, 32, 9)
+    assert (settings.fps, settings.num_inference_steps, settings.guidance_scale) == (12.0, 3, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"height": 40}, "height is 40; it must be a multiple of 16; use 32 or 48"),
+        ({"width": 7}, "width is 7; it must be a multiple of 16; use 16"),
+        ({"width": 0}, "width is 0"),
+        ({"height": -16}, "height is -16"),
+        ({"num_frames": 10}, r"num_frames is 10.*9 and 13"),
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"image": IMAGE, "num_frames": 1}, "num_frames is 1; every frame would be given; use 5"),
+        ({"image": IMAGE, "last_image": IMAGE, "num_frames": 5}, "use 9 or more"),
+        ({"video": CLIP, "prefix_frames": 9}, "prefix_frames is 9.*use 1 to 5"),
+        ({"video": CLIP, "prefix_frames": 4}, "prefix_frames is 4.*multiple of 4"),
+        ({"latents": np.zeros((1, 2, 2, 4, 4))}, r"latents have the shape \(1, 2, 2, 4, 4\)"),
+    ],
+)
+def test_sizes_that_do_not_fit(values, message):
+    with pytest.raises(ShapeError, match=message):
+        job(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"fps": 0.0}, "fps is 0.0; it must be a positive number"),
+        ({"fps": float("inf")}, "fps is inf"),
+        ({"shift": -1.0}, "shift is -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"seed": -1}, "the seed is -1"),
+        ({"seed": MAX_SEED + 1}, "seeds are 0 to 4294967295"),
+        ({"prompt": "ball " * 70}, "70 tokens.*limit is 64"),
+        ({"image": IMAGE, "video": CLIP}, "image and video were both given"),
+        ({"last_image": IMAGE}, "last_image was given without image"),
+        ({"prefix_frames": 5}, "prefix_frames is 5; no video was given"),
+        (
+            {"image": IMAGE / 255},
+            r"image is a ndarray \(float64.*uint8 RGB of the shape \[H, W, 3\]",
+        ),
+        ({"image": IMAGE[..., :1]}, r"shape \(16, 32, 1\)"),
+        ({"video": CLIP[:0]}, r"video is a ndarray.*\[T, H, W, 3\]"),
+        ({"image": np.stack([IMAGE] * 3)}, "3 pictures were given as image for 1 prompts"),
+        ({"image": "missing.png"}, "image missing.png does not exist"),
+        ({"video": "missing.mp4"}, "video missing.mp4 does not exist"),
+    ],
+)
+def test_values_that_cannot_be_used(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        job(**values)
+    assert caught.value.exit_code == 2
+
+
+def test_the_empty_prompt_is_no_prompt():
+    tokens = job("").tokens
+    assert np.array_equal(tokens[0], tokens[1])
+
+
+def test_a_video_that_is_no_video_is_refused(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"nothing of the kind")
+    with pytest.raises(ConfigError, match="a.mp4 cannot be decoded"):
+        job(video=tmp_path / "a.mp4")
+
+
+def test_a_matrix_of_another_length_names_the_frames_that_fit():
+    matrix = samplers.synchronous(samplers.linspace_levels(2), 5)
+    with pytest.raises(ShapeError, match="5 latent frames.*use num_frames=17"):
+        job(matrix=matrix)
+
+
+def test_unknown_words_are_named_and_kept():
+    plain = job("a red ball rests")
+    odd = job("a red zebra rests", negative_prompt="an umbrella")
+    assert not plain.warnings
+    (warning,) = odd.warnings
+    assert "'umbrella', 'zebra'" in warning
+    assert (odd.tokens[1] != 0).sum() == (plain.tokens[1] != 0).sum()
+
+
+def test_more_frames_than_trained_warns_and_names_what_to_use():
+    (warning,) = job(num_frames=13).warnings
+    assert "13 frames are more than the 9 of training" in warning
+    assert "use 9" in warning and "--video" in warning
+
+
+def test_a_size_that_was_not_trained_warns():
+    (warning,) = job(height=32).warnings
+    assert "32x32" in warning and "16x32" in warning
+
+
+def test_a_picture_of_another_size_is_cropped_and_said_so():
+    made = job(image=np.zeros((50, 40, 3), np.uint8))
+    assert made.known[0].frames.shape == (1, 1, 16, 32, 3)
+    (note,) = made.warnings
+    assert "image of 50x40" in note and "16x32" in note
+
+
+def test_known_columns_are_frozen_at_clean():
+    matrix = job(image=IMAGE, last_image=IMAGE, num_frames=13).matrix
+    levels = np.asarray(samplers.times(matrix))
+    assert (levels[:, [0, 3]] == 0).all()
+    assert (levels[0, [1, 2]] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "num_frames", "columns"),
+    [(40, 17, 4), (40, 9, 2), (40, 5, 1), (12, 17, 3), (3, 17, 1), (1, 17, 1)],
+)
+def test_how_much_of_a_video_is_kept(length, num_frames, columns):
+    made = job(video=CLIP[:length], num_frames=num_frames)
+    assert made.known[0].columns == tuple(range(columns))
+    assert made.known[0].frames.shape[1] == 1 + 4 * (columns - 1)
+
+
+def test_a_video_file_is_read_at_the_models_rate(tmp_path):
+    frames = np.arange(24, dtype=np.uint8)[:, None, None, None] * 10
+    frames = np.broadcast_to(frames, (24, 16, 32, 3))
+    path = Video(frames, 24.0).save(tmp_path / "a.mp4")
+    kept = job(video=path).known[0].frames[0, :, 0, 0, 0].astype(int)
+    # The last five frames of every second one.
+    assert np.abs(kept - np.arange(14, 24, 2) * 10).max() <= 3
+
+
+def test_a_seed_is_needed_for_each_prompt():
+    with pytest.raises(JvdmError, match="2 prompts and 1 seeds"):
+        prepare(Request(("a", "b"), (0,)), MANIFEST, patch=2)
