@@ -18,6 +18,7 @@ from jvdm.data.counterfactual import (
     resimulate,
     resize,
 )
+from jvdm.data.grammar import parse
 from jvdm.data.ground_truth import (
     Flow,
     Surface,
@@ -70,6 +71,7 @@ __all__ = [
     "move",
     "orbit_camera",
     "other_camera",
+    "parse",
     "recolor",
     "remove",
     "render_views",
