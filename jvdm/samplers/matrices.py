@@ -95,8 +95,8 @@ def from_index(
     return TimestepMatrix(
         levels=levels,
         index=jnp.asarray(index, jnp.int32),
-        start=jnp.zeros(rows, jnp.int32),
-        write=jnp.zeros((rows, latent_frames), bool),
+        start=jnp.asarray(np.zeros(rows, np.int32)),
+        write=jnp.asarray(np.zeros((rows, latent_frames), bool)),
         window=latent_frames,
     )
 
@@ -253,9 +253,16 @@ def times(matrix: TimestepMatrix) -> Float[Array, "rows F"]:
     return level_at(matrix, matrix.index)
 
 
+def _times_on_host(matrix: TimestepMatrix) -> np.ndarray:
+    """Like `times`, in NumPy: nothing is compiled."""
+    levels, index = np.asarray(matrix.levels), np.asarray(matrix.index)
+    grids = levels.reshape(len(levels), -1)
+    return np.broadcast_to(grids, (len(grids), index.shape[1]))[index, np.arange(index.shape[1])]
+
+
 def cost(matrix: TimestepMatrix) -> Cost:
     """Counts the network calls of a run, without running it."""
-    level = np.asarray(times(matrix))
+    level = _times_on_host(matrix)
     moving = level[1:] != level[:-1]
     called = moving.any(axis=1) | np.asarray(matrix.write).any(axis=1)
     finishes = (moving & (level[1:] == level[-1:])).any(axis=1)
@@ -354,7 +361,7 @@ def picture(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height 
         matrix: The matrix.
         cell: Side of one entry in pixels, with a border of one pixel from 3 on.
     """
-    level = np.asarray(times(matrix))
+    level = _times_on_host(matrix)
     share = (level / max(float(level.max()), 1e-6))[..., None]
     colors = share * _NOISE_COLOR + (1 - share) * _CLEAN_COLOR
     frozen = (level == level[:1]).all(axis=0)

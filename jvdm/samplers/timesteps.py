@@ -107,14 +107,15 @@ class LagRows:
         frames = jnp.arange(latent_frames)
 
         def clip(key: Key) -> TrainTimes:
-            lag = _choose(named(key, "lag"), self.lags)
-            block = frames // _choose(named(key, "block"), self.blocks)
-            num_rows = self.num_steps + lag * block[-1]
-            row = jax.random.randint(named(key, "row"), (), 0, num_rows)
+            draws = jax.random.uniform(key, (3 + latent_frames,))
+            lag = jnp.asarray(self.lags)[_uniform_integer(draws[0], len(self.lags))]
+            size = jnp.asarray(self.blocks)[_uniform_integer(draws[1], len(self.blocks))]
+            block = frames // size
+            row = _uniform_integer(draws[2], self.num_steps + lag * block[-1])
             steps_made = row - lag * block
             index = jnp.clip(steps_made, 0, self.num_steps)
             next_index = jnp.clip(steps_made + 1, 0, self.num_steps)
-            way = jax.random.uniform(named(key, "jitter"), (latent_frames,), maxval=self.jitter)
+            way = self.jitter * draws[3:]
             t = levels[index] + way * (levels[next_index] - levels[index])
             return TrainTimes(t, (steps_made < self.num_steps).astype(jnp.float32))
 
@@ -148,12 +149,12 @@ class CleanPrefix:
         frames = jnp.arange(latent_frames)
 
         def clip(key: Key) -> Array:
-            one = jax.random.bernoulli(named(key, "one"), self.first_only)
-            length = jax.random.randint(named(key, "length"), (), 1, latent_frames)
-            prefix = frames < jnp.where(one, 1, length)
+            draws = jax.random.uniform(key, (3,))
+            length = 1 + _uniform_integer(draws[0], latent_frames - 1)
+            prefix = frames < jnp.where(draws[1] < self.first_only, 1, length)
             ends = (frames == 0) | (frames == latent_frames - 1)
-            use_ends = jax.random.bernoulli(named(key, "ends"), self.ends)
-            return jnp.where(use_ends & (latent_frames > 2), ends, prefix)
+            use_ends = (draws[2] < self.ends) & (latent_frames > 2)
+            return jnp.where(use_ends, ends, prefix)
 
         clean = _per_clip(clip, named(key, "prefix"), batch)
         return TrainTimes(jnp.where(clean, 0.0, times.t), jnp.where(clean, 0.0, times.loss_mask))
@@ -211,5 +212,7 @@ def _all_noisy(t: NoiseLevels) -> TrainTimes:
     return TrainTimes(t, jnp.ones_like(t))
 
 
-def _choose(key: Key, values: tuple[int, ...]) -> Int[Array, ""]:
-    return jax.random.choice(key, jnp.asarray(values))
+def _uniform_integer(uniform: Float[Array, ""], count: int | Int[Array, ""]) -> Int[Array, ""]:
+    """Turns a uniform draw from [0, 1) into one of `0..count-1`."""
+    # Rounding may take the product up to `count`.
+    return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)

@@ -42,12 +42,18 @@ def test_scales_zero_and_one_are_the_branches_themselves():
         chex.assert_trees_all_close(guided, expected, atol=5e-7)
 
 
+@jax.jit
+def guided_and_parts(first, second, scale):
+    guided, _ = classifier_free(branched(first, second), scale)(X, T, None)
+    return guided, alone(first), alone(second)
+
+
 @hypothesis.given(st.floats(-2, 9))
 def test_guidance_is_a_line_through_the_branches(scale):
-    guided, _ = classifier_free(branched(*WHATS[:2]), scale)(X, T, None)
-    close(guided, jax.tree.map(lambda u, c: u + scale * (c - u), *map(alone, WHATS[:2])))
-    same, _ = classifier_free(branched(WHATS[1], WHATS[1]), scale)(X, T, None)
-    close(same, alone(WHATS[1]))
+    guided, without, condition = guided_and_parts(*WHATS[:2], scale)
+    close(guided, jax.tree.map(lambda u, c: u + scale * (c - u), without, condition))
+    same, _, condition = guided_and_parts(WHATS[1], WHATS[1], scale)
+    close(same, condition)
 
 
 def test_guidance_is_the_same_in_velocity_space():

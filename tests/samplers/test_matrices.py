@@ -124,6 +124,7 @@ def test_every_frame_may_have_its_own_grid():
         np.testing.assert_array_equal(times(matrix)[:, frame], expected)
 
 
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(wave, st.integers(0, 3), st.sampled_from([(), (0,), (0, -1)]))
 def test_windows_hold_the_frames_in_work_and_their_context(arguments, context, frozen):
     steps, frames, lag, block = arguments

@@ -17,6 +17,7 @@ from jvdm.samplers import (
     Heun,
     advance,
     classifier_free,
+    consecutive,
     cost,
     freeze,
     from_index,
@@ -44,10 +45,16 @@ SOLVERS = (Euler(), Heun(), NoisyAverage())
 STEPS, FRAMES, ROWS = 4, 5, 20  # ROWS is enough for autoregression
 LEVELS = shift_levels(linspace_levels(STEPS), 3.0)
 NOISE = noise_like((2, FRAMES, 8))
+KEPT, OTHERS = np.array([1, 4]), np.array([0, 2, 3])
 KEY = jax.random.key(7)
 
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=str)
-each_process = pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
+# The solvers on the flow, and the one that is exposed to the singular end of the cosine.
+each_case = pytest.mark.parametrize(
+    "solver, process",
+    [*((solver, FLOW) for solver in SOLVERS), (Heun(), COSINE)],
+    ids=["euler", "heun", "noisy", "heun on cosine"],
+)
 
 
 @functools.cache
@@ -57,8 +64,17 @@ def runner(solver, process=FLOW):
     return jax.jit(functools.partial(sample, denoise, solver, process))
 
 
-def run(solver, matrix, x=NOISE, process=FLOW, **options):
-    return runner(solver, process)(matrix, x, KEY, **options)
+@functools.cache
+def failing_runner(solver, process):
+    """Like `runner`, with a network that fails on the frames `KEPT` and on clean ones."""
+    kept = jnp.isin(jnp.arange(FRAMES), KEPT)[None]
+    denoise = poisoned(mixture_denoiser(process), lambda t: kept | (t == 0))
+    return jax.jit(functools.partial(sample, denoise, solver, process))
+
+
+def run(solver, matrix, x=NOISE, process=FLOW, address=None):
+    address = address or consecutive(*x.shape[:2])
+    return runner(solver, process)(matrix, x, KEY, address=address)
 
 
 def wave(lag, block=1):
@@ -79,37 +95,30 @@ def poisoned(denoise, where):
 # What the frozen column says, and what the network makes of it.
 
 
-@each_solver
-@each_process
+@each_case
 @pytest.mark.parametrize("level", [0, 2, STEPS], ids=["noise", "between", "clean"])
 def test_frozen_frames_keep_their_bits_even_where_the_network_fails(solver, process, level):
-    kept = jnp.array([1, 4])
-    matrix = freeze(lag_matrix(LEVELS, FRAMES, lag=1), (1, 4), level)
-    at_kept = lambda t: jnp.zeros_like(t, bool).at[:, kept].set(True)  # noqa: E731
-    denoise = poisoned(mixture_denoiser(process), at_kept)
+    matrix = freeze(wave(1), KEPT.tolist(), level)
     x = NOISE.at[0, 1, :3].set(jnp.array([-0.0, 1e-41, 3e38]))  # fragile bits
-    state = jax.jit(functools.partial(sample, denoise, solver, process))(matrix, x, KEY)
-    chex.assert_trees_all_equal(
-        *(jax.lax.bitcast_convert_type(v[:, kept], jnp.int32) for v in (state.x, x))
-    )
-    others = jnp.array([0, 2, 3])
-    assert jnp.isfinite(state.x[:, others]).all()
-    assert not jnp.allclose(state.x[:, others], x[:, others])
-    np.testing.assert_array_equal(state.updates[:, kept], 0)
-    np.testing.assert_array_equal(state.updates[:, others], STEPS)
+    state = failing_runner(solver, process)(matrix, x, KEY)
+    bits, bits_before = (np.asarray(v)[:, KEPT].view(np.int32) for v in (state.x, x))
+    np.testing.assert_array_equal(bits, bits_before)
+    assert np.isfinite(np.asarray(state.x)[:, OTHERS]).all()
+    assert not np.isclose(np.asarray(state.x), x)[:, OTHERS].all(axis=-1).any()
+    np.testing.assert_array_equal(state.updates[:, KEPT], 0)
+    np.testing.assert_array_equal(state.updates[:, OTHERS], STEPS)
     raise_non_finite(state)
 
 
-@each_solver
-@each_process
+@each_case
 def test_nothing_is_asked_of_the_network_about_clean_frames(solver, process):
-    denoise = poisoned(mixture_denoiser(process), lambda t: t == 0)
-    state = jax.jit(functools.partial(sample, denoise, solver, process))(wave(1), NOISE, KEY)
-    chex.assert_trees_all_equal(state.x, run(solver, wave(1), process=process).x)
-    assert jnp.isfinite(state.x).all()
+    """A network is not trained on the velocity of clean frames: they are context."""
+    state = failing_runner(solver, process)(freeze(wave(1), KEPT.tolist()), NOISE, KEY)
+    expected = run(solver, wave(1), process=process)
+    np.testing.assert_array_equal(state.x[:, OTHERS], expected.x[:, OTHERS])
 
 
-@each_solver
+@pytest.mark.parametrize("solver", SOLVERS[:2], ids=str)
 def test_the_network_is_shown_the_true_frames_and_levels(solver):
     matrix = freeze(lag_matrix(LEVELS, FRAMES, lag=2), (0,), level=3)
     expected = times(matrix)
@@ -126,8 +135,7 @@ def test_the_network_is_shown_the_true_frames_and_levels(solver):
 # A column depends on its own levels alone.
 
 
-@each_solver
-@pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
+@each_case
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(data=st.data())
 def test_columns_do_not_depend_on_each_other(solver, process, data):
@@ -172,39 +180,38 @@ class ScalarLoop(chex.TestCase):
 @each_solver
 def test_padding_changes_no_bit(solver):
     matrix = lag_matrix(LEVELS, FRAMES, lag=1)
-    chex.assert_trees_all_equal(run(solver, matrix).x, run(solver, pad_rows(matrix, 13)).x)
+    assert matrix.num_rows < wave(1).num_rows
+    chex.assert_trees_all_equal(run(solver, matrix).x, run(solver, wave(1)).x)
 
 
 @each_solver
 def test_a_run_in_pieces_is_the_run(solver):
-    matrix = lag_matrix(LEVELS, FRAMES, lag=2)
+    matrix = pad_rows(lag_matrix(LEVELS, FRAMES, lag=2), ROWS)
     chex.clear_trace_counter()  # of this function with the other solvers
 
     @functools.partial(jax.jit, donate_argnums=0)
     @chex.assert_max_traces(1)
     def part(state, row):
-        return advance(mixture_denoiser(FLOW), solver, FLOW, matrix, state, row, 5)
+        return advance(mixture_denoiser(FLOW), solver, FLOW, matrix, state, row, 6)
 
     state = start(solver, jnp.array(NOISE), KEY)
-    for row in range(0, matrix.num_rows, 5):  # 12 rows: the last piece overruns the end
+    for row in range(0, ROWS, 6):  # the last piece overruns the end
         state = part(state, row)
     whole = run(solver, matrix)
     chex.assert_trees_all_equal(state._replace(key=None), whole._replace(key=None))
 
 
 def test_rows_from_the_host_are_the_run():
-    matrix = lag_matrix(LEVELS, FRAMES, lag=2)
+    matrix = wave(2)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, row):
         return advance(mixture_denoiser(FLOW), Heun(), FLOW, matrix, state, row, 1)
 
     states = run_rows(step, start(Heun(), jnp.array(NOISE), KEY), matrix.num_rows)
-    updates = [np.array(state.updates[0]) for state in states]
-    np.testing.assert_array_equal(updates, matrix.index[1:])
-    states = run_rows(step, start(Heun(), jnp.array(NOISE), KEY), matrix.num_rows)
-    *_, x = (np.array(state.x) for state in states)
-    np.testing.assert_array_equal(x, run(Heun(), matrix).x)
+    seen = [(np.array(state.updates[0]), np.array(state.x)) for state in states]
+    np.testing.assert_array_equal([updates for updates, _ in seen], matrix.index[1:])
+    np.testing.assert_array_equal(seen[-1][1], run(Heun(), matrix).x)
 
 
 def test_rows_from_the_host_stop_at_the_first_bad_value():
@@ -212,18 +219,17 @@ def test_rows_from_the_host_stop_at_the_first_bad_value():
     denoise = poisoned(mixture_denoiser(FLOW), lambda t: t == LEVELS[2])
     step = jax.jit(lambda state, row: advance(denoise, Euler(), FLOW, matrix, state, row, 1))
     states = run_rows(step, start(Euler(), NOISE, KEY), STEPS)
-    next(states), next(states)
+    assert len([next(states) for _ in range(2)]) == 2
     with pytest.raises(NumericsError, match="step 2"):
         next(states)
 
 
 @each_solver
-@pytest.mark.parametrize("lag, context", [(1, 0), (2, 1), (4, 0), (4, 2)])
+@pytest.mark.parametrize("lag, context", [(2, 0), (4, 1)])
 def test_windows_change_no_bit(solver, lag, context):
-    full = lag_matrix(LEVELS, FRAMES, lag=lag)
-    matrix = validate(windowed(full, context))
-    assert matrix.window < FRAMES or lag == 1
-    got, expected = run(solver, matrix), run(solver, full)
+    matrix = validate(windowed(wave(lag), context))
+    assert matrix.window < FRAMES
+    got, expected = run(solver, matrix), run(solver, wave(lag))
     chex.assert_trees_all_equal(got.x, expected.x)
     chex.assert_trees_all_equal(got.updates, expected.updates)
 
@@ -241,27 +247,24 @@ def test_windows_are_what_the_network_sees():
 # Batch and noise addresses.
 
 
-@each_solver
+@pytest.mark.parametrize("solver", [Heun(), NoisyAverage()], ids=str)
 def test_samples_do_not_depend_on_the_batch(solver):
-    samples = jnp.arange(4)
-    x = initial_noise(KEY, samples, FRAMES, (8,))
-    everything = run(solver, wave(1), x, address=Address(samples, jnp.arange(FRAMES))).x
-    order = jnp.array([2, 0, 3, 1])
-    address = Address(samples[order], jnp.arange(FRAMES))
-    permuted = run(solver, wave(1), x[order], address=address).x
-    chex.assert_trees_all_equal(permuted, everything[order])
-    address = Address(samples[2:3], jnp.arange(FRAMES))
-    chex.assert_trees_all_equal(run(solver, wave(1), x[2:3], address=address).x, everything[2:3])
+    frames = jnp.arange(FRAMES)
+    x = noise_like((4, FRAMES, 8))
+    everything = run(solver, wave(1), x).x
+    for chosen in ([2, 0, 3, 1], [3, 1]):
+        address = Address(jnp.array(chosen), frames)
+        part = run(solver, wave(1), x[jnp.array(chosen)], address=address).x
+        np.testing.assert_array_equal(part, everything[jnp.array(chosen)])
 
 
 def test_fresh_noise_follows_the_absolute_frame():
-    x = initial_noise(KEY, jnp.arange(2), FRAMES, (8,))
-    everything = run(NoisyAverage(), wave(1), x).x
+    everything = run(NoisyAverage(), wave(1)).x
     matrix = lag_matrix(LEVELS, 2, lag=3)
     address = Address(jnp.arange(2), jnp.array([3, 4]))
-    part = run(NoisyAverage(), matrix, x[:, 3:], address=address).x
+    part = run(NoisyAverage(), matrix, NOISE[:, 3:], address=address).x
     chex.assert_trees_all_equal(part, everything[:, 3:])
-    elsewhere = run(NoisyAverage(), matrix, x[:, 3:]).x
+    elsewhere = run(NoisyAverage(), matrix, NOISE[:, 3:]).x
     assert not jnp.allclose(elsewhere, part)
 
 
@@ -386,11 +389,9 @@ def test_a_donated_state_is_used_again():
     assert memory is not None and memory.alias_size_in_bytes >= x.nbytes
 
 
-@each_solver
-def test_the_state_is_float32(solver):
-    state = run(solver, wave(1), NOISE.astype(jnp.bfloat16))
-    assert state.x.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.solver))
+def test_the_state_is_float32():
+    state = run(NoisyAverage(), wave(1), NOISE.astype(jnp.bfloat16))
+    assert state.x.dtype == state.solver.dtype == jnp.float32
 
 
 # Values that are not finite.
