@@ -42,9 +42,16 @@ def linear(denoise: Denoiser, weights: BranchWeights | Callable[[Array], Array])
         denoised, carry = denoise(tiled_x, tiled_t, carry)
 
         def combine(value: Array) -> Array:
-            split = value.reshape(branches, *x.shape)
-            factors = values.reshape(values.shape + (1,) * (split.ndim - values.ndim))
-            return jnp.sum(factors * split, axis=0)
+            # Added one by one: for one sample, XLA on CPU (jaxlib 0.10.2) fuses the sums over
+            # a branch axis of x0 and of eps to a wrong result.
+            parts = [
+                weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim)) * part
+                for weight, part in zip(values, jnp.split(value, branches), strict=True)
+            ]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            return total
 
         return Denoised(combine(denoised.x0), combine(denoised.eps)), carry
 

@@ -78,6 +78,24 @@ def test_frame_noise_does_not_depend_on_the_length(pipe):
     assert np.array_equal(long[:, :3], start_of(pipe, (5,)))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_guidance_of_a_shipped_size_is_its_closed_form_when_compiled(batch):
+    # XLA on CPU once fused the sums over branches to a wrong result, for one video only.
+    shape = (batch, 9, 16, 16, 16)
+    x, plain, prompted = jax.random.normal(jax.random.key(0), (3, *shape))
+    process, t = samplers.rectified_flow(), jnp.full(shape[:2], 0.9)
+
+    @jax.jit
+    def guided(scale):
+        stacked = jnp.concatenate([plain, prompted])
+        denoise = samplers.make_denoiser(lambda x, t, carry: (stacked, carry), process)
+        denoised, _ = samplers.classifier_free(denoise, scale)(x, t, None)
+        return denoised.eps - denoised.x0
+
+    expected = plain + 4.0 * (prompted - plain)
+    np.testing.assert_allclose(guided(4.0), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.*more than the 9 of training")
 def test_nothing_is_traced_again_for_other_values_of_the_same_shape(pipe):
     levels = samplers.linspace_levels(3)
