@@ -4,6 +4,7 @@
 missing the annotations are not checked. Compiled programs are kept in `.jax_cache/`.
 """
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -40,6 +41,21 @@ if importlib.util.find_spec("hypothesis") is not None:
         "jvdm", deadline=None, derandomize=True, database=None, max_examples=30
     )
     hypothesis.settings.load_profile("jvdm")
+
+
+# Every compiled program is mapped into memory. The whole suite in one process would come close
+# to Linux's limit of 65530 mappings, beyond which the compiler crashes, and hold several GB.
+MANY_MAPPINGS = 10_000
+MAPPINGS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drops compiled programs after a module when there are many; `.jax_cache/` keeps them."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
