@@ -28,7 +28,7 @@ from jvdm.pipeline.stages import Stages
 PHYSICS_RATE = 72  # physics steps per second of the world that every model was trained on
 NEXT_FRAMES = 8  # frames after the known ones that are compared with the true ones
 
-Bytes = UInt8[Array, "B T H W 3"]
+Bytes = UInt8[Array, "B T h w 3"]  # letters of their own beside those of latents
 
 
 class KnownFrames(NamedTuple):
