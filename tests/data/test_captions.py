@@ -77,6 +77,7 @@ def test_full_styles_state_everything(style):
         text = c.caption_text(ids)
         assert len(reading.objects) == facts.active.sum(), text
         for true in objects(facts):
+            assert true.verb is not None
             # The speed of what rests or falls is not told.
             timed = true.speed and VERBS[true.verb] not in ("rests", "drops")
             assert true._replace(speed=true.speed if timed else None) in reading.objects, text

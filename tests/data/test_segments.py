@@ -81,6 +81,7 @@ def test_motion_in_a_segment_has_the_direction_that_is_told():
             frames = np.flatnonzero(made.segment_of_frame[index] == segment)
             move = np.asarray(facts.position[frames[-1]] - facts.position[frames[0]])
             for stated in parse(made.tokens[index, segment]).objects:
+                assert stated.verb is not None
                 (k,) = np.flatnonzero(np.asarray(facts.active & (facts.color == stated.color)))
                 expected = {"moves left": -move[k, 0], "moves right": move[k, 0]}
                 expected |= {"comes closer": move[k, 2], "moves away": -move[k, 2]}
