@@ -5,6 +5,8 @@
 PROMPT ?= a large red ball rolls to the left
 EXTRAS ?=
 ARGS ?=
+# Processes that run tests, each module in one of them; a process needs about 2 GB of memory.
+WORKERS ?= 2
 # The text as it was typed: make expands no `$` in it, and the shell reads it from the environment.
 override PROMPT := $(value PROMPT)
 export PROMPT
@@ -21,7 +23,7 @@ generate: $(READY)
 	@$(BIN)/jvdm generate "$$PROMPT" $(ARGS)
 
 test: $(READY_TO_TEST)
-	$(BIN)/python -m pytest -m "not notebook" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not notebook" $(ARGS)
 
 lint: $(READY_TO_TEST)
 	$(BIN)/ruff check .
