@@ -1,6 +1,7 @@
 """Training of the reader that judges generated clips; its scenes have their own seeds."""
 
 import dataclasses
+import functools
 import typing
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class ClipReading:
 
     def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
         """Writes held-out clips with what was read of them."""
-        clip = self._held_out(0, 8)
+        clip = _held_out(self.world, jnp.arange(8))
         reading = jax.jit(lambda p, x: self.reader.bind({"params": p})(x))(params, clip.video)
         lines = [describe(jax.tree.map(lambda x, n=n: np.asarray(x)[n], reading)) for n in range(8)]
         write_rows(path, np.asarray(clip.video), lines)
@@ -82,22 +83,22 @@ class ClipReading:
             right = attributes_right(reading, clip.facts)
             return {name: (jnp.sum(ok * on), jnp.sum(on)) for name, (ok, on) in right.items()}
 
-        starts = range(0, self.held_out, HELD_OUT_BATCH)
-        parts = [judge(params, self._held_out(start, HELD_OUT_BATCH)) for start in starts]
+        count = min(self.held_out, HELD_OUT_BATCH)
+        indices = jnp.arange(self.held_out // count * count).reshape(-1, count)
+        parts = [judge(params, _held_out(self.world, batch)) for batch in indices]
         sums = jax.tree.map(lambda *leaves: float(np.sum(leaves)), *parts)
         shares = {name: round(ok / max(on, 1.0), 4) for name, (ok, on) in sums.items()}
         print("held-out accuracy:", shares)
         files, modules = {"reader": params}, {"reader": self.reader}
         write_package(folder, self.packaging, files, modules)
 
-    def _held_out(self, start: int, count: int) -> WorldClip:
-        stride = (self.world.num_frames - 1) // (NUM_FRAMES - 1)
 
-        def make(index):
-            clip = clips(self.world, "reader_val", index, stride=stride, held_out="any")
-            return clip._replace(video=shrink(clip.video))
-
-        return jax.jit(make)(start + jnp.arange(count))
+@functools.partial(jax.jit, static_argnums=0)
+def _held_out(world: World, indices: Int[Array, " B"]) -> WorldClip:
+    """Makes clips of split `reader_val` as the reader sees them; one program for all calls."""
+    stride = (world.num_frames - 1) // (NUM_FRAMES - 1)
+    clip = clips(world, "reader_val", indices, stride=stride, held_out="any")
+    return clip._replace(video=shrink(clip.video))
 
 
 def degrade(frames: Frames, key: Key) -> Frames:

@@ -28,7 +28,7 @@ from tests.generate import nano
 WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12, supersample=1)
 READER = Reader(widths=(8, 16), blocks=1, hidden=32, dtype="float32")
 PACKAGING = Packaging("nano", Defaults(64, 64, 9, 6.0, 4, 2.0, 2.0))
-OBJECTIVE = ClipReading(READER, WORLD, PACKAGING, held_out=64)
+OBJECTIVE = ClipReading(READER, WORLD, PACKAGING, held_out=8)
 
 
 def some_facts():
