@@ -23,28 +23,42 @@ from jvdm.training.world_source import WorldLatents
 pytest.importorskip("grain")
 
 WORLD = World(height=16, width=16, num_frames=5, fps=6.0, supersample=1, substeps=2)
+VAE = nano_vae.VAE.clone(latent_channels=4, widths=(8, 16))
 RUN = {"num_steps": 6, "batch_size": 4, "log_every": 2, "checkpoint_every": 3}
 
 
-@pytest.fixture
-def space(monkeypatch):
-    """An untrained autoencoder, in place of a weights folder."""
-    params = nano_vae.VAE.init(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
-    channels = jnp.zeros(nano_vae.VAE.latent_channels)
-    found = LatentSpace(params["params"], channels, channels + 1)
+@pytest.fixture(scope="module")
+def untrained():
+    make = jax.jit(lambda key: VAE.init(key, jnp.zeros((1, 5, 16, 16, 3))))
+    return jax.device_get(make(jax.random.key(0))["params"])
+
+
+@pytest.fixture(autouse=True)
+def weights(monkeypatch, untrained):
+    """An untrained autoencoder in place of a weights folder."""
+
+    def load(folder):
+        params = jax.tree.map(jnp.array, untrained)
+        return LatentSpace(params, jnp.zeros(VAE.latent_channels), jnp.ones(VAE.latent_channels))
+
     for module in ("jvdm.training.host_latents", "jvdm.training.world_source"):
-        monkeypatch.setattr(f"{module}.load_latent_space", lambda folder: found)
-    return found
+        monkeypatch.setattr(f"{module}.load_latent_space", load)
 
 
 def small(source):
-    """The nano recipe on 16 x 16 pixels and 5 frames, without an export of weights."""
+    """The nano recipe with one layer, on 16 x 16 pixels and 5 frames."""
     whole = nano.config()
     size = {"height": WORLD.height, "width": WORLD.width, "num_frames": WORLD.num_frames}
     packaging = whole.objective.packaging
     defaults = dataclasses.replace(packaging.defaults, **size)
     packaging = dataclasses.replace(packaging, defaults=defaults)
-    objective = dataclasses.replace(whole.objective, packaging=packaging)
+    objective = dataclasses.replace(
+        whole.objective,
+        model=whole.objective.model.clone(depth=1, latent_channels=VAE.latent_channels),
+        text=whole.objective.text.clone(depth=1),
+        vae=VAE,
+        packaging=packaging,
+    )
     return dataclasses.replace(whole, objective=objective, source=source, **RUN)
 
 
@@ -54,23 +68,23 @@ def host_frames():
 
 def sources():
     folder = Path("unused")
-    world = WorldLatents(WORLD, nano_vae.VAE, folder, pool=16, fresh=2)
-    return {"world": world, "host": HostLatents(host_frames(), nano_vae.VAE, folder)}
+    world = WorldLatents(WORLD, VAE, folder, pool=16, fresh=2)
+    return {"world": world, "host": HostLatents(host_frames(), VAE, folder)}
 
 
-def test_latents_of_host_clips_are_those_of_the_encoder(space):
+def test_latents_of_host_clips_are_those_of_the_encoder(untrained):
     source = sources()["host"]
     data = source.feed(source.start(0, None, data_mesh(1)))
     batch, _ = jax.jit(lambda data: source.draw(data, jnp.int32(0), 4))(data)
     frames = data.frames.video.astype(jnp.float32) / 255
-    expected = nano_vae.VAE.apply({"params": space.params}, frames, method="encode").mean
+    expected = VAE.apply({"params": untrained}, frames, method="encode").mean
     np.testing.assert_allclose(batch["latents"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(batch["tokens"], data.frames.tokens)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["world", "host"])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, space, monkeypatch, kind):
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch, kind):
     monkeypatch.setattr("jvdm.training.flow_matching.FlowMatching.export", lambda *given: None)
     experiment = small(sources()[kind])
     train(experiment, tmp_path / "whole", mesh=data_mesh(1))
