@@ -1,13 +1,14 @@
 """Training of the video autoencoder."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Frames, Key, PyTree
+from jvdm.arrays import Array, Frames, Int, Key, PyTree
 from jvdm.data.clips import WorldClip, clips
 from jvdm.data.world import World
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
@@ -78,5 +79,10 @@ class Reconstruction:
         return jnp.mean(mean, axes), jnp.mean(mean**2, axes), fidelity
 
     def _held_out(self, start: int, count: int) -> Frames:
-        indices = start + jnp.arange(count)
-        return jax.jit(lambda index: clips(self.world, "vae_val", index).video)(indices)
+        return _film(self.world, start + jnp.arange(count))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _film(world: World, indices: Int[Array, " B"]) -> Frames:
+    """Renders clips that the autoencoder does not train on."""
+    return clips(world, "vae_val", indices).video
