@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int, PyTree
-from jvdm.samplers.process import PredictionKind, Process, to_x0_eps
+from jvdm.samplers.process import PredictionKind, Process, expand, to_x0_eps
 
 
 class Denoised(NamedTuple):
@@ -86,7 +86,10 @@ def make_denoiser(
     def denoise(
         x: Float[Array, "B F ..."], t: Float[Array, "B F"], carry: PyTree
     ) -> tuple[Denoised, PyTree]:
-        value, carry = predict(x, process.model_time(t), carry)
+        fed = x
+        if process.scale_input:
+            fed = x / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
+        value, carry = predict(fed, process.model_time(t), carry)
         value = value.astype(jnp.float32)
         return Denoised(*to_x0_eps(process, prediction, value, x, t)), carry
 

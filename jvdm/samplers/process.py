@@ -6,9 +6,9 @@ linear system per element, so one solve converts every kind of prediction.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,12 @@ from jvdm.arrays import Array, Float
 LevelFunction = Callable[[Array], Array]
 """An element-wise function of the noise level or of `lambda`."""
 
-PredictionKind = Literal["velocity", "x0", "eps", "v"]
-"""What a network predicts: `alpha' x0 + sigma' eps`, `x0`, `eps`, or `alpha eps - sigma x0`."""
+PredictionKind = Literal["velocity", "x0", "eps", "v", "score", "edm"]
+"""What a network predicts.
+
+`velocity`: `alpha' x0 + sigma' eps`; `v`: `alpha eps - sigma x0`; `score`: `-eps / sigma`; `edm`:
+the network `F` of Karras et al. (arXiv:2206.00364, equation 7) for data of deviation `data_std`.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Process:
         model_time: What the network is told instead of `t`.
         singular_at_zero: Whether `sigma'` grows without bound at `t = 0`. Solvers then
             take `x0` for the last step instead of a step along the velocity.
+        data_std: Standard deviation of the data, for the prediction `edm`.
+        scale_input: Whether the network is fed `x_t / sqrt(alpha^2 data_std^2 + sigma^2)`,
+            of unit variance, instead of `x_t`.
     """
 
     alpha: LevelFunction
@@ -51,16 +58,19 @@ class Process:
     t_max: float
     model_time: LevelFunction
     singular_at_zero: bool = False
+    data_std: float = 1.0
+    scale_input: bool = False
 
 
 @dataclass(frozen=True)
-class _Bound:
-    """A function with its parameter; equal to another when both are equal."""
+class Bound:
+    """A level function with its parameter; equal to another when both are equal."""
 
-    function: Callable[[Array, float], Array]
-    parameter: float
+    function: Callable[[Array, Any], Array]
+    parameter: Hashable
 
     def __call__(self, t: Array) -> Array:
+        """Returns the function's value with its parameter."""
         return self.function(t, self.parameter)
 
 
@@ -156,12 +166,12 @@ def vp_cosine(s: float = 0.008, model_time: LevelFunction = _identity) -> Proces
     the last step, so `alpha(1)` is 0.
     """
     return Process(
-        alpha=_Bound(_cosine_alpha, s),
-        sigma=_Bound(_cosine_sigma, s),
-        d_alpha=_Bound(_cosine_d_alpha, s),
-        d_sigma=_Bound(_cosine_d_sigma, s),
-        lam=_Bound(_cosine_lam, s),
-        inv_lam=_Bound(_cosine_inv_lam, s),
+        alpha=Bound(_cosine_alpha, s),
+        sigma=Bound(_cosine_sigma, s),
+        d_alpha=Bound(_cosine_d_alpha, s),
+        d_sigma=Bound(_cosine_d_sigma, s),
+        lam=Bound(_cosine_lam, s),
+        inv_lam=Bound(_cosine_inv_lam, s),
         t_max=1.0,
         model_time=model_time,
         singular_at_zero=True,
@@ -244,8 +254,9 @@ def to_x0_eps(
     alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
     if kind == "x0":
         return prediction, divide(x - alpha * prediction, sigma)
-    if kind == "eps":
-        return divide(x - sigma * prediction, alpha), prediction
+    if kind in ("eps", "score"):
+        eps = prediction if kind == "eps" else -sigma * prediction
+        return divide(x - sigma * eps, alpha), eps
     share_x0, share_eps = (expand(share, x) for share in _shares(process, kind, t))
     determinant = alpha * share_eps - sigma * share_x0
     x0 = divide(share_eps * x - sigma * prediction, determinant)
@@ -261,5 +272,11 @@ def _shares(
         return process.d_alpha(t), process.d_sigma(t)
     if kind == "v":
         return -process.sigma(t), process.alpha(t)
+    if kind == "score":
+        return jnp.zeros_like(t), divide(-jnp.ones_like(t), process.sigma(t))
+    if kind == "edm":
+        alpha, sigma, std = process.alpha(t), process.sigma(t), process.data_std
+        norm = jnp.sqrt((alpha * std) ** 2 + sigma**2)
+        return sigma / (std * norm), -alpha * std / norm
     one, zero = jnp.ones_like(t), jnp.zeros_like(t)
     return (one, zero) if kind == "x0" else (zero, one)

@@ -72,7 +72,7 @@ def start(
         carry: The denoiser's first state, for guidance that of all branches.
         address: Which samples and frames `x` holds; None counts both from 0.
     """
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     batch, latent_frames = x.shape[:2]
     return State(
         x=x,
@@ -193,6 +193,7 @@ class _Step(NamedTuple):
     t: Float[Array, " W"]
     t_next: Float[Array, " W"]
     moving: Bool[Array, " W"]
+    remaining: Int[Array, " W"]
 
 
 def _step_of_row(matrix: TimestepMatrix, k: Array) -> _Step:
@@ -206,7 +207,11 @@ def _step_of_row(matrix: TimestepMatrix, k: Array) -> _Step:
     t = in_window(level_at(matrix, matrix.index[k]))
     t_next = in_window(level_at(matrix, matrix.index[k + 1]))
     write = in_window(matrix.write[k]) & inside
-    return _Step(Row(k, first, write), t, t_next, (t != t_next) & inside)
+    levels = level_at(matrix, matrix.index)
+    to_come = jnp.arange(matrix.num_rows)[:, None] >= k
+    remaining = jnp.sum((levels[:-1] != levels[1:]) & to_come, axis=0, dtype=jnp.int32)
+    moving = (t != t_next) & inside
+    return _Step(Row(k, first, write), t, t_next, moving, in_window(remaining))
 
 
 def _one_row(
@@ -228,6 +233,7 @@ def _one_row(
             moving=jnp.broadcast_to(step.moving, old.updates.shape),
             updates=old.updates,
             noise=_noise(state, old, step.row.start),
+            remaining=jnp.broadcast_to(step.remaining, old.updates.shape),
         )
         carry = _place(state.carry, step.row)
         stepped = _solve(denoise, solver, step, old, carry, context)
@@ -251,7 +257,7 @@ def _solve(
 ) -> Stepped:
     """Lets the solver step; frozen frames are always shown as they are."""
     moving, shape = context.moving, context.moving.shape
-    true_t = jnp.broadcast_to(step.t, shape)
+    true_t = jnp.broadcast_to(step.t, shape).astype(old.x.dtype)
 
     def shown(x: Array, t: Array, carry: PyTree) -> tuple[Denoised, PyTree]:
         x = jnp.where(expand(moving, x), x, old.x)
@@ -259,6 +265,7 @@ def _solve(
 
     t = jnp.where(moving, true_t, _HARMLESS_T)
     t_next = jnp.where(moving, jnp.broadcast_to(step.t_next, shape), _HARMLESS_T_NEXT)
+    t_next = t_next.astype(old.x.dtype)
     return solver.step(shown, old.x, t, t_next, old.solver, carry, context)
 
 

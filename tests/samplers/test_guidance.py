@@ -4,8 +4,20 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jvdm.samplers import classifier_free, linear, make_denoiser, rectified_flow, stack_branches
+from jvdm.errors import ConfigError
+from jvdm.samplers import (
+    cfg_plus_plus,
+    cfg_zero_star,
+    classifier_free,
+    in_interval,
+    linear,
+    make_denoiser,
+    rectified_flow,
+    rescaled,
+    stack_branches,
+)
 from jvdm.samplers.process import from_x0_eps
 from tests.samplers.problems import noise_like
 
@@ -98,3 +110,65 @@ def test_another_scale_is_not_another_program():
         return classifier_free(branched(*WHATS[:2]), scale)(X, T, None)[0].x0
 
     assert not jnp.allclose(guided(1.0), guided(5.0))
+
+
+def test_weights_must_sum_to_one():
+    with pytest.raises(ConfigError, match=r"sum to 1\.5"):
+        linear(branched(*WHATS[:2]), jnp.array([0.5, 1.0]))
+    per_frame = jnp.stack([jnp.full((2, 3), -1.0), jnp.full((2, 3), 2.0).at[1, 2].set(4.0)])
+    with pytest.raises(ConfigError, match="sum to 3"):
+        linear(branched(*WHATS[:2]), per_frame)
+
+
+def test_guidance_within_an_interval_of_levels_alone():
+    both = branched(*WHATS[:2])
+    guided, _ = linear(both, in_interval(3.0, 0.3, 0.6))(X, T, None)
+    for scale, chosen in ((3.0, (T >= 0.3) & (T <= 0.6)), (1.0, (T < 0.3) | (T > 0.6))):
+        expected, _ = classifier_free(both, scale)(X, T, None)
+        close(guided.x0[chosen], expected.x0[chosen])
+    with pytest.raises(ConfigError, match="from level"):
+        in_interval(3.0, 0.6, 0.3)
+
+
+def test_cfg_plus_plus_renoises_with_the_noise_of_no_condition():
+    without, given = alone(WHATS[0]), alone(WHATS[1])
+    for scale, x0 in ((0.0, without.x0), (1.0, given.x0), (0.5, (without.x0 + given.x0) / 2)):
+        guided, _ = cfg_plus_plus(branched(*WHATS[:2]), scale)(X, T, None)
+        close(guided.x0, x0)
+        np.testing.assert_array_equal(guided.eps, without.eps)
+    with pytest.raises(ConfigError, match="CFG"):
+        cfg_plus_plus(branched(*WHATS[:2]), 7.5)
+
+
+def test_rescaled_guidance_has_the_contrast_of_the_condition():
+    both, given = branched(*WHATS[:2]), alone(WHATS[1])
+    plain, _ = classifier_free(both, 6.0)(X, T, None)
+    close(rescaled(both, 6.0, 0.0)(X, T, None)[0], plain)
+    guided, _ = rescaled(both, 6.0, 1.0)(X, T, None)
+    np.testing.assert_allclose(guided.x0.std((1, 2)), given.x0.std((1, 2)), rtol=1e-5)
+    assert (plain.x0.std((1, 2)) > 1.2 * given.x0.std((1, 2))).all()
+    direction = guided.x0 / plain.x0
+    np.testing.assert_allclose(direction, np.broadcast_to(direction[:, :1, :1], X.shape), rtol=1e-4)
+
+
+def test_cfg_zero_star_ignores_a_multiple_of_the_condition():
+    def velocity_of(guided):
+        return from_x0_eps(PROCESS, "velocity", guided.x0, guided.eps, T)
+
+    def doubled(x, t, carry):
+        given = jnp.sin(3 * x[:2])
+        return jnp.concatenate([2.5 * given, given]), carry
+
+    level = jnp.full_like(T, 0.5)
+    both = make_denoiser(doubled, PROCESS)
+    guided, _ = cfg_zero_star(both, PROCESS, 7.0)(X, level, None)
+    velocity = from_x0_eps(PROCESS, "velocity", guided.x0, guided.eps, level)
+    np.testing.assert_allclose(velocity, jnp.sin(3 * X), atol=2e-6)
+
+    both = branched(*WHATS[:2])
+    still, _ = cfg_zero_star(both, PROCESS, 3.0, zero_above=0.9)(X, T, None)
+    assert (velocity_of(still)[T >= 0.9] == 0).all()
+    conditional, _ = cfg_zero_star(both, PROCESS, 1.0)(X, T, None)
+    expected = velocity_of(alone(WHATS[1]))
+    moving = T > 0  # at t = 0 a frame is its own x0, whatever the network says
+    np.testing.assert_allclose(velocity_of(conditional)[moving], expected[moving], atol=2e-5)

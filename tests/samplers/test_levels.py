@@ -7,6 +7,7 @@ import pytest
 
 from jvdm.errors import ConfigError
 from jvdm.samplers import linspace_levels, shift_levels
+from jvdm.samplers.levels import exp_shift_levels, resolution_mu, stretch_to_terminal
 
 steps = st.sampled_from([1, 3, 16, 200])
 shifts = st.floats(0.1, 20)
@@ -56,3 +57,27 @@ def test_shift_may_be_traced():
 def test_no_steps_is_refused():
     with pytest.raises(ConfigError, match="0 denoising steps.*use 1 or more"):
         linspace_levels(0)
+
+
+def test_exponential_shift_multiplies_the_odds_of_noise():
+    levels = linspace_levels(10)
+    mu = resolution_mu(1024)
+    inner = np.asarray(levels[1:-1], np.float64)
+    expected = np.exp(mu) / (np.exp(mu) + 1 / inner - 1)
+    shifted = exp_shift_levels(levels, mu)
+    np.testing.assert_allclose(shifted[1:-1], expected, rtol=1e-5)
+    assert shifted[0] == 1 and shifted[-1] == 0
+    assert (resolution_mu(256), round(resolution_mu(4096), 9)) == (0.5, 1.15)
+
+
+@hypothesis.given(shifts, st.floats(0.01, 0.6))
+def test_stretching_hits_the_terminal_level(shift, terminal):
+    levels = stretch_to_terminal(shift_levels(linspace_levels(12), shift), terminal)
+    np.testing.assert_allclose(levels[-2], terminal, atol=1e-6)
+    assert levels[0] == 1 and levels[-1] == 0 and (np.diff(levels) < 0).all()
+
+
+@pytest.mark.parametrize("steps, terminal", [(1, 0.1), (8, 0.0), (8, 1.0)])
+def test_impossible_terminal_levels_are_refused(steps, terminal):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        stretch_to_terminal(linspace_levels(steps), terminal)

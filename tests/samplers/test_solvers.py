@@ -118,7 +118,7 @@ def step(solver, process, t, t_next, poison=None):
 
     t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (t, t_next))
     moving = jnp.ones(NOISE.shape[:2], bool)
-    context = Context(process, moving, moving.astype(jnp.int32), lambda number: NOISE)
+    context = Context(process, moving, moving.astype(jnp.int32), lambda number: NOISE, moving + 0)
     stepped = solver.step(denoise, NOISE, t, t_next, solver.init(NOISE), None, context)
     return stepped.x, asked
 

@@ -1,11 +1,10 @@
-"""Solvers: one step from the levels of a row to those of the next, per frame.
+"""What a solver is: one step from the levels of a row to those of the next, per frame.
 
-A solver sees only legal arithmetic: the loop (`sampler.py`) gives it harmless levels for
+A solver sees only legal arithmetic: the loop (`samplers/sampler.py`) gives it harmless levels for
 frozen frames, shows the network their true values, and selects their old state afterwards.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -26,12 +25,14 @@ class Context(NamedTuple):
         noise: Draws fresh float32 noise of the shape of `x`; it depends on the sample,
             the frame and its number of updates alone. The argument numbers the draws
             of one step.
+        remaining: i32[B, F], steps that each frame still makes, this one included.
     """
 
     process: Process
     moving: Bool[Array, "B F"]
     updates: Int[Array, "B F"]
     noise: Callable[[int], Array]
+    remaining: Int[Array, "B F"]
 
 
 class Stepped(NamedTuple):
@@ -78,23 +79,29 @@ def velocity(process: Process, denoised: Denoised, t: NoiseLevels) -> Float[Arra
     return mix(process.d_alpha(t), process.d_sigma(t), denoised.x0, denoised.eps)
 
 
-def _euler(process: Process, denoised: Denoised, x: Array, t: Array, t_next: Array) -> Array:
-    """One Euler step; a singular process ends with `x0`, where the velocity has no limit."""
-    x_next = x + expand(t_next - t, x) * velocity(process, denoised, t)
-    if not process.singular_at_zero:
-        return x_next
-    return jnp.where(expand(t_next, x) == 0, denoised.x0, x_next)
+class OneEvaluation:
+    """A solver that asks the network once per step, where the frame is.
 
-
-@dataclass(frozen=True)
-class Euler:
-    """First order: follows the velocity of the current level. One evaluation per step."""
+    A subclass says in `move` what it makes of the answer.
+    """
 
     evaluations = 1
 
     def init(self, x: Array) -> PyTree:
-        """Euler remembers nothing."""
+        """Remembers nothing, unless a subclass does."""
         return None
+
+    def move(
+        self,
+        denoised: Denoised,
+        x: Array,
+        t: NoiseLevels,
+        t_next: NoiseLevels,
+        state: PyTree,
+        context: Context,
+    ) -> tuple[Array, PyTree]:
+        """Returns the latents at `t_next` and the new state."""
+        raise NotImplementedError
 
     def step(
         self,
@@ -108,29 +115,57 @@ class Euler:
     ) -> Stepped:
         """Moves every frame from its level `t` to `t_next`."""
         denoised, carry = denoise(x, t, carry)
-        return Stepped(_euler(context.process, denoised, x, t, t_next), state, carry)
+        return Stepped(*self.move(denoised, x, t, t_next, state, context), carry)
 
 
-@dataclass(frozen=True)
-class Heun:
-    """Second order: the mean of the velocities at both ends of the step.
-
-    A frame's last step, to `t = 0`, is an Euler step unless `correct_last`: there a
-    singular process has no velocity, and a network that was trained with clean context
-    frames never learned one. The order is not affected.
+class Trial(NamedTuple):
+    """A step after its first evaluation.
 
     Attributes:
-        correct_last: Also average in steps to `t = 0` where the process is not singular.
-
-    Reference: Karras et al., arXiv:2206.00364, algorithm 1.
+        x_next: The latents at `t_next`, as far as one evaluation tells.
+        x: The latents that the second evaluation is shown.
+        t: Their level.
+        again: bool[B, F], frames that use the second evaluation.
     """
 
-    correct_last: bool = False
-    evaluations = 2
+    x_next: Array
+    x: Array
+    t: NoiseLevels
+    again: Bool[Array, "B F"]
+
+
+class TwoEvaluations:
+    """A solver that tries a step, asks the network again and corrects; it has no history.
+
+    The second evaluation is left out where no frame uses it.
+    """
+
+    evaluations: int = 2
 
     def init(self, x: Array) -> PyTree:
-        """Heun remembers nothing."""
+        """Remembers nothing."""
         return None
+
+    def begin(self, x: Array, t: NoiseLevels, context: Context) -> tuple[Array, NoiseLevels]:
+        """Returns where the step begins: here, unless a subclass adds noise."""
+        return x, t
+
+    def attempt(
+        self, denoised: Denoised, x: Array, t: NoiseLevels, t_next: NoiseLevels, context: Context
+    ) -> Trial:
+        """Returns the step as the first evaluation has it."""
+        raise NotImplementedError
+
+    def correct(
+        self,
+        trial: Trial,
+        both: tuple[Denoised, Denoised],
+        x: Array,
+        levels: tuple,
+        context: Context,
+    ) -> Array:
+        """Returns the latents at `t_next` by both evaluations; `levels` are `(t, t_next)`."""
+        raise NotImplementedError
 
     def step(
         self,
@@ -143,22 +178,17 @@ class Heun:
         context: Context,
     ) -> Stepped:
         """Moves every frame from its level `t` to `t_next`."""
-        process = context.process
+        x, t = self.begin(x, t, context)
         denoised, carry = denoise(x, t, carry)
-        predicted = _euler(process, denoised, x, t, t_next)
-        corrected = context.moving
-        if process.singular_at_zero or not self.correct_last:
-            corrected &= t_next > 0
+        trial = self.attempt(denoised, x, t, t_next, context)
 
         def correct(carry: PyTree) -> tuple[Array, PyTree]:
-            # Finished frames are shown finished: they are context for the others.
-            second, carry = denoise(predicted, t_next, carry)
-            slope = velocity(process, denoised, t) + velocity(process, second, t_next)
-            averaged = x + expand(0.5 * (t_next - t), x) * slope
-            return jnp.where(expand(corrected, x), averaged, predicted), carry
+            second, carry = denoise(trial.x, trial.t, carry)
+            corrected = self.correct(trial, (denoised, second), x, (t, t_next), context)
+            return jnp.where(expand(trial.again, x), corrected, trial.x_next), carry
 
         def keep(carry: PyTree) -> tuple[Array, PyTree]:
-            return predicted, carry
+            return trial.x_next, carry
 
-        x_next, carry = jax.lax.cond(jnp.any(corrected), correct, keep, carry)
+        x_next, carry = jax.lax.cond(jnp.any(trial.again), correct, keep, carry)
         return Stepped(x_next, state, carry)

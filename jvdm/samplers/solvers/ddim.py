@@ -1,0 +1,114 @@
+"""Solvers that noise the clean estimate again: DDIM, DDPM and consistency sampling."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, NoiseLevels, PyTree
+from jvdm.errors import ConfigError
+from jvdm.samplers.denoiser import Denoised
+from jvdm.samplers.process import Process, corrupt, divide, expand, mix
+from jvdm.samplers.solvers.solver import Context, OneEvaluation
+
+
+@dataclass(frozen=True)
+class DDIM(OneEvaluation):
+    """First order, exact for constant `x0` and `eps`; optionally stochastic.
+
+    Attributes:
+        eta: Share of the ancestral noise that is drawn afresh, 0 (none) to 1 (DDPM with the
+            smaller variance).
+
+    Reference: Song et al., arXiv:2010.02502, equations 12 and 16.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(
+                f"DDIM with eta = {self.eta}",
+                "eta is the share of fresh noise",
+                "use 0 (deterministic) to 1 (ancestral)",
+            )
+
+    def move(
+        self,
+        denoised: Denoised,
+        x: Array,
+        t: NoiseLevels,
+        t_next: NoiseLevels,
+        state: PyTree,
+        context: Context,
+    ) -> tuple[Array, PyTree]:
+        """Returns the latents at `t_next`."""
+        process = context.process
+        if self.eta == 0:
+            return corrupt(process, denoised.x0, t_next, denoised.eps), state
+        fresh = self.eta * _posterior_std(process, t, t_next)
+        kept = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - fresh**2, 0.0))
+        mean = mix(process.alpha(t_next), kept, denoised.x0, denoised.eps)
+        return mean + expand(fresh, x) * context.noise(0), state
+
+
+@dataclass(frozen=True)
+class DDPM(OneEvaluation):
+    """Ancestral sampling.
+
+    Attributes:
+        variance: `small` is that of the posterior given `x0`, `large` that of the forward
+            step; the last step of a frame adds no noise.
+
+    Reference: Ho et al., arXiv:2006.11239, algorithm 2 and section 3.2.
+    """
+
+    variance: Literal["small", "large"] = "small"
+
+    def move(
+        self,
+        denoised: Denoised,
+        x: Array,
+        t: NoiseLevels,
+        t_next: NoiseLevels,
+        state: PyTree,
+        context: Context,
+    ) -> tuple[Array, PyTree]:
+        """Returns the latents at `t_next`."""
+        process = context.process
+        sigma_next = process.sigma(t_next)
+        small = _posterior_std(process, t, t_next)
+        kept = jnp.sqrt(jnp.maximum(sigma_next**2 - small**2, 0.0))
+        mean = mix(process.alpha(t_next), kept, denoised.x0, denoised.eps)
+        std = small
+        if self.variance == "large":
+            # small = sigma_next / sigma * large, by the definition of the posterior.
+            std = divide(small * process.sigma(t), sigma_next)
+        return mean + expand(std, x) * context.noise(0), state
+
+
+@dataclass(frozen=True)
+class Consistency(OneEvaluation):
+    """Replaces all noise in every step; for networks that jump to clean data (LCM).
+
+    Reference: Song et al., arXiv:2303.01469, algorithm 1.
+    """
+
+    def move(
+        self,
+        denoised: Denoised,
+        x: Array,
+        t: NoiseLevels,
+        t_next: NoiseLevels,
+        state: PyTree,
+        context: Context,
+    ) -> tuple[Array, PyTree]:
+        """Returns the latents at `t_next`."""
+        return corrupt(context.process, denoised.x0, t_next, context.noise(0)), state
+
+
+def _posterior_std(process: Process, t: NoiseLevels, t_next: NoiseLevels) -> NoiseLevels:
+    """Returns the standard deviation of `x_next` given `x` and `x0`."""
+    sigma, sigma_next = process.sigma(t), process.sigma(t_next)
+    ratio = process.alpha(t) * sigma_next / (process.alpha(t_next) * sigma)
+    return sigma_next * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))

@@ -1,0 +1,82 @@
+"""Solvers that follow the velocity `d x / d t`: the natural ones for rectified flow."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, NoiseLevels, PyTree
+from jvdm.samplers.denoiser import Denoised
+from jvdm.samplers.process import Process, expand
+from jvdm.samplers.solvers.solver import (
+    Context,
+    OneEvaluation,
+    Trial,
+    TwoEvaluations,
+    velocity,
+)
+
+
+def _euler(process: Process, denoised: Denoised, x: Array, t: Array, t_next: Array) -> Array:
+    """One Euler step; a singular process ends with `x0`, where the velocity has no limit."""
+    x_next = x + expand(t_next - t, x) * velocity(process, denoised, t)
+    if not process.singular_at_zero:
+        return x_next
+    return jnp.where(expand(t_next, x) == 0, denoised.x0, x_next)
+
+
+@dataclass(frozen=True)
+class Euler(OneEvaluation):
+    """First order: follows the velocity of the current level."""
+
+    def move(
+        self,
+        denoised: Denoised,
+        x: Array,
+        t: NoiseLevels,
+        t_next: NoiseLevels,
+        state: PyTree,
+        context: Context,
+    ) -> tuple[Array, PyTree]:
+        """Returns the latents at `t_next`."""
+        return _euler(context.process, denoised, x, t, t_next), state
+
+
+@dataclass(frozen=True)
+class Heun(TwoEvaluations):
+    """Second order: the mean of the velocities at both ends of the step.
+
+    A frame's last step, to `t = 0`, is an Euler step unless `correct_last`: there a
+    singular process has no velocity, and a network that was trained with clean context
+    frames never learned one. The order is not affected.
+
+    Attributes:
+        correct_last: Also average in steps to `t = 0` where the process is not singular.
+
+    Reference: Karras et al., arXiv:2206.00364, algorithm 1.
+    """
+
+    correct_last: bool = False
+
+    def attempt(
+        self, denoised: Denoised, x: Array, t: NoiseLevels, t_next: NoiseLevels, context: Context
+    ) -> Trial:
+        """Returns an Euler step."""
+        predicted = _euler(context.process, denoised, x, t, t_next)
+        again = context.moving
+        if context.process.singular_at_zero or not self.correct_last:
+            # Finished frames are shown finished: they are context for the others.
+            again = again & (t_next > 0)
+        return Trial(predicted, predicted, t_next, again)
+
+    def correct(
+        self,
+        trial: Trial,
+        both: tuple[Denoised, Denoised],
+        x: Array,
+        levels: tuple,
+        context: Context,
+    ) -> Array:
+        """Returns a step along the mean of both velocities."""
+        (first, second), (t, t_next) = both, levels
+        slope = velocity(context.process, first, t) + velocity(context.process, second, t_next)
+        return x + expand(0.5 * (t_next - t), x) * slope

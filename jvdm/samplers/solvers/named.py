@@ -1,0 +1,42 @@
+"""Solvers by the names that the command line knows."""
+
+from jvdm.errors import ConfigError
+from jvdm.samplers.solvers.ddim import DDIM, DDPM, Consistency
+from jvdm.samplers.solvers.dpm import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M
+from jvdm.samplers.solvers.edm import EDM
+from jvdm.samplers.solvers.euler import Euler, Heun
+from jvdm.samplers.solvers.solver import Solver
+from jvdm.samplers.solvers.unipc import UniPC
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Euler(),
+    "heun": Heun(),
+    "ddim": DDIM(),
+    "ddpm": DDPM(),
+    "lcm": Consistency(),
+    "dpmpp_2m": DPMSolverPP2M(),
+    "dpmpp_2m_sde": DPMSolverPP2M(eta=1.0),
+    "dpmpp_2s": DPMSolverPP2S(),
+    "dpmpp_3m": DPMSolverPP3M(),
+    "unipc1": UniPC(1),
+    "unipc2": UniPC(2),
+    "unipc3": UniPC(3),
+    "edm_euler": EDM(corrector=False),
+    "edm_heun": EDM(),
+}
+"""Every solver with its usual settings."""
+
+
+def solver_named(name: str) -> Solver:
+    """Returns the solver called `name`.
+
+    Raises:
+        ConfigError: If there is none; it lists the names.
+    """
+    if name not in SOLVERS:
+        raise ConfigError(
+            f"a solver called {name!r} was asked for",
+            "there is none of that name",
+            "use one of " + ", ".join(SOLVERS),
+        )
+    return SOLVERS[name]

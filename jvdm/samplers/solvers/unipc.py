@@ -1,0 +1,100 @@
+"""UniPC: a multistep predictor whose next evaluation also corrects its last step.
+
+Reference: Zhao et al., arXiv:2302.04867. The systems of its equation 9 are those of the
+interpolating polynomial, which `exponential.node_weights` solves in closed form.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, NoiseLevels, PyTree
+from jvdm.errors import ConfigError
+from jvdm.samplers.denoiser import Denoised
+from jvdm.samplers.process import divide, expand
+from jvdm.samplers.solvers.dpm import Past, no_past
+from jvdm.samplers.solvers.exponential import Span, first_order, node_weights, span
+from jvdm.samplers.solvers.solver import Context, OneEvaluation
+
+
+class Predicted(NamedTuple):
+    """What a correction needs of the last step.
+
+    Attributes:
+        first_order: Where its estimate alone led.
+        past: Its estimate and the ones before, newest first.
+    """
+
+    first_order: Array
+    past: tuple[Past, ...]
+
+
+@dataclass(frozen=True)
+class UniPC(OneEvaluation):
+    """Predictor of order `order`, corrector of one order more, one evaluation per step.
+
+    Attributes:
+        order: 1 to 3; a frame's first steps use what it has.
+        corrector: Correct each step with the evaluation at its end.
+        rule: Rule of a single node, called `solver_type` by Diffusers.
+        lower_order_final: The last steps of a frame use no more estimates than steps remain.
+    """
+
+    order: int = 2
+    corrector: bool = True
+    rule: Literal["bh1", "bh2"] = "bh2"
+    lower_order_final: bool = True
+
+    def __post_init__(self):
+        if self.order not in (1, 2, 3):
+            raise ConfigError(
+                f"UniPC of order {self.order}", "its systems are solved up to 3", "use 1, 2 or 3"
+            )
+
+    def init(self, x: Array) -> PyTree:
+        """Remembers the last step and as many estimates as the order."""
+        return Predicted(jnp.zeros_like(x), (no_past(x),) * self.order)
+
+    def move(
+        self,
+        denoised: Denoised,
+        x: Array,
+        t: NoiseLevels,
+        t_next: NoiseLevels,
+        state: PyTree,
+        context: Context,
+    ) -> tuple[Array, PyTree]:
+        """Returns the prediction at `t_next`, made from the corrected latents at `t`."""
+        process, over, now = context.process, span(context.process, t, t_next), denoised.x0
+        base = first_order(denoised, over)
+        if self.corrector:
+            corrected = self._correct(x, Past(over.lam, now), process.alpha(t), state, context)
+            shrinkage = divide(over.sigma_next, process.sigma(t))
+            base = base + expand(shrinkage, x) * (corrected - x)
+        earlier = state.past[: self.order - 1]
+        x_next = base + self._sum(over, now, earlier, context.remaining)
+        return x_next, Predicted(base, (Past(over.lam, now), *state.past[:-1]))
+
+    def _correct(
+        self, x: Array, new: Past, alpha: NoiseLevels, state: Predicted, context: Context
+    ) -> Array:
+        """Returns the latents after the last step done again, with the estimate at its end."""
+        last, *earlier = state.past
+        over = Span(alpha, alpha, last.lam, new.lam - last.lam)
+        nodes = (new, *earlier[: self.order - 1])
+        change = self._sum(over, last.x0, nodes, context.remaining + 2)
+        started = expand(context.updates > 0, x)
+        return jnp.where(started, state.first_order + change, x)
+
+    def _sum(self, over: Span, origin: Array, nodes: tuple[Past, ...], remaining: Array) -> Array:
+        """Returns what the estimates at `nodes` add to a step of first order."""
+        usable = [jnp.isfinite(node.lam) for node in nodes]
+        if self.lower_order_final:
+            usable = [use & (remaining > i + 1) for i, use in enumerate(usable)]
+        offsets = [node.lam - over.lam for node in nodes]
+        weights = node_weights(over.h, offsets, usable, self.rule)
+        total = jnp.zeros_like(origin)
+        for weight, node in zip(weights, nodes, strict=True):
+            total = total + expand(over.alpha_next * weight, origin) * (node.x0 - origin)
+        return total

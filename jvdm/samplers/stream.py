@@ -1,0 +1,276 @@
+"""Endless video: a rolling buffer of frames, and a timestep matrix that repeats.
+
+In a wave every block of frames is `lag` rows behind the block before it. Seen from the front
+of the wave, the rows repeat every `lag` rows, shifted by one block: `stream_step` does one
+such cycle with the loop of `sampler.py`, hands out the finished block, moves the buffer on by
+one block and lets noise enter at its end. What a chunk is depends on the key and on its
+absolute frames alone, so a stream agrees with one long run of the same windows.
+
+Reference: StreamDiT (arXiv:2507.03745) and FIFO-Diffusion (arXiv:2405.11473, lag 1, block 1).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Float, Int, Key, PyTree
+from jvdm.errors import ConfigError, NumericsError, ShapeError
+from jvdm.keys import addressed_normal, named
+from jvdm.samplers.denoiser import Denoiser
+from jvdm.samplers.matrices import TimestepMatrix, from_index, times
+from jvdm.samplers.noise import Address, consecutive, initial_noise
+from jvdm.samplers.process import Process, corrupt, expand
+from jvdm.samplers.sampler import State, advance, start
+from jvdm.samplers.solvers import Solver
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamPlan:
+    """The rows of a stream, as data.
+
+    Attributes:
+        ramp: From a buffer of noise to the first row of the cycle.
+        cycle: The rows that repeat; `lag` steps over the frames of the buffer.
+        block: Frames that a cycle finishes (static).
+        context: Finished frames that stay at the front of the buffer (static).
+    """
+
+    ramp: TimestepMatrix
+    cycle: TimestepMatrix
+    block: int = dataclasses.field(metadata={"static": True})
+    context: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def buffer(self) -> int:
+        """Frames in the buffer."""
+        return self.cycle.latent_frames
+
+
+class StreamState(NamedTuple):
+    """Everything that a stream remembers between chunks; keep an old one to go back to it.
+
+    Attributes:
+        run: The state of the loop; its frames are those of the buffer.
+        noise: Key of the run, from which the noise that enters is drawn.
+        chunks: i32[], chunks handed out so far.
+    """
+
+    run: State
+    noise: Key
+    chunks: Int[Array, ""]
+
+
+def stream_cycle(
+    block: int, steps: int, lag: int, context: int = 0
+) -> Int[np.ndarray, "rows buffer"]:
+    """Returns the level indices of one period, `lag + 1` rows.
+
+    `index[r, f] = clip(steps - lag + r - lag * ((f - context) // block), 0, steps)`.
+
+    Args:
+        block: Latent frames per chunk.
+        steps: Steps `S` of one frame.
+        lag: Rows between neighbouring blocks, 1 to `steps`; as many network calls are
+            made per chunk.
+        context: Finished frames before those in work, a multiple of `block`.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+    if block < 1 or not 1 <= lag <= steps:
+        raise ConfigError(
+            f"a stream of blocks of {block} with lag {lag} and {steps} steps",
+            "a block has at least one frame, and a lag is 1 to the number of steps",
+            f"choose a lag of 1 (a wave) to {steps} (a block after the other)",
+        )
+    if context < 0 or context % block:
+        raise ConfigError(
+            f"{context} frames of context in a stream of blocks of {block}",
+            "the buffer moves by whole blocks",
+            "choose a multiple of the block",
+        )
+    frames = np.arange(context + -(-steps // lag) * block)
+    behind = lag * ((frames - context) // block)
+    return np.clip(steps - lag + np.arange(lag + 1)[:, None] - behind[None], 0, steps)
+
+
+def stream_plan(
+    levels: Float[Array, " levels"], lag: int, block: int = 1, context: int = 0
+) -> StreamPlan:
+    """Returns the plan of an endless wave.
+
+    Args:
+        levels: Grid of `S + 1` levels; its first one is what enters the buffer: below 1,
+            the stream changes a video that is fed to it.
+        lag: Rows between neighbouring blocks, 1 to `S`.
+        block: Latent frames per chunk.
+        context: Finished frames that the network is shown before those in work.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+    steps = levels.shape[0] - 1
+    cycle = stream_cycle(block, steps, lag, context)
+    ramp_rows = np.arange(steps - lag + lag * (context // block) + 1)
+    blocks = np.arange(cycle.shape[1]) // block
+    ramp = np.clip(ramp_rows[:, None] - lag * blocks[None], 0, steps)
+    return StreamPlan(from_index(levels, ramp), from_index(levels, cycle), block, context)
+
+
+def stream_init(
+    denoise: Denoiser,
+    solver: Solver,
+    process: Process,
+    plan: StreamPlan,
+    shape: Sequence[int],
+    key: Key,
+    *,
+    carry: PyTree = None,
+    samples: Int[Array, " B"] | None = None,
+) -> StreamState:
+    """Fills the buffer from pure noise.
+
+    The first rows show the network staggered frames before frames that are all noise.
+
+    Args:
+        denoise: The network, with its guidance.
+        solver: How a step is made.
+        process: The corruption process that the network was trained on.
+        plan: The plan of the stream.
+        shape: `(B, H, W, C)`: samples, and the shape of one latent frame.
+        key: Stream of the run.
+        carry: The denoiser's first state.
+        samples: Index of each sample in the whole job; None counts from 0.
+    """
+    address = consecutive(shape[0], plan.buffer)
+    if samples is not None:
+        address = address._replace(samples=samples)
+    noise = initial_noise(key, address.samples, plan.buffer, shape[1:])
+    x = _entering(process, plan, jnp.zeros_like(noise), noise)
+    run = start(solver, x, key, carry, address)
+    if plan.ramp.num_rows:
+        run = advance(denoise, solver, process, plan.ramp, run, 0, plan.ramp.num_rows)
+    return StreamState(run, key, jnp.zeros((), jnp.int32))
+
+
+def warm_start(
+    solver: Solver,
+    process: Process,
+    plan: StreamPlan,
+    clip: Float[Array, "B F ..."],
+    key: Key,
+    *,
+    carry: PyTree = None,
+) -> StreamState:
+    """Fills the buffer with a finished clip, noised to the first row of the cycle.
+
+    Args:
+        solver: How a step is made.
+        process: The corruption process that the network was trained on.
+        plan: The plan of the stream.
+        clip: Clean latents of as many frames as the buffer has.
+        key: Stream of the run.
+        carry: The denoiser's first state.
+
+    Raises:
+        ShapeError: If the clip has another length than the buffer.
+    """
+    if clip.shape[1] != plan.buffer:
+        raise ShapeError(
+            f"the clip has {clip.shape[1]} latent frames",
+            f"the buffer of this stream has {plan.buffer}",
+            f"start from a clip of {plan.buffer} latent frames",
+        )
+    address = consecutive(*clip.shape[:2])
+    noise = addressed_normal(named(key, "warm start"), *address, clip.shape[2:])
+    t = jnp.broadcast_to(times(plan.cycle)[0], clip.shape[:2])
+    noised = corrupt(process, clip, t, noise)
+    x = jnp.where(expand(t == 0, clip), clip, noised)
+    return StreamState(start(solver, x, key, carry, address), key, jnp.zeros((), jnp.int32))
+
+
+def stream_step(
+    denoise: Denoiser,
+    solver: Solver,
+    process: Process,
+    plan: StreamPlan,
+    state: StreamState,
+    incoming: Float[Array, "B block ..."] | None = None,
+) -> tuple[StreamState, Float[Array, "B block ..."]]:
+    """Finishes one block and lets the next one enter.
+
+    Args:
+        denoise: The network, with its guidance and what it is told from now on.
+        solver: How a step is made.
+        process: The corruption process.
+        plan: The plan of the stream.
+        state: The state after the chunk before.
+        incoming: Clean latents to be changed, for a plan whose levels begin below 1; None
+            lets noise enter.
+
+    Returns:
+        The next state, and the latents of the finished block.
+    """
+    run = advance(denoise, solver, process, plan.cycle, state.run, 0, plan.cycle.num_rows)
+    emitted = run.x[:, plan.context : plan.context + plan.block]
+    samples, frames = run.address
+    noise = initial_noise(
+        state.noise, samples, plan.block, emitted.shape[2:], first_frame=frames[-1] + 1
+    )
+    clean = jnp.zeros_like(noise) if incoming is None else incoming.astype(jnp.float32)
+    new = start(solver, _entering(process, plan, clean, noise), state.noise)
+    old = (run.x, run.solver, run.updates, run.bad_row)
+    entering = (new.x, new.solver, new.updates, new.bad_row)
+
+    def move(leaf: Array, at_end: Array) -> Array:
+        return jnp.concatenate([leaf[:, plan.block :], at_end], 1)
+
+    x, solver_state, updates, bad_row = jax.tree.map(move, old, entering)
+    run = run._replace(
+        x=x,
+        solver=solver_state,
+        updates=updates,
+        bad_row=bad_row,
+        address=Address(samples, frames + plan.block),
+    )
+    return StreamState(run, state.noise, state.chunks + 1), emitted
+
+
+def stream(
+    step: Callable[[StreamState, PyTree], tuple[StreamState, Array]],
+    state: StreamState,
+    told: Iterable[PyTree],
+) -> Iterator[tuple[StreamState, Array]]:
+    """Hands out chunk after chunk, for live use.
+
+    Args:
+        step: Compiled program around `stream_step`; its second argument is what the network
+            is told, so that another prompt is another value and no other program.
+        state: The first state.
+        told: What the network is told from each chunk on; the stream ends with it.
+
+    Yields:
+        The state after each chunk, which `stream` can go on from, and the chunk.
+
+    Raises:
+        NumericsError: If a chunk has a non-finite value.
+    """
+    for conditions in told:
+        state, chunk = step(state, conditions)
+        if not np.isfinite(np.asarray(chunk)).all():
+            raise NumericsError(
+                f"chunk {int(state.chunks) - 1} of the stream has a non-finite value",
+                "the network's output left the range of its number type",
+                "compute in float32, or lower the guidance scale",
+            )
+        yield state, chunk
+
+
+def _entering(process: Process, plan: StreamPlan, clean: Array, noise: Array) -> Array:
+    t = jnp.broadcast_to(plan.cycle.levels[0], noise.shape[:2])
+    return corrupt(process, clean, t, noise)

@@ -1,0 +1,164 @@
+"""What holds for every solver of the registry: frozen frames, independence of the other frames."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.errors import ConfigError
+from jvdm.samplers import (
+    DDIM,
+    DDPM,
+    Denoised,
+    DPMSolverPP2M,
+    Solver,
+    UniPC,
+    advance,
+    freeze,
+    lag_matrix,
+    linspace_levels,
+    pad_rows,
+    rectified_flow,
+    sample,
+    shift_levels,
+    solver_named,
+    start,
+    synchronous,
+    vp_cosine,
+)
+from jvdm.samplers.process import expand
+from jvdm.samplers.solvers import EDM, SOLVERS
+from tests.samplers.problems import mixture_denoiser, noise_like
+
+FLOW, COSINE, KEY = rectified_flow(), vp_cosine(), jax.random.key(3)
+NOISE, ROWS = noise_like((2, 4, 8)), 24
+LEVELS = shift_levels(linspace_levels(6), 3.0)
+LATER = (
+    "ddim",
+    "ddpm",
+    "lcm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "unipc3",
+    "edm_heun",
+)
+each_solver = pytest.mark.parametrize("name", LATER)
+
+
+@functools.cache
+def runner(name, process=FLOW, broken=False):
+    def denoise(x, t, carry):
+        denoised, carry = mixture_denoiser(process)(x, t, carry)
+        bad = expand(jnp.broadcast_to(jnp.arange(4) == 1, t.shape), x) & broken
+        return jax.tree.map(lambda value: jnp.where(bad, jnp.nan, value), denoised), carry
+
+    solver = solver_named(name)
+    return jax.jit(lambda matrix: sample(denoise, solver, process, matrix, NOISE, KEY).x)
+
+
+@each_solver
+def test_no_other_frame_matters(name):
+    matrices = [pad_rows(lag_matrix(LEVELS, 4, lag), ROWS) for lag in (0, 1, 6)]
+    together, wave, one_by_one = (runner(name)(matrix) for matrix in matrices)
+    assert jnp.isfinite(together).all()
+    np.testing.assert_array_equal(together, wave)
+    np.testing.assert_array_equal(together, one_by_one)
+
+
+@each_solver
+@pytest.mark.parametrize("level", [0, 6], ids=["noise", "clean"])
+def test_frozen_frames_keep_their_bits_where_the_network_fails(name, level):
+    matrix = pad_rows(lag_matrix(LEVELS, 4, 1), ROWS)
+    got = runner(name, broken=True)(freeze(matrix, [1], level))
+    np.testing.assert_array_equal(got[:, 1], NOISE[:, 1])
+    # The same program with the failing frame moving: its values reach no other frame. (Another
+    # program, with a network that does not fail, may be fused differently in the last bit.)
+    failed = runner(name, broken=True)(matrix)
+    assert jnp.isnan(failed[:, 1]).all() and jnp.isfinite(got[:, [0, 2, 3]]).all()
+    np.testing.assert_array_equal(got[:, [0, 2, 3]], failed[:, [0, 2, 3]])
+
+
+@each_solver
+def test_singular_ends_of_the_cosine_are_reached(name):
+    got = runner(name, COSINE)(synchronous(LEVELS, 4))
+    assert jnp.isfinite(got).all() and 0.3 < float(jnp.std(got)) < 1.5
+
+
+def normal_denoiser(std):
+    def denoise(x, t, carry):
+        alpha, sigma = expand(FLOW.alpha(t), x), expand(FLOW.sigma(t), x)
+        variance = (alpha * std) ** 2 + sigma**2
+        x0, eps = alpha * std**2 / variance * x, sigma / variance * x
+        return Denoised(x0, eps), carry
+
+    return denoise
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_spreads_normal_data_as_its_closed_form_says(eta):
+    std, x, levels = 0.6, noise_like((1, 1, 20_000)), linspace_levels(5)
+    run = jax.jit(
+        lambda x: sample(normal_denoiser(std), DDIM(eta), FLOW, synchronous(levels, 1), x, KEY).x
+    )
+    variance, grid = 1.0, np.asarray(levels, np.float64)
+    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+        a, s, total = 1 - t, t, ((1 - t) * std) ** 2 + t**2
+        fresh = eta * t_next * np.sqrt(1 - (t_next * a / ((1 - t_next) * s)) ** 2)
+        scale = (1 - t_next) * a * std**2 / total + np.sqrt(t_next**2 - fresh**2) * s / total
+        variance = scale**2 * variance + fresh**2
+    # The variance of 20,000 draws has a relative standard error of 1 %.
+    np.testing.assert_allclose(float(jnp.var(run(x))), variance, rtol=0.04)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [solver_named("ddpm"), solver_named("dpmpp_2m_sde"), EDM(s_churn=60.0)],
+    ids=["ddpm", "sde", "churn"],
+)
+def test_stochastic_solvers_reach_the_moments_of_the_data(solver):
+    std, x = 0.6, noise_like((1, 1, 20_000))
+    matrix = synchronous(linspace_levels(300), 1)
+    denoise = normal_denoiser(std)
+    got = jax.jit(lambda x: sample(denoise, solver, FLOW, matrix, x, KEY).x)(x)
+    assert abs(float(jnp.mean(got))) < 0.02
+    # 0.5 % of sampling error and 1 % of 300 steps of first order (3.2 % at 100 steps).
+    np.testing.assert_allclose(float(jnp.std(got)), std, rtol=0.03)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm_draws_the_variance_that_it_says(variance):
+    zeros = jnp.zeros((1, 1, 20_000))
+    denoise = lambda x, t, carry: (Denoised(zeros, zeros), carry)  # noqa: E731
+    matrix = synchronous(jnp.array([0.5, 0.25, 0.0]), 1)
+    state = start(DDPM(variance), zeros, KEY)
+    got = advance(denoise, DDPM(variance), FLOW, matrix, state, 0, 1).x
+    # From t = 0.5 to 0.25, and the posterior has (sigma_next / sigma)^2 of it.
+    forward = 0.25 - (2 / 3) ** 2 / 16
+    expected = forward * (0.25 if variance == "small" else 1.0)
+    # The variance of 20,000 draws has a relative standard error of 1 %.
+    np.testing.assert_allclose(float(jnp.var(got)), expected, rtol=0.04)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_are_values(name):
+    solver = solver_named(name)
+    assert isinstance(solver, Solver)
+    assert hash(solver) == hash(type(solver)(**vars(solver)))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: solver_named("plms"), "euler, heun, ddim"),
+        (lambda: DDIM(1.5), "eta = 1.5"),
+        (lambda: UniPC(4), "order 4"),
+        (lambda: DPMSolverPP2M(0.5, "exact"), "rule exact"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,39 @@
+"""The table of orders in the package's README, and that history is per frame."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.samplers.orders import CASES, PROCESSES, orders, row
+
+README = Path(__file__).resolve().parents[2] / "jvdm" / "samplers" / "README.md"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_readme_says_what_is_measured(name):
+    rows = README.read_text().splitlines()
+    assert row(name) in rows
+
+
+def test_the_readme_has_no_other_rows():
+    names = re.findall(r"^\| ([a-z_0-9]+(?:, [a-z ]+)?) \|", README.read_text(), re.MULTILINE)
+    assert names == ["solver", *CASES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_orders_hold_when_frames_wait_and_have_grids_of_their_own(name):
+    solver, order = CASES[name]
+    observed = orders(solver, PROCESSES["flow"], mixed=True)[-1]
+    assert order - 0.2 < observed < order + 0.5, observed
+
+
+def test_the_readme_example_runs():
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    exec(code.group(1), names)  # noqa: S102
+    np.testing.assert_allclose(names["videos"], 0, atol=1e-5)

@@ -1,0 +1,177 @@
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.errors import ConfigError, NumericsError, ShapeError
+from jvdm.samplers import (
+    Denoised,
+    Euler,
+    consecutive,
+    initial_noise,
+    lag_matrix,
+    linspace_levels,
+    rectified_flow,
+    sample,
+    times,
+    vp_cosine,
+)
+from jvdm.samplers.stream import (
+    stream,
+    stream_cycle,
+    stream_init,
+    stream_plan,
+    stream_step,
+    warm_start,
+)
+from tests.samplers.problems import NoisyAverage, mixture_denoiser
+
+FLOW = rectified_flow()
+LEVELS = linspace_levels(4)
+KEY = jax.random.key(3)
+SHAPE = (2, 6)
+
+
+def neighbours(process, told=0.0):
+    """A network that mixes the frames of its window and is told a number."""
+    exact = mixture_denoiser(process)
+
+    def denoise(x, t, carry):
+        denoised, carry = exact(x, t, carry)
+        x0 = denoised.x0 + 0.1 * (x.mean(1, keepdims=True) - x) + told
+        return Denoised(x0, denoised.eps), carry
+
+    return denoise
+
+
+@functools.cache
+def stepper(solver, process=FLOW) -> Any:
+    """A compiled step; it is told a number and may be fed a video."""
+
+    def step(state, told, plan, incoming=None):
+        return stream_step(neighbours(process, told), solver, process, plan, state, incoming)
+
+    return jax.jit(step)
+
+
+@functools.cache
+def starter(solver, process=FLOW):
+    return jax.jit(lambda plan: stream_init(neighbours(process), solver, process, plan, SHAPE, KEY))
+
+
+def collect(solver, plan, told, process=FLOW):
+    step = functools.partial(stepper(solver, process), plan=plan)
+    chunks = stream(step, starter(solver, process)(plan), told)
+    return np.concatenate([np.asarray(chunk) for _, chunk in chunks], 1)
+
+
+@pytest.mark.parametrize(
+    "lag, block, context, process",
+    [(1, 1, 0, FLOW), (2, 2, 2, vp_cosine()), (3, 1, 2, FLOW), (4, 2, 0, FLOW)],
+    ids=["wave", "context", "lag 3", "autoregression"],
+)
+def test_a_stream_is_a_long_run_in_the_same_windows(lag, block, context, process):
+    """With a stochastic solver that has a history, and a network that mixes frames."""
+    plan, chunks, solver = stream_plan(LEVELS, lag, block, context), 4, NoisyAverage()
+    frames = plan.buffer + (chunks - 1) * block
+    matrix = lag_matrix(LEVELS, frames, lag, block)
+    cycle = (np.arange(matrix.num_rows) - plan.ramp.num_rows) // lag
+    first = block * np.clip(cycle, 0, chunks - 1)
+    matrix = dataclasses.replace(matrix, start=jnp.asarray(first), window=plan.buffer)
+    noise = initial_noise(KEY, jnp.arange(2), frames, SHAPE[1:])
+    run = jax.jit(functools.partial(sample, neighbours(process), solver, process))
+    x = float(process.sigma(LEVELS[0])) * noise
+    expected = run(matrix, x, KEY, address=consecutive(2, frames)).x
+    emitted = collect(solver, plan, [0.0] * chunks, process)
+    assert emitted.shape[1] == chunks * block
+    np.testing.assert_allclose(
+        emitted, expected[:, context : context + chunks * block], rtol=1e-5, atol=2e-6
+    )
+
+
+def test_every_period_begins_as_the_last_one_ended_one_block_on():
+    for block, steps, lag, context in [(1, 4, 1, 0), (2, 5, 2, 4), (3, 4, 4, 0), (1, 8, 3, 2)]:
+        rows = stream_cycle(block, steps, lag, context)
+        np.testing.assert_array_equal(rows[-1, block:], rows[0, :-block])
+        assert (rows[0, -block:] == max(0, steps - lag * -(-steps // lag))).all()
+        assert (rows[-1, context : context + block] == steps).all()
+        assert rows.shape[0] == lag + 1
+
+
+def test_two_hundred_chunks_are_one_program_and_a_state_of_one_size():
+    plan, solver = stream_plan(LEVELS, 2, 2), NoisyAverage()
+    step, state = stepper(solver), starter(solver)(plan)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    programs = step._cache_size()
+    means = []
+    for told in range(200):
+        state, chunk = step(state, 0.001 * told, plan)
+        means.append(float(jnp.abs(chunk).mean()))
+    assert step._cache_size() <= programs + 1
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == shapes
+    assert int(state.chunks) == 200
+    assert int(state.run.address.frames[0]) == 400
+    assert len(set(means)) == 200  # no noise is used twice
+
+
+def test_going_back_to_an_old_state_replays_the_same_bits():
+    plan = stream_plan(LEVELS, 1, 1)
+    step, state = stepper(NoisyAverage()), starter(NoisyAverage())(plan)
+    state, _ = step(state, 0.0, plan)
+    once = [chunk for _, chunk in stream(functools.partial(step, plan=plan), state, [0.0] * 3)]
+    again = [chunk for _, chunk in stream(functools.partial(step, plan=plan), state, [0.0] * 3)]
+    np.testing.assert_array_equal(once, again)
+
+
+def test_what_is_told_from_a_chunk_on_changes_that_chunk_and_none_before():
+    plan = stream_plan(LEVELS, 2, 1)
+    plain = collect(Euler(), plan, [0.0] * 5)
+    programs = stepper(Euler())._cache_size()
+    told = collect(Euler(), plan, [0.0, 0.0, 1.0, 1.0, 1.0])
+    assert stepper(Euler())._cache_size() == programs
+    np.testing.assert_array_equal(told[:, :2], plain[:, :2])
+    assert (np.abs(told[:, 2:] - plain[:, 2:]).max(axis=(0, 2)) > 0.1).all()
+
+
+def test_a_finished_clip_starts_a_stream_at_the_levels_of_its_first_row():
+    plan = stream_plan(LEVELS, 2, 1, context=1)
+    clip = 1e4 * jnp.ones((2, plan.buffer, 6))
+    state = warm_start(Euler(), FLOW, plan, clip, KEY)
+    t = times(plan.cycle)[0]
+    np.testing.assert_allclose(state.run.x.mean((0, 2)), 1e4 * (1 - t), atol=3)
+    np.testing.assert_array_equal(state.run.x[:, 0], clip[:, 0])
+    with pytest.raises(ShapeError, match=f"the buffer of this stream has {plan.buffer}"):
+        warm_start(Euler(), FLOW, plan, clip[:, 1:], KEY)
+
+
+def test_a_video_that_is_fed_enters_at_the_first_level():
+    plan = stream_plan(linspace_levels(4, 0.5), 2, 1)
+    state = starter(Euler())(plan)
+    state, _ = stepper(Euler())(state, 0.0, plan, 100 * jnp.ones((2, 1, 6)))
+    noise = initial_noise(KEY, jnp.arange(2), 1, (6,), first_frame=plan.buffer)
+    np.testing.assert_allclose(state.run.x[:, -1:], 50 + 0.5 * noise, rtol=1e-6)
+
+
+def test_bad_numbers_are_refused():
+    with pytest.raises(ConfigError, match="lag 5 and 4 steps"):
+        stream_cycle(1, 4, 5)
+    with pytest.raises(ConfigError, match="3 frames of context in a stream of blocks of 2"):
+        stream_cycle(2, 4, 1, 3)
+
+
+def test_a_chunk_that_is_not_finite_is_an_error_that_names_it():
+    plan = stream_plan(LEVELS, 4, 1)
+    with pytest.raises(NumericsError, match="chunk 1 of the stream"):
+        collect(Euler(), plan, [0.0, np.nan])
+
+
+def test_samples_have_their_own_noise():
+    plan = stream_plan(LEVELS, 2, 1)
+    denoise = neighbours(FLOW)
+    init = functools.partial(stream_init, denoise, Euler(), FLOW, plan, SHAPE, KEY)
+    both, second = init(), init(samples=jnp.array([1, 0]))
+    np.testing.assert_array_equal(both.run.x[1], second.run.x[0])
