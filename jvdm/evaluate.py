@@ -41,6 +41,8 @@ class EvaluateOptions:
     """Clips that are made at once."""
     num_inference_steps: int | None = None
     """Denoising steps; default that of the model."""
+    solver: str | None = None
+    """How a step is made; default that of the model."""
     guidance_scale: float | None = None
     """Weight of the prompt; default that of the model."""
     seed: int = 0
@@ -58,9 +60,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     """
     _check(options)
     probe_writable(options.output)
-    judge = make_judge(
-        load(options.weights), options.reader, options.num_inference_steps, options.guidance_scale
-    )
+    pipe = load(options.weights, solver=options.solver)
+    judge = make_judge(pipe, options.reader, options.num_inference_steps, options.guidance_scale)
     summaries, seconds = {}, []
     total = options.num_prompts * len(options.sets)
     with Stages(True).stage("evaluate", total=total, unit="prompt") as bar:
@@ -114,12 +115,9 @@ def _measure_batch(
     coded = judge.decode(latents)
     samples, seconds = _timed_samples(judge, texts, seeds)
     sources = dict(zip(report.SOURCES, (truth, coded, samples), strict=True))
-    part = {
-        "measured": {key: judge.measure(clips, prompts) for key, clips in sources.items()},
-        "coding": judge.measure_reconstruction(coded, truth),
-        "known": {},
-        "seconds": seconds,
-    }
+    part: dict[str, Any] = {"known": {}, "seconds": seconds}
+    part["measured"] = {key: judge.measure(clips, prompts) for key, clips in sources.items()}
+    part["coding"] = judge.measure_reconstruction(coded, truth)
     tasks = judge.tasks() if name in options.known_frame_sets else {}
     made = {}
     for task, frames in tasks.items():

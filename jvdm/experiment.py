@@ -31,6 +31,8 @@ class Experiment:
     """Steps of the whole run; the learning rate decays towards it."""
     seed: int = 0
     """Seed of the initial parameters and of every draw in training."""
+    start_from: Path | None = None
+    """Safetensors file of the same model, whose parameters training starts from."""
     ema_decay: float = 0.9995
     """Decay of the average of the parameters that is exported."""
     log_every: int = 20

@@ -34,7 +34,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     plan = resolve(options)
     request = plan.options.request()
     files = _reserve(plan)
-    pipe = load(plan.options.weights, dtype=plan.options.dtype)
+    pipe = load(plan.options.weights, dtype=plan.options.dtype, solver=plan.options.solver)
     check_weights(plan, pipe.model.identity)
     job = pipe.prepare(request)
     _say(*plan.notes, *job.warnings)

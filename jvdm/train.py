@@ -117,7 +117,7 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     settings = {"batch_size": experiment.batch_size, "ema_decay": experiment.ema_decay}
     step = make_step(objective, source, transform, **settings)
     compiling = Background(lambda: setup.compile_step(step, shapes, data))
-    state = restored.state if restored else setup.make_state(*plan)
+    state = restored.state if restored else setup.make_state(*plan, experiment.start_from)
     return setup.Start(position, state, data, compiling.result(stop))
 
 

@@ -27,10 +27,11 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """Matrix product without bias; several outputs of one input share one product.
+    """Matrix product without bias; several outputs of one input are separate products.
 
     Each entry of `features` has its own kernel, so that optimizers see separate
-    matrices, while the device sees a single product.
+    matrices. Joined to one product they would be faster forward and slower in
+    training, where their gradients had to be joined too, a pass over memory each.
     """
 
     features: tuple[int, ...]
@@ -46,23 +47,43 @@ class Linear(nn.Module):
             init = nn.initializers.zeros
         width = x.shape[-1]
         names = ["kernel"] if len(self.features) == 1 else _names("kernel", len(self.features))
-        kernels = [
-            self.param(name, init, (width, size))
-            for name, size in zip(names, self.features, strict=True)
-        ]
-        kernel = jnp.concatenate(kernels, -1) if len(kernels) > 1 else kernels[0]
         # Two axes: with more, XLA transposes activations for the gradient of the kernel.
         rows = x.astype(self.dtype).reshape(-1, width)
-        y = jnp.matmul(rows, kernel.astype(self.dtype)).reshape(*x.shape[:-1], -1)
+        outputs = []
+        for name, size in zip(names, self.features, strict=True):
+            kernel = self.param(name, init, (width, size)).astype(self.dtype)
+            outputs.append(jnp.matmul(rows, kernel).reshape(*x.shape[:-1], size))
         if self.bias:
             offset = self.param("bias", nn.initializers.zeros, (sum(self.features),))
-            y = y + offset.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-        ends = [sum(self.features[: i + 1]) for i in range(len(self.features) - 1)]
-        return jnp.split(y, ends, -1)
+            ends = [sum(self.features[: i + 1]) for i in range(len(self.features) - 1)]
+            parts = jnp.split(offset.astype(self.dtype), ends)
+            outputs = [
+                y + part.reshape((1,) * (y.ndim - 1) + (-1,))
+                for y, part in zip(outputs, parts, strict=True)
+            ]
+        return outputs
 
 
 def _names(stem: str, count: int) -> list[str]:
     return [f"{stem}_{index}" for index in range(count)]
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Gaussian error linear unit by its tanh approximation (Hendrycks, arXiv:1606.08415).
+
+    The backward pass keeps the input alone and computes the slope from it, where
+    the derivative that JAX takes keeps an array of intermediate values beside it.
+    """
+    return nn.gelu(x)
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    # The barrier hides that the forward pass computed parts of this, or XLA keeps those.
+    return (jax.jvp(nn.gelu, (jax.lax.optimization_barrier(x),), (gradient,))[1],)
+
+
+gelu.defvjp(lambda x: (nn.gelu(x), x), _gelu_backward)
 
 
 class FeedForward(nn.Module):
@@ -75,7 +96,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Returns features of the same width."""
         (hidden,) = Linear((self.ratio * x.shape[-1],), self.dtype, name="up")(x)
-        (out,) = Linear((x.shape[-1],), self.dtype, scale=0.3, name="down")(nn.gelu(hidden))
+        (out,) = Linear((x.shape[-1],), self.dtype, scale=0.3, name="down")(gelu(hidden))
         return out
 
 

@@ -53,6 +53,8 @@ class GenerateOptions:
     """Frames of --video that the result begins with; 13 if left out."""
     weights: str | None = None
     """Weights folder, or the name of weights that come with jvdm."""
+    solver: str | None = None
+    """How a denoising step is made, such as euler or unipc2; an unknown name lists them."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the computation; what is faster here if left out."""
     output: Path = Path("out")
@@ -152,6 +154,7 @@ def settings_of(options: GenerateOptions, job: Job, index: int) -> dict[str, Any
         "prefix_frames": options.prefix_frames,
         "inputs": {name: _digest(path) for name, path in inputs.items() if path is not None},
         "weights": options.weights,
+        "solver": options.solver,
         "dtype": options.dtype,
     }
 

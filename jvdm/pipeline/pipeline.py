@@ -45,6 +45,7 @@ def load(
     path: str | Path | None = None,
     *,
     dtype: str | None = None,
+    solver: str | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> "Pipeline":
@@ -54,17 +55,20 @@ def load(
         path: Weights folder, such as `jvdm train` exports; the name of weights that
             come with jvdm ("tiny_t2v", "nano"); None is "tiny_t2v".
         dtype: "float32" or "bfloat16" computation; None takes what is faster here.
+        solver: Name of the solver, such as "unipc2" or "euler" (`jvdm.samplers`); None
+            takes the model's default.
         mesh: Devices over which the videos of a batch are split (`jvdm.parallel`).
         progress: Whether a progress bar is drawn.
 
     Raises:
         WeightsError: If the weights are missing, broken or of another model.
+        ConfigError: If there is no such solver or number type.
     """
     keep_compiled_programs()
     stages = Stages(progress)
     is_name = path is not None and "/" not in str(path) and not Path(path).exists()
     folder = embedded() if path is None else embedded(str(path)) if is_name else Path(path)
-    return Pipeline(load_model(folder, dtype, mesh, stages), stages.seconds["load"])
+    return Pipeline(load_model(folder, dtype, solver, mesh, stages), stages.seconds["load"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -339,7 +343,11 @@ class Pipeline:
         """Returns the record of a run so far."""
         manifest = self.model.manifest
         return records.Record(
-            settings={**dataclasses.asdict(job.settings), "dtype": self.model.networks.dit.dtype},
+            settings={
+                **dataclasses.asdict(job.settings),
+                "solver": repr(self.model.networks.solver),
+                "dtype": self.model.networks.dit.dtype,
+            },
             weights={"family": manifest.family, "sha256": dict(self.model.identity)},
             device=records.device(),
             seconds={"load": self.load_seconds, **stages.seconds},

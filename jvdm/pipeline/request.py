@@ -137,6 +137,7 @@ def prepare(request: Request, manifest: Manifest, patch: int) -> Job:
 def _settle(request: Request, manifest: Manifest) -> Settings:
     """Fills in the model's defaults; a matrix brings its own number of steps."""
     values = dataclasses.asdict(manifest.defaults)
+    del values["solver"]  # chosen when the model was loaded
     if request.matrix is not None:
         values["num_inference_steps"] = request.matrix.num_rows
     for field in dataclasses.fields(Settings):

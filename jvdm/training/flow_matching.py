@@ -20,7 +20,7 @@ from jvdm.samplers.matrices import synchronous
 from jvdm.samplers.noise import initial_noise
 from jvdm.samplers.process import Process, corrupt, rectified_flow, velocity_target
 from jvdm.samplers.sampler import sample
-from jvdm.samplers.solvers import Euler
+from jvdm.samplers.solvers import solver_named
 from jvdm.samplers.timesteps import Synchronous, TimestepSampler
 from jvdm.text.words import WordEncoder
 from jvdm.training.latent_space import LatentSpace
@@ -121,12 +121,15 @@ class FlowMatching:
         frames, *cells = self.latent_shape
         levels = shift_levels(linspace_levels(defaults.num_inference_steps), defaults.shift)
         noise = initial_noise(key, jnp.arange(count), frames, tuple(cells))
-        end = sample(guided, Euler(), self.process, synchronous(levels, frames), noise, key)
+        solver, matrix = solver_named(defaults.solver), synchronous(levels, frames)
+        end = sample(guided, solver, self.process, matrix, noise, key)
         return self.vae.bind({"params": space.params}).decode(space.restore(end.x))
 
     def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
         """Writes `dit.safetensors`, which holds the text encoder too, and the manifest."""
-        modules = {"dit": self.model, "text": self.text}
+        # How layers are compiled for training is no property of the weights.
+        model = self.model.clone(unroll=VideoDiT.unroll, remat=VideoDiT.remat)
+        modules = {"dit": model, "text": self.text}
         write_package(folder, self.packaging, {"dit": params}, modules)
 
 

@@ -93,6 +93,8 @@ class WorldLatents:
     fresh: int = 32
     split: str = "train"
     seed: int = 0
+    skip: int = 0
+    """Clips of the split to pass over, for a run that goes on from another one's weights."""
 
     def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
         """Returns the full ring after `position` steps, split over `mesh`."""
@@ -148,7 +150,8 @@ class WorldLatents:
     def add(self, data: LatentPool, turn: Int[Array, ""]) -> LatentPool:
         """Renders and encodes the clips of one turn over the oldest ones."""
         shards, size = data.tokens.shape[:2]
-        indices = constrain_batch(turn * self.fresh + jnp.arange(self.fresh), data.mesh)
+        first = self.skip + turn * self.fresh
+        indices = constrain_batch(first + jnp.arange(self.fresh), data.mesh)
         latents, tokens = self._encoded(data.space, indices)
         slot = (turn % (size * shards // self.fresh)) * (self.fresh // shards)
         parts = (_write(data.latents, latents, slot), _write(data.tokens, tokens, slot))

@@ -36,6 +36,7 @@ class Defaults:
         num_inference_steps: Rows of a synchronous run.
         guidance_scale: Weight of the prompt; 1 is no guidance.
         shift: Shift of the noise levels towards noise.
+        solver: Name of the solver (`jvdm.samplers.solver_named`).
     """
 
     height: int
@@ -45,6 +46,7 @@ class Defaults:
     num_inference_steps: int
     guidance_scale: float
     shift: float
+    solver: str = "euler"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,21 @@
 from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.models.layers import Linear, patchify, rms_normalize, rotary_table, rotate, unpatchify
+from jvdm.models.layers import (
+    Linear,
+    gelu,
+    patchify,
+    rms_normalize,
+    rotary_table,
+    rotate,
+    unpatchify,
+)
 from jvdm.models.modulation import gate, modulate
 
 
@@ -70,3 +79,10 @@ def test_modulation_has_the_gradient_of_its_formula(what):
         for formula in formulas[what]
     )
     chex.assert_trees_all_close(ours, plain, atol=1e-5)
+
+
+def test_gelu_has_the_values_and_the_slope_of_flax():
+    x = jnp.linspace(-4.0, 4.0, 33)
+    np.testing.assert_array_equal(gelu(x), nn.gelu(x))
+    ours, theirs = (jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2))(x) for f in (gelu, nn.gelu))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jvdm.errors import CheckpointError, ConfigError, NumericsError
+from jvdm.errors import CheckpointError, ConfigError, NumericsError, WeightsError
 from jvdm.parallel.mesh import data_mesh
 from jvdm.train import text, train
 from jvdm.training.checkpoint import read_checkpoint
+from jvdm.training.optimizer import Optimizer
+from jvdm.weights import safetensors
 from tests.training import toy
 
 
@@ -48,6 +50,33 @@ def test_a_finished_run_is_only_exported_again(finished):
     (workdir / "weights" / "head.npy").unlink()
     result = train(toy.experiment(), workdir)
     assert result["resumed_from"] == 40 and (workdir / "weights" / "head.npy").exists()
+
+
+def test_a_run_starts_from_the_parameters_of_a_file(tmp_path):
+    experiment = toy.experiment()
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + 0.5, experiment.objective.init(jax.random.key(9))
+    )
+    safetensors.save(tmp_path / "start.safetensors", params, dtype="float32")
+    still = dataclasses.replace(
+        experiment,
+        start_from=tmp_path / "start.safetensors",
+        optimizer=Optimizer(learning_rate=0.0),
+        num_steps=2,
+        sample_every=0,
+    )
+    train(still, tmp_path / "run")
+    arrays, _ = read_checkpoint(tmp_path / "run" / "checkpoints")
+    for part in ("params", "ema"):
+        np.testing.assert_array_equal(arrays[f"{part}/head/kernel"], params["head"]["kernel"])
+
+
+def test_parameters_of_another_model_are_refused(tmp_path):
+    wide = dataclasses.replace(toy.Line(), width=8).init(jax.random.key(0))
+    safetensors.save(tmp_path / "wide.safetensors", wide)
+    other = dataclasses.replace(toy.experiment(), start_from=tmp_path / "wide.safetensors")
+    with pytest.raises(WeightsError, match=r"head/kernel is \(8, 1\), needs \(16, 1\)"):
+        train(other, tmp_path / "run")
 
 
 def test_resume_must_needs_a_checkpoint(tmp_path):

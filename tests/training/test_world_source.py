@@ -42,6 +42,15 @@ def test_a_resumed_ring_is_the_uninterrupted_one():
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_skips_the_clips_of_the_first():
+    mesh = data_mesh(1)
+    later = dataclasses.replace(SOURCE, skip=3 * SOURCE.fresh).start(0, None, mesh)
+    seen = SOURCE.start(3, None, mesh)
+    after, both = (np.sort(np.asarray(r.tokens).reshape(-1, 64), axis=0) for r in (later, seen))
+    np.testing.assert_array_equal(after, both)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 def test_two_devices_hold_the_same_clips():
     one, two = (SOURCE.start(0, None, data_mesh(count)) for count in (1, 2))

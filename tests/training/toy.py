@@ -105,7 +105,7 @@ class HostLines:
 
 def experiment(**settings) -> Experiment:
     """Forty steps; `settings` go to the experiment, the objective or the source."""
-    parts = {Line: {}, HostLines: {}, Experiment: {}}
+    parts: dict[type, dict[str, Any]] = {Line: {}, HostLines: {}, Experiment: {}}
     for name, value in settings.items():
         part = next(p for p in parts if name in {f.name for f in dataclasses.fields(p)})
         parts[part][name] = value
