@@ -9,7 +9,7 @@ Videos that cannot be used are listed in `work/mine/quarantine.jsonl`.
 from pathlib import Path
 
 from jvdm.configs import tiny_t2v, vae
-from jvdm.data.pipeline import HostSource
+from jvdm.data.host import HostSource
 from jvdm.data.video_folder import VideoFolder
 from jvdm.experiment import Experiment
 from jvdm.text.tokenizer import WordTokenizer

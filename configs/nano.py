@@ -6,7 +6,6 @@ The nano weights in the package: --num-steps 2500 --source.pool 4096 --source.fr
 """
 
 from jvdm.configs import nano_vae
-from jvdm.data.vocabulary import WORDS
 from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
 from jvdm.text.words import WordEncoder
@@ -15,6 +14,7 @@ from jvdm.training.optimizer import Optimizer
 from jvdm.training.packaging import Packaging
 from jvdm.training.world_source import WorldLatents
 from jvdm.weights.folder import EMBEDDED
+from jvdm.world.vocabulary import WORDS
 
 VAE, WORLD = nano_vae.VAE, nano_vae.WORLD
 VAE_WEIGHTS = EMBEDDED / "nano"

@@ -4,7 +4,6 @@ jvdm train configs/nano_vae.py --workdir work/nano_vae
 Ten cores of a server CPU: 4 minutes.
 """
 
-from jvdm.data.world import World
 from jvdm.experiment import Experiment
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.packaging import Packaging
@@ -12,6 +11,7 @@ from jvdm.training.reconstruction import Reconstruction
 from jvdm.training.world_source import WorldClips
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.folder import Defaults
+from jvdm.world.scene import World
 
 WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12)
 VAE = VideoVAE(

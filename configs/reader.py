@@ -12,12 +12,12 @@ Without one: `--source.vae-weights None`.
 from pathlib import Path
 
 from jvdm.configs import vae
-from jvdm.data.world import World
 from jvdm.experiment import Experiment
 from jvdm.models.reader import Reader
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.packaging import Packaging
 from jvdm.training.reader import ClipReading, ReaderClips
+from jvdm.world.scene import World
 
 WORLD = World()
 VAE_WEIGHTS = Path("work/vae/weights")

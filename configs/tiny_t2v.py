@@ -11,7 +11,6 @@ utilisation of 990 TFLOP/s. Numbers reached by the shipped weights: the README.
 from pathlib import Path
 
 from jvdm.configs import vae
-from jvdm.data.vocabulary import WORDS
 from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
 from jvdm.samplers.timesteps import CleanPrefix, Independent, LagRows, Mixture, Synchronous
@@ -20,6 +19,7 @@ from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.packaging import Packaging
 from jvdm.training.world_source import WorldLatents
+from jvdm.world.vocabulary import WORDS
 
 VAE, WORLD = vae.VAE, vae.WORLD
 VAE_WEIGHTS = Path("work/vae/weights")

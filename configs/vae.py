@@ -5,7 +5,6 @@ Two NVIDIA H200: 205 s after 73 s of preparation, 34.2 ms a step, 1,873 clips/s 
 Held-out PSNR on 256 clips of 33 frames: 37.3 dB, objects 32.8 dB, first frame 40.5 dB.
 """
 
-from jvdm.data.world import World
 from jvdm.experiment import Experiment
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.packaging import Packaging
@@ -13,6 +12,7 @@ from jvdm.training.reconstruction import Reconstruction
 from jvdm.training.world_source import WorldClips
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.folder import Defaults
+from jvdm.world.scene import World
 
 WORLD = World()
 CLIP_FRAMES = 17  # half the length that is generated: nothing is lost beyond it

@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jvdm import outputs
 from jvdm.errors import ConfigError
 from jvdm.files import unused_stem
-from jvdm.pipeline import Stages, load, outputs, table
-from jvdm.pipeline.outputs import LATENTS_SUFFIX, Outputs
+from jvdm.outputs import LATENTS_SUFFIX, Outputs
+from jvdm.pipeline import load
+from jvdm.stages import Stages, table
 from jvdm.video import Video
 
 

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from jvdm import record
-from jvdm.data.captions import caption_text
 from jvdm.errors import ConfigError
+from jvdm.evaluation import report
+from jvdm.evaluation.held_out import SETS, Prompts, draw, part_of
+from jvdm.evaluation.judge import Judge, make_judge
 from jvdm.files import probe_writable, write_text
-from jvdm.metrics import report
-from jvdm.metrics.held_out import SETS, Prompts, draw, part_of
-from jvdm.pipeline import Stages, load
-from jvdm.pipeline.judge import Judge, make_judge
+from jvdm.pipeline import load
+from jvdm.stages import Stages
 from jvdm.training.showing import write_rows
+from jvdm.world.captions import caption_text
 
 SHEET_CLIPS = 12
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from jvdm import outputs
 from jvdm.arrays import Latents
 from jvdm.files import slug
-from jvdm.pipeline import Job, Pipeline, Stages, load, outputs, table
-from jvdm.pipeline.options import GenerateOptions, Plan, check_weights, resolve, settings_of
-from jvdm.pipeline.outputs import Outputs
+from jvdm.options import GenerateOptions, Plan, check_weights, resolve, settings_of
+from jvdm.outputs import Outputs
+from jvdm.pipeline import Job, Pipeline, load
 from jvdm.record import Record
+from jvdm.stages import Stages, table
 from jvdm.video import Video
 
 __all__ = ["GenerateOptions", "run", "text"]

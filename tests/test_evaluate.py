@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import pytest
 
 from jvdm import evaluate
-from jvdm.data.captions import caption_text
-from jvdm.data.world import COLORS, HELD_OUT_PAIRS, SHAPES, World
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.evaluate import EvaluateOptions
-from jvdm.metrics.held_out import SETS, draw, film, part_of, prompts
+from jvdm.evaluation.held_out import SETS, draw, film, part_of, prompts
 from jvdm.models.reader import Reader
 from jvdm.weights import read_manifest, safetensors, write_manifest
+from jvdm.world.captions import caption_text
+from jvdm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, World
+from tests.evaluation.drawn import track_clips
 from tests.generate import nano
-from tests.metrics.drawn import track_clips
 
 READER = Reader(widths=(4, 8), blocks=1, hidden=16, dtype="float32")
 

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvdm.data.world import World
-from jvdm.data.world_records import TRUTHS, WorldSource
 from jvdm.errors import ConfigError
+from jvdm.world.records import TRUTHS, WorldSource
+from jvdm.world.scene import World
 
 VERSION = "1.0.0"
 

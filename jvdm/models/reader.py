@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, Frames, Int
-from jvdm.data.palette import classify
-from jvdm.data.world import CAMERAS, COLORS, SHAPES, SIZES, SPEEDS, VERBS, Facts
 from jvdm.models.layers import RMSNorm
+from jvdm.world.palette import classify
+from jvdm.world.scene import CAMERAS, COLORS, SHAPES, SIZES, SPEEDS, VERBS, Facts
 
 NUM_FRAMES, RESOLUTION = 9, 64
 """Frames that the reader sees, evenly spaced over the clip, and their height and width."""

@@ -3,6 +3,5 @@
 from jvdm.pipeline.pictures import Pictures
 from jvdm.pipeline.pipeline import Pipeline, load
 from jvdm.pipeline.request import Job, Request
-from jvdm.pipeline.stages import Stages, table
 
-__all__ = ["Job", "Pictures", "Pipeline", "Request", "Stages", "load", "table"]
+__all__ = ["Job", "Pictures", "Pipeline", "Request", "load"]

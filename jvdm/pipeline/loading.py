@@ -15,9 +15,9 @@ from jvdm.errors import ConfigError, WeightsError
 from jvdm.models import Conditions, TextStates, VideoDiT
 from jvdm.parallel.mesh import replicate
 from jvdm.pipeline.programs import Networks
-from jvdm.pipeline.stages import Stages
+from jvdm.stages import Stages
 from jvdm.text.words import WordEncoder
-from jvdm.training.latent_space import LatentSpace
+from jvdm.vae.latent_space import LatentSpace
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights import Manifest, read_manifest, safetensors
 from jvdm.weights.folder import frozen, identity

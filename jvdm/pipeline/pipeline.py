@@ -27,9 +27,9 @@ from jvdm.pipeline.loading import Loaded, load_model
 from jvdm.pipeline.pictures import Pictures
 from jvdm.pipeline.programs import compiled
 from jvdm.pipeline.request import Job, Request, prepare
-from jvdm.pipeline.stages import Stages
 from jvdm.samplers import TimestepMatrix
 from jvdm.samplers.sampler import State
+from jvdm.stages import Stages
 from jvdm.vae.tiling import stream_decode
 from jvdm.video import Video
 from jvdm.weights.folder import embedded

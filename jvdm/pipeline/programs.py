@@ -23,7 +23,7 @@ from jvdm.parallel.mesh import constrain_batch
 from jvdm.samplers import Process, Solver, TimestepMatrix
 from jvdm.samplers.sampler import State
 from jvdm.text.words import WordEncoder
-from jvdm.training.latent_space import LatentSpace
+from jvdm.vae.latent_space import LatentSpace
 from jvdm.vae.video_vae import VideoVAE
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jvdm.arrays import Array, Int
-from jvdm.data.vocabulary import MAX_TOKENS, NULL, PUNCTUATION, UNKNOWN, WORDS, sentence
 from jvdm.errors import ConfigError
+from jvdm.world.vocabulary import MAX_TOKENS, NULL, PUNCTUATION, UNKNOWN, WORDS, sentence
 
 # Spellings and contractions that no rule for word endings finds.
 _SPELLINGS = {

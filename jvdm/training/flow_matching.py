@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Frames, Key, Latents, NoiseLevels, PyTree, TokenIds
-from jvdm.data.captions import caption_text
-from jvdm.data.clips import clips
-from jvdm.data.world import World
 from jvdm.keys import named
 from jvdm.models import Conditions, TextStates, VideoDiT
 from jvdm.samplers.denoiser import make_denoiser
@@ -23,13 +20,16 @@ from jvdm.samplers.sampler import sample
 from jvdm.samplers.solvers import solver_named
 from jvdm.samplers.timesteps import Synchronous, TimestepSampler
 from jvdm.text.words import WordEncoder
-from jvdm.training.latent_space import LatentSpace
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
+from jvdm.vae.latent_space import LatentSpace
 from jvdm.vae.video_vae import VideoVAE
+from jvdm.world.captions import caption_text
+from jvdm.world.clips import clips
+from jvdm.world.scene import World
 
 NULL = 1
-"""Token that stands for 'no prompt' (`jvdm.data.vocabulary`)."""
+"""Token that stands for 'no prompt' (`jvdm.world.vocabulary`)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Int
-from jvdm.data.pipeline import HostSource, HostState
+from jvdm.data.host import HostSource, HostState
 from jvdm.parallel.mesh import replicate
-from jvdm.training.latent_space import LatentSpace, load_latent_space
+from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.vae.video_vae import VideoVAE
 
 

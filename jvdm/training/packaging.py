@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from jvdm.arrays import PyTree
-from jvdm.data.vocabulary import WORDS
 from jvdm.weights import safetensors
 from jvdm.weights.folder import Defaults, Manifest, fields_of, read_manifest, write_manifest
+from jvdm.world.vocabulary import WORDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
-from jvdm.data.clips import WorldClip, clips
-from jvdm.data.world import Facts, World
 from jvdm.models.reader import (
     NUM_FRAMES,
     Reader,
@@ -26,10 +24,12 @@ from jvdm.models.reader import (
 )
 from jvdm.parallel.mesh import constrain_batch
 from jvdm.training.flops import product_flops
-from jvdm.training.latent_space import LatentSpace, load_latent_space
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
+from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.vae.video_vae import VideoVAE
+from jvdm.world.clips import WorldClip, clips
+from jvdm.world.scene import Facts, World
 
 HELD_OUT_BATCH = 64
 _BLUR, _NOISE = 1.0, 0.06  # Strongest augmentation: a 2 x 2 mean, standard deviation.

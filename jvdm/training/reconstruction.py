@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
-from jvdm.data.clips import WorldClip, clips
-from jvdm.data.world import World
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
 from jvdm.training.flops import product_flops
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
 from jvdm.vae.video_vae import VideoVAE
+from jvdm.world.clips import WorldClip, clips
+from jvdm.world.scene import World
 
 HELD_OUT_BATCH = 32
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import Array, Float, Int
-from jvdm.data.clips import WorldClip, clips
-from jvdm.data.world import World
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.parallel.mesh import DATA, constrain_batch
-from jvdm.training.latent_space import LatentSpace, load_latent_space
+from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.vae.video_vae import VideoVAE
+from jvdm.world.clips import WorldClip, clips
+from jvdm.world.scene import World
 
 
 @typing.no_type_check

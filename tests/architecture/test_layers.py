@@ -9,14 +9,15 @@ from tests.architecture.source import ROOT, Module, imports, names, planted, pro
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "files", "keys"),
+    ("cache", "files", "keys", "stages"),
     ("record",),
-    ("parallel", "samplers", "video", "weights"),
-    ("data",),
+    ("parallel", "samplers", "video", "weights", "world"),
+    ("data", "outputs"),
     ("attention",),
     ("models", "text", "vae"),
-    ("metrics", "training"),
-    ("experiment", "pipeline"),
+    ("pipeline",),
+    ("evaluation", "training"),
+    ("experiment", "options"),
     ("decode", "diagnosis", "evaluate", "generate", "inspection", "train"),
     ("", "__main__", "cli", "configs", "overrides"),
 )

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jvdm.data.pipeline import HostBatches
+from jvdm.data.host import HostBatches
 from jvdm.data.video_files import Unusable, decode_clip, seconds
 from jvdm.data.video_folder import QUARANTINE, VideoFolder
 from jvdm.errors import CheckpointError, ConfigError

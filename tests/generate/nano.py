@@ -5,12 +5,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jvdm.data.vocabulary import WORDS
 from jvdm.models import Conditions, TextStates, VideoDiT
 from jvdm.text.words import WordEncoder
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights import Defaults, Manifest, safetensors, write_manifest
 from jvdm.weights.folder import fields_of
+from jvdm.world.vocabulary import WORDS
 
 ONE_EACH = (1, 1, 1, 1)
 VAE = VideoVAE(4, widths=(8, 16), encoder_blocks=ONE_EACH, decoder_blocks=ONE_EACH)

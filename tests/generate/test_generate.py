@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import jvdm
-from jvdm import cli, decode, generate
+from jvdm import cli, decode, generate, outputs
 from jvdm import record as records
 from jvdm.decode import DecodeOptions
 from jvdm.generate import GenerateOptions
-from jvdm.pipeline import Pipeline, outputs
+from jvdm.pipeline import Pipeline
 from jvdm.video import Video, read_video, write_image
 from tests.generate import nano
 

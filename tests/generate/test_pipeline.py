@@ -10,8 +10,9 @@ import pytest
 import jvdm
 from jvdm import samplers
 from jvdm.parallel.mesh import data_mesh
-from jvdm.pipeline import Pictures, Request, Stages
+from jvdm.pipeline import Pictures, Request
 from jvdm.pipeline import pipeline as pipeline_module
+from jvdm.stages import Stages
 from jvdm.video import Video
 from tests.generate.nano import VAE
 

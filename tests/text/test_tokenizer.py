@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jvdm.data.captions import caption_text
-from jvdm.data.vocabulary import ID, MAX_TOKENS, WORDS
 from jvdm.errors import ConfigError
 from jvdm.text.tokenizer import WordTokenizer
-from tests.data.told import STYLES, told
+from jvdm.world.captions import caption_text
+from jvdm.world.vocabulary import ID, MAX_TOKENS, WORDS
+from tests.world.told import STYLES, told
 
 TOKENIZER = WordTokenizer()
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.data.world import CAMERAS, COLORS, SPEEDS, VERBS, Facts, World
+from jvdm.evaluation.readers import load_reader, measure_reading, read
 from jvdm.experiment import Experiment
-from jvdm.metrics.readers import load_reader, measure_reading, read
 from jvdm.models.reader import (
     Reader,
     Reading,
@@ -23,6 +22,7 @@ from jvdm.training.packaging import Packaging
 from jvdm.training.reader import ClipReading, ReaderClips, cross_entropies, degrade
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.folder import Defaults
+from jvdm.world.scene import CAMERAS, COLORS, SPEEDS, VERBS, Facts, World
 from tests.generate import nano
 
 WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12, supersample=1)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from jvdm.configs import nano, nano_vae
-from jvdm.data.pipeline import HostSource
-from jvdm.data.world import World
-from jvdm.data.world_records import WorldSource
+from jvdm.data.host import HostSource
 from jvdm.parallel.mesh import data_mesh
 from jvdm.train import train
 from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.host_latents import HostLatents
-from jvdm.training.latent_space import LatentSpace
 from jvdm.training.world_source import WorldLatents
+from jvdm.vae.latent_space import LatentSpace
+from jvdm.world.records import WorldSource
+from jvdm.world.scene import World
 
 pytest.importorskip("grain")
 

@@ -11,7 +11,7 @@ import pytest
 from jvdm.configs import nano
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.parallel.mesh import data_mesh
-from jvdm.training.latent_space import load_latent_space
+from jvdm.vae.latent_space import load_latent_space
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
 

@@ -1,0 +1,219 @@
+"""A loaded model together with what judges it: batches of held-out clips on the device."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm import samplers
+from jvdm.arrays import Array, Frames, Latents, PyTree, UInt8
+from jvdm.errors import ShapeError
+from jvdm.evaluation import held_out
+from jvdm.evaluation.estimates import Measure
+from jvdm.evaluation.held_out import Prompts
+from jvdm.evaluation.measure import measure_clips, measure_known_frames, measure_reconstruction
+from jvdm.evaluation.readers import load_reader, measure_reading, read
+from jvdm.models.reader import Reader
+from jvdm.pipeline import programs
+from jvdm.pipeline.pipeline import Pipeline
+from jvdm.pipeline.programs import compiled
+from jvdm.pipeline.request import Request
+from jvdm.stages import Stages
+from jvdm.world.scene import World
+
+PHYSICS_RATE = 72  # physics steps per second of the world that every model was trained on
+NEXT_FRAMES = 8  # frames after the known ones that are compared with the true ones
+
+Bytes = UInt8[Array, "B T h w 3"]  # letters of their own beside those of latents
+
+
+class KnownFrames(NamedTuple):
+    """A task in which some latent frames are given clean.
+
+    Attributes:
+        columns: Latent frames that are given.
+        known: Pixel frames that they show.
+        judged: Pixel frames that are compared with the true ones.
+        copies: Known frames; the best still of one of them is the baseline.
+    """
+
+    columns: tuple[int, ...]
+    known: np.ndarray
+    judged: np.ndarray
+    copies: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+    """Everything that turns prompt indices into measures; arrays stay on the device.
+
+    Attributes:
+        pipeline: The model.
+        world: World of the held-out clips, in the model's sizes and frame rate.
+        reader: Trained reader; None leaves its measures out.
+        reader_params: Its parameters.
+        num_inference_steps: Denoising steps; None is the model's default.
+        guidance_scale: Weight of the prompt; None is the model's default.
+        stages: Where the time of every stage is noted.
+    """
+
+    pipeline: Pipeline
+    world: World
+    reader: Reader | None
+    reader_params: PyTree
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    stages: Stages
+
+    def film(self, prompts: Prompts) -> Bytes:
+        """Renders the true clips."""
+        return _to_bytes(held_out.film(prompts.shot, self.world))
+
+    def encode(self, frames: Bytes) -> Latents:
+        """Codes clips as standardised latents."""
+        model, keep = self.pipeline.model, self.latent_frames
+        find = compiled(programs.encode_frames, model.networks, keep)
+        return find(model.space, frames)(model.space, frames)
+
+    def decode(self, latents: Latents) -> Bytes:
+        """Decodes standardised latents."""
+        model = self.pipeline.model
+        program = compiled(programs.decode_latents, model.networks)(model.space, latents)
+        return program(model.space, latents)[0]
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        clean: Latents | None = None,
+        columns: tuple[int, ...] = (),
+    ) -> Latents:
+        """Samples latents; all tasks are one program, told apart by the timestep matrix.
+
+        Args:
+            texts: One prompt per clip.
+            seeds: One per clip.
+            clean: Latents of which `columns` are given.
+            columns: Latent frames that are given; none is text to video.
+        """
+        request = Request(
+            tuple(texts),
+            tuple(seeds),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+        )
+        job = self.pipeline.prepare(request)
+        if columns:
+            matrix = samplers.validate(samplers.freeze(job.matrix, columns))
+            job = dataclasses.replace(job, matrix=matrix)
+        text = self.pipeline.encode_text(job, self.stages)
+        state = self.pipeline.begin(job, self.stages)
+        if clean is not None and columns:
+            at = jnp.asarray(columns)
+            state = state._replace(x=state.x.at[:, at].set(clean[:, at]))
+        return self.pipeline.denoise(job, text, state, self.stages)
+
+    def measure(self, frames: Bytes, prompts: Prompts) -> tuple[Mapping[str, Measure], Any]:
+        """Measures clips against their captions; also returns reader features."""
+        arguments = (self.reader_params, frames, prompts.facts, prompts.relation)
+        return _measure(self.reader, self.world.fps, *arguments)
+
+    def measure_reconstruction(self, frames: Bytes, truth: Bytes) -> Mapping[str, Measure]:
+        """Measures what the autoencoder loses."""
+        return _measure_reconstruction(frames, truth)
+
+    def measure_known_frames(
+        self, frames: Bytes, truth: Bytes, reconstruction: Bytes, task: KnownFrames
+    ) -> Mapping[str, Measure]:
+        """Measures clips made around known frames."""
+        where = (jnp.asarray(task.known), jnp.asarray(task.judged), jnp.asarray(task.copies))
+        return _measure_known_frames(frames, truth, reconstruction, *where)
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of a clip."""
+        return self.pipeline.model.networks.vae.latent_frames(self.world.num_frames)
+
+    def tasks(self) -> dict[str, KnownFrames]:
+        """Returns the tasks with known frames that fit into the model's clips."""
+        length, count = self.world.num_frames, self.latent_frames
+        frame = np.arange(length)
+        found = {}
+        for name, kept in (("first frame", 1), ("four latent frames", 4)):
+            first = 1 + 4 * (kept - 1)
+            if count > kept:
+                judged = (frame >= first) & (frame < first + NEXT_FRAMES)
+                columns, copies = tuple(range(kept)), (first - 1, first - 1)
+                found[name] = KnownFrames(columns, frame < first, judged, copies)
+        if count > 2:
+            # The last latent shows its four frames only together with those before it.
+            ends, middle = (0, length - 1), frame == length // 2
+            found["first and last"] = KnownFrames((0, count - 1), frame == 0, middle, ends)
+        return found
+
+
+def make_judge(
+    pipeline: Pipeline,
+    reader_folder: Path | None,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+) -> Judge:
+    """Puts a model beside the world and the reader that judge it.
+
+    Args:
+        pipeline: The model.
+        reader_folder: Weights folder with a reader; None takes the model's, if it has one.
+        num_inference_steps: Denoising steps; None is the model's default.
+        guidance_scale: Weight of the prompt; None is the model's default.
+
+    Raises:
+        ShapeError: If the model's frame rate does not divide the world's physics.
+        WeightsError: If `reader_folder` holds no reader.
+    """
+    model = pipeline.model
+    defaults = model.manifest.defaults
+    substeps = round(PHYSICS_RATE / defaults.fps)
+    if substeps * defaults.fps != PHYSICS_RATE:
+        why = f"the world takes {PHYSICS_RATE} physics steps per second"
+        raise ShapeError(f"the model makes {defaults.fps} frames per second", why)
+    size = (defaults.height, defaults.width, defaults.num_frames, defaults.fps)
+    world = World(*size, substeps=substeps)
+    reader, params = None, None
+    if reader_folder is not None or "reader" in model.manifest.components:
+        reader, params = load_reader(reader_folder or model.folder, model.networks.dit.dtype)
+    settings = (num_inference_steps, guidance_scale)
+    return Judge(pipeline, world, reader, params, *settings, Stages())
+
+
+def _float(frames: Bytes) -> Frames:
+    return frames.astype(jnp.float32) / 255.0
+
+
+_to_bytes = jax.jit(programs.to_bytes)
+
+
+@jax.jit
+def _measure_reconstruction(frames, truth):
+    return measure_reconstruction(_float(frames), _float(truth))
+
+
+@jax.jit
+def _measure_known_frames(frames, truth, reconstruction, known, judged, copies):
+    clips = (_float(frames), _float(truth), _float(reconstruction))
+    return measure_known_frames(*clips, known, judged, copies)
+
+
+def _measure_all(reader, fps, params, frames, facts, relation):
+    clips = _float(frames)
+    measures = measure_clips(clips, facts, relation, fps)
+    if reader is None:
+        return measures, None
+    reading = read(reader, params, clips)
+    return measures | measure_reading(reading, facts), reading.features
+
+
+_measure = jax.jit(_measure_all, static_argnums=(0, 1))

@@ -1,0 +1,56 @@
+"""How frames follow each other: change, seams, and flicker against known motion."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Bool, Float, Frames
+from jvdm.world.ground_truth import warp
+
+_STILL = 1e-4  # Mean absolute change of a clip in which nothing moves, after rounding.
+
+
+def frame_change(frames: Frames) -> Float[Array, " B"]:
+    """Mean absolute difference of neighbouring frames, of each clip.
+
+    Where a model neither stops nor flickers, its samples change as much as the
+    autoencoder's reconstructions of true clips do.
+    """
+    return jnp.abs(frames[:, 1:] - frames[:, :-1]).mean((1, 2, 3, 4))
+
+
+def jitter(frames: Frames) -> Float[Array, " B"]:
+    """Mean absolute second difference over time: what changes and changes back."""
+    second = frames[:, 2:] - 2.0 * frames[:, 1:-1] + frames[:, :-2]
+    return jnp.abs(second).mean((1, 2, 3, 4))
+
+
+def seam_index(frames: Frames, borders: Sequence[int] | None = None) -> Float[Array, " B"]:
+    """Largest change at a border over the median change of the clip.
+
+    Args:
+        frames: Clips.
+        borders: Frames that begin a new chunk or scene; None looks at all frames.
+
+    Returns:
+        About 1 where a border cannot be told from the other frames.
+    """
+    change = jnp.abs(frames[:, 1:] - frames[:, :-1]).mean((2, 3, 4))
+    at = change if borders is None else change[:, jnp.asarray(borders) - 1]
+    return (at.max(1) + _STILL) / (jnp.median(change, axis=1) + _STILL)
+
+
+def warp_residual(
+    frames: Frames, flow: Float[Array, "B S H W 2"], visible: Bool[Array, "B S H W"]
+) -> Float[Array, " B"]:
+    """Mean squared difference between each frame and its next one, fetched along the flow.
+
+    Args:
+        frames: Clips of `S + 1` frames.
+        flow: Motion `(u, v)` in pixels, columns first, from frame `t` to `t + 1`.
+        visible: Pixels of frame `t` whose point is seen in frame `t + 1`.
+    """
+    warped = jax.vmap(jax.vmap(warp))(frames[:, 1:], flow)
+    error = ((warped - frames[:, :-1]) ** 2).mean(-1) * visible
+    return error.sum((1, 2, 3)) / jnp.maximum(visible.sum((1, 2, 3)), 1)

@@ -1,0 +1,168 @@
+"""The files of a run: latents first, then video, contact sheet and record."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jvdm import record as records
+from jvdm.errors import ConfigError, WeightsError
+from jvdm.files import probe_writable, unused_stem
+from jvdm.record import Record
+from jvdm.stages import Stages
+from jvdm.video import Video
+from jvdm.weights import safetensors
+
+LATENTS_SUFFIX = ".latents.safetensors"
+SUFFIXES = (".mp4", ".png", ".json", LATENTS_SUFFIX)
+_HEADER = "jvdm.latents"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Names of the files of one video."""
+
+    folder: Path
+    stem: str
+
+    @property
+    def video(self) -> Path:
+        """The video."""
+        return self.folder / f"{self.stem}.mp4"
+
+    @property
+    def sheet(self) -> Path:
+        """Its frames in a row."""
+        return self.folder / f"{self.stem}.png"
+
+    @property
+    def record(self) -> Path:
+        """How it was made."""
+        return self.folder / f"{self.stem}.json"
+
+    @property
+    def latents(self) -> Path:
+        """What it is decoded from."""
+        return self.folder / f"{self.stem}{LATENTS_SUFFIX}"
+
+
+def reserve(output: Path, name: str) -> Outputs:
+    """Chooses names that no file has yet.
+
+    Args:
+        output: A folder, or the name of an .mp4 file.
+        name: Stem of the files when `output` is a folder.
+    """
+    folder, stem = (output.parent, output.stem) if output.suffix == ".mp4" else (output, name)
+    return Outputs(folder, unused_stem(folder, stem, SUFFIXES))
+
+
+def probe(outputs: Outputs, *, encode: bool = True) -> None:
+    """Finds out before the work whether its result can be written.
+
+    Raises:
+        ConfigError: If nothing can be written there, or no video be encoded.
+    """
+    probe_writable(outputs.folder)
+    if not encode:
+        return
+    path = outputs.folder / f".{outputs.stem}.probe.mp4"
+    try:
+        Video(np.zeros((1, 16, 16, 3), np.uint8), 12.0).save(path)
+    except ImportError as error:
+        fix = "install it with `pip install av`, or add --latents-only"
+        raise ConfigError("videos cannot be written", "PyAV is not installed", fix) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def save_latents(outputs: Outputs, latents: np.ndarray, record: Record) -> Record:
+    """Writes the latents `[F, H, W, C]` of one video, with the record inside.
+
+    Returns:
+        The record with the digest of the latents.
+    """
+    latents = np.ascontiguousarray(latents, np.float32)
+    digest = hashlib.sha256(latents.data).hexdigest()
+    record = dataclasses.replace(
+        record,
+        sha256={**record.sha256, "latents": digest},
+        outputs={**record.outputs, "latents": str(outputs.latents)},
+    )
+    header = {_HEADER: json.dumps(record.as_data(), default=str)}
+    safetensors.save(outputs.latents, {"latents": latents}, dtype="float32", metadata=header)
+    return record
+
+
+def load_latents(path: Path) -> tuple[np.ndarray, Record]:
+    """Reads latents `[F, H, W, C]` and the record inside.
+
+    Raises:
+        WeightsError: If the file is missing, broken, or holds no latents of jvdm.
+    """
+    _, metadata = safetensors.read_header(path)
+    tree = safetensors.load(path)
+    if _HEADER not in metadata or "latents" not in tree:
+        what = f"{path} holds no latents of jvdm"
+        raise WeightsError(what, "", f"give a file that ends in {LATENTS_SUFFIX}")
+    return tree["latents"], records.parse(json.loads(metadata[_HEADER]), path)
+
+
+def save_video(outputs: Outputs, video: Video, record: Record, stages: Stages) -> Record:
+    """Writes video, contact sheet and record.
+
+    Returns:
+        The record that was written.
+    """
+    with stages.stage("save"):
+        video.save(outputs.video)
+        video.save_sheet(outputs.sheet)
+        files = {"video": str(outputs.video), "sheet": str(outputs.sheet)}
+        sha256 = {**record.sha256, "frames": video.digest()}
+        record = dataclasses.replace(record, sha256=sha256, outputs={**record.outputs, **files})
+    return save_record(outputs, record, stages)
+
+
+def save_record(outputs: Outputs, record: Record, stages: Stages, **changes: Any) -> Record:
+    """Writes the record with the times until now and with `changes`."""
+    seconds = {**record.seconds, **stages.seconds}
+    files = {**record.outputs, "record": str(outputs.record)}
+    record = dataclasses.replace(record, seconds=seconds, outputs=files, **changes)
+    records.write(outputs.record, record)
+    return record
+
+
+def listing(record: Mapping[str, Any]) -> str:
+    """Returns one line per file of a record, the video first."""
+    order = ("video", "sheet", "record", "latents")
+    files = record["outputs"]
+    return "\n".join(f"{name:>8}  {files[name]}" for name in order if name in files)
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into a flag, so that what is there can be saved.
+
+    A second Ctrl-C interrupts at once. Does nothing outside of the main thread.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request_stop(*_: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,111 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jvdm.world.physics import simulate
+from jvdm.world.scene import ARENA, World
+from tests.world.shots import FULL, many, whole
+
+
+def quiet(trajectory, axis_count=1):
+    """Frames `[n, T - 2, K]` around which nothing is touched for two intervals."""
+    push = trajectory.ground_impulse + trajectory.wall_impulse
+    push = np.asarray(push + abs(trajectory.pair_impulse).sum(-1))
+    return (push[:, :-2] == 0) & (push[:, 1:-1] == 0)
+
+
+@pytest.mark.parametrize("gravity", [9.8, 3.0])
+def test_free_flight_is_the_exact_parabola(gravity):
+    world = dataclasses.replace(FULL, gravity=gravity, num_frames=9)
+    shot = many(world, 32, programme=5, num_objects=1)
+    height = np.asarray(shot.trajectory.position[:, :, 0, 1])
+    lowest = np.minimum(np.minimum(height[:, :-2], height[:, 1:-1]), height[:, 2:])
+    free = (lowest > np.asarray(shot.scene.radius)[:, :1] + 0.05) & quiet(shot.trajectory)[..., 0]
+    acceleration = np.diff(height, 2, axis=1)[free] * world.fps**2
+    assert free.sum() > 50
+    np.testing.assert_allclose(acceleration, -gravity, atol=2e-3)
+
+
+def test_energy_is_never_gained_by_an_object_alone():
+    shot = many(FULL, 64, programme=5, num_objects=1)
+    course = shot.trajectory
+    speed = (course.velocity[:, :, 0] ** 2).sum(-1) / 2
+    energy = np.asarray(speed + FULL.gravity * course.position[:, :, 0, 1])
+    # Half a step of free fall is the error of the integrator, periodic and no gain.
+    slack = FULL.gravity / (FULL.fps * FULL.substeps) * np.abs(course.velocity[:, :, 0, 1])
+    total = np.asarray(energy - slack / 2 * np.sign(course.velocity[:, :, 0, 1]))
+    assert np.diff(total, axis=1).max() < 0.02
+    assert (energy[:, -1] < energy[:, 0] - 1).all()
+
+
+def test_every_bounce_is_slower_than_the_impact():
+    course = many(FULL, 64, programme=5, num_objects=1).trajectory
+    height = np.asarray(course.position[:, :, 0, 1])
+    bottom = height.min(1, keepdims=True)
+    hit = np.asarray(course.ground_impulse[:, :, 0]) > 0
+    for clip in range(64):
+        ends = [0, *np.flatnonzero(hit[clip]), height.shape[1] - 1]
+        peaks = [
+            height[clip, a : b + 1].max() - bottom[clip, 0]
+            for a, b in zip(ends, ends[1:], strict=False)
+        ]
+        assert all(
+            later <= earlier + 1e-3 for earlier, later in zip(peaks, peaks[1:], strict=False)
+        )
+
+
+def test_objects_stay_above_ground_and_inside_the_arena():
+    shot = whole()
+    place = np.abs(np.asarray(shot.trajectory.position))
+    radius = np.asarray(shot.scene.radius)[:, None]
+    active = np.broadcast_to(np.asarray(shot.scene.active)[:, None], place.shape[:3])
+    assert (np.asarray(shot.trajectory.position[..., 1]) >= radius - 1e-5).all()
+    assert (place[..., 0] + radius)[active].max() < ARENA[0] + 0.05
+    assert (place[..., 2] + radius)[active].max() < ARENA[1] + 0.05
+
+
+def test_collisions_conserve_momentum():
+    shot = whole()
+    mass = np.asarray(shot.scene.radius)[:, None] ** 3
+    pair = np.asarray(shot.trajectory.pair_impulse)
+    assert (pair > 0.1).any()
+    np.testing.assert_allclose(
+        mass[..., None] * pair, np.swapaxes(mass[..., None] * pair, -1, -2), atol=1e-5
+    )
+
+
+def test_inactive_objects_touch_nothing():
+    shot = whole()
+    inactive = ~np.asarray(shot.scene.active)
+    pair = np.asarray(shot.trajectory.pair_impulse)
+    assert not (pair.max((1, 2)) * inactive).any() and not (pair.max((1, 3)) * inactive).any()
+
+
+def test_rotations_stay_rotations():
+    turn = np.asarray(whole().trajectory.rotation[:, -1])
+    product = np.einsum("nkij,nkil->nkjl", turn, turn)
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(3), product.shape), atol=1e-4)
+
+
+def test_balls_roll_without_slipping():
+    shot = many(FULL, 64, programme=2, num_objects=1)
+    turn, course = (
+        np.asarray(shot.trajectory.rotation[:, :, 0]),
+        np.asarray(shot.trajectory.position),
+    )
+    balls = np.asarray(shot.scene.shape[:, 0] == 0)
+    step = np.einsum("ntij,ntkj->ntik", turn[:, 1:], turn[:, :-1])
+    angle = np.arccos(np.clip((np.trace(step, axis1=2, axis2=3) - 1) / 2, -1, 1))
+    moved = np.linalg.norm(np.diff(course[:, :, 0], axis=1), axis=-1)
+    rolled = angle * np.asarray(shot.scene.radius[:, :1])
+    np.testing.assert_allclose(rolled[balls], moved[balls], atol=2e-3)
+
+
+def test_the_frame_rate_changes_when_not_what():
+    scene = jax.tree.map(lambda leaf: leaf[:8], whole().scene)
+    coarse = jax.vmap(lambda s: simulate(s, World(), 9))(scene)
+    fine = jax.vmap(lambda s: simulate(s, World(fps=36.0, substeps=2), 25))(scene)
+    np.testing.assert_allclose(coarse.position, fine.position[:, ::3], atol=1e-5)
+    np.testing.assert_allclose(coarse.rotation, fine.rotation[:, ::3], atol=1e-4)
