@@ -85,7 +85,7 @@ def train(
         prepare_seconds = time.perf_counter() - began
         print(f"ready at step {start.position} after {prepare_seconds:.1f} s", file=sys.stderr)
         progress = Progress(
-            (heartbeat, *open_sinks(workdir, start.position, experiment.num_steps)),
+            open_sinks(workdir, heartbeat, start.position, experiment.num_steps),
             batch_size=experiment.batch_size,
             flops_per_step=experiment.objective.flops_per_step(experiment.batch_size),
             device_kinds=[device.device_kind for device in mesh.devices.flat],
@@ -116,7 +116,7 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)
     settings = {"batch_size": experiment.batch_size, "ema_decay": experiment.ema_decay}
     step = make_step(objective, source, transform, **settings)
-    compiling = Background(lambda: setup.compile_step(step, shapes, data))
+    compiling = Background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
     state = restored.state if restored else setup.make_state(*plan, experiment.start_from)
     return setup.Start(position, state, data, compiling.result(stop))
 

@@ -20,6 +20,7 @@ from jvdm.samplers.sampler import sample
 from jvdm.samplers.solvers import solver_named
 from jvdm.samplers.timesteps import Synchronous, TimestepSampler
 from jvdm.text.words import WordEncoder
+from jvdm.training.objective import TrainCall
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
 from jvdm.vae.latent_space import LatentSpace
@@ -76,13 +77,15 @@ class FlowMatching:
         velocity, _ = self.model.bind({"params": params["dit"]})(x, t, Conditions(states))
         return velocity
 
-    def loss(self, params: PyTree, batch: PyTree, key: Key) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: PyTree, batch: PyTree, call: TrainCall
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns the mean squared error over the frames that are trained."""
         clean = batch["latents"].astype(jnp.float32)
         count, frames = clean.shape[:2]
-        row = self.rows(named(key, "rows"), count, frames)
-        noise = jax.random.normal(named(key, "noise"), clean.shape, jnp.float32)
-        tokens = self._drop(batch["tokens"], named(key, "drop"))
+        row = self.rows(named(call.key, "rows"), count, frames)
+        noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
+        tokens = self._drop(batch["tokens"], named(call.key, "drop"))
         noisy = corrupt(self.process, clean, row.t, noise)
         velocity = self.predict(params, noisy, row.t, tokens)
         error = velocity - velocity_target(self.process, clean, row.t, noise)

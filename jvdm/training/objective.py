@@ -1,22 +1,43 @@
 """The two protocols of training: what is learned, and from what."""
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Int, Key, PyTree
 
 
+class TrainCall(NamedTuple):
+    """What a loss is told besides parameters and batch.
+
+    Attributes:
+        step: Steps done so far.
+        key: Random key of this step; a function of the run's seed and `step`.
+        ema: Average of the parameters before this step.
+        frozen: What `HasFrozen.frozen` gave; `{}` without it.
+    """
+
+    step: Int[Array, ""]
+    key: Key
+    ema: PyTree
+    frozen: PyTree
+
+
 @runtime_checkable
 class Objective(Protocol):
-    """Something that can be trained: parameters, a loss and what to show of it."""
+    """Something that can be trained: parameters, a loss and what to show of it.
+
+    It may have more: see `HasFrozen`.
+    """
 
     def init(self, key: Key) -> PyTree:
         """Returns fresh float32 parameters."""
         ...
 
-    def loss(self, params: PyTree, batch: PyTree, key: Key) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: PyTree, batch: PyTree, call: TrainCall
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns the scalar loss of a batch and scalar metrics."""
         ...
 
@@ -33,6 +54,15 @@ class Objective(Protocol):
 
     def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
         """Writes `params` as weights into `folder`, loadable by `jvdm.load`."""
+        ...
+
+
+@runtime_checkable
+class HasFrozen(Protocol):
+    """An objective that needs arrays which do not train: a teacher, an autoencoder, a reader."""
+
+    def frozen(self) -> PyTree:
+        """Loads them, once per process; every device gets a copy, no checkpoint does."""
         ...
 
 

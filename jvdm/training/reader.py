@@ -24,6 +24,7 @@ from jvdm.models.reader import (
 )
 from jvdm.parallel.mesh import constrain_batch
 from jvdm.training.flops import product_flops
+from jvdm.training.objective import TrainCall
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
@@ -50,9 +51,11 @@ class ClipReading:
         """Returns fresh parameters."""
         return self.reader.init(key, jnp.zeros((1, NUM_FRAMES, 64, 64, 3)))["params"]
 
-    def loss(self, params: PyTree, batch: WorldClip, key: Key) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: PyTree, batch: WorldClip, call: TrainCall
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns the sum of the cross-entropies of all answers, on degraded frames."""
-        frames = degrade(shrink(batch.video), key)
+        frames = degrade(shrink(batch.video), call.key)
         reading = self.reader.bind({"params": params})(frames)
         terms = cross_entropies(reading, batch.facts)
         right = attributes_right(reading, batch.facts)

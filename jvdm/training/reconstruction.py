@@ -11,6 +11,7 @@ import numpy as np
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
 from jvdm.training.flops import product_flops
+from jvdm.training.objective import TrainCall
 from jvdm.training.packaging import Packaging, write_package
 from jvdm.training.showing import write_rows
 from jvdm.vae.video_vae import VideoVAE
@@ -39,9 +40,11 @@ class Reconstruction:
         frames = jnp.zeros((1, 5, 16, 16, 3))
         return self.vae.init(key, frames)["params"]
 
-    def loss(self, params: PyTree, batch: WorldClip, key: Key) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: PyTree, batch: WorldClip, call: TrainCall
+    ) -> tuple[Array, dict[str, Array]]:
         """Returns `autoencoder_loss` of a batch."""
-        return autoencoder_loss(self.vae, params, batch.video, key, self.weights)
+        return autoencoder_loss(self.vae, params, batch.video, call.key, self.weights)
 
     def flops_per_step(self, batch_size: int) -> float:
         """Returns three forward passes over the batch."""

@@ -1,6 +1,7 @@
 """What happens once before the first step: shapes, compilation, versions, traces."""
 
 import dataclasses
+import functools
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
-from jvdm.training.objective import Objective, Source
+from jvdm.parallel.mesh import replicate
+from jvdm.training.objective import HasFrozen, Objective, Source
 from jvdm.training.state import TrainState, init_state
 from jvdm.training.step import Step
 from jvdm.weights import safetensors
@@ -111,17 +113,26 @@ def make_state(
 _GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
-def compile_step(step: Step, shapes: TrainState, data: PyTree) -> Callable:
-    """Compiles `step` for the shapes and shardings of its donated arguments."""
+def compile_step(
+    objective: Objective, step: Step, shapes: TrainState, data: PyTree, mesh: Mesh
+) -> Callable:
+    """Compiles `step` for the shapes and shardings of its donated arguments.
+
+    Returns:
+        `(state, data) -> (state, data, metrics)`; holds what `objective` does not train.
+    """
+    frozen = replicate(objective.frozen(), mesh) if isinstance(objective, HasFrozen) else {}
     state_sharding, data_sharding = (
         jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, data)
     )
     jitted = jax.jit(
-        step, donate_argnums=(0, 1), out_shardings=(state_sharding, data_sharding, None)
+        step, donate_argnums=(1, 2), out_shardings=(state_sharding, data_sharding, None)
     )
     devices = jax.tree.leaves(state_sharding)[0].device_set
     on_gpu = next(iter(devices)).platform == "gpu"
-    return jitted.lower(shapes, data).compile(compiler_options=_GPU_OPTIONS if on_gpu else None)
+    lowered = jitted.lower(frozen, shapes, data)
+    options = _GPU_OPTIONS if on_gpu else None
+    return functools.partial(lowered.compile(compiler_options=options), frozen)
 
 
 def versions() -> dict[str, str]:

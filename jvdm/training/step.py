@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from jvdm.arrays import Array, PyTree
-from jvdm.training.objective import Objective, Source
+from jvdm.training.objective import Objective, Source, TrainCall
 from jvdm.training.state import TrainState
 
-Step = Callable[[TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
+Step = Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
 
 
 def make_step(
@@ -21,7 +21,7 @@ def make_step(
     batch_size: int,
     ema_decay: float,
 ) -> Step:
-    """Returns `step(state, data) -> (state, data, metrics)`, not yet jitted.
+    """Returns `step(frozen, state, data) -> (state, data, metrics)`, not yet jitted.
 
     The random key of a step is a function of the run's key and the step number,
     so that a resumed run draws what an uninterrupted one would have drawn. A
@@ -29,11 +29,12 @@ def make_step(
     optimizer as they were and is counted.
     """
 
-    def step(state, data):
+    def step(frozen, state, data):
         batch, data = source.draw(data, state.step, batch_size)
         key = jax.random.fold_in(state.key, state.step)
+        call = TrainCall(state.step, key, state.ema, frozen)
         gradient_of = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, metrics), gradient = gradient_of(state.params, batch, key)
+        (loss, metrics), gradient = gradient_of(state.params, batch, call)
         norm = optax.global_norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 

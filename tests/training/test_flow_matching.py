@@ -12,6 +12,7 @@ from jvdm.configs import nano
 from jvdm.samplers.timesteps import CleanPrefix, TrainTimes
 from jvdm.training.flops import product_flops
 from jvdm.training.flow_matching import NULL
+from jvdm.training.objective import TrainCall
 
 OBJECTIVE: Any = nano.config().objective
 SHAPE = (4, *OBJECTIVE.latent_shape)
@@ -19,6 +20,10 @@ BATCH = {
     "latents": jax.random.normal(jax.random.key(0), SHAPE),
     "tokens": jnp.full((4, 64), 0, jnp.int32).at[:, :3].set(jnp.arange(5, 8)),
 }
+
+
+def call(seed):
+    return TrainCall(jnp.int32(0), jax.random.key(seed), {}, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +46,8 @@ def known(**changes) -> Any:
 
 
 def test_the_exact_velocity_has_no_loss_and_an_error_its_square():
-    key = jax.random.key(1)
-    assert known().loss({}, BATCH, key)[0] < 1e-9
-    np.testing.assert_allclose(known(error=0.5).loss({}, BATCH, key)[0], 0.25, rtol=1e-4)
+    assert known().loss({}, BATCH, call(1))[0] < 1e-9
+    np.testing.assert_allclose(known(error=0.5).loss({}, BATCH, call(1))[0], 0.25, rtol=1e-4)
 
 
 def test_clean_context_has_no_loss():
@@ -53,7 +57,7 @@ def test_clean_context_has_no_loss():
 
     objective = known(rows=prefix, error=0.5)
     # Where t is 0 the answer above is wrong by the whole velocity: it must not count.
-    np.testing.assert_allclose(objective.loss({}, BATCH, jax.random.key(2))[0], 0.25, rtol=1e-4)
+    np.testing.assert_allclose(objective.loss({}, BATCH, call(2))[0], 0.25, rtol=1e-4)
 
 
 def test_prompts_are_dropped_at_the_rate_asked_for():
@@ -67,8 +71,8 @@ def test_prompts_are_dropped_at_the_rate_asked_for():
 
 def test_equal_keys_give_equal_losses_and_other_keys_others():
     params = jax.jit(OBJECTIVE.init)(jax.random.key(0))
-    loss = jax.jit(lambda key: OBJECTIVE.loss(params, BATCH, key)[0])
-    one, same, other = (float(loss(jax.random.key(seed))) for seed in (3, 3, 4))
+    loss = jax.jit(lambda call: OBJECTIVE.loss(params, BATCH, call)[0])
+    one, same, other = (float(loss(call(seed))) for seed in (3, 3, 4))
     assert one == same != other
     assert 1.0 < one < 4.0  # the velocity of noise and standardised latents has variance 2
 

@@ -17,7 +17,7 @@ from jvdm.models.reader import (
     shrink,
 )
 from jvdm.parallel.mesh import data_mesh
-from jvdm.training.objective import Objective, Source
+from jvdm.training.objective import Objective, Source, TrainCall
 from jvdm.training.packaging import Packaging
 from jvdm.training.reader import ClipReading, ReaderClips, cross_entropies, degrade
 from jvdm.vae.video_vae import VideoVAE
@@ -156,7 +156,8 @@ def test_the_reader_learns_and_is_read_back(tmp_path, key, capsys):
 
     @jax.jit
     def step(params, moment, key):
-        (loss, _), slope = jax.value_and_grad(OBJECTIVE.loss, has_aux=True)(params, batch, key)
+        call = TrainCall(jnp.int32(0), key, params, {})
+        (loss, _), slope = jax.value_and_grad(OBJECTIVE.loss, has_aux=True)(params, batch, call)
         moment = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g**2, moment, slope)
         params = jax.tree.map(lambda p, g, m: p - 3e-3 * g / (m**0.5 + 1e-6), params, slope, moment)
         return params, moment, loss, slope

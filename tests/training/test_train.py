@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -158,3 +159,29 @@ def test_the_step_is_traced_once(tmp_path, monkeypatch):
     monkeypatch.setattr(toy.Line, "loss", lambda *given: (traced.append(1), loss(*given))[1])
     train(toy.experiment(num_steps=20), tmp_path)
     assert len(traced) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught(toy.Line):
+    """Learns what a frozen teacher says instead of the labels."""
+
+    def frozen(self):
+        return {"slope": jnp.full((4,), 3.0)}
+
+    def loss(self, params, batch, call):
+        batch = {**batch, "y": batch["x"] @ call.frozen["slope"]}
+        loss, metrics = toy.Line.loss(self, params, batch, call)
+        apart = jax.tree.map(lambda one, other: jnp.sum((one - other) ** 2), params, call.ema)
+        apart = sum(jax.tree.leaves(apart))
+        return loss, {**metrics, "told_step": call.step, "apart": apart}
+
+
+def test_a_loss_is_told_the_step_the_average_and_what_is_frozen(tmp_path):
+    experiment = toy.experiment(num_steps=20, log_every=1, checkpoint_every=20)
+    train(dataclasses.replace(experiment, objective=Taught()), tmp_path, mesh=data_mesh(2))
+    told = lines(tmp_path)
+    assert [line["told_step"] for line in told] == list(range(20))
+    assert told[0]["apart"] == 0 < told[19]["apart"]
+    assert told[0]["loss"] > 20 and told[19]["loss"] < told[0]["loss"]  # 9 for each of 4 inputs
+    arrays, _ = read_checkpoint(tmp_path / "checkpoints")
+    assert not any("slope" in name or "frozen" in name for name in arrays)

@@ -37,9 +37,9 @@ class Line:
             "head": {"kernel": jax.random.normal(second, (self.width, 1)) * 0.5},
         }
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, call):
         time.sleep(self.trace_seconds)
-        noisy = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
+        noisy = batch["x"] + 0.1 * jax.random.normal(call.key, batch["x"].shape)
         hidden = jnp.tanh(noisy @ params["layers_0"]["kernel"])
         error = (hidden @ params["head"]["kernel"])[:, 0] - batch["y"]
         return jnp.mean(error**2), {"bias": jnp.mean(error)}
