@@ -2,6 +2,6 @@
 
 from jvdm.attention.dense import Dense
 from jvdm.attention.frame_causal import FrameCausal
-from jvdm.attention.policy import Policy, TokenGrid
+from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
 
-__all__ = ["Dense", "FrameCausal", "Policy", "TokenGrid"]
+__all__ = ["AttentionCall", "Dense", "FrameCausal", "Policy", "TokenGrid"]

@@ -12,6 +12,6 @@ class Dense:
     def init(self, grid: TokenGrid) -> None:
         """Dense attention remembers nothing."""
 
-    def select(self, q, k, v, state, grid):
+    def select(self, q, k, v, state, call):
         """Allows every pair."""
         return None, state

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jvdm.attention.policy import TokenGrid
+from jvdm.attention.policy import AttentionCall, TokenGrid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FrameCausal:
     def init(self, grid: TokenGrid) -> None:
         """The mask is a function of the grid alone."""
 
-    def select(self, q, k, v, state, grid: TokenGrid):
+    def select(self, q, k, v, state, call: AttentionCall):
         """Allows keys whose block of frames is not later than the query's."""
-        block = jnp.arange(grid.tokens) // (grid.tokens_per_frame * self.block)
+        block = jnp.arange(call.grid.tokens) // (call.grid.tokens_per_frame * self.block)
         return (block[:, None] >= block[None, :])[None, None], state

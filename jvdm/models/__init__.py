@@ -1,6 +1,7 @@
 """Networks: shared layers and one short file per family."""
 
+from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
-from jvdm.models.video_dit import Aux, VideoDiT
+from jvdm.models.video_dit import VideoDiT
 
-__all__ = ["Aux", "ChannelCondition", "Conditions", "TextStates", "VideoDiT"]
+__all__ = ["Carry", "ChannelCondition", "Conditions", "TextStates", "VideoDiT"]

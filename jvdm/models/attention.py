@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from jvdm.arrays import Array, Float, PyTree
-from jvdm.attention import Policy, TokenGrid
+from jvdm.attention import AttentionCall, Policy
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, rotate
 from pallas_kernels import dense_attention
@@ -21,8 +21,8 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Array, "B L D"],
         rotary: tuple[Array, Array],
-        grid: TokenGrid,
         state: PyTree,
+        call: AttentionCall,
     ) -> tuple[Float[Array, "B L D"], PyTree]:
         """Returns attended features and the policy's next state."""
         width = x.shape[-1]
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         )
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)
-        mask, state = self.policy.select(q, k, v, state, grid)
+        mask, state = self.policy.select(q, k, v, state, call)
         out = dense_attention(q, k, v, mask=mask)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y, state

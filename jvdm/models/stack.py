@@ -12,8 +12,8 @@ Remat = Literal["none", "matmuls", "all"]
 def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -> Any:
     """Returns `layer` repeated `depth` times, compiled once.
 
-    Parameters get a leading axis of `depth`. The layer is called as
-    `layer(carry, index, *broadcast) -> (carry, None)`; `index` counts layers.
+    Parameters get a leading axis of `depth`, and so do inputs and outputs of one layer.
+    The layer is called as `layer(tokens, per_layer, shared) -> (tokens, per_layer)`.
 
     Args:
         layer: Module class of one layer.
@@ -28,7 +28,7 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
+        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
         length=depth,
         unroll=unroll,
     )

@@ -3,13 +3,13 @@
 import typing
 
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
-from jvdm.attention import Dense, Policy, TokenGrid
+from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.models.attention import CrossAttention, SelfAttention
+from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.models.layers import (
     FeedForward,
@@ -22,20 +22,17 @@ from jvdm.models.layers import (
 )
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat, layer_stack
+from jvdm.samplers import Call, Row
 
 
-@typing.no_type_check
-@flax.struct.dataclass
-class Aux:
-    """What a call returns besides its prediction.
+class Shared(typing.NamedTuple):
+    """What all layers of one call are given."""
 
-    `policy` is the state of the attention policy, to be passed to the next
-    call; `features` holds the token features `[n, B, L, D]` after the layers in
-    `VideoDiT.collect`.
-    """
-
-    policy: PyTree
-    features: Float[Array, "n B L D"]
+    modulation: Float[Array, "B F 6 D"]
+    rotary: tuple[Array, Array]
+    text: TextStates
+    row: Row
+    t: NoiseLevels
 
 
 class VideoDiTLayer(nn.Module):
@@ -45,45 +42,40 @@ class VideoDiTLayer(nn.Module):
     mlp_ratio: int
     policy: Policy
     grid: TokenGrid
-    collect: tuple[int, ...]
+    keep: bool
+    """Whether the tokens are collected."""
     dtype: str
 
     @nn.compact
     def __call__(
-        self,
-        carry: tuple[Array, PyTree, Array],
-        index: Int[Array, ""],
-        modulation: Float[Array, "B F 6 D"],
-        rotary: tuple[Array, Array],
-        text: TextStates,
-        _: None,
-    ) -> tuple[tuple[Array, PyTree, Array], None]:
-        """Returns the carry after this layer: tokens, policy state, features."""
-        x, state, features = carry
+        self, x: Float[Array, "B F P D"], mine: tuple[Int[Array, ""], PyTree], shared: Shared
+    ) -> tuple[Float[Array, "B F P D"], tuple[PyTree, Float[Array, "B L D"] | None]]:
+        """Returns the tokens, the policy's next state of this layer, and what is collected.
+
+        `mine` is the index of the layer and the policy's state of it.
+        """
+        index, state = mine
         width = x.shape[-1]
         table = self.param("modulation", _gates_open, (6, width))
-        vectors = modulation.astype(jnp.float32) + table[None, None]
+        vectors = shared.modulation.astype(jnp.float32) + table[None, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             vectors[:, :, i].astype(self.dtype) for i in range(6)
         )
         flat = (x.shape[0], self.grid.tokens, width)
 
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
+        call = AttentionCall(index, shared.row, shared.t, self.grid)
         y = modulate(x, scale_a, shift_a).reshape(flat)
-        y, state = mixer(y, rotary, self.grid, state)
+        y, state = mixer(y, shared.rotary, state, call)
         x = x + gate(y.reshape(x.shape), gate_a)
 
         reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
-        y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), text)
+        y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), shared.text)
         x = x + y.reshape(x.shape)
 
         y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
         x = x + gate(y, gate_m)
-
-        for slot, layer in enumerate(self.collect):
-            kept = jnp.where(index == layer, x.reshape(flat), features[slot])
-            features = features.at[slot].set(kept)
-        return (x, state, features), None
+        return x, (state, x.reshape(flat) if self.keep else None)
 
 
 def _gates_open(key: Array, shape: tuple[int, int], dtype: typing.Any = jnp.float32) -> Array:
@@ -119,22 +111,21 @@ class VideoDiT(nn.Module):
     def __call__(
         self,
         x: Latents,
-        t: NoiseLevels,
+        call: Call,
         conditions: Conditions,
-        carry: PyTree = None,
-        frames: Float[Array, " F"] | None = None,
-    ) -> tuple[Latents, Aux]:
+        carry: Carry | None = None,
+    ) -> tuple[Latents, Carry]:
         """Predicts the velocity `noise - clean` of every latent.
 
         Args:
             x: Noisy latents.
-            t: Noise level of each frame, 1 noise .. 0 clean.
+            call: Noise level of each frame, 1 noise .. 0 clean, and the row of the run.
             conditions: The prompt and the other ports.
-            carry: `Aux.policy` of the previous call; None before the first.
-            frames: Absolute position of each frame; 0, 1, ... if None.
+            carry: What the previous call returned, at first `start(...)`; None for a single
+                call.
 
         Returns:
-            The prediction in float32, and what the call leaves behind.
+            The prediction in float32, and the carry for the next call.
 
         Raises:
             ShapeError: If the latents do not divide into patches.
@@ -142,17 +133,19 @@ class VideoDiT(nn.Module):
         """
         self._check(x, conditions)
         b, f, h, w, _ = x.shape
-        grid = TokenGrid(f, h // self.patch, w // self.patch)
-        positions = jnp.arange(f, dtype=jnp.float32) if frames is None else frames
-        axes = (grid.height, grid.width, self.rotary_axes, self.rotary_base)
-        rotary = rotary_table(positions, *axes)
+        carry = self.start(f, h, w) if carry is None else carry
+        grid = self._grid(f, h, w)
+        frames = carry.window(call.row, f)
+        rotary = rotary_table(
+            frames, h // self.patch, w // self.patch, self.rotary_axes, self.rotary_base
+        )
 
         (tokens,) = Linear((self.width,), self.dtype, bias=True, name="patch_in")(
             patchify(x, self.patch)
         )
         if conditions.channel is not None:
             tokens = tokens + self._channel(conditions.channel)
-        time = nn.silu(TimeEmbedding(self.width, dtype=self.dtype, name="time")(t))
+        time = nn.silu(TimeEmbedding(self.width, dtype=self.dtype, name="time")(call.t))
         (modulation,) = Linear((6 * self.width,), self.dtype, 0.1, True, name="modulation")(time)
         (states,) = Linear((self.width,), self.dtype, name="text_in")(conditions.text.states)
 
@@ -161,24 +154,44 @@ class VideoDiT(nn.Module):
             self.mlp_ratio,
             self.policy,
             grid,
-            self.collect,
+            bool(self.collect),
             self.dtype,
             name="layers",
         )
-        state = self.policy.init(grid) if carry is None else carry
-        features = jnp.zeros((len(self.collect), b, grid.tokens, self.width), tokens.dtype)
-        text = TextStates(states, conditions.text.lengths)
-        start = (tokens, state, features)
-        end, _ = layers(
-            start,
-            jnp.arange(self.depth),
+        shared = Shared(
             modulation.reshape(b, f, 6, self.width),
             rotary,
-            text,
-            None,
+            TextStates(states, conditions.text.lengths),
+            call.row,
+            call.t,
         )
-        tokens, state, features = end
-        return self._head(tokens, time, h, w), Aux(state, features)
+        tokens, (states, features) = layers(tokens, (jnp.arange(self.depth), carry.layers), shared)
+        if features is not None:
+            features = features[jnp.array(self.collect)]
+        return self._head(tokens, time, h, w), Carry(states, carry.positions, features)
+
+    def start(
+        self,
+        latent_frames: int,
+        height: int,
+        width: int,
+        positions: Float[Array, " F"] | None = None,
+    ) -> Carry:
+        """Returns the carry before the first call.
+
+        Args:
+            latent_frames: Frames of the window that a call sees.
+            height: Latent cells of a column.
+            width: Latent cells of a row.
+            positions: Absolute position of each frame of the whole run; 0, 1, ... over
+                one window if None.
+        """
+        return Carry.first(
+            self.policy, self.depth, self._grid(latent_frames, height, width), positions
+        )
+
+    def _grid(self, latent_frames: int, height: int, width: int) -> TokenGrid:
+        return TokenGrid(latent_frames, height // self.patch, width // self.patch)
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)

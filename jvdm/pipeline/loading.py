@@ -109,7 +109,8 @@ def _initial(networks: Networks) -> tuple[PyTree, PyTree]:
     variables = networks.text.init(key, ids)
     states = TextStates(*networks.text.bind(variables)(ids))
     latents = jnp.zeros((1, 1, dit.patch, dit.patch, dit.latent_channels))
-    denoiser = dit.init(key, latents, latents[..., 0, 0, 0], Conditions(states))
+    call = samplers.Call.at(latents[..., 0, 0, 0])
+    denoiser = dit.init(key, latents, call, Conditions(states))
     vae = networks.vae.init(key, jnp.zeros((1, 1, *networks.vae.strides[1:], 3)))
     return {"dit": denoiser["params"], "text": variables["params"]}, vae["params"]
 

@@ -222,7 +222,7 @@ class Pipeline:
             noise = None if job.noise is None else self._split(job.noise)
             arguments = (self._split(seeds), noise, self._everywhere(known))
             begin = functools.partial(
-                self._find, stages, programs.begin, static=(tuple(job.shape),)
+                self._find, stages, programs.begin, static=(tuple(job.shape), job.matrix.window)
             )
             return begin(*arguments)(*arguments)
 

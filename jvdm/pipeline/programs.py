@@ -17,7 +17,6 @@ from jaxtyping import UInt32
 
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, TokenIds, UInt8
-from jvdm.attention import TokenGrid
 from jvdm.models import Conditions, TextStates, VideoDiT
 from jvdm.parallel.mesh import constrain_batch
 from jvdm.samplers import Process, Solver, TimestepMatrix
@@ -47,13 +46,15 @@ def encode_text(networks: Networks, params: PyTree, ids: TokenIds) -> TextStates
 def begin(
     networks: Networks,
     shape: tuple[int, int, int, int, int],
+    window: int,
     seeds: UInt32[Array, " B"],
     noise: Latents | None,
     known: tuple[tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]], ...],
 ) -> State:
     """Returns the state before the first row: noise, and clean latents where known.
 
-    The noise of a video depends on its own seed and on the latent frame alone.
+    The noise of a video depends on its own seed and on the latent frame alone. The
+    network sees `window` frames at a time.
     """
     key = jax.vmap(jax.random.key)(seeds)
     if noise is None:
@@ -65,9 +66,8 @@ def begin(
         noise = jax.vmap(draw)(key)
     for values, columns in known:
         noise = noise.at[:, columns].set(values)
-    dit = networks.dit
-    grid = TokenGrid(shape[1], shape[2] // dit.patch, shape[3] // dit.patch)
-    state = samplers.start(networks.solver, noise, key[0], dit.policy.init(grid))
+    carry = networks.dit.start(window, *shape[2:4], jnp.arange(shape[1], dtype=jnp.float32))
+    state = samplers.start(networks.solver, noise, key[0], carry)
     return _spread(state, networks.mesh)
 
 
@@ -82,10 +82,9 @@ def denoise_row(
 ) -> State:
     """Takes one row of the matrix to the next; `text` is that of both branches."""
 
-    def predict(x: Array, t: Array, carry: PyTree) -> tuple[Array, PyTree]:
+    def predict(x: Array, call: samplers.Call, carry: PyTree) -> tuple[Array, PyTree]:
         dit = networks.dit.bind({"params": params["dit"]})
-        velocity, aux = dit(x, t, Conditions(text), carry)
-        return velocity, aux.policy
+        return dit(x, call, Conditions(text), carry)
 
     denoise = samplers.make_denoiser(predict, networks.process)
     guided = samplers.classifier_free(denoise, scale)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.models import Conditions, TextStates, VideoDiT
+from jvdm.samplers import Call
 from jvdm.text.words import WordEncoder
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights import Defaults, Manifest, safetensors, write_manifest
@@ -53,5 +54,6 @@ def _denoiser(key):
     text = TEXT.init(key, ids)
     states = TextStates(*TEXT.bind(text)(ids))
     latents = jnp.zeros((1, 3, 2, 4, 4))
-    dit = DIT.init(key, latents, latents[..., 0, 0, 0], Conditions(states))
+    call = Call.at(latents[..., 0, 0, 0])
+    dit = DIT.init(key, latents, call, Conditions(states))
     return {"dit": dit["params"], "text": text["params"]}

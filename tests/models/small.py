@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.models import Conditions, TextStates, VideoDiT
+from jvdm.samplers import Call
 
 DIT: Any = VideoDiT(
     width=32, depth=3, latent_channels=4, head_dim=16, rotary_axes=(4, 6, 6), dtype="float32"
@@ -23,15 +24,15 @@ def conditions(key=None, lengths=(3, 5)) -> Conditions:
 @functools.cache
 def parameters(model: Any = DIT):
     """Random parameters, scaled up so that nothing is hidden by small outputs."""
-    inputs = (jnp.zeros(SHAPE), jnp.zeros(SHAPE[:2]), conditions())
+    inputs = (jnp.zeros(SHAPE), Call.at(jnp.zeros(SHAPE[:2])), conditions())
     params = jax.jit(model.init)(jax.random.key(1), *inputs)["params"]
     return jax.tree.map(lambda leaf: 1.5 * leaf, params)
 
 
 @functools.cache
 def runner(model: Any = DIT):
-    """`model` as a compiled function of its parameters and inputs, without `Aux`."""
-    return jax.jit(lambda p, x, t, c, **options: model.apply({"params": p}, x, t, c, **options)[0])
+    """`model` as a compiled function of its parameters and inputs, without the carry."""
+    return jax.jit(lambda p, x, t, *told: model.apply({"params": p}, x, Call.at(t), *told)[0])
 
 
 def latents(seed: int = 0):

@@ -11,6 +11,7 @@ import pytest
 from jvdm.attention import FrameCausal
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.models import ChannelCondition, Conditions
+from jvdm.samplers import Call
 from tests.models.small import DIT, SHAPE, conditions, latents, parameters, runner
 
 T = jnp.array([[0.1, 0.5, 0.9], [0.3, 0.3, 1.0]])
@@ -41,7 +42,7 @@ def test_a_causal_frame_has_no_gradient_towards_the_future():
     model = DIT.clone(policy=FrameCausal())
 
     def second_frame(x):
-        return model.apply({"params": parameters()}, x, T, conditions())[0][:, 1].sum()
+        return model.apply({"params": parameters()}, x, Call.at(T), conditions())[0][:, 1].sum()
 
     gradient = jax.jit(jax.grad(second_frame))(latents())
     assert np.abs(gradient[:, :2]).max(axis=(0, 2, 3, 4)).min() > 0
@@ -69,12 +70,16 @@ def test_padding_of_the_prompt_is_never_read_and_words_are():
     assert np.abs(base - run(parameters(), latents(), T, reworded)).max() > 1e-3
 
 
+def carry_at(positions, model=DIT):
+    return model.start(*SHAPE[1:4], positions)
+
+
 def test_only_differences_of_frame_positions_matter():
     frames = jnp.arange(3.0)
     run = runner()
-    near = run(parameters(), latents(), T, conditions(), frames=frames)
-    far = run(parameters(), latents(), T, conditions(), frames=frames + 11.0)
-    spread = run(parameters(), latents(), T, conditions(), frames=2.0 * frames)
+    near = run(parameters(), latents(), T, conditions(), carry_at(frames))
+    far = run(parameters(), latents(), T, conditions(), carry_at(frames + 11.0))
+    spread = run(parameters(), latents(), T, conditions(), carry_at(2.0 * frames))
     np.testing.assert_array_equal(near, run(parameters(), latents(), T, conditions()))
     # Cosines of angles up to 13 in float32: a few units in the last place of the angle.
     np.testing.assert_allclose(near, far, atol=2e-5)
@@ -87,7 +92,7 @@ def test_a_fresh_channel_port_has_no_effect_and_a_trained_one_reads_known_cells_
     channel = ChannelCondition(latents(5), known)
     told = Conditions(conditions().text, channel)
     inputs = (latents(), T, told)
-    params = jax.jit(model.init)(jax.random.key(1), *inputs)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), latents(), Call.at(T), told)["params"]
     plain = {name: tree for name, tree in params.items() if name != "channel_in"}
     run = runner(model)
     np.testing.assert_array_equal(run(params, *inputs), runner()(plain, latents(), T, conditions()))
@@ -104,7 +109,9 @@ def test_a_fresh_channel_port_has_no_effect_and_a_trained_one_reads_known_cells_
 @pytest.mark.parametrize("changes", [{"unroll": 3}, {"remat": "none"}, {"remat": "all"}])
 def test_how_layers_are_compiled_changes_neither_output_nor_gradient(changes):
     def loss(params, model):
-        return jnp.square(model.apply({"params": params}, latents(), T, conditions())[0]).mean()
+        return jnp.square(
+            model.apply({"params": params}, latents(), Call.at(T), conditions())[0]
+        ).mean()
 
     value = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     chex.assert_trees_all_close(
@@ -114,9 +121,9 @@ def test_how_layers_are_compiled_changes_neither_output_nor_gradient(changes):
 
 def test_collected_features_are_those_of_the_layers_asked_for():
     model = DIT.clone(collect=(0, 2))
-    inputs = (latents(), T, conditions())
+    inputs = (latents(), Call.at(T), conditions())
     out, aux = jax.jit(model.apply)({"params": parameters()}, *inputs)
-    np.testing.assert_array_equal(out, runner()(parameters(), *inputs))
+    np.testing.assert_array_equal(out, runner()(parameters(), latents(), T, conditions()))
     assert aux.features.shape == (2, 2, 3 * 4, 32)
     shallow = jax.tree.map(lambda leaf: leaf[:1], parameters()["layers"])
     one = DIT.clone(depth=1, collect=(0,))
@@ -130,7 +137,7 @@ def test_new_values_do_not_compile_again():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def run(params, x, t, told):
-        return model.apply({"params": params}, x, t, told)[0]
+        return model.apply({"params": params}, x, Call.at(t), told)[0]
 
     run(parameters(), latents(), T, conditions())
     run(parameters(), latents(1), T[::-1], conditions(jax.random.key(9), lengths=(1, 6)))
@@ -149,7 +156,11 @@ def test_parameters_are_float32_and_products_run_in_the_given_type():
 def test_counted_operations_are_those_that_xla_counts():
     model = DIT.clone(width=128, head_dim=32, rotary_axes=(8, 12, 12), depth=1, unroll=1)
     shape = (1, 3, 8, 8, 4)
-    inputs = (jnp.zeros(shape), jnp.zeros(shape[:2]), jax.tree.map(lambda a: a[:1], conditions()))
+    inputs = (
+        jnp.zeros(shape),
+        Call.at(jnp.zeros(shape[:2])),
+        jax.tree.map(lambda a: a[:1], conditions()),
+    )
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     cost = jax.jit(model.apply).lower(params, *inputs).compile().cost_analysis()
     counted = model.flops(3, 8, 8, text_tokens=6)
@@ -160,8 +171,10 @@ def test_counted_operations_are_those_that_xla_counts():
 
 def test_bad_inputs_are_named():
     with pytest.raises(ShapeError, match="5 x 4 cells.*multiples of the patch size 2"):
-        jax.eval_shape(DIT.init, jax.random.key(0), jnp.zeros((2, 3, 5, 4, 4)), T, conditions())
+        jax.eval_shape(
+            DIT.init, jax.random.key(0), jnp.zeros((2, 3, 5, 4, 4)), Call.at(T), conditions()
+        )
     channel = ChannelCondition(latents(), jnp.ones(SHAPE[:-1], bool))
     with pytest.raises(ConfigError, match="channel condition.*ports text"):
         told = Conditions(conditions().text, channel)
-        DIT.apply({"params": parameters()}, latents(), T, told)
+        DIT.apply({"params": parameters()}, latents(), Call.at(T), told)

@@ -1,0 +1,41 @@
+"""What a network remembers between its calls, and where its frames are in the run."""
+
+import typing
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, PyTree
+from jvdm.attention import Policy, TokenGrid
+from jvdm.samplers import Row
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class Carry:
+    """What one call of a network hands to the next.
+
+    `layers` holds the state of the attention policy of every layer (leading axis
+    `depth`), `positions` the absolute position of every latent frame of the run, which
+    may be longer than the window that a call sees. `features` `[n, B, L, D]` are the
+    tokens after the layers that the last call collected, None before it or without any.
+    """
+
+    layers: PyTree
+    positions: Float[Array, " F"]
+    features: Float[Array, "n B L D"] | None = None
+
+    @classmethod
+    def first(
+        cls, policy: Policy, depth: int, grid: TokenGrid, positions: Float[Array, " F"] | None
+    ) -> "Carry":
+        """Returns the carry before the first call; positions are 0, 1, ... if None."""
+        if positions is None:
+            positions = jnp.arange(grid.frames, dtype=jnp.float32)
+        one = policy.init(grid)
+        return cls(jax.tree.map(lambda leaf: jnp.stack([leaf] * depth), one), positions)
+
+    def window(self, row: Row, frames: int) -> Float[Array, " W"]:
+        """Returns the positions of the `frames` frames that a call sees."""
+        return jax.lax.dynamic_slice_in_dim(self.positions, row.start, frames)

@@ -1,0 +1,73 @@
+"""What networks carry: absolute positions of a window, one policy state per layer."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.samplers import Call
+from tests.models.small import DIT, SHAPE, conditions, latents, parameters
+
+T = jnp.array([[0.1, 0.5, 0.9], [0.3, 0.3, 1.0]])
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanQuery:
+    """Dense attention that keeps a decaying mean of what its layer asked."""
+
+    def init(self, grid):
+        return {"mean": jnp.zeros(()), "layer": jnp.int32(-1), "rows": jnp.int32(0)}
+
+    def select(self, q, k, v, state, call):
+        mean = 0.5 * state["mean"] + q.astype(jnp.float32).mean()
+        return None, {"mean": mean, "layer": call.layer, "rows": state["rows"] + call.row.index}
+
+
+def at_row(index, start=0):
+    call = Call.at(T)
+    row = call.row._replace(index=jnp.int32(index), start=jnp.int32(start))
+    return call._replace(row=row)
+
+
+def run(x, call, carry, model=DIT):
+    return step(model)(parameters(), x, call, conditions(), carry)
+
+
+@functools.cache
+def step(model):
+    return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
+
+
+def test_a_window_sees_the_positions_of_its_frames():
+    positions = jnp.array([0.0, 1.0, 2.0, 5.0, 9.0])
+    whole = DIT.start(*SHAPE[1:4], positions)
+    for start in range(3):
+        moved, carry = run(latents(), at_row(0, start), whole)
+        part = DIT.start(*SHAPE[1:4], positions[start : start + 3])
+        np.testing.assert_array_equal(moved, run(latents(), at_row(0), part)[0])
+        np.testing.assert_array_equal(carry.positions, positions)
+    first, second = (run(latents(), at_row(0, start), whole)[0] for start in (0, 2))
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_a_call_without_a_carry_is_the_first_of_a_run():
+    carry = DIT.start(*SHAPE[1:4])
+    alone, with_carry = (run(latents(), at_row(0), c)[0] for c in (None, carry))
+    np.testing.assert_array_equal(alone, with_carry)
+
+
+def test_each_layer_finds_its_own_state_again():
+    model = DIT.clone(policy=MeanQuery())
+    carry = model.start(*SHAPE[1:4])
+    assert {leaf.shape for leaf in jax.tree.leaves(carry.layers)} == {(model.depth,)}
+    _, one = run(latents(), at_row(1), carry, model)
+    out, two = run(latents(1), at_row(2), one, model)
+    _, alone = run(latents(1), at_row(2), carry, model)
+    np.testing.assert_array_equal(one.layers["layer"], np.arange(model.depth))
+    np.testing.assert_array_equal(two.layers["rows"], [3] * model.depth)
+    expected = 0.5 * one.layers["mean"] + alone.layers["mean"]
+    np.testing.assert_allclose(two.layers["mean"], expected, rtol=1e-5)
+    assert len(set(np.asarray(two.layers["mean"]).tolist())) == model.depth
+    np.testing.assert_array_equal(out, run(latents(1), at_row(2), None)[0])
