@@ -10,7 +10,7 @@ import numpy as np
 from jvdm.arrays import Array, Frames, Key, Latents, NoiseLevels, PyTree, TokenIds
 from jvdm.keys import named
 from jvdm.models import Conditions, TextStates, VideoDiT
-from jvdm.samplers.denoiser import make_denoiser
+from jvdm.samplers.denoiser import Call, make_denoiser
 from jvdm.samplers.guidance import classifier_free
 from jvdm.samplers.levels import linspace_levels, shift_levels
 from jvdm.samplers.matrices import synchronous
@@ -68,13 +68,13 @@ class FlowMatching:
         text = self.text.init(named(key, "text"), ids)["params"]
         latents = jnp.zeros((1, *self.latent_shape))
         states = TextStates(*self.text.bind({"params": text})(ids))
-        arguments = (latents, latents[..., 0, 0, 0], Conditions(states))
+        arguments = (latents, Call.at(latents[..., 0, 0, 0]), Conditions(states))
         return {"text": text, "dit": self.model.init(named(key, "dit"), *arguments)["params"]}
 
     def predict(self, params: PyTree, x: Latents, t: NoiseLevels, tokens: TokenIds) -> Latents:
         """Returns the velocity of `x` at levels `t` for prompts `tokens`."""
         states = TextStates(*self.text.bind({"params": params["text"]})(tokens))
-        velocity, _ = self.model.bind({"params": params["dit"]})(x, t, Conditions(states))
+        velocity, _ = self.model.bind({"params": params["dit"]})(x, Call.at(t), Conditions(states))
         return velocity
 
     def loss(
@@ -116,8 +116,8 @@ class FlowMatching:
         defaults, count = self.packaging.defaults, tokens.shape[0]
         prompts = jnp.concatenate([_null_like(tokens), tokens])
 
-        def predict(x, t, carry):
-            return self.predict(params, x, t, prompts), carry
+        def predict(x, call, carry):
+            return self.predict(params, x, call.t, prompts), carry
 
         denoise = make_denoiser(predict, self.process, "velocity")
         guided = classifier_free(denoise, defaults.guidance_scale)
