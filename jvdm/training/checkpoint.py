@@ -6,15 +6,17 @@ name, shape and dtype of every array. Random keys are stored as their key data.
 """
 
 import base64
-import dataclasses
+import contextlib
+import functools
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from jvdm.arrays import PyTree
 from jvdm.errors import CheckpointError
@@ -26,33 +28,26 @@ Description = dict[str, Any]
 Resume = Literal["auto", "never", "must"]
 """Whether a run continues from checkpoints: if there are any, never, or else fails."""
 
-FREE_FIELDS = frozenset(
-    {
-        "num_steps",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "sample_every",
-        "max_skipped",
-    }
-)
+FREE_FIELDS = {"num_steps", "max_skipped", "keep_checkpoints"} | {
+    f"{what}_every" for what in ("log", "checkpoint", "sample")
+}
 """Fields of an experiment that may differ between a checkpoint and the run that continues it."""
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
+_nest = functools.partial(traverse_util.unflatten_dict, sep="/")
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """What a checkpoint gives back."""
+class Restored(NamedTuple):
+    """What a checkpoint gives back: steps done, the state, and what the data source kept."""
 
     step: int
     state: PyTree
     data: bytes
 
 
-class Checkpoints:
-    """The checkpoints in one folder; a context manager that waits for pending writes.
+class Checkpoints(contextlib.ExitStack):
+    """The checkpoints in one folder; at its end it waits for pending writes.
 
     Args:
         folder: Where checkpoints lie, one folder per step.
@@ -62,32 +57,14 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         import orbax.checkpoint as ocp
 
+        super().__init__()
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._ocp = ocp
-        self._folder = Path(folder).absolute()
-        self.unfinished = _unfinished(self._folder)
+        self._ocp, self._folder = ocp, Path(folder).absolute()
+        self.workdir = self._folder.parent
+        self._torn = sorted(path.name for path in self._folder.glob(f"*{_TEMPORARY}*"))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.wait()
-        self._manager.close()
-
-    @property
-    def workdir(self) -> Path:
-        """The work directory that holds the folder."""
-        return self._folder.parent
-
-    def steps(self) -> list[int]:
-        """Returns the steps with a committed checkpoint, in order."""
-        return sorted(self._manager.all_steps())
-
-    def wait(self) -> None:
-        """Waits until everything that was saved is committed."""
-        self._manager.wait_until_finished()
+        self._manager = self.enter_context(ocp.CheckpointManager(self._folder, options=options))
+        self.wait = self._manager.wait_until_finished
 
     def save(self, step: int, state: PyTree, data: bytes, about: Description) -> None:
         """Starts to write `state`; returns when its buffers may be donated.
@@ -98,7 +75,7 @@ class Checkpoints:
             data: What the data source wants to keep.
             about: `experiment` and `versions`, JSON data.
         """
-        arrays = inventory.plain_arrays(state)
+        arrays = inventory.plain(state)
         meta = {
             **about,
             "data": base64.b64encode(data).decode(),
@@ -109,63 +86,42 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             # On the CPU a host copy may share the buffer, which the next step overwrites.
             arrays = jax.block_until_ready(jax.tree.map(jnp.copy, arrays))
-        items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(inventory.nest(arrays)),
-            meta=self._ocp.args.JsonSave(meta),
-        )
-        self._manager.save(step, args=items, force=True)
+        args = self._ocp.args
+        items = {"state": args.StandardSave(_nest(arrays)), "meta": args.JsonSave(meta)}
+        self._manager.save(step, args=args.Composite(**items), force=True)
 
     def resume(self, how: Resume, like: PyTree, experiment: Description) -> Restored | None:
-        """Returns where a run starts, as `restore` gives it; None is the beginning.
-
-        Raises:
-            CheckpointError: As in `restore`; or if there are checkpoints and `how` is `never`.
-        """
-        if how != "never":
-            return self.restore(like, experiment, strict=how == "must")
-        if self.steps():
-            raise CheckpointError(
-                f"{self._folder} holds checkpoints of steps {self.steps()}",
-                "--resume never starts from the beginning and would overwrite them",
-                "use --resume auto, another --workdir, or delete the folder",
-            )
-        return None
-
-    def restore(self, like: PyTree, experiment: Description, *, strict: bool) -> Restored | None:
-        """Returns the newest checkpoint that can be read, or None if there is none.
+        """Returns the newest checkpoint that can be read, or None for the beginning.
 
         Args:
+            how: `must` wants the newest to be readable, `never` that there is none.
             like: Tree of shapes with shardings, as `jax.eval_shape` gives it.
             experiment: The experiment that wants to continue.
-            strict: Whether there must be a checkpoint and the newest must be readable.
 
         Raises:
             CheckpointError: If a checkpoint is of another experiment or another
-                tree, if none can be read although there are some, or as `strict` says.
+                tree, if none can be read although there are some, or as `how` says.
         """
-        for name in self.unfinished:
-            self._reject(f"checkpoint {name} was not finished", strict)
-        steps = self.steps()
+        steps = sorted(self._manager.all_steps())
+        if how == "never" and steps:
+            raise CheckpointError(
+                f"{self._folder} holds checkpoints of steps {steps}",
+                "--resume never starts from the beginning and would overwrite them",
+                "use --resume auto, another --workdir, or delete the folder",
+            )
+        for name in self._torn if how != "never" else ():
+            _pass_over(f"checkpoint {name} was not finished", how)
         for step in reversed(steps):
             try:
-                meta = self._read_meta(step)
+                return self._read(step, like, experiment)
             except _UNREADABLE as error:
-                self._set_aside(step, error, strict)
-                continue
-            _check_same_experiment(step, meta["experiment"], experiment)
-            _check_same_arrays(step, meta["arrays"], like)
-            try:
-                arrays = self._read_arrays(step, like)
-                inventory.check_checksums(meta["checksums"], arrays)
-            except _UNREADABLE as error:
-                self._set_aside(step, error, strict)
-                continue
-            for name, kind in meta["keys"].items():
-                arrays[name] = jax.random.wrap_key_data(arrays[name], impl=kind)
-            leaves = [arrays[name] for name in inventory.by_name(like)]
-            state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-            return Restored(step, state, base64.b64decode(meta["data"]))
-        if strict or steps:
+                first_line = (str(error) or type(error).__name__).splitlines()[0]
+                _pass_over(f"checkpoint {step} cannot be read ({first_line[:200]})", how)
+            target = self.workdir / "broken_checkpoints" / str(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / str(step)).rename(target)
+            self._manager.reload()
+        if how == "must" or steps:
             found = f"none of the checkpoints of steps {steps} can be read" if steps else "none"
             raise CheckpointError(
                 f"no usable checkpoint in {self._folder}: {found}",
@@ -174,30 +130,16 @@ class Checkpoints:
             )
         return None
 
-    def _read_meta(self, step: int) -> Description:
-        items = self._ocp.args.Composite(meta=self._ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)["meta"]
-
-    def _read_arrays(self, step: int, like: PyTree) -> dict[str, jax.Array]:
-        template = inventory.plain_shapes(like)
-        items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(inventory.nest(template))
-        )
-        return inventory.by_name(self._manager.restore(step, args=items)["state"])
-
-    def _set_aside(self, step: int, error: Exception, strict: bool) -> None:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self._reject(f"checkpoint {step} cannot be read ({first_line[:200]})", strict)
-        target = self.workdir / "broken_checkpoints" / str(step)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (self._folder / str(step)).rename(target)
-        self._manager.reload()
-
-    def _reject(self, what: str, strict: bool) -> None:
-        if strict:
-            fix = "use --resume auto to continue from the one before it"
-            raise CheckpointError(what, "--resume must wants the newest checkpoint", fix)
-        warnings.warn(f"{what}; the one before it is used", stacklevel=3)
+    def _read(self, step: int, like: PyTree, experiment: Description) -> Restored:
+        meta = _meta(self._folder / str(step))
+        _check_same(meta["experiment"], experiment, f"checkpoint {step} is of another experiment")
+        _check_same(meta["arrays"], inventory.shapes(like), f"checkpoint {step} holds other arrays")
+        arrays = _arrays(self._folder / str(step), meta, inventory.plain(like))
+        for name, kind in meta["keys"].items():
+            arrays[name] = jax.random.wrap_key_data(arrays[name], impl=kind)
+        leaves = [arrays[name] for name in inventory.by_name(like)]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return Restored(step, state, base64.b64decode(meta["data"]))
 
 
 def read_checkpoint(
@@ -212,53 +154,61 @@ def read_checkpoint(
     Raises:
         CheckpointError: If there is no such checkpoint or it cannot be read.
     """
-    import orbax.checkpoint as ocp
-
     folder = Path(folder).absolute()
     steps = sorted(int(child.name) for child in folder.glob("*") if child.name.isdigit())
     step = steps[-1] if step is None and steps else step
     if step not in steps:
         raise CheckpointError(f"no checkpoint of step {step} in {folder}", f"there are {steps}")
     root = folder / str(step)
-    meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "meta")
-    like = {
-        name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-        for name, (shape, dtype) in meta["arrays"].items()
-    }
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), inventory.nest(like)
-    )
-    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    options = ocp.args.PyTreeRestore(item=inventory.nest(like), restore_args=as_numpy)
     try:
-        arrays = inventory.by_name(handler.restore(root / "state", args=options))
-        inventory.check_checksums(meta["checksums"], arrays)
+        meta = _meta(root)
+        like = {
+            name: np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
+            for name, (shape, dtype) in meta["arrays"].items()
+        }
+        return _arrays(root, meta, like), meta
     except _UNREADABLE as error:
         raise CheckpointError(f"checkpoint {step} in {folder} cannot be read", str(error)) from None
-    return arrays, meta
 
 
-def _unfinished(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(child.name for child in folder.iterdir() if _TEMPORARY in child.name))
+def _meta(root: Path) -> Description:
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "meta")
 
 
-def _check_same_experiment(step: int, old: Description, new: Description) -> None:
-    old, new = ({k: v for k, v in side.items() if k not in FREE_FIELDS} for side in (old, new))
-    different = inventory.differences(inventory.flatten(old), inventory.flatten(new))
-    _raise_if_any(different, f"checkpoint {step} is of another experiment")
+def _arrays(root: Path, meta: Description, like: dict[str, Any]) -> dict[str, Any]:
+    """Reads the arrays of a checkpoint: on the host, or where the shardings of `like` say.
+
+    Raises:
+        ValueError: If the values are not those that were saved.
+    """
+    import orbax.checkpoint as ocp
+
+    arrays = inventory.by_name(ocp.StandardCheckpointer().restore(root / "state", _nest(like)))
+    found = inventory.checksums(arrays)
+    wrong = [name for name in found if found[name] != meta["checksums"][name]]
+    if wrong:
+        raise ValueError(f"the values of {', '.join(wrong[:3])} are not those that were saved")
+    return arrays
 
 
-def _check_same_arrays(step: int, stored: dict[str, Any], like: PyTree) -> None:
-    old = {name: f"{dtype}{shape}" for name, (shape, dtype) in stored.items()}
-    new = {name: f"{dtype}{shape}" for name, (shape, dtype) in inventory.shapes(like).items()}
-    _raise_if_any(inventory.differences(old, new), f"checkpoint {step} holds other arrays")
+def _pass_over(what: str, how: Resume) -> None:
+    if how == "must":
+        fix = "use --resume auto to continue from the one before it"
+        raise CheckpointError(what, "--resume must wants the newest checkpoint", fix)
+    warnings.warn(f"{what}; the one before it is used", stacklevel=3)
 
 
-def _raise_if_any(differences: list[str], what: str) -> None:
-    if not differences:
-        return
-    shown = "; ".join(differences[:10])
-    more = f"; and {len(differences) - 10} more" if len(differences) > 10 else ""
-    raise CheckpointError(what, shown + more, "use another --workdir, or the experiment as it was")
+def _check_same(old: Description, new: Description, what: str) -> None:
+    """Raises `CheckpointError` with the values that differ, by dotted path."""
+    old, new = (traverse_util.flatten_dict(side, sep=".") for side in (old, new))
+    different = [
+        f"{name}: {old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now"
+        for name in sorted((old.keys() | new.keys()) - FREE_FIELDS)
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
+    if different:
+        more = [f"and {len(different) - 10} more"] if len(different) > 10 else []
+        fix = "use another --workdir, or the experiment as it was"
+        raise CheckpointError(what, "; ".join(different[:10] + more), fix)

@@ -1,5 +1,8 @@
 """Metrics reach the sinks without holding up the steps; speed and utilisation add up."""
 
+import contextlib
+import importlib
+import sys
 import threading
 import time
 
@@ -9,8 +12,8 @@ import pytest
 
 from jvdm.errors import NumericsError
 from jvdm.training import progress as progress_module
+from jvdm.training import sinks
 from jvdm.training.progress import Progress, peak_flops
-from jvdm.training.sinks import JsonLines, TensorBoard
 
 
 class Kept:
@@ -20,14 +23,11 @@ class Kept:
     def write(self, line):
         self.lines.append(line)
 
-    def close(self):
-        pass
-
 
 def make(sink, **settings):
     base = {"batch_size": 8, "flops_per_step": 989e12, "max_skipped": 3}
     kinds = ["NVIDIA H200", "NVIDIA H200"]
-    return Progress((sink,), **(base | settings), device_kinds=kinds)
+    return Progress([contextlib.nullcontext(sink.write)], **(base | settings), device_kinds=kinds)
 
 
 @pytest.mark.parametrize(
@@ -106,16 +106,36 @@ def test_too_many_skipped_steps_stop_the_main_thread():
 
 
 def test_json_lines_hold_no_bare_nan(tmp_path):
-    sink = JsonLines(tmp_path / "metrics.jsonl", start=0)
-    sink.write({"step": 1, "loss": float("nan")})
-    sink.close()
+    with sinks.json_lines(tmp_path / "metrics.jsonl", start=0) as write:
+        write({"step": 1, "loss": float("nan")})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
 
 
-def test_tensorboard_gets_every_number(tmp_path):
-    pytest.importorskip("tensorboard")
-    sink = TensorBoard(tmp_path, start=7)
-    sink.write({"step": 8, "loss": 0.5, "clips_per_second": 3.0})
-    sink.close()
+def test_tensorboard_gets_every_number_and_drops_what_was_written_later(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with sinks.tensorboard(tmp_path, start=7) as write:
+        write({"step": 8, "loss": 0.5, "clips_per_second": 3.0, "note": "text"})
     (events,) = tmp_path.iterdir()
     assert b"loss" in events.read_bytes() and b"clips_per_second" in events.read_bytes()
+    assert b"note" not in events.read_bytes()
+    begins = [event for event in read_events(events) if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in begins] == [(8, 1)]
+
+
+def read_events(path):
+    """Gives the records of an event file: length, checksum, event, checksum."""
+    Event = importlib.import_module("tensorboardX.proto.event_pb2").Event
+
+    data = path.read_bytes()
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+
+
+def test_without_tensorboardx_the_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with sinks.tensorboard(tmp_path, start=0) as write:
+        write({"step": 1, "loss": 0.5})
+    assert "tensorboardX is not installed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
