@@ -1,6 +1,6 @@
 """Noise levels: processes, timestep matrices, solvers, guidance and the one loop."""
 
-from jvdm.samplers.denoiser import Denoised, Denoiser, make_denoiser
+from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Row, make_denoiser
 from jvdm.samplers.guidance import (
     cfg_plus_plus,
     cfg_zero_star,
@@ -100,6 +100,7 @@ from jvdm.samplers.timesteps import (
 
 __all__ = [
     "Address",
+    "Call",
     "CleanPrefix",
     "Consistency",
     "DDIM",
@@ -118,6 +119,7 @@ __all__ = [
     "NoiseReport",
     "Process",
     "ProgressiveNoise",
+    "Row",
     "SharedNoise",
     "Solver",
     "State",

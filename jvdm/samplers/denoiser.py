@@ -1,4 +1,4 @@
-"""What the samplers know of a network: a function from `x, t` to clean data and noise."""
+"""What the samplers know of a network: a function from `x` and a call to data and noise."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -23,28 +23,6 @@ class Denoised(NamedTuple):
     eps: Array
 
 
-@runtime_checkable
-class Denoiser(Protocol):
-    """`(x, t, carry) -> (Denoised, carry)`: one evaluation of a network.
-
-    `carry` is whatever the network remembers between calls (caches, the state of an
-    attention policy, momentum); None when it remembers nothing.
-    """
-
-    def __call__(self, x: Array, t: Array, carry: PyTree, /) -> tuple[Denoised, PyTree]:
-        """Evaluates the network on the frames of one window."""
-        ...
-
-
-@runtime_checkable
-class Predict(Protocol):
-    """`(x, model_time, carry) -> (prediction, carry)`: a network with its conditions."""
-
-    def __call__(self, x: Array, t: Array, carry: PyTree, /) -> tuple[Array, PyTree]:
-        """Evaluates the network on the frames of one window."""
-        ...
-
-
 class Row(NamedTuple):
     """Where in a run a network is called.
 
@@ -59,15 +37,49 @@ class Row(NamedTuple):
     write: Bool[Array, " W"]
 
 
-@runtime_checkable
-class RowAware(Protocol):
-    """A part of the carry that must know the row, such as a cache of keys and values.
+class Call(NamedTuple):
+    """What a network is told besides the latents.
 
-    The loop calls `at_row` before each row on every part of the carry that has it.
+    Attributes:
+        t: f32[B, W], the noise level of each frame.
+        t_next: f32[B, W], the level that the step leads to; `t` for a frozen frame.
+        row: Where in the run it is called.
     """
 
-    def at_row(self, row: Row) -> "RowAware":
-        """Returns itself placed at `row`, of the same structure and shapes."""
+    t: Float[Array, "B W"]
+    t_next: Float[Array, "B W"]
+    row: Row
+
+    @classmethod
+    def at(cls, t: Float[Array, "B W"], t_next: Float[Array, "B W"] | None = None) -> "Call":
+        """Returns a call outside of a run: row 0, nothing written, to clean data by default."""
+        first = jnp.zeros((), jnp.int32)
+        row = Row(first, first, jnp.zeros(t.shape[1:], bool))
+        return cls(t, jnp.zeros_like(t) if t_next is None else t_next, row)
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """`(x, call, carry) -> (Denoised, carry)`: one evaluation of a network.
+
+    `carry` is whatever the network remembers between calls (caches, the state of an
+    attention policy, momentum); None when it remembers nothing.
+    """
+
+    def __call__(self, x: Array, call: Call, carry: PyTree, /) -> tuple[Denoised, PyTree]:
+        """Evaluates the network on the frames of one window."""
+        ...
+
+
+@runtime_checkable
+class Predict(Protocol):
+    """`(x, call, carry) -> (prediction, carry)`: a network with its conditions.
+
+    `call.t` and `call.t_next` are `process.model_time` of the levels.
+    """
+
+    def __call__(self, x: Array, call: Call, carry: PyTree, /) -> tuple[Array, PyTree]:
+        """Evaluates the network on the frames of one window."""
         ...
 
 
@@ -78,18 +90,17 @@ def make_denoiser(
 
     Args:
         predict: The network with its parameters and conditions; told
-            `process.model_time(t)`. Its output may be of any float type.
+            `process.model_time` of the levels. Its output may be of any float type.
         process: The corruption process that it was trained on.
         prediction: What it predicts.
     """
 
-    def denoise(
-        x: Float[Array, "B F ..."], t: Float[Array, "B F"], carry: PyTree
-    ) -> tuple[Denoised, PyTree]:
-        fed = x
+    def denoise(x: Float[Array, "B F ..."], call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        t, fed = call.t, x
         if process.scale_input:
             fed = x / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
-        value, carry = predict(fed, process.model_time(t), carry)
+        told = Call(process.model_time(t), process.model_time(call.t_next), call.row)
+        value, carry = predict(fed, told, carry)
         value = value.astype(jnp.float32)
         return Denoised(*to_x0_eps(process, prediction, value, x, t)), carry
 

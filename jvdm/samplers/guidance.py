@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from jvdm.arrays import Array, Float, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
-from jvdm.samplers.denoiser import Denoised, Denoiser
+from jvdm.samplers.denoiser import Call, Denoised, Denoiser
 from jvdm.samplers.process import Process, divide, expand, from_x0_eps, to_x0_eps
 
 BranchWeights = Float[Array, " n"] | Float[Array, "n B F"]
@@ -44,9 +44,9 @@ def linear(denoise: Denoiser, weights: BranchWeights | Callable[[Array], Array])
     if not callable(weights):
         _check_sum(weights)
 
-    def guided(x: Array, t: NoiseLevels, carry: PyTree) -> tuple[Denoised, PyTree]:
-        values = weights(t) if callable(weights) else weights
-        branches, carry = _evaluate(denoise, values.shape[0], x, t, carry)
+    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        values = weights(call.t) if callable(weights) else weights
+        branches, carry = _evaluate(denoise, values.shape[0], x, call, carry)
         return Denoised(
             _weighted_sum(values, [branch.x0 for branch in branches]),
             _weighted_sum(values, [branch.eps for branch in branches]),
@@ -106,8 +106,8 @@ def cfg_plus_plus(denoise: Denoiser, scale: float | Float[Array, ""]) -> Denoise
             "use 0 to 1; a guidance scale of 7.5 is about 0.6",
         )
 
-    def guided(x: Array, t: NoiseLevels, carry: PyTree) -> tuple[Denoised, PyTree]:
-        (without, given), carry = _evaluate(denoise, 2, x, t, carry)
+    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        (without, given), carry = _evaluate(denoise, 2, x, call, carry)
         return Denoised(_weighted_sum(_pair(scale), [without.x0, given.x0]), without.eps), carry
 
     return guided
@@ -126,8 +126,8 @@ def rescaled(denoise: Denoiser, scale: float | Float[Array, ""], share: float = 
     is what `x_t` leaves for it.
     """
 
-    def guided(x: Array, t: NoiseLevels, carry: PyTree) -> tuple[Denoised, PyTree]:
-        (without, given), carry = _evaluate(denoise, 2, x, t, carry)
+    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        (without, given), carry = _evaluate(denoise, 2, x, call, carry)
         x0 = _weighted_sum(_pair(scale), [without.x0, given.x0])
         eps = _weighted_sum(_pair(scale), [without.eps, given.eps])
         axes = tuple(range(1, x.ndim))
@@ -157,17 +157,17 @@ def cfg_zero_star(
     Reference: Fan et al., arXiv:2503.18886, equations 8 to 10.
     """
 
-    def guided(x: Array, t: NoiseLevels, carry: PyTree) -> tuple[Denoised, PyTree]:
-        branches, carry = _evaluate(denoise, 2, x, t, carry)
+    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        branches, carry = _evaluate(denoise, 2, x, call, carry)
         without, given = (
-            from_x0_eps(process, "velocity", branch.x0, branch.eps, t) for branch in branches
+            from_x0_eps(process, "velocity", branch.x0, branch.eps, call.t) for branch in branches
         )
         axes = tuple(range(1, x.ndim))
         along = jnp.sum(given * without, axes, keepdims=True)
         best = divide(along, jnp.sum(without * without, axes, keepdims=True))
         velocity = _weighted_sum(_pair(scale), [best * without, given])
-        velocity = jnp.where(expand(t >= zero_above, x), 0.0, velocity)
-        return Denoised(*to_x0_eps(process, "velocity", velocity, x, t)), carry
+        velocity = jnp.where(expand(call.t >= zero_above, x), 0.0, velocity)
+        return Denoised(*to_x0_eps(process, "velocity", velocity, x, call.t)), carry
 
     return guided
 
@@ -178,10 +178,11 @@ def _pair(scale: float | Float[Array, ""]) -> Float[Array, "2"]:
 
 
 def _evaluate(
-    denoise: Denoiser, count: int, x: Array, t: NoiseLevels, carry: PyTree
+    denoise: Denoiser, count: int, x: Array, call: Call, carry: PyTree
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates all branches as one batch."""
-    denoised, carry = denoise(jnp.concatenate([x] * count), jnp.concatenate([t] * count), carry)
+    t, t_next = (jnp.concatenate([level] * count) for level in (call.t, call.t_next))
+    denoised, carry = denoise(jnp.concatenate([x] * count), Call(t, t_next, call.row), carry)
     parts = (jnp.split(value, count) for value in denoised)
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
 

@@ -15,7 +15,7 @@ import numpy as np
 from jvdm.arrays import Array, Bool, Float, Int, Key, PyTree
 from jvdm.errors import NumericsError
 from jvdm.keys import addressed_normal, named
-from jvdm.samplers.denoiser import Denoised, Denoiser, Row, RowAware
+from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Row
 from jvdm.samplers.matrices import TimestepMatrix, level_at
 from jvdm.samplers.noise import Address, consecutive
 from jvdm.samplers.process import Process, expand
@@ -228,15 +228,8 @@ def _one_row(
     def work(state: State) -> State:
         everything = _Frames(state.x, state.solver, state.updates, state.bad_row)
         old = _window(everything, step.row.start, matrix.window)
-        context = Context(
-            process=process,
-            moving=jnp.broadcast_to(step.moving, old.updates.shape),
-            updates=old.updates,
-            noise=_noise(state, old, step.row.start),
-            remaining=jnp.broadcast_to(step.remaining, old.updates.shape),
-        )
-        carry = _place(state.carry, step.row)
-        stepped = _solve(denoise, solver, step, old, carry, context)
+        context = _context(denoise, process, step, state, old)
+        stepped = solver.step(old.x, old.solver, context)
         new = _select(old, stepped, context.moving, step.row.index)
         everything = _put_back(everything, new, step.row.start)
         return state._replace(**everything._asdict(), carry=stepped.carry)
@@ -247,26 +240,32 @@ def _one_row(
     return jax.lax.cond(jnp.any(step.moving | step.row.write), work, rest, state)
 
 
-def _solve(
-    denoise: Denoiser,
-    solver: Solver,
-    step: _Step,
-    old: _Frames,
-    carry: PyTree,
-    context: Context,
-) -> Stepped:
-    """Lets the solver step; frozen frames are always shown as they are."""
-    moving, shape = context.moving, context.moving.shape
+def _context(
+    denoise: Denoiser, process: Process, step: _Step, state: State, old: _Frames
+) -> Context:
+    """Returns the step of a window; the network is always shown frozen frames as they are."""
+    shape = old.updates.shape
+    moving = jnp.broadcast_to(step.moving, shape)
     true_t = jnp.broadcast_to(step.t, shape).astype(old.x.dtype)
 
-    def shown(x: Array, t: Array, carry: PyTree) -> tuple[Denoised, PyTree]:
+    def shown(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
         x = jnp.where(expand(moving, x), x, old.x)
-        return denoise(x, jnp.where(moving, t, true_t), carry)
+        t, t_next = (jnp.where(moving, t, true_t) for t in (call.t, call.t_next))
+        return denoise(x, Call(t, t_next, call.row), carry)
 
-    t = jnp.where(moving, true_t, _HARMLESS_T)
     t_next = jnp.where(moving, jnp.broadcast_to(step.t_next, shape), _HARMLESS_T_NEXT)
-    t_next = t_next.astype(old.x.dtype)
-    return solver.step(shown, old.x, t, t_next, old.solver, carry, context)
+    return Context(
+        denoise=shown,
+        t=jnp.where(moving, true_t, _HARMLESS_T),
+        t_next=t_next.astype(old.x.dtype),
+        carry=state.carry,
+        process=process,
+        moving=moving,
+        updates=old.updates,
+        noise=_noise(state, old, step.row.start),
+        remaining=jnp.broadcast_to(step.remaining, shape),
+        row=step.row,
+    )
 
 
 def _select(old: _Frames, stepped: Stepped, moving: Array, row: Array) -> _Frames:
@@ -314,12 +313,3 @@ def _noise(state: State, window: _Frames, first: Array) -> Callable[[int], Array
         return addressed_normal(key, samples, frames, shape, window.updates)
 
     return draw
-
-
-def _place(carry: PyTree, row: Row) -> PyTree:
-    """Tells the row to every part of the carry that wants to know it."""
-
-    def at_row(part: PyTree) -> PyTree:
-        return part.at_row(row) if isinstance(part, RowAware) else part
-
-    return jax.tree.map(at_row, carry, is_leaf=lambda part: isinstance(part, RowAware))

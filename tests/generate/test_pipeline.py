@@ -89,8 +89,8 @@ def test_guidance_of_a_shipped_size_is_its_closed_form_when_compiled(batch):
     @jax.jit
     def guided(scale):
         stacked = jnp.concatenate([plain, prompted])
-        denoise = samplers.make_denoiser(lambda x, t, carry: (stacked, carry), process)
-        denoised, _ = samplers.classifier_free(denoise, scale)(x, t, None)
+        denoise = samplers.make_denoiser(lambda x, call, carry: (stacked, carry), process)
+        denoised, _ = samplers.classifier_free(denoise, scale)(x, samplers.Call.at(t), None)
         return denoised.eps - denoised.x0
 
     expected = plain + 4.0 * (prompted - plain)

@@ -74,7 +74,7 @@ def test_every_step_equals_that_of_diffusers(case):
     solver, name, settings = CASES[case]
     noise = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
     levels, found = reference(name, settings, noise)
-    denoise = make_denoiser(lambda x, t, carry: (jnp.sin(2 * x), carry), FLOW)
+    denoise = make_denoiser(lambda x, call, carry: (jnp.sin(2 * x), carry), FLOW)
     matrix = synchronous(jnp.asarray(levels), 3)
     state = start(solver, jnp.asarray(noise), jax.random.key(0))
     one = jax.jit(functools.partial(advance, denoise, solver, FLOW, matrix, num_rows=1))
@@ -120,7 +120,7 @@ def test_every_step_on_a_table_equals_that_of_diffusers(case):
         x = scheduler.step(torch.sin(2 * x), timestep, x).prev_sample
         found.append(x.numpy())
     grid = step_levels(steps)
-    denoise = make_denoiser(lambda x, t, carry: (jnp.sin(2 * x), carry), process, "v")
+    denoise = make_denoiser(lambda x, call, carry: (jnp.sin(2 * x), carry), process, "v")
     state = start(solver, jnp.asarray(noise), jax.random.key(0))
     matrix = synchronous(grid, 3)
     one = jax.jit(functools.partial(advance, denoise, solver, process, matrix, num_rows=1))

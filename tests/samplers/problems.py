@@ -24,7 +24,8 @@ SHARES = np.array([0.3, 0.3, 0.4])
 def mixture_denoiser(process: Process):
     """Returns the exact denoiser; it treats all numbers alike and mixes nothing."""
 
-    def denoise(x, t, carry):
+    def denoise(x, call, carry):
+        t = call.t
         alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
         densities, weighted = jnp.zeros_like(x), jnp.zeros_like(x)
         for share, mean, std in zip(SHARES, MEANS, STDS, strict=True):
@@ -65,13 +66,13 @@ class NoisyAverage:
         """Returns the last estimate, of no meaning before the first step."""
         return jnp.zeros_like(x)
 
-    def step(self, denoise, x, t, t_next, state, carry, context):
-        """Moves every frame from its level `t` to `t_next`."""
-        denoised, carry = denoise(x, t, carry)
+    def step(self, x, state, context):
+        """Moves every frame from its level `context.t` to `context.t_next`."""
+        denoised, context = context.ask(x)
         first = expand(context.updates, x) == 0
         x0 = jnp.where(first, denoised.x0, 0.5 * (denoised.x0 + state))
-        x_next = corrupt(context.process, x0, t_next, context.noise(0))
-        return Stepped(x_next, denoised.x0, carry)
+        x_next = corrupt(context.process, x0, context.t_next, context.noise(0))
+        return Stepped(x_next, denoised.x0, context.carry)
 
 
 def noise_like(shape, seed: int = 0):

@@ -13,6 +13,7 @@ import pytest
 from jvdm.errors import NumericsError
 from jvdm.samplers import (
     Address,
+    Call,
     Euler,
     Heun,
     advance,
@@ -84,9 +85,9 @@ def wave(lag, block=1):
 def poisoned(denoise, where):
     """A network whose output is NaN on the frames `where(t)`."""
 
-    def network(x, t, carry):
-        denoised, carry = denoise(x, t, carry)
-        bad = expand(where(t), x)
+    def network(x, call, carry):
+        denoised, carry = denoise(x, call, carry)
+        bad = expand(where(call.t), x)
         return jax.tree.map(lambda value: jnp.where(bad, jnp.nan, value), denoised), carry
 
     return network
@@ -123,10 +124,13 @@ def test_the_network_is_shown_the_true_frames_and_levels(solver):
     matrix = freeze(lag_matrix(LEVELS, FRAMES, lag=2), (0,), level=3)
     expected = times(matrix)
 
-    def network(x, t, seen):
+    def network(x, call, seen):
+        t, row = call.t, call.row.index
         shown = (t[0, 0] == expected[0, 0]) & (x[:, 0] == NOISE[:, 0]).all()
         rows = (t[:, None] == expected[None]).all(axis=(0, 2))
-        return mixture_denoiser(FLOW)(x, t, None)[0], seen & shown & rows.any()
+        to_come = (call.t_next == expected[row + 1][None]).all()
+        seen = seen & shown & rows.any() & to_come & rows[jnp.array([row, row + 1])].any()
+        return mixture_denoiser(FLOW)(x, call, None)[0], seen
 
     state = sample(network, solver, FLOW, matrix, NOISE, KEY, carry=jnp.array(True))
     assert state.carry
@@ -163,7 +167,7 @@ class ScalarLoop(chex.TestCase):
 
         @jax.jit
         def by_hand(x, t, t_next):
-            denoised, _ = denoise(x, jnp.full(x.shape[:2], t), None)
+            denoised, _ = denoise(x, Call.at(jnp.full(x.shape[:2], t)), None)
             return x + (t_next - t) * (denoised.eps - denoised.x0)
 
         x = NOISE
@@ -237,8 +241,8 @@ def test_windows_change_no_bit(solver, lag, context):
 def test_windows_are_what_the_network_sees():
     matrix = windowed(lag_matrix(LEVELS, FRAMES, lag=4), context=1)
 
-    def network(x, t, shape):
-        return mixture_denoiser(FLOW)(x, t, None)[0], jnp.array(x.shape)
+    def network(x, call, shape):
+        return mixture_denoiser(FLOW)(x, call, None)[0], jnp.array(x.shape)
 
     state = sample(network, Euler(), FLOW, matrix, NOISE, KEY, carry=jnp.zeros(3, jnp.int32))
     np.testing.assert_array_equal(state.carry, [2, 2, 8])
@@ -272,29 +276,25 @@ def test_fresh_noise_follows_the_absolute_frame():
 
 
 class Log(NamedTuple):
-    """A carry that wants to know the row."""
+    """What a network keeps of the rows that it is called with."""
 
     start: jax.Array
     write: jax.Array
-    row: jax.Array
-
-    def at_row(self, row):
-        return Log(
-            self.start.at[row.index].set(row.start),
-            self.write.at[row.index].set(row.write),
-            row.index,
-        )
 
 
-def test_the_carry_is_told_the_row_and_rows_that_only_write_are_called():
+def test_the_network_is_told_the_row_and_rows_that_only_write_are_called():
     matrix = pad_rows(windowed(lag_matrix(LEVELS, FRAMES, lag=4, block=2), context=1), 13)
     write = matrix.write.at[8, 2:4].set(True).at[12, 4].set(True)
     matrix = validate(dataclasses.replace(matrix, write=write))
 
-    def network(x, t, carry):
-        return mixture_denoiser(FLOW)(x, t, None)[0], {**carry, "calls": carry["calls"] + 1}
+    def network(x, call, carry):
+        log, row = carry["log"], call.row
+        starts, writes = log.start.at[row.index], log.write.at[row.index]
+        log = Log(starts.set(row.start), writes.set(row.write))
+        denoised, _ = mixture_denoiser(FLOW)(x, call, None)
+        return denoised, {"calls": carry["calls"] + 1, "log": log}
 
-    log = Log(jnp.full(13, -1), jnp.zeros((13, matrix.window), bool), jnp.zeros((), jnp.int32))
+    log = Log(jnp.full(13, -1), jnp.zeros((13, matrix.window), bool))
     carry = {"calls": jnp.array(0), "log": log}
     state = sample(network, Euler(), FLOW, matrix, NOISE, KEY, carry=carry)
     np.testing.assert_array_equal(state.carry["log"].start, matrix.start)
@@ -317,8 +317,8 @@ MATRICES = {
 def test_cost_is_what_a_counting_network_counts(name):
     matrix = MATRICES[name]
 
-    def network(x, t, tally):
-        return mixture_denoiser(FLOW)(x, t, None)[0], tally + jnp.array([1, x.shape[1]])
+    def network(x, call, tally):
+        return mixture_denoiser(FLOW)(x, call, None)[0], tally + jnp.array([1, x.shape[1]])
 
     part = jax.jit(functools.partial(advance, network, Euler(), FLOW), static_argnums=3)
     state = start(Euler(), NOISE, KEY, carry=jnp.zeros(2, jnp.int32))
@@ -336,8 +336,8 @@ def test_cost_is_what_a_counting_network_counts(name):
     ids=str,
 )
 def test_number_of_network_evaluations(solver, calls):
-    def network(x, t, tally):
-        return mixture_denoiser(FLOW)(x, t, None)[0], tally + 1
+    def network(x, call, tally):
+        return mixture_denoiser(FLOW)(x, call, None)[0], tally + 1
 
     state = sample(network, solver, FLOW, wave(0), NOISE, KEY, carry=jnp.array(0))
     assert state.carry == calls <= solver.evaluations * STEPS

@@ -8,6 +8,7 @@ import pytest
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
     DDIM,
+    Call,
     corrupt,
     edm,
     explicit_levels,
@@ -131,13 +132,13 @@ def test_every_prediction_can_be_split_again(process, kind):
 def test_edm_feeds_unit_variance_and_its_own_time():
     process, seen = edm(0.5), {}
 
-    def network(x, t, carry):
-        seen.update(x=x, t=t)
+    def network(x, call, carry):
+        seen.update(x=x, t=call.t)
         return jnp.zeros_like(x), carry
 
     t = jnp.array([[0.1, 3.0]])
     x = corrupt(process, 0.5 * noise_like((1, 2, 4000)), t, noise_like((1, 2, 4000), 1))
-    denoised, _ = make_denoiser(network, process, "edm")(x, t, None)
+    denoised, _ = make_denoiser(network, process, "edm")(x, Call.at(t), None)
     np.testing.assert_allclose(seen["x"].std(-1), 1.0, rtol=0.05)
     np.testing.assert_allclose(seen["t"], jnp.log(t) / 4, rtol=1e-6)
     skip = 0.25 / (t**2 + 0.25)
@@ -149,7 +150,7 @@ def test_edm_feeds_unit_variance_and_its_own_time():
 def test_standard_normal_data_do_not_move(process, solver):
     """The exact flow from noise to data N(0, 1) is the identity, at every level."""
     x = noise_like((2, 3, 5))
-    denoise = make_denoiser(lambda x, t, carry: (jnp.zeros_like(x), carry), process, "v")
+    denoise = make_denoiser(lambda x, call, carry: (jnp.zeros_like(x), carry), process, "v")
     grid = step_levels(spaced_steps(20, "trailing"))
     end = sample(denoise, solver_named(solver), process, synchronous(grid, 3), x, jax.random.key(0))
     # One DDIM step along a chord of the circle loses a share 1 - cos(step).
@@ -207,7 +208,7 @@ def test_discrete_and_continuous_cosine_agree():
 def test_ddim_between_two_levels_is_exact_for_a_known_point():
     process = vp_scaled_linear()
     x0, eps = noise_like((1, 2, 3)), noise_like((1, 2, 3), 1)
-    denoise = make_denoiser(lambda x, t, carry: (x0, carry), process, "x0")
+    denoise = make_denoiser(lambda x, call, carry: (x0, carry), process, "x0")
     grid = step_levels([999, 400])
     start = corrupt(process, x0, jnp.full((1, 2), grid[0]), eps)
     end = sample(denoise, DDIM(), process, synchronous(grid, 2), start, jax.random.key(0))

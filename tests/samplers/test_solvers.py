@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from jvdm.samplers import (
+    Call,
     Denoised,
+    DPMSolverPP2S,
     Euler,
     Heun,
     Solver,
@@ -19,7 +21,7 @@ from jvdm.samplers import (
     synchronous,
     vp_cosine,
 )
-from jvdm.samplers.solvers import Context, velocity
+from jvdm.samplers.solvers import EDM, Context, velocity
 from tests.samplers.problems import mixture_denoiser, mixture_end, noise_like
 
 FLOW, COSINE = rectified_flow(), vp_cosine()
@@ -93,8 +95,8 @@ def test_the_cosine_process_reaches_the_data(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_normal_data_under_a_variance_preserving_process_do_not_move(solver):
-    def denoise(x, t, carry):
-        alpha, sigma = COSINE.alpha(t)[..., None], COSINE.sigma(t)[..., None]
+    def denoise(x, call, carry):
+        alpha, sigma = (share(call.t)[..., None] for share in (COSINE.alpha, COSINE.sigma))
         return Denoised(alpha * x, sigma * x), carry
 
     matrix = synchronous(linspace_levels(64), 4)
@@ -104,32 +106,53 @@ def test_normal_data_under_a_variance_preserving_process_do_not_move(solver):
 
 
 def step(solver, process, t, t_next, poison=None):
-    """One step outside of the loop; returns the result and the levels asked for."""
+    """One step outside of the loop; returns the result and the calls of the network."""
     asked = []
 
-    def denoise(x, t, carry):
-        asked.append(t)
-        denoised, carry = mixture_denoiser(process)(x, t, carry)
+    def denoise(x, call, carry):
+        asked.append(call)
+        denoised, carry = mixture_denoiser(process)(x, call, carry)
         if poison is not None:
-            denoised = jax.tree.map(
-                lambda v: jnp.where((t == poison)[..., None], jnp.nan, v), denoised
-            )
+            bad = (call.t == poison)[..., None]
+            denoised = jax.tree.map(lambda v: jnp.where(bad, jnp.nan, v), denoised)
         return denoised, carry
 
     t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (t, t_next))
     moving = jnp.ones(NOISE.shape[:2], bool)
-    context = Context(process, moving, moving.astype(jnp.int32), lambda number: NOISE, moving + 0)
-    stepped = solver.step(denoise, NOISE, t, t_next, solver.init(NOISE), None, context)
-    return stepped.x, asked
+    context = Context(
+        denoise=denoise,
+        t=t,
+        t_next=t_next,
+        carry=None,
+        process=process,
+        moving=moving,
+        updates=moving + 0,
+        noise=lambda number: NOISE,
+        remaining=moving + 0,
+        row=Call.at(t).row,
+    )
+    return solver.step(NOISE, solver.init(NOISE), context).x, asked
 
 
 def test_heun_is_the_mean_of_both_ends():
     got, _ = step(Heun(), FLOW, 0.8, 0.6)
     denoise = mixture_denoiser(FLOW)
     t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (0.8, 0.6))
-    first = velocity(FLOW, denoise(NOISE, t, None)[0], t)
-    second = velocity(FLOW, denoise(NOISE - 0.2 * first, t_next, None)[0], t_next)
+    first = velocity(FLOW, denoise(NOISE, Call.at(t), None)[0], t)
+    ahead = denoise(NOISE - 0.2 * first, Call.at(t_next), None)[0]
+    second = velocity(FLOW, ahead, t_next)
     np.testing.assert_allclose(got, NOISE - 0.1 * (first + second), atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [Heun(), EDM(), DPMSolverPP2S(), EDM(s_churn=9.0)], ids=str)
+def test_a_second_evaluation_has_a_level_of_its_own_and_the_end_of_the_step(solver):
+    _, (first, second) = step(solver, FLOW, 0.8, 0.6)
+    churned = isinstance(solver, EDM) and solver.s_churn > 0
+    assert (first.t > 0.8 if churned else first.t == np.float32(0.8)).all()
+    middle = isinstance(solver, DPMSolverPP2S)
+    assert ((second.t > 0.61) & (second.t < 0.79) if middle else second.t == np.float32(0.6)).all()
+    for call in (first, second):
+        np.testing.assert_array_equal(call.t_next, np.float32(0.6))
 
 
 @pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
@@ -149,7 +172,7 @@ def test_heun_corrects_the_last_step_only_on_request_and_where_it_can():
 def test_a_singular_process_ends_with_the_clean_estimate():
     got, _ = step(Euler(), COSINE, 0.1, 0.0)
     t = jnp.full(NOISE.shape[:2], 0.1)
-    np.testing.assert_array_equal(got, mixture_denoiser(COSINE)(NOISE, t, None)[0].x0)
+    np.testing.assert_array_equal(got, mixture_denoiser(COSINE)(NOISE, Call.at(t), None)[0].x0)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)

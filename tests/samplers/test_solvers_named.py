@@ -51,9 +51,9 @@ each_solver = pytest.mark.parametrize("name", LATER)
 
 @functools.cache
 def runner(name, process=FLOW, broken=False):
-    def denoise(x, t, carry):
-        denoised, carry = mixture_denoiser(process)(x, t, carry)
-        bad = expand(jnp.broadcast_to(jnp.arange(4) == 1, t.shape), x) & broken
+    def denoise(x, call, carry):
+        denoised, carry = mixture_denoiser(process)(x, call, carry)
+        bad = expand(jnp.broadcast_to(jnp.arange(4) == 1, call.t.shape), x) & broken
         return jax.tree.map(lambda value: jnp.where(bad, jnp.nan, value), denoised), carry
 
     solver = solver_named(name)
@@ -89,8 +89,8 @@ def test_singular_ends_of_the_cosine_are_reached(name):
 
 
 def normal_denoiser(std):
-    def denoise(x, t, carry):
-        alpha, sigma = expand(FLOW.alpha(t), x), expand(FLOW.sigma(t), x)
+    def denoise(x, call, carry):
+        alpha, sigma = expand(FLOW.alpha(call.t), x), expand(FLOW.sigma(call.t), x)
         variance = (alpha * std) ** 2 + sigma**2
         x0, eps = alpha * std**2 / variance * x, sigma / variance * x
         return Denoised(x0, eps), carry
@@ -132,7 +132,7 @@ def test_stochastic_solvers_reach_the_moments_of_the_data(solver):
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ddpm_draws_the_variance_that_it_says(variance):
     zeros = jnp.zeros((1, 1, 20_000))
-    denoise = lambda x, t, carry: (Denoised(zeros, zeros), carry)  # noqa: E731
+    denoise = lambda x, call, carry: (Denoised(zeros, zeros), carry)  # noqa: E731
     matrix = synchronous(jnp.array([0.5, 0.25, 0.0]), 1)
     state = start(DDPM(variance), zeros, KEY)
     got = advance(denoise, DDPM(variance), FLOW, matrix, state, 0, 1).x

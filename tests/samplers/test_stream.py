@@ -40,8 +40,8 @@ def neighbours(process, told=0.0):
     """A network that mixes the frames of its window and is told a number."""
     exact = mixture_denoiser(process)
 
-    def denoise(x, t, carry):
-        denoised, carry = exact(x, t, carry)
+    def denoise(x, call, carry):
+        denoised, carry = exact(x, call, carry)
         x0 = denoised.x0 + 0.1 * (x.mean(1, keepdims=True) - x) + told
         return Denoised(x0, denoised.eps), carry
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
-from jvdm.samplers.process import Process, corrupt, divide, expand, mix
+from jvdm.samplers.process import corrupt, divide, expand, mix
 from jvdm.samplers.solvers.solver import Context, OneEvaluation
 
 
@@ -34,21 +34,15 @@ class DDIM(OneEvaluation):
             )
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the latents at `t_next`."""
         process = context.process
         if self.eta == 0:
-            return corrupt(process, denoised.x0, t_next, denoised.eps), state
-        fresh = self.eta * _posterior_std(process, t, t_next)
-        kept = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - fresh**2, 0.0))
-        mean = mix(process.alpha(t_next), kept, denoised.x0, denoised.eps)
+            return corrupt(process, denoised.x0, context.t_next, denoised.eps), state
+        fresh = self.eta * _posterior_std(context)
+        kept = jnp.sqrt(jnp.maximum(process.sigma(context.t_next) ** 2 - fresh**2, 0.0))
+        mean = mix(process.alpha(context.t_next), kept, denoised.x0, denoised.eps)
         return mean + expand(fresh, x) * context.noise(0), state
 
 
@@ -66,24 +60,18 @@ class DDPM(OneEvaluation):
     variance: Literal["small", "large"] = "small"
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the latents at `t_next`."""
         process = context.process
-        sigma_next = process.sigma(t_next)
-        small = _posterior_std(process, t, t_next)
+        sigma_next = process.sigma(context.t_next)
+        small = _posterior_std(context)
         kept = jnp.sqrt(jnp.maximum(sigma_next**2 - small**2, 0.0))
-        mean = mix(process.alpha(t_next), kept, denoised.x0, denoised.eps)
+        mean = mix(process.alpha(context.t_next), kept, denoised.x0, denoised.eps)
         std = small
         if self.variance == "large":
             # small = sigma_next / sigma * large, by the definition of the posterior.
-            std = divide(small * process.sigma(t), sigma_next)
+            std = divide(small * process.sigma(context.t), sigma_next)
         return mean + expand(std, x) * context.noise(0), state
 
 
@@ -95,20 +83,15 @@ class Consistency(OneEvaluation):
     """
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the latents at `t_next`."""
-        return corrupt(context.process, denoised.x0, t_next, context.noise(0)), state
+        return corrupt(context.process, denoised.x0, context.t_next, context.noise(0)), state
 
 
-def _posterior_std(process: Process, t: NoiseLevels, t_next: NoiseLevels) -> NoiseLevels:
+def _posterior_std(context: Context) -> NoiseLevels:
     """Returns the standard deviation of `x_next` given `x` and `x0`."""
+    process, t, t_next = context.process, context.t, context.t_next
     sigma, sigma_next = process.sigma(t), process.sigma(t_next)
     ratio = process.alpha(t) * sigma_next / (process.alpha(t_next) * sigma)
     return sigma_next * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))

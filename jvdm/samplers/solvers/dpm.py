@@ -68,16 +68,10 @@ class DPMSolverPP2M(OneEvaluation):
         return no_past(x)
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the latents at `t_next`, and the estimate."""
-        over, now = span(context.process, t, t_next), denoised.x0
+        over, now = span(context), denoised.x0
         past = Past(over.lam, now)
         offset, usable = state.lam - over.lam, jnp.isfinite(state.lam)
         if self.eta == 0:
@@ -113,16 +107,10 @@ class DPMSolverPP3M(OneEvaluation):
         return no_past(x), no_past(x)
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the latents at `t_next`, and the two estimates."""
-        over, now = span(context.process, t, t_next), denoised.x0
+        over, now = span(context), denoised.x0
         usable = [jnp.isfinite(past.lam) for past in state]
         if self.lower_order_final:
             usable = [use & (context.remaining > i + 1) for i, use in enumerate(usable)]
@@ -144,29 +132,22 @@ class DPMSolverPP2S(TwoEvaluations):
     Reference: algorithm 1 of the paper with `r = 1/2`.
     """
 
-    def attempt(
-        self, denoised: Denoised, x: Array, t: NoiseLevels, t_next: NoiseLevels, context: Context
-    ) -> Trial:
+    def attempt(self, denoised: Denoised, x: Array, context: Context) -> Trial:
         """Returns a step of first order, and one to the middle."""
-        process, over = context.process, span(context.process, t, t_next)
+        process, over = context.process, span(context)
         twice = jnp.isfinite(over.h) & context.moving
         h = jnp.where(twice, over.h, 1.0)
         middle = process.inv_lam(jnp.where(twice, over.lam, 0.0) + 0.5 * h)
         # Frames without a middle are shown where they end.
-        middle = jnp.where(twice, middle, t_next)
-        shown = first_order(denoised, span(process, t, middle))
+        middle = jnp.where(twice, middle, context.t_next)
+        shown = first_order(denoised, span(context._replace(t_next=middle)))
         return Trial(first_order(denoised, over), shown, middle, twice)
 
     def correct(
-        self,
-        trial: Trial,
-        both: tuple[Denoised, Denoised],
-        x: Array,
-        levels: tuple,
-        context: Context,
+        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
     ) -> Array:
         """Returns the step that takes the data to be what the middle says."""
-        over = span(context.process, *levels)
+        over = span(context)
         h = jnp.where(trial.again, over.h, 1.0)
         gain = over.alpha_next * h * phi(1, h)
         return trial.x_next + expand(gain, x) * (both[1].x0 - both[0].x0)

@@ -53,34 +53,27 @@ class EDM(TwoEvaluations):
         """Network evaluations per step."""
         return 2 if self.corrector else 1
 
-    def attempt(
-        self, denoised: Denoised, x: Array, t: NoiseLevels, t_next: NoiseLevels, context: Context
-    ) -> Trial:
+    def attempt(self, denoised: Denoised, x: Array, context: Context) -> Trial:
         """Returns a step of first order in `r`."""
-        over = span(context.process, t, t_next)
+        over = span(context)
         x_next = first_order(denoised, over)
         again = jnp.isfinite(over.h) & context.moving & self.corrector
-        return Trial(x_next, x_next, t_next, again)
+        return Trial(x_next, x_next, context.t_next, again)
 
     def correct(
-        self,
-        trial: Trial,
-        both: tuple[Denoised, Denoised],
-        x: Array,
-        levels: tuple,
-        context: Context,
+        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
     ) -> Array:
         """Returns the step along the mean of both slopes."""
-        process, over = context.process, span(context.process, *levels)
-        ratio = divide(process.sigma(levels[0]) * over.alpha_next, process.alpha(levels[0]))
+        process, over, t = context.process, span(context), context.t
+        ratio = divide(process.sigma(t) * over.alpha_next, process.alpha(t))
         half = expand(0.5 * (over.sigma_next - ratio), x)
         return trial.x_next + half * (both[1].eps - both[0].eps)
 
-    def begin(self, x: Array, t: NoiseLevels, context: Context) -> tuple[Array, NoiseLevels]:
+    def begin(self, x: Array, context: Context) -> tuple[Array, NoiseLevels]:
         """Returns the latents with more noise, and their level."""
+        process, t = context.process, context.t
         if self.s_churn == 0:
             return x, t
-        process = context.process
         alpha, sigma = process.alpha(t), process.sigma(t)
         ratio = divide(sigma, alpha)
         steps = jnp.maximum(context.updates + context.remaining, 1)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, NoiseLevels, PyTree
+from jvdm.arrays import Array, PyTree
 from jvdm.samplers.denoiser import Denoised
-from jvdm.samplers.process import Process, expand
+from jvdm.samplers.process import expand
 from jvdm.samplers.solvers.solver import (
     Context,
     OneEvaluation,
@@ -16,8 +16,9 @@ from jvdm.samplers.solvers.solver import (
 )
 
 
-def _euler(process: Process, denoised: Denoised, x: Array, t: Array, t_next: Array) -> Array:
+def _euler(denoised: Denoised, x: Array, context: Context) -> Array:
     """One Euler step; a singular process ends with `x0`, where the velocity has no limit."""
+    process, t, t_next = context.process, context.t, context.t_next
     x_next = x + expand(t_next - t, x) * velocity(process, denoised, t)
     if not process.singular_at_zero:
         return x_next
@@ -29,16 +30,10 @@ class Euler(OneEvaluation):
     """First order: follows the velocity of the current level."""
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the latents at `t_next`."""
-        return _euler(context.process, denoised, x, t, t_next), state
+        return _euler(denoised, x, context), state
 
 
 @dataclass(frozen=True)
@@ -57,26 +52,19 @@ class Heun(TwoEvaluations):
 
     correct_last: bool = False
 
-    def attempt(
-        self, denoised: Denoised, x: Array, t: NoiseLevels, t_next: NoiseLevels, context: Context
-    ) -> Trial:
+    def attempt(self, denoised: Denoised, x: Array, context: Context) -> Trial:
         """Returns an Euler step."""
-        predicted = _euler(context.process, denoised, x, t, t_next)
+        predicted = _euler(denoised, x, context)
         again = context.moving
         if context.process.singular_at_zero or not self.correct_last:
             # Finished frames are shown finished: they are context for the others.
-            again = again & (t_next > 0)
-        return Trial(predicted, predicted, t_next, again)
+            again = again & (context.t_next > 0)
+        return Trial(predicted, predicted, context.t_next, again)
 
     def correct(
-        self,
-        trial: Trial,
-        both: tuple[Denoised, Denoised],
-        x: Array,
-        levels: tuple,
-        context: Context,
+        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
     ) -> Array:
         """Returns a step along the mean of both velocities."""
-        (first, second), (t, t_next) = both, levels
+        (first, second), t, t_next = both, context.t, context.t_next
         slope = velocity(context.process, first, t) + velocity(context.process, second, t_next)
         return x + expand(0.5 * (t_next - t), x) * slope

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, NoiseLevels
 from jvdm.samplers.denoiser import Denoised
-from jvdm.samplers.process import Process, mix
+from jvdm.samplers.process import mix
+from jvdm.samplers.solvers.solver import Context
 
 SlopeRule = Literal["bh2", "bh1", "exact"]
 """How a single slope is integrated; all three are of second order.
@@ -45,8 +46,9 @@ class Span(NamedTuple):
     h: NoiseLevels
 
 
-def span(process: Process, t: NoiseLevels, t_next: NoiseLevels) -> Span:
-    """Returns the span between two levels; `t > t_next`."""
+def span(context: Context) -> Span:
+    """Returns the span of a step; `t > t_next`."""
+    process, t, t_next = context.process, context.t, context.t_next
     lam = process.lam(t)
     return Span(process.alpha(t_next), process.sigma(t_next), lam, process.lam(t_next) - lam)
 

@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree
-from jvdm.samplers.denoiser import Denoised, Denoiser
+from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Row
 from jvdm.samplers.process import Process, expand, mix
 
 
 class Context(NamedTuple):
-    """What a step may need besides the state.
+    """One step: all that a solver may need besides the latents and its own state.
 
     Attributes:
+        denoise: The network, with its guidance.
+        t: f32[B, F], the level that each frame is at.
+        t_next: f32[B, F], the level that it is to reach.
+        carry: The denoiser's state before the step.
         process: The corruption process.
         moving: bool[B, F], frames that are not frozen in this step.
         updates: i32[B, F], steps that each frame has made before.
@@ -26,13 +30,24 @@ class Context(NamedTuple):
             the frame and its number of updates alone. The argument numbers the draws
             of one step.
         remaining: i32[B, F], steps that each frame still makes, this one included.
+        row: Where in the run the step is.
     """
 
+    denoise: Denoiser
+    t: Float[Array, "B F"]
+    t_next: Float[Array, "B F"]
+    carry: PyTree
     process: Process
     moving: Bool[Array, "B F"]
     updates: Int[Array, "B F"]
     noise: Callable[[int], Array]
     remaining: Int[Array, "B F"]
+    row: Row
+
+    def ask(self, x: Array) -> tuple[Denoised, "Context"]:
+        """Evaluates the network on `x` at `t`; the context after it has the new carry."""
+        denoised, carry = self.denoise(x, Call(self.t, self.t_next, self.row), self.carry)
+        return denoised, self._replace(carry=carry)
 
 
 class Stepped(NamedTuple):
@@ -60,17 +75,8 @@ class Solver(Protocol):
         """Returns the state before the first step."""
         ...
 
-    def step(
-        self,
-        denoise: Denoiser,
-        x: Array,
-        t: Array,
-        t_next: Array,
-        state: PyTree,
-        carry: PyTree,
-        context: Context,
-    ) -> Stepped:
-        """Moves every frame from its level `t` to `t_next`."""
+    def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
+        """Moves every frame from its level `context.t` to `context.t_next`."""
         ...
 
 
@@ -92,30 +98,15 @@ class OneEvaluation:
         return None
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
-        """Returns the latents at `t_next` and the new state."""
+        """Returns the latents at `context.t_next` and the new state."""
         raise NotImplementedError
 
-    def step(
-        self,
-        denoise: Denoiser,
-        x: Array,
-        t: Array,
-        t_next: Array,
-        state: PyTree,
-        carry: PyTree,
-        context: Context,
-    ) -> Stepped:
-        """Moves every frame from its level `t` to `t_next`."""
-        denoised, carry = denoise(x, t, carry)
-        return Stepped(*self.move(denoised, x, t, t_next, state, context), carry)
+    def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
+        """Moves every frame from its level `context.t` to `context.t_next`."""
+        denoised, context = context.ask(x)
+        return Stepped(*self.move(denoised, x, state, context), context.carry)
 
 
 class Trial(NamedTuple):
@@ -146,49 +137,33 @@ class TwoEvaluations:
         """Remembers nothing."""
         return None
 
-    def begin(self, x: Array, t: NoiseLevels, context: Context) -> tuple[Array, NoiseLevels]:
+    def begin(self, x: Array, context: Context) -> tuple[Array, NoiseLevels]:
         """Returns where the step begins: here, unless a subclass adds noise."""
-        return x, t
+        return x, context.t
 
-    def attempt(
-        self, denoised: Denoised, x: Array, t: NoiseLevels, t_next: NoiseLevels, context: Context
-    ) -> Trial:
+    def attempt(self, denoised: Denoised, x: Array, context: Context) -> Trial:
         """Returns the step as the first evaluation has it."""
         raise NotImplementedError
 
     def correct(
-        self,
-        trial: Trial,
-        both: tuple[Denoised, Denoised],
-        x: Array,
-        levels: tuple,
-        context: Context,
+        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
     ) -> Array:
-        """Returns the latents at `t_next` by both evaluations; `levels` are `(t, t_next)`."""
+        """Returns the latents at `t_next` by both evaluations."""
         raise NotImplementedError
 
-    def step(
-        self,
-        denoise: Denoiser,
-        x: Array,
-        t: Array,
-        t_next: Array,
-        state: PyTree,
-        carry: PyTree,
-        context: Context,
-    ) -> Stepped:
-        """Moves every frame from its level `t` to `t_next`."""
-        x, t = self.begin(x, t, context)
-        denoised, carry = denoise(x, t, carry)
-        trial = self.attempt(denoised, x, t, t_next, context)
+    def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
+        """Moves every frame from its level `context.t` to `context.t_next`."""
+        x, t = self.begin(x, context)
+        denoised, context = context._replace(t=t).ask(x)
+        trial = self.attempt(denoised, x, context)
 
         def correct(carry: PyTree) -> tuple[Array, PyTree]:
-            second, carry = denoise(trial.x, trial.t, carry)
-            corrected = self.correct(trial, (denoised, second), x, (t, t_next), context)
-            return jnp.where(expand(trial.again, x), corrected, trial.x_next), carry
+            second, after = context._replace(t=trial.t, carry=carry).ask(trial.x)
+            corrected = self.correct(trial, (denoised, second), x, context)
+            return jnp.where(expand(trial.again, x), corrected, trial.x_next), after.carry
 
         def keep(carry: PyTree) -> tuple[Array, PyTree]:
             return trial.x_next, carry
 
-        x_next, carry = jax.lax.cond(jnp.any(trial.again), correct, keep, carry)
+        x_next, carry = jax.lax.cond(jnp.any(trial.again), correct, keep, context.carry)
         return Stepped(x_next, state, carry)

@@ -57,20 +57,16 @@ class UniPC(OneEvaluation):
         return Predicted(jnp.zeros_like(x), (no_past(x),) * self.order)
 
     def move(
-        self,
-        denoised: Denoised,
-        x: Array,
-        t: NoiseLevels,
-        t_next: NoiseLevels,
-        state: PyTree,
-        context: Context,
+        self, denoised: Denoised, x: Array, state: PyTree, context: Context
     ) -> tuple[Array, PyTree]:
         """Returns the prediction at `t_next`, made from the corrected latents at `t`."""
-        process, over, now = context.process, span(context.process, t, t_next), denoised.x0
+        process, over, now = context.process, span(context), denoised.x0
         base = first_order(denoised, over)
         if self.corrector:
-            corrected = self._correct(x, Past(over.lam, now), process.alpha(t), state, context)
-            shrinkage = divide(over.sigma_next, process.sigma(t))
+            corrected = self._correct(
+                x, Past(over.lam, now), process.alpha(context.t), state, context
+            )
+            shrinkage = divide(over.sigma_next, process.sigma(context.t))
             base = base + expand(shrinkage, x) * (corrected - x)
         earlier = state.past[: self.order - 1]
         x_next = base + self._sum(over, now, earlier, context.remaining)
