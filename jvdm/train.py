@@ -108,7 +108,7 @@ def train(
 def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop) -> setup.Start:
     """Compiles the step while the state is made or read."""
     objective, source = experiment.objective, experiment.source
-    transform = experiment.optimizer.build(experiment.num_steps)
+    transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
     plan = (objective, transform, experiment.seed, mesh)
     shapes = setup.state_shapes(*plan)
     restored = checkpoints.resume(resume, shapes, describe(experiment))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Int, Key, PyTree
+from jvdm.training.optimizer import Optimizer
 
 
 class TrainCall(NamedTuple):
@@ -28,7 +29,7 @@ class TrainCall(NamedTuple):
 class Objective(Protocol):
     """Something that can be trained: parameters, a loss and what to show of it.
 
-    It may have more: see `HasFrozen`.
+    It may have more: see `HasFrozen` and `HasUpdate`.
     """
 
     def init(self, key: Key) -> PyTree:
@@ -63,6 +64,47 @@ class HasFrozen(Protocol):
 
     def frozen(self) -> PyTree:
         """Loads them, once per process; every device gets a copy, no checkpoint does."""
+        ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """What moves parameters; a `optax.GradientTransformation`, or several in one object."""
+
+    def init(self, params: PyTree, /) -> PyTree:
+        """Returns the state before the first step."""
+        ...
+
+
+class Updated(NamedTuple):
+    """What one step makes of parameters.
+
+    A step whose `loss` or `gradient_norm` is not finite is taken back, so the norm
+    must cover every gradient that was used.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    loss: Array
+    gradient_norm: Array
+    metrics: dict[str, Array]
+
+
+@runtime_checkable
+class HasUpdate(Protocol):
+    """An objective that moves its parameters itself: several optimizers, a discriminator.
+
+    Non-finite steps, the average, counts and checkpoints stay those of every run.
+    """
+
+    def transform(self, optimizer: Optimizer, num_steps: int) -> Transform:
+        """Returns what `update` is given; its `init` makes the optimizer's state."""
+        ...
+
+    def update(
+        self, params: PyTree, opt_state: PyTree, batch: PyTree, call: TrainCall, transform: Any
+    ) -> Updated:
+        """Does one step, traced; parameters may be a tree with a part for each network."""
         ...
 
 

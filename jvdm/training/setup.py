@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
 from jvdm.parallel.mesh import replicate
-from jvdm.training.objective import HasFrozen, Objective, Source
+from jvdm.training.objective import HasFrozen, HasUpdate, Objective, Source, Transform
+from jvdm.training.optimizer import Optimizer
 from jvdm.training.state import TrainState, init_state
 from jvdm.training.step import Step
 from jvdm.weights import safetensors
@@ -66,9 +66,14 @@ def placed(source: Source, workdir: Path) -> Source:
     return source.in_workdir(workdir) if isinstance(source, UsesWorkdir) else source
 
 
-def state_shapes(
-    objective: Objective, transform: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> TrainState:
+def transform_of(objective: Objective, optimizer: Optimizer, num_steps: int) -> Transform:
+    """Returns what moves the parameters of `objective`: its own rule, or `optimizer`."""
+    if isinstance(objective, HasUpdate):
+        return objective.transform(optimizer, num_steps)
+    return optimizer.build(num_steps)
+
+
+def state_shapes(objective: Objective, transform: Transform, seed: int, mesh: Mesh) -> TrainState:
     """Returns the training state as shapes, replicated over `mesh`; computes nothing."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: init_state(objective, transform, seed))
@@ -79,7 +84,7 @@ def state_shapes(
 
 def make_state(
     objective: Objective,
-    transform: optax.GradientTransformation,
+    transform: Transform,
     seed: int,
     mesh: Mesh,
     start_from: Path | None = None,

@@ -5,11 +5,10 @@ import typing
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from jvdm.arrays import Array, Int, Key, PyTree
 from jvdm.keys import named
-from jvdm.training.objective import Objective
+from jvdm.training.objective import Objective, Transform
 
 
 @typing.no_type_check
@@ -30,9 +29,7 @@ class TrainState:
     skipped_in_row: Int[Array, ""]
 
 
-def init_state(
-    objective: Objective, transform: optax.GradientTransformation, seed: int
-) -> TrainState:
+def init_state(objective: Objective, transform: Transform, seed: int) -> TrainState:
     """Returns the state before the first step; traceable."""
     key = jax.random.key(seed)
     params = objective.init(named(key, "parameters"))

@@ -1,13 +1,14 @@
 """One training step: batch, loss, gradient, update, average."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jvdm.arrays import Array, PyTree
-from jvdm.training.objective import Objective, Source, TrainCall
+from jvdm.training.objective import HasUpdate, Objective, Source, TrainCall, Transform, Updated
 from jvdm.training.state import TrainState
 
 Step = Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
@@ -16,7 +17,7 @@ Step = Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str
 def make_step(
     objective: Objective,
     source: Source,
-    transform: optax.GradientTransformation,
+    transform: Transform,
     *,
     batch_size: int,
     ema_decay: float,
@@ -28,22 +29,19 @@ def make_step(
     step whose loss or gradient is not finite leaves parameters, average and
     optimizer as they were and is counted.
     """
+    own = objective.update if isinstance(objective, HasUpdate) else None
 
     def step(frozen, state, data):
         batch, data = source.draw(data, state.step, batch_size)
         key = jax.random.fold_in(state.key, state.step)
         call = TrainCall(state.step, key, state.ema, frozen)
-        gradient_of = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, metrics), gradient = gradient_of(state.params, batch, call)
-        norm = optax.global_norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
-        updates, opt_state = transform.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        given = (state.params, state.opt_state, batch, call, transform)
+        new = own(*given) if own else _descend(objective, *given)
+        finite = jnp.isfinite(new.loss) & jnp.isfinite(new.gradient_norm)
         decay = _warm_decay(ema_decay, state.step)
-        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, params)
+        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, new.params)
 
-        moved = (params, ema, opt_state)
+        moved = (new.params, ema, new.opt_state)
         kept = (state.params, state.ema, state.opt_state)
         params, ema, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), moved, kept
@@ -58,9 +56,26 @@ def make_step(
             skipped_in_row=(state.skipped_in_row + 1) * bad,
         )
         counts = {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
-        return state, data, {"loss": loss, "gradient_norm": norm, **metrics, **counts}
+        seen = {"loss": new.loss, "gradient_norm": new.gradient_norm}
+        return state, data, {**seen, **new.metrics, **counts}
 
     return step
+
+
+def _descend(
+    objective: Objective,
+    params: PyTree,
+    opt_state: PyTree,
+    batch: PyTree,
+    call: TrainCall,
+    transform: Any,
+) -> Updated:
+    """One gradient of the loss, one optimizer."""
+    gradient_of = jax.value_and_grad(objective.loss, has_aux=True)
+    (loss, metrics), gradient = gradient_of(params, batch, call)
+    updates, opt_state = transform.update(gradient, opt_state, params)
+    norm = optax.global_norm(gradient)
+    return Updated(optax.apply_updates(params, updates), opt_state, loss, norm, metrics)
 
 
 def _warm_decay(decay: float, step: Array) -> Array:
