@@ -5,7 +5,6 @@ also works where JAX is missing, broken or too old.
 """
 
 import dataclasses
-import importlib
 import os
 import platform
 import re
@@ -22,12 +21,9 @@ from jvdm.errors import ConfigError, JvdmError
 
 GENERATION_NEEDS = ("av", "flax", "jax", "jaxlib", "jaxtyping", "ml_dtypes", "numpy", "safetensors")
 PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin")
-LIBTPU = "libtpu"
 SHIPPED = "tiny_t2v"
 LITTLE_MEMORY = 2e9  # bytes; JAX, the shipped model and one default clip stay below
 LITTLE_DISK = 1e9  # bytes; compiled programs and videos
-
-State = Literal["ok", "warning", "failed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +33,9 @@ class DoctorOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at: `failed` if generation cannot run because of it."""
 
-    Attributes:
-        state: `failed` if generation cannot run because of it.
-        found: What there is.
-        fix: What to do about it; empty where all is well.
-        data: The same as JSON data, where there is more to say.
-    """
-
-    state: State
+    state: Literal["ok", "warning", "failed"]
     found: str
     fix: str = ""
     data: Any = None
@@ -63,12 +52,9 @@ def run(options: DoctorOptions) -> dict[str, Any]:
     Returns:
         `ok` (whether generation can run) and, per check, its finding.
     """
-    findings = {name: _attempt(check) for name, check in CHECKS.items()}
-    ok = all(finding.state != "failed" for finding in findings.values())
-    return {
-        "ok": ok,
-        "checks": {name: dataclasses.asdict(finding) for name, finding in findings.items()},
-    }
+    findings = {name: dataclasses.asdict(_attempt(check)) for name, check in CHECKS.items()}
+    ok = all(finding["state"] != "failed" for finding in findings.values())
+    return {"ok": ok, "checks": findings}
 
 
 def text(result: dict[str, Any]) -> str:
@@ -85,112 +71,96 @@ def text(result: dict[str, Any]) -> str:
 def _attempt(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
+    except JvdmError as error:
+        return Finding("failed", "; ".join(filter(None, (error.what, error.why))), error.fix)
     except Exception as error:  # whatever is wrong with this machine is what we want to tell
-        if isinstance(error, JvdmError):
-            return Finding("failed", "; ".join(filter(None, (error.what, error.why))), error.fix)
-        first_line = (str(error).splitlines() or [""])[0]
-        return Finding("failed", f"{type(error).__name__}: {first_line}")
+        return Finding("failed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 def _installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return next((found.version for found in metadata.distributions(name=package)), None)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _check_system() -> Finding:
-    """Says what is running."""
-    found = f"jvdm {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    return Finding("ok", found)
+def _system() -> Finding:
+    python = f"Python {platform.python_version()}, {platform.platform()}"
+    return Finding("ok", f"jvdm {__version__}, {python}")
 
 
-def _check_packages() -> Finding:
+def _packages() -> Finding:
     """Compares what is installed with what this version of jvdm asks for."""
-    versions: dict[str, str | None] = {name: _installed(name) for name in GENERATION_NEEDS}
-    missing, old = [], []
-    for line in metadata.requires("jvdm") or () if _installed("jvdm") else ():
-        wanted = re.match(r"([\w.-]+)(?:\[.*?\])?\s*>=\s*([\d.]+)\s*$", line)
-        if wanted is None:  # an extra
-            continue
-        name, least = wanted.groups()
-        versions[name] = have = _installed(name)
-        if have is not None and _numbers(have) < _numbers(least):
-            old.append(f"{name} {have} (needs {least})")
-    missing = [name for name, version in versions.items() if version is None]
+    lines = metadata.requires("jvdm") or () if _installed("jvdm") else ()
+    lowest = r"^([\w.-]+)(?:\[.*?\])? *>= *([\d.]+) *$"  # an extra has another end
+    least: dict[str, str] = dict.fromkeys(GENERATION_NEEDS, "0")
+    least |= dict(re.findall(lowest, "\n".join(lines), re.MULTILINE))
+    versions = {name: _installed(name) for name in least}
+    missing = [name for name, have in versions.items() if have is None]
+    there = {name: have for name, have in versions.items() if have is not None}
+    old = [name for name, have in there.items() if _numbers(have) < _numbers(least[name])]
     found = ", ".join(f"{name} {versions[name]}" for name in ("jax", "jaxlib", "flax", "av"))
-    if missing or old:
-        found += f"; missing: {', '.join(missing) or 'none'}; too old: {', '.join(old) or 'none'}"
-        blocking = old or set(missing) & set(GENERATION_NEEDS)
-        state: State = "failed" if blocking else "warning"
-        return Finding(state, found, "pip install --upgrade jvdm", versions)
-    return Finding("ok", found, data=versions)
+    if not missing and not old:
+        return Finding("ok", found, data=versions)
+    too_old = ", ".join(f"{name} {there[name]} (needs {least[name]})" for name in old)
+    found += f"; missing: {', '.join(missing) or 'none'}; too old: {too_old or 'none'}"
+    state = "failed" if old or set(missing) & set(GENERATION_NEEDS) else "warning"
+    return Finding(state, found, "pip install --upgrade jvdm", versions)
 
 
-def _check_jax() -> Finding:
+def _jax() -> Finding:
     """Sees whether the loaded JAX is the installed one, and whether its parts fit."""
-    installed, jaxlib = _installed("jax"), _installed("jaxlib")
-    loaded = getattr(sys.modules.get("jax"), "__version__", installed)
-    if loaded != installed:
-        return Finding(
-            "failed",
-            f"jax {loaded} is loaded, but {installed} is installed",
-            "restart the runtime (Jupyter: Kernel > Restart), then import jvdm first",
-        )
-    plugins = {name: version for name in PLUGINS if (version := _installed(name))}
-    wrong = {name: version for name, version in plugins.items() if version != jaxlib}
-    data = {"jax": installed, "jaxlib": jaxlib, LIBTPU: _installed(LIBTPU), **plugins}
+    data = {name: _installed(name) for name in ("jax", "jaxlib", "libtpu", *PLUGINS)}
+    plugins = [name for name in PLUGINS if data[name]]
+    loaded = getattr(sys.modules.get("jax"), "__version__", data["jax"])
+    if loaded != data["jax"]:
+        found = f"jax {loaded} is loaded, but {data['jax']} is installed"
+        fix = "restart the runtime (Jupyter: Kernel > Restart), then import jvdm first"
+        return Finding("failed", found, fix)
+    wrong = [name for name in plugins if data[name] != data["jaxlib"]]
     if wrong:
-        names = ", ".join(f"{name} {version}" for name, version in wrong.items())
+        names = ", ".join(f"{name} {data[name]}" for name in wrong)
         extra = "cuda13" if "cuda13" in names else "cuda12"
         fix = f'pip install --upgrade "jvdm[{extra}]", or pip uninstall {" ".join(wrong)}'
-        return Finding("failed", f"{names} does not fit jaxlib {jaxlib}", fix, data)
+        return Finding("failed", f"{names} does not fit jaxlib {data['jaxlib']}", fix, data)
     import jax
 
     found = f"jax {jax.__version__} with {', '.join(plugins) or 'no GPU plugin'}"
     return Finding("ok", found, data=data)
 
 
-def _check_devices() -> Finding:
+def _devices() -> Finding:
     """Lists the devices and lets one compute."""
     import jax
     import jax.numpy as jnp
 
+    names = ("platform", "kind", "memory_bytes")
     devices = [
-        {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
-        }
+        (device.platform, device.device_kind, (device.memory_stats() or {}).get("bytes_limit"))
         for device in jax.local_devices()
     ]
+    data = [dict(zip(names, device, strict=True)) for device in devices]
     total = float(jnp.sum(jnp.ones((8, 8)) @ jnp.ones((8, 8))))
     if total != 512:
-        return Finding("failed", f"8x8 ones times ones sums to {total}, not 512", data=devices)
-    kind, memory = devices[0]["kind"], devices[0]["memory_bytes"]
+        return Finding("failed", f"8x8 ones times ones sums to {total}, not 512", data=data)
+    on, kind, memory = devices[0]
     found = f"{len(devices)} x {kind}" + (f", {memory / 1e9:.1f} GB each" if memory else "")
-    idle = _idle_accelerator() if devices[0]["platform"] == "cpu" else None
-    if idle and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
-        name, extras = idle
-        fix = f"pip install {extras}; or set JAX_PLATFORMS=cpu if that is meant"
-        return Finding("warning", f"{found}, though there is {name}", fix, devices)
-    return Finding("ok", found, data=devices)
+    chosen = on != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if chosen or not (idle := _idle_accelerator()):
+        return Finding("ok", found, data=data)
+    fix = f"pip install {idle[1]}; or set JAX_PLATFORMS=cpu if that is meant"
+    return Finding("warning", f"{found}, though there is {idle[0]}", fix, data)
 
 
 def _idle_accelerator() -> tuple[str, str] | None:
     """Returns an accelerator that this machine seems to have, and the extra for it."""
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
         return "an NVIDIA GPU", '"jvdm[cuda13]" (or cuda12 for older drivers)'
-    if list(Path("/dev").glob("accel*")):
-        return "a TPU", '"jvdm[tpu]"'
-    return None
+    return ("a TPU", '"jvdm[tpu]"') if list(Path("/dev").glob("accel*")) else None
 
 
-def _check_video() -> Finding:
+def _video() -> Finding:
     """Encodes one frame as H.264."""
     import av
     import numpy as np
@@ -200,69 +170,57 @@ def _check_video() -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         frame = np.zeros((1, 16, 16, 3), np.uint8)
         size = Video(frame, fps=8.0).save(Path(folder) / "probe.mp4").stat().st_size
-    library = ".".join(map(str, av.library_versions["libavcodec"]))
-    found = f"H.264 encodes (av {av.__version__}, libavcodec {library}, {size} bytes for a frame)"
+    codec = ".".join(map(str, av.library_versions["libavcodec"]))
+    found = f"H.264 encodes (av {av.__version__}, libavcodec {codec}, {size} bytes for a frame)"
     return Finding("ok", found)
 
 
-def _check_weights() -> Finding:
+def _weights() -> Finding:
     """Reads the manifest and the headers of the shipped weights."""
-    folder_module = importlib.import_module("jvdm.weights.folder")
-    safetensors = importlib.import_module("jvdm.weights.safetensors")
-    folder = folder_module.embedded(SHIPPED)
-    folder_module.read_manifest(folder)
+    from jvdm.weights import folder as weights
+    from jvdm.weights import safetensors
+
+    folder = weights.embedded(SHIPPED)
+    weights.read_manifest(folder)
     files = sorted(folder.glob("*.safetensors"))
     for path in files:
         safetensors.read_header(path)
-    size = sum(path.stat().st_size for path in files)
-    found = f"{SHIPPED}: {len(files)} files, {size / 1e6:.1f} MB"
-    return Finding("ok", found, data={path.name: path.stat().st_size for path in files})
+    sizes = {path.name: path.stat().st_size for path in files}
+    found = f"{SHIPPED}: {len(files)} files, {sum(sizes.values()) / 1e6:.1f} MB"
+    return Finding("ok", found, data=sizes)
 
 
-def _check_cache() -> Finding:
+def _cache() -> Finding:
     """Writes into the folder of compiled programs; without it every start compiles."""
     from jvdm.cache import compilation_folder
     from jvdm.files import probe_writable
 
-    folder = compilation_folder()
     try:
-        probe_writable(folder)
+        probe_writable(compilation_folder())
     except ConfigError as error:
         fix = "set JVDM_HOME to a folder that can be written, or every start compiles anew"
         return Finding("warning", f"{error.what}; {error.why}", fix)
-    return Finding("ok", str(folder))
+    return Finding("ok", str(compilation_folder()))
 
 
-def _check_memory() -> Finding:
+def _memory() -> Finding:
     """Looks at free host memory and at the disk of the current folder."""
     memory, disk = _free_memory(), shutil.disk_usage(".").free
     known = f"{memory / 1e9:.1f} GB" if memory is not None else "an unknown amount"
     found = f"{known} of memory and {disk / 1e9:.1f} GB of disk are free"
     data = {"free_memory_bytes": memory, "free_disk_bytes": disk, "cpus": os.cpu_count()}
+    fix = "free some disk space" if disk < LITTLE_DISK else ""
     if memory is not None and memory < LITTLE_MEMORY:
-        return Finding("warning", found, "close other programs, or make smaller videos", data)
-    if disk < LITTLE_DISK:
-        return Finding("warning", found, "free some disk space", data)
-    return Finding("ok", found, data=data)
+        fix = "close other programs, or make smaller videos"
+    return Finding("warning" if fix else "ok", found, fix, data)
 
 
 def _free_memory() -> int | None:
     """Returns the bytes that a new program can use, None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    table = dict(line.split(":", 1) for line in lines)
-    return int(table["MemAvailable"].split()[0]) * 1024
+    table = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+)", table.read_text()) if table.exists() else None
+    return int(found[1]) * 1024 if found else None
 
 
-CHECKS: dict[str, Callable[[], Finding]] = {
-    "system": _check_system,
-    "packages": _check_packages,
-    "jax": _check_jax,
-    "devices": _check_devices,
-    "video": _check_video,
-    "weights": _check_weights,
-    "cache": _check_cache,
-    "memory": _check_memory,
-}
+_ALL = (_system, _packages, _jax, _devices, _video, _weights, _cache, _memory)
+CHECKS = {check.__name__[1:]: check for check in _ALL}
