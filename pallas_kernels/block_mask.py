@@ -1,0 +1,192 @@
+"""Which blocks of keys each block of queries attends to, as lists that are data."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+_TIME_BITS = 20  # of a coordinate `t << 20 | h << 10 | w`: t counts from bit 20 on
+
+_STATIC = {"metadata": {"static": True}}
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockMask:
+    """Lists of key blocks, one per block of queries, batch row and head.
+
+    Axes: `B` and `N` are those of the queries or 1, `Q` and `K` count blocks of queries and
+    keys, `M` is the width of the lists. The last blocks may reach beyond the sequences.
+
+    Attributes:
+        kv_indices: i32[B, N, Q, M], key blocks: first those attended to in full, then those
+            of which some pairs are masked; the rest of a list repeats any block.
+        kv_counts: i32[B, N, Q], blocks that count; 0 gives rows of zeros.
+        kv_full_counts: i32[B, N, Q], how many of them are attended to in full; None is all.
+        q_lengths: i32[B, Q], queries of a block that count, from its first; None is all.
+        kv_lengths: i32[B, K], the same of keys.
+        q_coords: i32[B, L], place `t << 20 | h << 10 | w` of each query, -1 for none. Read
+            only where a block is not attended to in full.
+        kv_coords: i32[B, L], the same of keys.
+        block_q: Queries of a block.
+        block_kv: Keys of a block.
+        q_len: Length of the sequence of queries.
+        kv_len: Length of the sequence of keys.
+        causal_time: In blocks that are not attended to in full, whether keys of a later
+            time than the query are masked.
+    """
+
+    kv_indices: Int[Array, "B N Q M"]
+    kv_counts: Int[Array, "B N Q"]
+    kv_full_counts: Int[Array, "B N Q"] | None = None
+    q_lengths: Int[Array, "B Q"] | None = None
+    kv_lengths: Int[Array, "B K"] | None = None
+    q_coords: Int[Array, "B L"] | None = None
+    kv_coords: Int[Array, "B L"] | None = None
+    block_q: int = dataclasses.field(default=128, **_STATIC)
+    block_kv: int = dataclasses.field(default=128, **_STATIC)
+    q_len: int = dataclasses.field(default=0, **_STATIC)
+    kv_len: int = dataclasses.field(default=0, **_STATIC)
+    causal_time: bool = dataclasses.field(default=False, **_STATIC)
+
+    @classmethod
+    def from_dense(
+        cls,
+        blocks: Bool[Array, "B N Q K"],
+        partial: Bool[Array, "B N Q K"] | None = None,
+        *,
+        max_blocks: int | None = None,
+        **fields: typing.Any,
+    ) -> "BlockMask":
+        """Makes lists from a map of blocks.
+
+        Args:
+            blocks: True where a block of keys is attended to.
+            partial: True where only some pairs of such a block count; None is nowhere.
+            max_blocks: Width of the lists; a longer list loses its last blocks. None is
+                the number of key blocks, so that none does.
+            **fields: The other fields; `q_len` and `kv_len` must be among them.
+
+        Raises:
+            ValueError: If the map is not of the size that the lengths and blocks give.
+        """
+        blocks = jnp.asarray(blocks)
+        found = cls(jnp.zeros((1, 1, 0, 0), jnp.int32), jnp.zeros((1, 1, 0), jnp.int32), **fields)
+        if blocks.shape[2:] != found.grid:
+            raise ValueError(
+                f"a map of {blocks.shape[2]} x {blocks.shape[3]} blocks, but {found.q_len} queries "
+                f"in blocks of {found.block_q} and {found.kv_len} keys in blocks of "
+                f"{found.block_kv} are {found.grid[0]} x {found.grid[1]}"
+            )
+        masked = jnp.zeros_like(blocks) if partial is None else blocks & partial
+        full = blocks & ~masked
+        counts, full_counts = (jnp.sum(x, -1, dtype=jnp.int32) for x in (blocks, full))
+        width = max_blocks or blocks.shape[3]
+        after_full = full_counts[..., None] + jnp.cumsum(masked, -1)
+        place = jnp.where(masked, after_full, jnp.cumsum(full, -1)) - 1
+        place = jnp.where(blocks, place, width)
+        ids = jnp.broadcast_to(jnp.arange(blocks.shape[3], dtype=jnp.int32), blocks.shape)
+        indices = jnp.zeros((*blocks.shape[:3], width), jnp.int32)
+        indices = jnp.put_along_axis(indices, place, ids, -1, inplace=False, mode="drop")
+        return dataclasses.replace(
+            found,
+            kv_indices=indices,
+            kv_counts=jnp.minimum(counts, width),
+            kv_full_counts=None if partial is None else jnp.minimum(full_counts, width),
+        )
+
+    @classmethod
+    def full(cls, q_len: int, kv_len: int, block_q: int = 128, block_kv: int = 128) -> "BlockMask":
+        """Returns the mask that allows every pair."""
+        blocks = np.ones((1, 1, -(-q_len // block_q), -(-kv_len // block_kv)), bool)
+        sizes = {"block_q": block_q, "block_kv": block_kv, "q_len": q_len, "kv_len": kv_len}
+        return cls.from_dense(blocks, **sizes)
+
+    @classmethod
+    def causal(
+        cls, time: Int[np.ndarray, " L"], block_q: int = 128, block_kv: int = 128
+    ) -> "BlockMask":
+        """Returns the mask of one sequence that sees its past: keys not later than the query.
+
+        Args:
+            time: Time of each token, from 0 on, below 2048; known on the host.
+            block_q: Queries of a block.
+            block_kv: Keys of a block.
+        """
+        length = len(time)
+        newest = np.maximum.reduceat(time, np.arange(0, length, block_q))[:, None]
+        oldest = np.minimum.reduceat(time, np.arange(0, length, block_q))[:, None]
+        first = np.minimum.reduceat(time, np.arange(0, length, block_kv))[None]
+        last = np.maximum.reduceat(time, np.arange(0, length, block_kv))[None]
+        blocks, partial = newest >= first, oldest < last
+        coords = jnp.asarray(time[None] << _TIME_BITS, jnp.int32)
+        return cls.from_dense(
+            blocks[None, None],
+            partial[None, None],
+            q_coords=coords,
+            kv_coords=coords,
+            block_q=block_q,
+            block_kv=block_kv,
+            q_len=length,
+            kv_len=length,
+            causal_time=True,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of blocks of queries and of keys."""
+        return -(-self.q_len // self.block_q), -(-self.kv_len // self.block_kv)
+
+    @property
+    def density(self) -> Float[Array, ""]:
+        """Share of all pairs that lie in listed blocks: 1 is dense."""
+        rows, columns = (
+            np.minimum(block, length - block * np.arange(count)).astype(np.float32)
+            for block, length, count in zip(
+                (self.block_q, self.block_kv), (self.q_len, self.kv_len), self.grid, strict=True
+            )
+        )
+        per_row = self.to_dense() @ columns / self.kv_len
+        return jnp.mean(per_row @ rows / self.q_len)
+
+    def to_dense(self) -> Bool[Array, "B N Q K"]:
+        """Returns the map of listed blocks."""
+        return self._map(jnp.zeros_like(self.kv_counts))
+
+    def token_mask(self) -> Bool[Array, "B N q k"]:
+        """Returns the mask of pairs: quadratic in the lengths."""
+        rows, columns = (np.arange(n) for n in (self.q_len, self.kv_len))
+
+        def spread(blocks: Array) -> Array:
+            return blocks[:, :, rows // self.block_q][..., columns // self.block_kv]
+
+        allowed = spread(self.to_dense())
+        if self.kv_full_counts is not None:
+            pairs = self.allows(self.q_coords[:, None, :, None], self.kv_coords[:, None, None])
+            allowed &= pairs | ~spread(self._map(self.kv_full_counts))
+        if self.q_lengths is not None:
+            known = rows[None] % self.block_q < self.q_lengths[:, rows // self.block_q]
+            allowed &= known[:, None, :, None]
+        if self.kv_lengths is not None:
+            known = columns[None] % self.block_kv < self.kv_lengths[:, columns // self.block_kv]
+            allowed &= known[:, None, None]
+        return allowed
+
+    def allows(self, q_coords: Int[Array, "*b"], kv_coords: Int[Array, "*c"]) -> Bool[Array, "*d"]:
+        """Says which pairs count where a block is not attended to in full."""
+        allowed = (q_coords >= 0) & (kv_coords >= 0)
+        if self.causal_time:
+            allowed &= kv_coords >> _TIME_BITS <= q_coords >> _TIME_BITS
+        return allowed
+
+    def _map(self, first: Int[Array, "B N Q"]) -> Bool[Array, "B N Q K"]:
+        """Marks the blocks of the list entries from `first` on."""
+        entry = jnp.arange(self.kv_indices.shape[-1])[None, None, None]
+        counts = (entry >= first[..., None]) & (entry < self.kv_counts[..., None])
+        place = jnp.where(counts, self.kv_indices, self.grid[1])
+        empty = jnp.zeros((*self.kv_counts.shape, self.grid[1]), bool)
+        return jnp.put_along_axis(empty, place, counts, -1, inplace=False, mode="drop")
