@@ -7,7 +7,7 @@ linear system per element, so one solve converts every kind of prediction.
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Shaped
 
 from jvdm.arrays import Array, Float
+from jvdm.values import recipe
 
 LevelFunction = Callable[[Array], Array]
 """An element-wise function of the noise level or of `lambda`."""
@@ -47,6 +48,7 @@ class Process:
         data_std: Standard deviation of the data, for the prediction `edm`.
         scale_input: Whether the network is fed `x_t / sqrt(alpha^2 data_std^2 + sigma^2)`,
             of unit variance, instead of `x_t`.
+        recipe: The function that made the process, with its arguments (`jvdm.values`).
     """
 
     alpha: LevelFunction
@@ -60,6 +62,7 @@ class Process:
     singular_at_zero: bool = False
     data_std: float = 1.0
     scale_input: bool = False
+    recipe: tuple[str, tuple[tuple[str, Any], ...]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def _linear_inv_lam(lam: Array) -> Array:
     return jax.nn.sigmoid(-lam)
 
 
+@recipe
 def rectified_flow(model_time: LevelFunction = _identity) -> Process:
     """Straight lines from data to noise: `alpha = 1 - t`, `sigma = t`, velocity `eps - x0`.
 
@@ -155,6 +159,7 @@ def _cosine_inv_lam(lam: Array, s: float) -> Array:
     return (angle - _start(s)) / _rate(s)
 
 
+@recipe
 def vp_cosine(s: float = 0.008, model_time: LevelFunction = _identity) -> Process:
     """Variance preserving, `alpha` a cosine in continuous time.
 

@@ -16,6 +16,7 @@ import numpy as np
 from jvdm.arrays import Array, Float
 from jvdm.errors import ConfigError
 from jvdm.samplers.process import Bound, Process, divide
+from jvdm.values import recipe
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def _from_table(table: _Table) -> Process:
     )
 
 
+@recipe
 def vp_linear(beta_0: float = 1e-4, beta_1: float = 0.02, steps: int = 1000) -> Process:
     """Variance preserving, `beta` linear in the step (Ho et al., arXiv:2006.11239).
 
@@ -145,11 +147,13 @@ def vp_linear(beta_0: float = 1e-4, beta_1: float = 0.02, steps: int = 1000) -> 
     return _from_table(_Table("linear", beta_0, beta_1, steps))
 
 
+@recipe
 def vp_scaled_linear(beta_0: float = 0.00085, beta_1: float = 0.012, steps: int = 1000) -> Process:
     """Variance preserving, the root of `beta` linear in the step: Stable Diffusion, CogVideoX."""
     return _from_table(_Table("scaled linear", beta_0, beta_1, steps))
 
 
+@recipe
 def vp_cosine_table(s: float = 0.008, beta_max: float = 0.999, steps: int = 1000) -> Process:
     """The cosine schedule in discrete steps, with the cap on `beta` of its authors.
 
@@ -159,6 +163,7 @@ def vp_cosine_table(s: float = 0.008, beta_max: float = 0.999, steps: int = 1000
     return _from_table(_Table("cosine", s, beta_max, steps))
 
 
+@recipe
 def zero_terminal_snr(process: Process) -> Process:
     """Returns a table with its shares of data stretched so that the last step is pure noise.
 
@@ -222,6 +227,7 @@ def _continuous_inv_lam(lam: Array, beta: _Slope) -> Array:
     return -2.0 * log_alpha / (root + 0.5 * beta.low)
 
 
+@recipe
 def vp_continuous(beta_min: float = 0.1, beta_d: float = 19.9) -> Process:
     """Variance preserving in continuous time, `beta(t) = beta_min + beta_d t`.
 
@@ -275,6 +281,7 @@ def _trig_inv_lam(lam: Array) -> Array:
     return jnp.arctan(jnp.exp(-lam)) * (2 / math.pi)
 
 
+@recipe
 def trig_flow(data_std: float = 1.0) -> Process:
     """A quarter of a circle: `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
 
@@ -308,6 +315,7 @@ def _quarter_log(t: Array) -> Array:
     return 0.25 * jnp.log(jnp.where(t == 0, 1.0, t))
 
 
+@recipe
 def edm(data_std: float = 0.5, t_max: float = 80.0) -> Process:
     """Noise is added and data stay as they are: `alpha = 1`, `sigma = t`, up to `t_max`.
 

@@ -9,9 +9,9 @@ from tests.architecture.source import ROOT, Module, imports, names, planted, pro
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "files", "keys", "stages"),
+    ("cache", "files", "keys", "stages", "values"),
     ("record",),
-    ("parallel", "samplers", "video", "weights", "world"),
+    ("fidelity", "parallel", "samplers", "video", "weights", "world"),
     ("data", "outputs"),
     ("attention",),
     ("models", "text", "vae"),
