@@ -87,7 +87,8 @@ def denoise_row(
         return dit(x, call, Conditions(text), carry)
 
     denoise = samplers.make_denoiser(predict, networks.process)
-    guided = samplers.classifier_free(denoise, scale)
+    rule = samplers.ClassifierFree(scale)
+    guided = samplers.guided(rule, lambda names: denoise, networks.process)
     state = samplers.advance(guided, networks.solver, networks.process, matrix, state, row, 1)
     return _spread(state, networks.mesh)
 

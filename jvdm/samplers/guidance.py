@@ -1,24 +1,101 @@
-"""Guidance: one denoiser made of several branches of another.
+"""Guidance: one denoiser made of several branches, each the network with other conditions.
 
-The wrapped denoiser takes a *branch-major* batch of `n * B`: all samples of branch 0,
-then all of branch 1, and so on. Its conditions, and its carry, are of that batch.
+A rule says which branches it needs and how it combines them. Rules are pytrees: their numbers
+are leaves, so that another scale is no other program; names and `execution` are structure.
+`guided` makes the denoiser. Evaluated together, branches are a *branch-major* batch of `n * B`:
+all samples of branch 0, then all of branch 1; conditions and carry are of that batch. Evaluated
+one after the other they need the memory of one, and each has a carry of its own.
 """
 
 import functools
+import typing
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jvdm.arrays import Array, Float, NoiseLevels, PyTree
+from jvdm.arrays import Array, Bool, Float, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser
 from jvdm.samplers.process import Process, divide, expand, from_x0_eps, to_x0_eps
 
+Execution = Literal["batched", "sequential"]
+"""Whether the branches are one call of the network, or one call each."""
+
 BranchWeights = Float[Array, " n"] | Float[Array, "n B F"]
 """One weight per branch, or per branch and frame."""
+
+Scale = float | Float[Array, ""]
+
+UNCONDITIONAL, PROMPT = "unconditional", "prompt"
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """A rule: a frozen dataclass that is registered as a pytree."""
+
+    @property
+    def execution(self) -> Execution:
+        """How the branches are evaluated (static)."""
+        ...
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches (static); the last one is told the most."""
+        ...
+
+    def needed(self, call: Call) -> Bool[Array, " n"]:
+        """Returns which branches matter; others are left out where they run one by one."""
+        ...
+
+    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
+        """Returns what the branches say together; one that is not needed says 0."""
+        ...
+
+    def settled(self) -> "Guidance":
+        """Returns the rule with the fewest branches that says the same."""
+        ...
+
+
+def guided(
+    rule: Guidance, denoiser_of: Callable[[tuple[str, ...]], Denoiser], process: Process
+) -> Denoiser:
+    """Returns the denoiser that follows a rule; its first carry is `guided_carry`.
+
+    Args:
+        rule: The rule. One by one, a branch that no frame of a row needs is skipped and keeps
+            its carry, unless the row writes to it.
+        denoiser_of: Returns the denoiser of the branch-major batch of the named branches.
+        process: The corruption process.
+    """
+    if rule.execution == "sequential":
+        evaluate = functools.partial(
+            _one_by_one, rule, [denoiser_of((name,)) for name in rule.branches]
+        )
+    else:
+        evaluate = functools.partial(_together, len(rule.branches), denoiser_of(rule.branches))
+
+    def follow(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        branches, carry = evaluate(x, call, carry)
+        return rule.combine(branches, x, call, process), carry
+
+    return follow
+
+
+def guided_carry(rule: Guidance, carry_of: Callable[[tuple[str, ...]], PyTree]) -> PyTree:
+    """Returns the first carry of `guided`: that of all branches, or a tuple of one for each.
+
+    Args:
+        rule: The rule.
+        carry_of: Returns the carry of the branch-major batch of the named branches.
+    """
+    if rule.execution == "sequential":
+        return tuple(carry_of((name,)) for name in rule.branches)
+    return carry_of(rule.branches)
 
 
 def stack_branches(*branches: PyTree) -> PyTree:
@@ -26,165 +103,315 @@ def stack_branches(*branches: PyTree) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
 
 
-def linear(denoise: Denoiser, weights: BranchWeights | Callable[[Array], Array]) -> Denoiser:
-    """Returns the weighted sum of the branches of `denoise`.
+class Linear:
+    """A weighted sum of branches: the base of most rules, which says the weights.
 
-    Every linear rule is a choice of weights: with scale `s`, classifier-free guidance is
-    `(1 - s, s)`; two nested conditions are `(1 - s1, s1 - s2, s2)`. The sum is the same
-    in `x0`, `eps` and velocity as long as the weights sum to 1.
-
-    Args:
-        denoise: A denoiser of the branch-major batch.
-        weights: The weights, or a function from `t[B, F]` to weights `[n, B, F]`. They
-            may be traced: another scale does not compile again.
-
-    Raises:
-        ConfigError: If weights that are known already do not sum to 1.
+    The sum is the same in `x0`, `eps` and velocity as long as the weights sum to 1.
     """
-    if not callable(weights):
-        _check_sum(weights)
 
-    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-        values = weights(call.t) if callable(weights) else weights
-        branches, carry = _evaluate(denoise, values.shape[0], x, call, carry)
+    execution: Execution = "batched"
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """No condition and all of them, unless a rule says otherwise."""
+        return UNCONDITIONAL, PROMPT
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weight of each branch."""
+        raise NotImplementedError
+
+    def needed(self, call: Call) -> Bool[Array, " n"]:
+        """Branches whose weight is not 0 in some frame."""
+        weights = self.weigh(call)
+        return jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
+
+    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
+        """Returns the sum, in data and in noise."""
+        weights = self.weigh(call)
         return Denoised(
-            _weighted_sum(values, [branch.x0 for branch in branches]),
-            _weighted_sum(values, [branch.eps for branch in branches]),
-        ), carry
+            _weighted_sum(weights, [branch.x0 for branch in branches]),
+            _weighted_sum(weights, [branch.eps for branch in branches]),
+        )
 
-    return guided
+    def settled(self) -> Guidance:
+        """Returns itself."""
+        return self
 
 
-def classifier_free(denoise: Denoiser, scale: float | Float[Array, ""]) -> Denoiser:
-    """Classifier-free guidance: away from branch 0, towards branch 1.
+_rule = jax.tree_util.register_dataclass
+_STATIC = {"static": True}
 
-    Args:
-        denoise: A denoiser of `2 B` samples, first without condition, then with.
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class Unguided(Linear):
+    """The network itself: one branch.
+
+    Attributes:
+        branch: Its name (static).
+    """
+
+    branch: str = field(default=PROMPT, metadata=_STATIC)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The only one."""
+        return (self.branch,)
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns 1."""
+        return jnp.ones(1)
+
+    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
+        """Returns what it says."""
+        return branches[0]
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class ClassifierFree(Linear):
+    """Away from what is said without condition, towards what is said with it.
+
+    Attributes:
         scale: 1 is the conditional prediction, above 1 exaggerates the condition.
+        execution: Whether the branches are one call (static).
 
     Reference: Ho and Salimans, arXiv:2207.12598.
     """
-    return linear(denoise, _pair(scale))
+
+    scale: Scale
+    execution: Execution = field(default="batched", kw_only=True, metadata=_STATIC)
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns `(1 - scale, scale)`."""
+        scale = jnp.asarray(self.scale, jnp.float32)
+        return jnp.stack([1.0 - scale, scale])
+
+    def settled(self) -> Guidance:
+        """A scale of 1 needs no other branch."""
+        return Unguided() if _is_number(self.scale) and self.scale == 1 else self
 
 
-def in_interval(
-    scale: float | Float[Array, ""], low: float, high: float
-) -> Callable[[Array], Float[Array, "2 B F"]]:
-    """Returns weights for `linear`: guidance where `low <= t <= high`, none elsewhere.
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class Interval(ClassifierFree):
+    """Classifier-free guidance of frames at `low <= t <= high`, none elsewhere.
+
+    Attributes:
+        scale: Guidance scale.
+        low: Cleanest level with guidance.
+        high: Noisiest level with guidance.
+        execution: Whether the branches are one call; one by one, rows whose levels all lie
+            outside cost one evaluation (static).
 
     Reference: Kynkaanniemi et al., arXiv:2404.07724.
 
     Raises:
-        ConfigError: If the interval is empty.
+        ConfigError: If the interval is known to be empty.
     """
-    if low > high:
-        raise ConfigError(f"guidance from level {low} to {high}", "no level is in between")
 
-    def weights(t: NoiseLevels) -> Array:
-        here = jnp.where((t >= low) & (t <= high), jnp.asarray(scale, t.dtype), 1.0)
-        return jnp.stack([1.0 - here, here])
+    low: float
+    high: float
 
-    return weights
+    def __post_init__(self) -> None:
+        if _is_number(self.low) and _is_number(self.high) and self.low > self.high:
+            raise ConfigError(
+                f"guidance from level {self.low} to {self.high}", "no level is in between"
+            )
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weights of every frame."""
+        inside = (call.t >= self.low) & (call.t <= self.high)
+        scale = jnp.where(inside, jnp.asarray(self.scale, call.t.dtype), 1.0)
+        return jnp.stack([1.0 - scale, scale])
 
 
-def cfg_plus_plus(denoise: Denoiser, scale: float | Float[Array, ""]) -> Denoiser:
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class PlusPlus(ClassifierFree):
     """Guided data, but the noise of the branch without condition, so that steps stay on path.
 
-    Args:
-        denoise: A denoiser of `2 B` samples, first without condition, then with.
+    Attributes:
         scale: Weight of the condition, 0 to 1: an interpolation, not an exaggeration.
+        execution: Whether the branches are one call (static).
+
+    Reference: CFG++, Chung et al., arXiv:2406.08070, algorithm 2; meant for `DDIM`.
 
     Raises:
-        ConfigError: If a scale that is known already lies outside 0 to 1.
-
-    Reference: Chung et al., arXiv:2406.08070, algorithm 2; meant for `DDIM`.
+        ConfigError: If the scale is known to lie outside 0 to 1.
     """
-    if isinstance(scale, float | int) and not 0 <= scale <= 1:
-        raise ConfigError(
-            f"CFG++ with a scale of {scale}",
-            "it interpolates between two predictions",
-            "use 0 to 1; a guidance scale of 7.5 is about 0.6",
-        )
 
-    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-        (without, given), carry = _evaluate(denoise, 2, x, call, carry)
-        return Denoised(_weighted_sum(_pair(scale), [without.x0, given.x0]), without.eps), carry
+    def __post_init__(self) -> None:
+        if _is_number(self.scale) and not 0 <= self.scale <= 1:
+            raise ConfigError(
+                f"CFG++ with a scale of {self.scale}",
+                "it interpolates between two predictions",
+                "use 0 to 1; a guidance scale of 7.5 is about 0.6",
+            )
 
-    return guided
+    def needed(self, call: Call) -> Bool[Array, " n"]:
+        """The noise is that of the first branch at every scale."""
+        return super().needed(call) | jnp.array([True, False])
+
+    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
+        """Returns the sum in data, and the noise of the first branch."""
+        return super().combine(branches, x, call, process)._replace(eps=branches[0].eps)
+
+    def settled(self) -> Guidance:
+        """Returns itself: a scale of 1 has the noise of the other branch."""
+        return self
 
 
-def rescaled(denoise: Denoiser, scale: float | Float[Array, ""], share: float = 0.7) -> Denoiser:
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class Rescaled(ClassifierFree):
     """Classifier-free guidance whose clean data keep the contrast of the conditional branch.
 
-    Args:
-        denoise: A denoiser of `2 B` samples, first without condition, then with.
+    Attributes:
         scale: Guidance scale.
         share: 0 is plain guidance; 1 gives every sample the standard deviation that the
             conditional branch has.
+        execution: Whether the branches are one call (static).
 
     Reference: Lin et al., arXiv:2305.08891, equations 15 and 16, here on `x0`; the noise
     is what `x_t` leaves for it.
     """
 
-    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-        (without, given), carry = _evaluate(denoise, 2, x, call, carry)
-        x0 = _weighted_sum(_pair(scale), [without.x0, given.x0])
-        eps = _weighted_sum(_pair(scale), [without.eps, given.eps])
-        axes = tuple(range(1, x.ndim))
-        spread = divide(jnp.std(given.x0, axes, keepdims=True), jnp.std(x0, axes, keepdims=True))
-        return Denoised(x0 * (share * spread + 1.0 - share), eps), carry
+    share: float = 0.7
 
-    return guided
+    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
+        """Returns the sum with other data."""
+        x0, eps = super().combine(branches, x, call, process)
+        axes, given = tuple(range(1, x.ndim)), branches[1].x0
+        spread = divide(jnp.std(given, axes, keepdims=True), jnp.std(x0, axes, keepdims=True))
+        return Denoised(x0 * (self.share * spread + 1.0 - self.share), eps)
 
 
-def cfg_zero_star(
-    denoise: Denoiser,
-    process: Process,
-    scale: float | Float[Array, ""],
-    zero_above: float = 2.0,
-) -> Denoiser:
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class ZeroStar(ClassifierFree):
     """Guidance away from the best multiple of the unconditional velocity.
 
     `u = s u_0 + scale (u_1 - s u_0)`, with `s = <u_1, u_0> / |u_0|^2` for each sample.
 
-    Args:
-        denoise: A denoiser of `2 B` samples, first without condition, then with.
-        process: The corruption process, which defines the velocity.
+    Attributes:
         scale: Guidance scale.
         zero_above: Frames at levels of this and above stand still (zero initialisation);
-            the default never applies.
+            None is none of them.
+        execution: Whether the branches are one call (static).
 
-    Reference: Fan et al., arXiv:2503.18886, equations 8 to 10.
+    Reference: CFG-zero*, Fan et al., arXiv:2503.18886, equations 8 to 10.
     """
 
-    def guided(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-        branches, carry = _evaluate(denoise, 2, x, call, carry)
+    zero_above: float | None = None
+
+    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
+        """Returns the sum of velocities as data and noise."""
         without, given = (
             from_x0_eps(process, "velocity", branch.x0, branch.eps, call.t) for branch in branches
         )
         axes = tuple(range(1, x.ndim))
         along = jnp.sum(given * without, axes, keepdims=True)
         best = divide(along, jnp.sum(without * without, axes, keepdims=True))
-        velocity = _weighted_sum(_pair(scale), [best * without, given])
-        velocity = jnp.where(expand(call.t >= zero_above, x), 0.0, velocity)
-        return Denoised(*to_x0_eps(process, "velocity", velocity, x, call.t)), carry
+        velocity = _weighted_sum(self.weigh(call), [best * without, given])
+        if self.zero_above is not None:
+            velocity = jnp.where(expand(call.t >= self.zero_above, x), 0.0, velocity)
+        return Denoised(*to_x0_eps(process, "velocity", velocity, x, call.t))
 
-    return guided
-
-
-def _pair(scale: float | Float[Array, ""]) -> Float[Array, "2"]:
-    scale = jnp.asarray(scale, jnp.float32)
-    return jnp.stack([1.0 - scale, scale])
+    def settled(self) -> Guidance:
+        """A scale of 1 needs no other branch, if no frame is to stand still."""
+        return super().settled() if self.zero_above is None else self
 
 
-def _evaluate(
-    denoise: Denoiser, count: int, x: Array, call: Call, carry: PyTree
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class Weighted(Linear):
+    """A weighted sum of any branches: two nested conditions are `(1 - s1, s1 - s2, s2)`.
+
+    Attributes:
+        names: Names of the branches (static).
+        weights: One per branch, or an array `[n]` or `[n, B, F]`.
+        execution: Whether the branches are one call (static).
+
+    Raises:
+        ConfigError: If weights that are known do not fit the names or do not sum to 1.
+    """
+
+    names: tuple[str, ...] = field(metadata=_STATIC)
+    weights: tuple[Scale, ...] | BranchWeights
+    execution: Execution = field(default="batched", kw_only=True, metadata=_STATIC)
+
+    def __post_init__(self) -> None:
+        _check_weights(self.names, self.weights)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The names."""
+        return self.names
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weights."""
+        if isinstance(self.weights, tuple):
+            return jnp.stack([jnp.asarray(weight, jnp.float32) for weight in self.weights])
+        return self.weights
+
+    def settled(self) -> Guidance:
+        """Leaves out the branches whose weight is the number 0."""
+        if not isinstance(self.weights, tuple):
+            return self
+        kept = [
+            (name, weight)
+            for name, weight in zip(self.names, self.weights, strict=True)
+            if not (_is_number(weight) and weight == 0)
+        ]
+        names, weights = zip(*kept, strict=True)
+        if len(names) == 1 and _is_number(weights[0]):
+            return Unguided(names[0])
+        return Weighted(names, weights, execution=self.execution)
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is a number of Python, which no program is traced for."""
+    return isinstance(value, float | int)
+
+
+def _together(
+    count: int, denoiser: Denoiser, x: Array, call: Call, carry: PyTree
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates all branches as one batch."""
     t, t_next = (jnp.concatenate([level] * count) for level in (call.t, call.t_next))
-    denoised, carry = denoise(jnp.concatenate([x] * count), Call(t, t_next, call.row), carry)
+    called = Call(t, t_next, call.row)
+    denoised, carry = denoiser(jnp.concatenate([x] * count), called, carry)
     parts = (jnp.split(value, count) for value in denoised)
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
+
+
+def _one_by_one(
+    rule: Guidance, denoisers: list[Denoiser], x: Array, call: Call, carry: PyTree
+) -> tuple[list[Denoised], PyTree]:
+    """Evaluates the branches that matter, and all where the row is written to a cache."""
+    needed = rule.needed(call) | jnp.any(call.row.write)
+
+    def evaluate(branch: Denoiser, carry: PyTree) -> tuple[Denoised, PyTree]:
+        denoised, carry = branch(x, call, carry)
+        return Denoised(*(value.astype(x.dtype) for value in denoised)), carry
+
+    def skip(carry: PyTree) -> tuple[Denoised, PyTree]:
+        return Denoised(jnp.zeros_like(x), jnp.zeros_like(x)), carry
+
+    said = [
+        jax.lax.cond(needed[i], functools.partial(evaluate, branch), skip, carry[i])
+        for i, branch in enumerate(denoisers)
+    ]
+    branches, carries = zip(*said, strict=True)
+    return list(branches), carries
 
 
 def _weighted_sum(weights: BranchWeights, parts: list[Array]) -> Array:
@@ -195,11 +422,21 @@ def _weighted_sum(weights: BranchWeights, parts: list[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _check_sum(weights: BranchWeights) -> None:
-    """Refuses weights that do not sum to 1, unless they are traced."""
-    if isinstance(weights, Tracer):
+def _check_weights(names: tuple[str, ...], weights: PyTree) -> None:
+    """Refuses weights that are known, all of them, and do not sum to 1."""
+    leaves = jax.tree.leaves(weights)
+    if not all(isinstance(x, float | int | np.ndarray | jax.Array) for x in leaves):
         return
-    sums = np.asarray(weights, np.float64).sum(axis=0)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return
+    values = np.asarray(weights, np.float64)
+    if values.shape[:1] != (len(names),):
+        raise ConfigError(
+            f"guidance weights of shape {values.shape} for {len(names)} branches",
+            "each branch has one",
+            f"give the weights of {', '.join(names)}",
+        )
+    sums = values.sum(axis=0)
     if np.abs(sums - 1.0).max() > 1e-4:
         wrong = sums.flat[np.abs(sums - 1.0).argmax()]
         raise ConfigError(

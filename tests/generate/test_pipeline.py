@@ -90,7 +90,9 @@ def test_guidance_of_a_shipped_size_is_its_closed_form_when_compiled(batch):
     def guided(scale):
         stacked = jnp.concatenate([plain, prompted])
         denoise = samplers.make_denoiser(lambda x, call, carry: (stacked, carry), process)
-        denoised, _ = samplers.classifier_free(denoise, scale)(x, samplers.Call.at(t), None)
+        rule = samplers.ClassifierFree(scale)
+        follow = samplers.guided(rule, lambda names: denoise, process)
+        denoised, _ = follow(x, samplers.Call.at(t), None)
         return denoised.eps - denoised.x0
 
     expected = plain + 4.0 * (prompted - plain)

@@ -14,14 +14,15 @@ from jvdm.errors import NumericsError
 from jvdm.samplers import (
     Address,
     Call,
+    ClassifierFree,
     Euler,
     Heun,
     advance,
-    classifier_free,
     consecutive,
     cost,
     freeze,
     from_index,
+    guided,
     initial_noise,
     lag_matrix,
     linspace_levels,
@@ -354,7 +355,7 @@ def test_matrices_scales_and_seeds_of_equal_shape_share_one_program():
     def generate(matrix, scale, seed):
         key = jax.random.key(seed)
         x = initial_noise(key, jnp.arange(2), FRAMES, (8,))
-        denoise = classifier_free(mixture, scale)
+        denoise = guided(ClassifierFree(scale), lambda names: mixture, FLOW)
         return sample(denoise, Heun(), FLOW, matrix, x, key).x
 
     results = [
