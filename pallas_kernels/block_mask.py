@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 _TIME_BITS = 20  # of a coordinate `t << 20 | h << 10 | w`: t counts from bit 20 on
 
-_STATIC = {"metadata": {"static": True}}
+_STATIC = {"static": True}
 
 
 @typing.no_type_check
@@ -30,7 +30,7 @@ class BlockMask:
         q_lengths: i32[B, Q], queries of a block that count, from its first; None is all.
         kv_lengths: i32[B, K], the same of keys.
         q_coords: i32[B, L], place `t << 20 | h << 10 | w` of each query, -1 for none. Read
-            only where a block is not attended to in full.
+            only where a block is not attended to in full; None masks nothing there.
         kv_coords: i32[B, L], the same of keys.
         block_q: Queries of a block.
         block_kv: Keys of a block.
@@ -40,6 +40,8 @@ class BlockMask:
             time than the query are masked.
     """
 
+    MAX_TIME: typing.ClassVar[int] = 2048
+
     kv_indices: Int[Array, "B N Q M"]
     kv_counts: Int[Array, "B N Q"]
     kv_full_counts: Int[Array, "B N Q"] | None = None
@@ -47,17 +49,17 @@ class BlockMask:
     kv_lengths: Int[Array, "B K"] | None = None
     q_coords: Int[Array, "B L"] | None = None
     kv_coords: Int[Array, "B L"] | None = None
-    block_q: int = dataclasses.field(default=128, **_STATIC)
-    block_kv: int = dataclasses.field(default=128, **_STATIC)
-    q_len: int = dataclasses.field(default=0, **_STATIC)
-    kv_len: int = dataclasses.field(default=0, **_STATIC)
-    causal_time: bool = dataclasses.field(default=False, **_STATIC)
+    block_q: int = dataclasses.field(default=128, metadata=_STATIC)
+    block_kv: int = dataclasses.field(default=128, metadata=_STATIC)
+    q_len: int = dataclasses.field(default=0, metadata=_STATIC)
+    kv_len: int = dataclasses.field(default=0, metadata=_STATIC)
+    causal_time: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     @classmethod
     def from_dense(
         cls,
-        blocks: Bool[Array, "B N Q K"],
-        partial: Bool[Array, "B N Q K"] | None = None,
+        blocks: Bool[Array | np.ndarray, "B N Q K"],
+        partial: Bool[Array | np.ndarray, "B N Q K"] | None = None,
         *,
         max_blocks: int | None = None,
         **fields: typing.Any,
@@ -103,8 +105,9 @@ class BlockMask:
     def full(cls, q_len: int, kv_len: int, block_q: int = 128, block_kv: int = 128) -> "BlockMask":
         """Returns the mask that allows every pair."""
         blocks = np.ones((1, 1, -(-q_len // block_q), -(-kv_len // block_kv)), bool)
-        sizes = {"block_q": block_q, "block_kv": block_kv, "q_len": q_len, "kv_len": kv_len}
-        return cls.from_dense(blocks, **sizes)
+        return cls.from_dense(
+            blocks, block_q=block_q, block_kv=block_kv, q_len=q_len, kv_len=kv_len
+        )
 
     @classmethod
     def causal(
@@ -113,28 +116,34 @@ class BlockMask:
         """Returns the mask of one sequence that sees its past: keys not later than the query.
 
         Args:
-            time: Time of each token, from 0 on, below 2048; known on the host.
+            time: Time of each token, from 0 on, below `MAX_TIME`; known on the host.
             block_q: Queries of a block.
             block_kv: Keys of a block.
+
+        Raises:
+            ValueError: If a time is out of range.
         """
+        if time.min() < 0 or time.max() >= cls.MAX_TIME:
+            raise ValueError(f"times {time.min()} to {time.max()} are not in 0..{cls.MAX_TIME - 1}")
         length = len(time)
         newest = np.maximum.reduceat(time, np.arange(0, length, block_q))[:, None]
         oldest = np.minimum.reduceat(time, np.arange(0, length, block_q))[:, None]
         first = np.minimum.reduceat(time, np.arange(0, length, block_kv))[None]
         last = np.maximum.reduceat(time, np.arange(0, length, block_kv))[None]
         blocks, partial = newest >= first, oldest < last
-        coords = jnp.asarray(time[None] << _TIME_BITS, jnp.int32)
-        return cls.from_dense(
-            blocks[None, None],
-            partial[None, None],
-            q_coords=coords,
-            kv_coords=coords,
-            block_q=block_q,
-            block_kv=block_kv,
-            q_len=length,
-            kv_len=length,
-            causal_time=True,
-        )
+        with jax.ensure_compile_time_eval():  # lists that are known here are constants
+            coords = jnp.asarray(time[None] << _TIME_BITS, jnp.int32)
+            return cls.from_dense(
+                blocks[None, None],
+                partial[None, None],
+                q_coords=coords,
+                kv_coords=coords,
+                block_q=block_q,
+                block_kv=block_kv,
+                q_len=length,
+                kv_len=length,
+                causal_time=True,
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -165,8 +174,9 @@ class BlockMask:
             return blocks[:, :, rows // self.block_q][..., columns // self.block_kv]
 
         allowed = spread(self.to_dense())
-        if self.kv_full_counts is not None:
-            pairs = self.allows(self.q_coords[:, None, :, None], self.kv_coords[:, None, None])
+        q, kv = self.q_coords, self.kv_coords
+        if self.kv_full_counts is not None and q is not None and kv is not None:
+            pairs = self.allows(q[:, None, :, None], kv[:, None, None])
             allowed &= pairs | ~spread(self._map(self.kv_full_counts))
         if self.q_lengths is not None:
             known = rows[None] % self.block_q < self.q_lengths[:, rows // self.block_q]

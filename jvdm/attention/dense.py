@@ -2,16 +2,13 @@
 
 import dataclasses
 
-from jvdm.attention.policy import TokenGrid
+from jvdm.attention.policy import AttentionCall, Policy
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Policy):
     """Full attention over all tokens of the clip."""
 
-    def init(self, grid: TokenGrid) -> None:
-        """Dense attention remembers nothing."""
-
-    def select(self, q, k, v, state, call):
+    def select(self, q, k, v, state, call: AttentionCall):
         """Allows every pair."""
         return None, state

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree
+from jvdm.arrays import Array, Float, Int, NoiseLevels, PyTree
 from jvdm.samplers import Row
+from pallas_kernels import BlockMask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +45,28 @@ class AttentionCall(NamedTuple):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses, layer by layer, which tokens attend to which.
+    """Chooses, layer by layer and row by row, which tokens attend to which.
 
-    A policy is a frozen dataclass; what a layer remembers from row to row is `state`,
-    a pytree of arrays. The model keeps one per layer.
+    A policy is a frozen dataclass whose fields can be written as JSON, and a subclass of
+    this. What a layer remembers from row to row is `state`, a pytree of arrays; the model
+    keeps one per layer, stacked. Branches of guidance are rows of the batch.
     """
 
+    def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
+        """Divides the rows of a run into phases: a name and a number of rows each."""
+        return (("all", num_rows),)
+
+    def in_phase(self, name: str) -> "Policy":
+        """Returns the policy of one of its phases, whose state has the same structure."""
+        return self
+
     def init(self, grid: TokenGrid) -> PyTree:
-        """Returns the state of one layer before the first row."""
-        ...
+        """Returns the state of one layer before the first row.
+
+        Raises:
+            ConfigError: If the policy cannot run on such a grid.
+        """
+        return None
 
     def select(
         self,
@@ -61,6 +75,6 @@ class Policy(Protocol):
         v: Float[Array, "B L N D"],
         state: PyTree,
         call: AttentionCall,
-    ) -> tuple[Bool[Array, "#B #N L L"] | None, PyTree]:
-        """Returns the mask of allowed pairs, None for all of them, and the next state."""
+    ) -> tuple[BlockMask | None, PyTree]:
+        """Returns the blocks that are attended to, None for all, and the next state."""
         ...

@@ -6,7 +6,7 @@ from jvdm.arrays import Array, Float, PyTree
 from jvdm.attention import AttentionCall, Policy
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, rotate
-from pallas_kernels import dense_attention
+from pallas_kernels import block_sparse_attention, dense_attention
 
 
 class SelfAttention(nn.Module):
@@ -32,7 +32,7 @@ class SelfAttention(nn.Module):
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)
         mask, state = self.policy.select(q, k, v, state, call)
-        out = dense_attention(q, k, v, mask=mask)
+        out = block_sparse_attention(q, k, v, mask)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y, state
 

@@ -28,9 +28,17 @@ class Carry:
 
     @classmethod
     def first(
-        cls, policy: Policy, depth: int, grid: TokenGrid, positions: Float[Array, " F"] | None
+        cls,
+        policy: Policy,
+        depth: int,
+        grid: TokenGrid,
+        positions: Float[Array, " F"] | None = None,
     ) -> "Carry":
-        """Returns the carry before the first call; positions are 0, 1, ... if None."""
+        """Returns the carry before the first call; positions are 0, 1, ... if None.
+
+        Raises:
+            ConfigError: If the policy cannot run on the grid.
+        """
         if positions is None:
             positions = jnp.arange(grid.frames, dtype=jnp.float32)
         one = policy.init(grid)

@@ -133,12 +133,12 @@ class VideoDiT(nn.Module):
         """
         self._check(x, conditions)
         b, f, h, w, _ = x.shape
-        carry = self.start(f, h, w) if carry is None else carry
+        # Parameters do not depend on the policy, and may be made on a grid that it refuses.
+        policy = Dense() if self.is_initializing() else self.policy
         grid = self._grid(f, h, w)
+        carry = Carry.first(policy, self.depth, grid) if carry is None else carry
         frames = carry.window(call.row, f)
-        rotary = rotary_table(
-            frames, h // self.patch, w // self.patch, self.rotary_axes, self.rotary_base
-        )
+        rotary = rotary_table(frames, grid.height, grid.width, self.rotary_axes, self.rotary_base)
 
         (tokens,) = Linear((self.width,), self.dtype, bias=True, name="patch_in")(
             patchify(x, self.patch)
@@ -152,7 +152,7 @@ class VideoDiT(nn.Module):
         layers = layer_stack(VideoDiTLayer, self.depth, self.remat, self.unroll)(
             self.head_dim,
             self.mlp_ratio,
-            self.policy,
+            policy,
             grid,
             bool(self.collect),
             self.dtype,
@@ -185,6 +185,9 @@ class VideoDiT(nn.Module):
             width: Latent cells of a row.
             positions: Absolute position of each frame of the whole run; 0, 1, ... over
                 one window if None.
+
+        Raises:
+            ConfigError: If the policy cannot run on these sizes.
         """
         return Carry.first(
             self.policy, self.depth, self._grid(latent_frames, height, width), positions

@@ -74,8 +74,9 @@ def _allowed(mask: BlockMask, row: _Row) -> Bool[Array, "b n q M k"]:
     allowed = jnp.broadcast_to(
         known[:, :, None], (*known.shape[:2], mask.block_q, *known.shape[2:])
     )
-    if row.full_counts is not None:
-        coords = _listed(_cut(mask.kv_coords, mask.block_kv), row.indices)
+    keys = _cut(mask.kv_coords, mask.block_kv)
+    if row.full_counts is not None and row.coords is not None and keys is not None:
+        coords = _listed(keys, row.indices)
         pairs = mask.allows(row.coords[:, None, :, None, None], coords[:, :, None])
         full = entry < row.full_counts[..., None]
         allowed &= pairs | full[:, :, None, :, None]

@@ -6,7 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jvdm import samplers
+from jvdm.attention import FrameCausal, Policy
+from jvdm.errors import ConfigError
 from jvdm.samplers import Call
 from tests.models.small import DIT, SHAPE, conditions, latents, parameters
 
@@ -14,8 +18,11 @@ T = jnp.array([[0.1, 0.5, 0.9], [0.3, 0.3, 1.0]])
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanQuery:
+class MeanQuery(Policy):
     """Dense attention that keeps a decaying mean of what its layer asked."""
+
+    def phases(self, num_rows):
+        return (("first", 1), ("rest", num_rows - 1))
 
     def init(self, grid):
         return {"mean": jnp.zeros(()), "layer": jnp.int32(-1), "rows": jnp.int32(0)}
@@ -71,3 +78,40 @@ def test_each_layer_finds_its_own_state_again():
     np.testing.assert_allclose(two.layers["mean"], expected, rtol=1e-5)
     assert len(set(np.asarray(two.layers["mean"]).tolist())) == model.depth
     np.testing.assert_array_equal(out, run(latents(1), at_row(2), None)[0])
+
+
+def test_a_run_hands_the_state_of_every_layer_from_row_to_row():
+    model, policy = DIT.clone(policy=MeanQuery()), MeanQuery()
+    matrix = samplers.synchronous(samplers.linspace_levels(4), SHAPE[1])
+    solver, process = samplers.Euler(), samplers.rectified_flow()
+    denoise = samplers.make_denoiser(functools.partial(run, model=model), process)
+    state = samplers.start(solver, latents(), jax.random.key(0), model.start(*SHAPE[1:4]))
+    means = []
+    for row in range(matrix.num_rows):
+        state = samplers.advance(denoise, solver, process, matrix, state, row, 1)
+        means.append(np.asarray(state.carry.layers["mean"]))
+    np.testing.assert_array_equal(state.carry.layers["rows"], [0 + 1 + 2 + 3] * model.depth)
+    np.testing.assert_array_equal(state.carry.layers["layer"], range(model.depth))
+    whole = samplers.sample(
+        denoise,
+        solver,
+        process,
+        matrix,
+        latents(),
+        jax.random.key(0),
+        carry=model.start(*SHAPE[1:4]),
+    )
+    np.testing.assert_allclose(whole.carry.layers["mean"], means[-1], rtol=1e-4)
+    assert np.abs(np.diff(means, axis=0)).min() > 0
+    assert sum(length for _, length in policy.phases(matrix.num_rows)) == matrix.num_rows
+
+
+def test_sizes_that_a_policy_refuses_are_refused_by_the_model():
+    model = DIT.clone(policy=FrameCausal(0))
+    with pytest.raises(ConfigError, match="blocks of 0 over 3 latent frames"):
+        model.start(*SHAPE[1:4])
+    call = Call.at(T)
+    with pytest.raises(ConfigError, match="blocks of 0"):
+        jax.eval_shape(model.apply, {"params": parameters()}, latents(), call, conditions())
+    made = jax.eval_shape(model.init, jax.random.key(0), latents(), call, conditions())
+    assert jax.tree.structure(made["params"]) == jax.tree.structure(parameters())

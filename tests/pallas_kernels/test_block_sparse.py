@@ -1,6 +1,7 @@
 """Block masks and attention under them: exact masks, empty rows, gradients, density."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from pallas_kernels import BlockMask, block_sparse_attention, dense_attention
 
 B, N, D = 2, 3, 8
-LENGTHS = {"q_len": 11, "kv_len": 14, "block_q": 4, "block_kv": 5}  # both end in a short block
+# Both sequences end in a short block.
+LENGTHS: dict[str, Any] = {
+    "q_len": 11,
+    "kv_len": 14,
+    "block_q": 4,
+    "block_kv": 5,
+}  # both end in a short block
 GRID = (3, 3)
 
 
@@ -139,7 +146,7 @@ def test_a_causal_mask_and_lengths_reach_both_implementations():
 
 def test_tokens_without_a_place_are_masked_where_blocks_are_partial():
     mask = BlockMask.causal(np.zeros(6, int), 3, 3)
-    hidden = mask.kv_coords.at[0, jnp.array([1, 4])].set(-1)
+    hidden = jnp.zeros((1, 6), jnp.int32).at[0, jnp.array([1, 4])].set(-1)
     counts = jnp.array([[[1, 0]]])  # block 0 in full for the first queries, all else in part
     mask = dataclasses.replace(mask, kv_coords=hidden, kv_full_counts=counts)
     expected = np.ones((6, 6), bool)
@@ -174,7 +181,7 @@ def test_narrow_lists_choose_the_gather_and_another_scale_counts():
     q, k, v = inputs(64, 64)
     blocks = np.zeros((1, 1, 16, 16), bool)
     blocks[..., :2] = True
-    sizes = {"q_len": 64, "kv_len": 64, "block_q": 4, "block_kv": 4}
+    sizes: dict[str, Any] = {"q_len": 64, "kv_len": 64, "block_q": 4, "block_kv": 4}
     mask = BlockMask.from_dense(blocks, max_blocks=2, **sizes)
     np.testing.assert_array_equal(mask.to_dense(), blocks)
     text = jax.jit(block_sparse_attention).lower(q, k, v, mask).as_text()
@@ -191,7 +198,8 @@ def test_another_mask_of_equal_shape_does_not_compile_again():
     @jax.jit
     def run(mask):
         traces.append(mask)
-        return block_sparse_attention(*inputs(), mask, implementation="xla")
+        q, k, v = inputs()
+        return block_sparse_attention(q, k, v, mask, implementation="xla")
 
     for seed in range(2):
         blocks = jax.random.bernoulli(jax.random.key(seed), 0.5, (1, N, *GRID))
