@@ -23,7 +23,7 @@ _STATIC = ("window", "lookback")
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimestepMatrix:
-    """The plan of a run, as data: another matrix of equal shape never compiles again.
+    """All levels of a run, as data: another matrix of equal shape never compiles again.
 
     Attributes:
         levels: Descending grid of noise levels, or one grid per frame.

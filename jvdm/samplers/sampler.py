@@ -102,7 +102,7 @@ def sample(
         denoise: The network, with its guidance.
         solver: How a step is made.
         process: The corruption process that the network was trained on.
-        matrix: The plan; must pass `validate`.
+        matrix: The levels of every row; must pass `validate`.
         x: Latents at the levels of the first row: noise, or clean where frozen.
         key: Stream of the noise that stochastic solvers draw.
         carry: The denoiser's first state.
@@ -131,7 +131,7 @@ def advance(
         denoise: The network, with its guidance.
         solver: How a step is made.
         process: The corruption process that the network was trained on.
-        matrix: The plan.
+        matrix: The levels of every row.
         state: The state after the rows before `row`.
         row: First row; traced, so one compiled program does any part of a run.
         num_rows: Number of rows (static); rows past the end change nothing.

@@ -30,7 +30,7 @@ from jvdm.samplers.solvers import Solver
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class StreamPlan:
+class StreamRows:
     """The rows of a stream, as data.
 
     Attributes:
@@ -99,10 +99,10 @@ def stream_cycle(
     return np.clip(steps - lag + np.arange(lag + 1)[:, None] - behind[None], 0, steps)
 
 
-def stream_plan(
+def stream_rows(
     levels: Float[Array, " levels"], lag: int, block: int = 1, context: int = 0
-) -> StreamPlan:
-    """Returns the plan of an endless wave.
+) -> StreamRows:
+    """Returns the rows of an endless wave.
 
     Args:
         levels: Grid of `S + 1` levels; its first one is what enters the buffer: below 1,
@@ -119,14 +119,14 @@ def stream_plan(
     ramp_rows = np.arange(steps - lag + lag * (context // block) + 1)
     blocks = np.arange(cycle.shape[1]) // block
     ramp = np.clip(ramp_rows[:, None] - lag * blocks[None], 0, steps)
-    return StreamPlan(from_index(levels, ramp), from_index(levels, cycle), block, context)
+    return StreamRows(from_index(levels, ramp), from_index(levels, cycle), block, context)
 
 
 def stream_init(
     denoise: Denoiser,
     solver: Solver,
     process: Process,
-    plan: StreamPlan,
+    rows: StreamRows,
     shape: Sequence[int],
     key: Key,
     *,
@@ -141,27 +141,27 @@ def stream_init(
         denoise: The network, with its guidance.
         solver: How a step is made.
         process: The corruption process that the network was trained on.
-        plan: The plan of the stream.
+        rows: The rows of the stream.
         shape: `(B, H, W, C)`: samples, and the shape of one latent frame.
         key: Stream of the run.
         carry: The denoiser's first state.
         samples: Index of each sample in the whole job; None counts from 0.
     """
-    address = consecutive(shape[0], plan.buffer)
+    address = consecutive(shape[0], rows.buffer)
     if samples is not None:
         address = address._replace(samples=samples)
-    noise = initial_noise(key, address.samples, plan.buffer, shape[1:])
-    x = _entering(process, plan, jnp.zeros_like(noise), noise)
+    noise = initial_noise(key, address.samples, rows.buffer, shape[1:])
+    x = _entering(process, rows, jnp.zeros_like(noise), noise)
     run = start(solver, x, key, carry, address)
-    if plan.ramp.num_rows:
-        run = advance(denoise, solver, process, plan.ramp, run, 0, plan.ramp.num_rows)
+    if rows.ramp.num_rows:
+        run = advance(denoise, solver, process, rows.ramp, run, 0, rows.ramp.num_rows)
     return StreamState(run, key, jnp.zeros((), jnp.int32))
 
 
 def warm_start(
     solver: Solver,
     process: Process,
-    plan: StreamPlan,
+    rows: StreamRows,
     clip: Float[Array, "B F ..."],
     key: Key,
     *,
@@ -172,7 +172,7 @@ def warm_start(
     Args:
         solver: How a step is made.
         process: The corruption process that the network was trained on.
-        plan: The plan of the stream.
+        rows: The rows of the stream.
         clip: Clean latents of as many frames as the buffer has.
         key: Stream of the run.
         carry: The denoiser's first state.
@@ -180,15 +180,15 @@ def warm_start(
     Raises:
         ShapeError: If the clip has another length than the buffer.
     """
-    if clip.shape[1] != plan.buffer:
+    if clip.shape[1] != rows.buffer:
         raise ShapeError(
             f"the clip has {clip.shape[1]} latent frames",
-            f"the buffer of this stream has {plan.buffer}",
-            f"start from a clip of {plan.buffer} latent frames",
+            f"the buffer of this stream has {rows.buffer}",
+            f"start from a clip of {rows.buffer} latent frames",
         )
     address = consecutive(*clip.shape[:2])
     noise = addressed_normal(named(key, "warm start"), *address, clip.shape[2:])
-    t = jnp.broadcast_to(times(plan.cycle)[0], clip.shape[:2])
+    t = jnp.broadcast_to(times(rows.cycle)[0], clip.shape[:2])
     noised = corrupt(process, clip, t, noise)
     x = jnp.where(expand(t == 0, clip), clip, noised)
     return StreamState(start(solver, x, key, carry, address), key, jnp.zeros((), jnp.int32))
@@ -198,7 +198,7 @@ def stream_step(
     denoise: Denoiser,
     solver: Solver,
     process: Process,
-    plan: StreamPlan,
+    rows: StreamRows,
     state: StreamState,
     incoming: Float[Array, "B block ..."] | None = None,
 ) -> tuple[StreamState, Float[Array, "B block ..."]]:
@@ -208,27 +208,27 @@ def stream_step(
         denoise: The network, with its guidance and what it is told from now on.
         solver: How a step is made.
         process: The corruption process.
-        plan: The plan of the stream.
+        rows: The rows of the stream.
         state: The state after the chunk before.
-        incoming: Clean latents to be changed, for a plan whose levels begin below 1; None
+        incoming: Clean latents to be changed, for rows whose levels begin below 1; None
             lets noise enter.
 
     Returns:
         The next state, and the latents of the finished block.
     """
-    run = advance(denoise, solver, process, plan.cycle, state.run, 0, plan.cycle.num_rows)
-    emitted = run.x[:, plan.context : plan.context + plan.block]
+    run = advance(denoise, solver, process, rows.cycle, state.run, 0, rows.cycle.num_rows)
+    emitted = run.x[:, rows.context : rows.context + rows.block]
     samples, frames = run.address
     noise = initial_noise(
-        state.noise, samples, plan.block, emitted.shape[2:], first_frame=frames[-1] + 1
+        state.noise, samples, rows.block, emitted.shape[2:], first_frame=frames[-1] + 1
     )
     clean = jnp.zeros_like(noise) if incoming is None else incoming.astype(jnp.float32)
-    new = start(solver, _entering(process, plan, clean, noise), state.noise)
+    new = start(solver, _entering(process, rows, clean, noise), state.noise)
     old = (run.x, run.solver, run.updates, run.bad_row)
     entering = (new.x, new.solver, new.updates, new.bad_row)
 
     def move(leaf: Array, at_end: Array) -> Array:
-        return jnp.concatenate([leaf[:, plan.block :], at_end], 1)
+        return jnp.concatenate([leaf[:, rows.block :], at_end], 1)
 
     x, solver_state, updates, bad_row = jax.tree.map(move, old, entering)
     run = run._replace(
@@ -236,7 +236,7 @@ def stream_step(
         solver=solver_state,
         updates=updates,
         bad_row=bad_row,
-        address=Address(samples, frames + plan.block),
+        address=Address(samples, frames + rows.block),
     )
     return StreamState(run, state.noise, state.chunks + 1), emitted
 
@@ -271,6 +271,6 @@ def stream(
         yield state, chunk
 
 
-def _entering(process: Process, plan: StreamPlan, clean: Array, noise: Array) -> Array:
-    t = jnp.broadcast_to(plan.cycle.levels[0], noise.shape[:2])
+def _entering(process: Process, rows: StreamRows, clean: Array, noise: Array) -> Array:
+    t = jnp.broadcast_to(rows.cycle.levels[0], noise.shape[:2])
     return corrupt(process, clean, t, noise)

@@ -1,4 +1,6 @@
-"""Noise levels for training: which level each frame of each clip is trained at.
+"""Rows for training: which level each frame of each clip is trained at.
+
+The matrix of a run is in `matrices.py`; here one row of some run is drawn for each clip.
 
 A sampler is a frozen object, called as `sampler(key, batch, latent_frames)` inside the
 jitted step. The draws of a clip are addressed by its index in the batch: another batch

@@ -153,7 +153,9 @@ def test_solvers_are_values(name):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: solver_named("plms"), "euler, heun, ddim"),
+        (lambda: solver_named("plms"), "none of that name.*euler, heun, ddim"),
+        (lambda: solver_named("unipc"), "did you mean 'unipc.'.*euler, heun, ddim"),
+        (lambda: solver_named("dpm++_2m"), "did you mean 'dpmpp_2m'.*euler, heun, ddim"),
         (lambda: DDIM(1.5), "eta = 1.5"),
         (lambda: UniPC(4), "order 4"),
         (lambda: DPMSolverPP2M(0.5, "exact"), "rule exact"),

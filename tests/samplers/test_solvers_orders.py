@@ -31,9 +31,11 @@ def test_orders_hold_when_frames_wait_and_have_grids_of_their_own(name):
     assert order - 0.2 < observed < order + 0.5, observed
 
 
-def test_the_readme_example_runs():
-    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert code is not None
+def test_the_readme_examples_run():
+    example, solver = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict = {}
-    exec(code.group(1), names)  # noqa: S102
+    exec(example, names)  # noqa: S102
+    np.testing.assert_allclose(names["videos"], 0, atol=1e-5)
+    exec(solver, names)  # noqa: S102
+    exec(re.sub(r'solver_named\(".*"\)', "Halfway()", example), names)  # noqa: S102
     np.testing.assert_allclose(names["videos"], 0, atol=1e-5)

@@ -24,7 +24,7 @@ from jvdm.samplers.stream import (
     stream,
     stream_cycle,
     stream_init,
-    stream_plan,
+    stream_rows,
     stream_step,
     warm_start,
 )
@@ -52,20 +52,20 @@ def neighbours(process, told=0.0):
 def stepper(solver, process=FLOW) -> Any:
     """A compiled step; it is told a number and may be fed a video."""
 
-    def step(state, told, plan, incoming=None):
-        return stream_step(neighbours(process, told), solver, process, plan, state, incoming)
+    def step(state, told, rows, incoming=None):
+        return stream_step(neighbours(process, told), solver, process, rows, state, incoming)
 
     return jax.jit(step)
 
 
 @functools.cache
 def starter(solver, process=FLOW):
-    return jax.jit(lambda plan: stream_init(neighbours(process), solver, process, plan, SHAPE, KEY))
+    return jax.jit(lambda rows: stream_init(neighbours(process), solver, process, rows, SHAPE, KEY))
 
 
-def collect(solver, plan, told, process=FLOW):
-    step = functools.partial(stepper(solver, process), plan=plan)
-    chunks = stream(step, starter(solver, process)(plan), told)
+def collect(solver, rows, told, process=FLOW):
+    step = functools.partial(stepper(solver, process), rows=rows)
+    chunks = stream(step, starter(solver, process)(rows), told)
     return np.concatenate([np.asarray(chunk) for _, chunk in chunks], 1)
 
 
@@ -76,17 +76,17 @@ def collect(solver, plan, told, process=FLOW):
 )
 def test_a_stream_is_a_long_run_in_the_same_windows(lag, block, context, process):
     """With a stochastic solver that has a history, and a network that mixes frames."""
-    plan, chunks, solver = stream_plan(LEVELS, lag, block, context), 4, NoisyAverage()
-    frames = plan.buffer + (chunks - 1) * block
+    rows, chunks, solver = stream_rows(LEVELS, lag, block, context), 4, NoisyAverage()
+    frames = rows.buffer + (chunks - 1) * block
     matrix = lag_matrix(LEVELS, frames, lag, block)
-    cycle = (np.arange(matrix.num_rows) - plan.ramp.num_rows) // lag
+    cycle = (np.arange(matrix.num_rows) - rows.ramp.num_rows) // lag
     first = block * np.clip(cycle, 0, chunks - 1)
-    matrix = dataclasses.replace(matrix, start=jnp.asarray(first), window=plan.buffer)
+    matrix = dataclasses.replace(matrix, start=jnp.asarray(first), window=rows.buffer)
     noise = initial_noise(KEY, jnp.arange(2), frames, SHAPE[1:])
     run = jax.jit(functools.partial(sample, neighbours(process), solver, process))
     x = float(process.sigma(LEVELS[0])) * noise
     expected = run(matrix, x, KEY, address=consecutive(2, frames)).x
-    emitted = collect(solver, plan, [0.0] * chunks, process)
+    emitted = collect(solver, rows, [0.0] * chunks, process)
     assert emitted.shape[1] == chunks * block
     np.testing.assert_allclose(
         emitted, expected[:, context : context + chunks * block], rtol=1e-5, atol=2e-6
@@ -103,13 +103,13 @@ def test_every_period_begins_as_the_last_one_ended_one_block_on():
 
 
 def test_two_hundred_chunks_are_one_program_and_a_state_of_one_size():
-    plan, solver = stream_plan(LEVELS, 2, 2), NoisyAverage()
-    step, state = stepper(solver), starter(solver)(plan)
+    rows, solver = stream_rows(LEVELS, 2, 2), NoisyAverage()
+    step, state = stepper(solver), starter(solver)(rows)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     programs = step._cache_size()
     means = []
     for told in range(200):
-        state, chunk = step(state, 0.001 * told, plan)
+        state, chunk = step(state, 0.001 * told, rows)
         means.append(float(jnp.abs(chunk).mean()))
     assert step._cache_size() <= programs + 1
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == shapes
@@ -119,40 +119,40 @@ def test_two_hundred_chunks_are_one_program_and_a_state_of_one_size():
 
 
 def test_going_back_to_an_old_state_replays_the_same_bits():
-    plan = stream_plan(LEVELS, 1, 1)
-    step, state = stepper(NoisyAverage()), starter(NoisyAverage())(plan)
-    state, _ = step(state, 0.0, plan)
-    once = [chunk for _, chunk in stream(functools.partial(step, plan=plan), state, [0.0] * 3)]
-    again = [chunk for _, chunk in stream(functools.partial(step, plan=plan), state, [0.0] * 3)]
+    rows = stream_rows(LEVELS, 1, 1)
+    step, state = stepper(NoisyAverage()), starter(NoisyAverage())(rows)
+    state, _ = step(state, 0.0, rows)
+    once = [chunk for _, chunk in stream(functools.partial(step, rows=rows), state, [0.0] * 3)]
+    again = [chunk for _, chunk in stream(functools.partial(step, rows=rows), state, [0.0] * 3)]
     np.testing.assert_array_equal(once, again)
 
 
 def test_what_is_told_from_a_chunk_on_changes_that_chunk_and_none_before():
-    plan = stream_plan(LEVELS, 2, 1)
-    plain = collect(Euler(), plan, [0.0] * 5)
+    rows = stream_rows(LEVELS, 2, 1)
+    plain = collect(Euler(), rows, [0.0] * 5)
     programs = stepper(Euler())._cache_size()
-    told = collect(Euler(), plan, [0.0, 0.0, 1.0, 1.0, 1.0])
+    told = collect(Euler(), rows, [0.0, 0.0, 1.0, 1.0, 1.0])
     assert stepper(Euler())._cache_size() == programs
     np.testing.assert_array_equal(told[:, :2], plain[:, :2])
     assert (np.abs(told[:, 2:] - plain[:, 2:]).max(axis=(0, 2)) > 0.1).all()
 
 
 def test_a_finished_clip_starts_a_stream_at_the_levels_of_its_first_row():
-    plan = stream_plan(LEVELS, 2, 1, context=1)
-    clip = 1e4 * jnp.ones((2, plan.buffer, 6))
-    state = warm_start(Euler(), FLOW, plan, clip, KEY)
-    t = times(plan.cycle)[0]
+    rows = stream_rows(LEVELS, 2, 1, context=1)
+    clip = 1e4 * jnp.ones((2, rows.buffer, 6))
+    state = warm_start(Euler(), FLOW, rows, clip, KEY)
+    t = times(rows.cycle)[0]
     np.testing.assert_allclose(state.run.x.mean((0, 2)), 1e4 * (1 - t), atol=3)
     np.testing.assert_array_equal(state.run.x[:, 0], clip[:, 0])
-    with pytest.raises(ShapeError, match=f"the buffer of this stream has {plan.buffer}"):
-        warm_start(Euler(), FLOW, plan, clip[:, 1:], KEY)
+    with pytest.raises(ShapeError, match=f"the buffer of this stream has {rows.buffer}"):
+        warm_start(Euler(), FLOW, rows, clip[:, 1:], KEY)
 
 
 def test_a_video_that_is_fed_enters_at_the_first_level():
-    plan = stream_plan(linspace_levels(4, 0.5), 2, 1)
-    state = starter(Euler())(plan)
-    state, _ = stepper(Euler())(state, 0.0, plan, 100 * jnp.ones((2, 1, 6)))
-    noise = initial_noise(KEY, jnp.arange(2), 1, (6,), first_frame=plan.buffer)
+    rows = stream_rows(linspace_levels(4, 0.5), 2, 1)
+    state = starter(Euler())(rows)
+    state, _ = stepper(Euler())(state, 0.0, rows, 100 * jnp.ones((2, 1, 6)))
+    noise = initial_noise(KEY, jnp.arange(2), 1, (6,), first_frame=rows.buffer)
     np.testing.assert_allclose(state.run.x[:, -1:], 50 + 0.5 * noise, rtol=1e-6)
 
 
@@ -164,14 +164,14 @@ def test_bad_numbers_are_refused():
 
 
 def test_a_chunk_that_is_not_finite_is_an_error_that_names_it():
-    plan = stream_plan(LEVELS, 4, 1)
+    rows = stream_rows(LEVELS, 4, 1)
     with pytest.raises(NumericsError, match="chunk 1 of the stream"):
-        collect(Euler(), plan, [0.0, np.nan])
+        collect(Euler(), rows, [0.0, np.nan])
 
 
 def test_samples_have_their_own_noise():
-    plan = stream_plan(LEVELS, 2, 1)
+    rows = stream_rows(LEVELS, 2, 1)
     denoise = neighbours(FLOW)
-    init = functools.partial(stream_init, denoise, Euler(), FLOW, plan, SHAPE, KEY)
+    init = functools.partial(stream_init, denoise, Euler(), FLOW, rows, SHAPE, KEY)
     both, second = init(), init(samples=jnp.array([1, 0]))
     np.testing.assert_array_equal(both.run.x[1], second.run.x[0])

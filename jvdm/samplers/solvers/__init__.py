@@ -5,24 +5,34 @@ from jvdm.samplers.solvers.dpm import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3
 from jvdm.samplers.solvers.edm import EDM
 from jvdm.samplers.solvers.euler import Euler, Heun
 from jvdm.samplers.solvers.named import SOLVERS, solver_named
-from jvdm.samplers.solvers.solver import Context, OneEvaluation, Solver, Stepped, velocity
+from jvdm.samplers.solvers.solver import (
+    Context,
+    OneEvaluation,
+    Solver,
+    Stepped,
+    Trial,
+    TwoEvaluations,
+    velocity,
+)
 from jvdm.samplers.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM",
-    "DDPM",
-    "EDM",
-    "SOLVERS",
     "Consistency",
     "Context",
+    "DDIM",
+    "DDPM",
     "DPMSolverPP2M",
     "DPMSolverPP2S",
     "DPMSolverPP3M",
+    "EDM",
     "Euler",
     "Heun",
     "OneEvaluation",
+    "SOLVERS",
     "Solver",
     "Stepped",
+    "Trial",
+    "TwoEvaluations",
     "UniPC",
     "solver_named",
     "velocity",

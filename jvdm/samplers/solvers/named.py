@@ -1,5 +1,7 @@
 """Solvers by the names that the command line knows."""
 
+import difflib
+
 from jvdm.errors import ConfigError
 from jvdm.samplers.solvers.ddim import DDIM, DDPM, Consistency
 from jvdm.samplers.solvers.dpm import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M
@@ -31,12 +33,13 @@ def solver_named(name: str) -> Solver:
     """Returns the solver called `name`.
 
     Raises:
-        ConfigError: If there is none; it lists the names.
+        ConfigError: If there is none; it names the nearest and lists all.
     """
     if name not in SOLVERS:
+        near = difflib.get_close_matches(name, SOLVERS, n=1)
         raise ConfigError(
             f"a solver called {name!r} was asked for",
-            "there is none of that name",
+            f"did you mean {near[0]!r}?" if near else "there is none of that name",
             "use one of " + ", ".join(SOLVERS),
         )
     return SOLVERS[name]

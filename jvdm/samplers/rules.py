@@ -1,0 +1,249 @@
+"""Rules that make the levels and the timestep matrix of a run: what a system composes.
+
+Each is a registered dataclass: its structure is static, its numbers are leaves. They are called
+on the host, before the run; what enters a program is the matrix that they make.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+
+from jvdm.arrays import Array, Float
+from jvdm.errors import ConfigError
+from jvdm.samplers.levels import (
+    exp_shift_levels,
+    explicit_levels,
+    exponential_levels,
+    karras_levels,
+    linspace_levels,
+    shift_levels,
+)
+from jvdm.samplers.matrices import (
+    TimestepMatrix,
+    lag_matrix,
+    synchronous,
+    truncate,
+    windowed,
+)
+
+_STATIC = {"static": True}
+_rule = jax.tree_util.register_dataclass
+
+
+@runtime_checkable
+class LevelsRule(Protocol):
+    """Makes a grid of levels; one with `num_steps` makes as many steps."""
+
+    def __call__(self) -> Array:
+        """Returns the levels f32[S + 1], descending to 0."""
+        ...
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class ShiftedLevels:
+    """Equally spaced levels, moved towards noise (`shift_levels`).
+
+    Attributes:
+        num_steps: Number of steps (static).
+        shift: Factor of the noise-to-signal ratio; 1 moves nothing.
+    """
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    shift: float = 1.0
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return shift_levels(linspace_levels(self.num_steps), self.shift)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class ExpShiftedLevels:
+    """Equally spaced levels, moved towards noise by `exp(mu)` (`exp_shift_levels`).
+
+    Attributes:
+        num_steps: Number of steps (static).
+        mu: Logarithm of the factor; `resolution_mu` has the one of a size.
+    """
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    mu: float
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return exp_shift_levels(linspace_levels(self.num_steps), self.mu)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class KarrasLevels:
+    """Levels whose `rho`-th roots are equally spaced from `high` to `low` (`karras_levels`)."""
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    low: float
+    high: float
+    rho: float = 7.0
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return karras_levels(self.num_steps, self.low, self.high, self.rho)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class ExponentialLevels:
+    """Levels with equal ratios from `high` to `low` (`exponential_levels`)."""
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    low: float
+    high: float
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return exponential_levels(self.num_steps, self.low, self.high)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class ExplicitLevels:
+    """The levels themselves, as given (`explicit_levels`)."""
+
+    levels: Sequence[float]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return len(self()) - 1
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return explicit_levels(self.levels)
+
+
+@runtime_checkable
+class MatrixRule(Protocol):
+    """Makes the timestep matrix of a clip."""
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix of `latent_frames` frames on the grid `levels`."""
+        ...
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class SynchronousMatrix:
+    """All frames together: ordinary text-to-video sampling."""
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix."""
+        return synchronous(levels, latent_frames)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class LagMatrix:
+    """A denoising wave: every block of frames is some rows behind the one before it.
+
+    Attributes:
+        lag: Rows between neighbouring blocks (static).
+        block: Latent frames per block (static).
+    """
+
+    lag: int = dataclasses.field(metadata=_STATIC)
+    block: int = dataclasses.field(default=1, metadata=_STATIC)
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix."""
+        return lag_matrix(levels, latent_frames, self.lag, self.block)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class AutoregressiveMatrix:
+    """One block after the other: a wave whose lag is the number of steps.
+
+    Attributes:
+        block: Latent frames per block (static).
+    """
+
+    block: int = dataclasses.field(default=1, metadata=_STATIC)
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix."""
+        return lag_matrix(levels, latent_frames, levels.shape[0] - 1, self.block)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class TruncatedMatrix:
+    """Starts part of the way down, to change a finished video (`truncate`).
+
+    Attributes:
+        rule: The matrix from noise to clean.
+        strength: Share of the steps that is made, above 0; 1 starts from noise.
+
+    Raises:
+        ConfigError: If the strength lies outside.
+
+    Reference: Meng et al., SDEdit, arXiv:2108.01073.
+    """
+
+    rule: MatrixRule
+    strength: float
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix, of the shape of the other one; at least one step is made."""
+        if not 0 < self.strength <= 1:
+            raise ConfigError(
+                f"a strength of {self.strength}",
+                "it is the share of the steps that change the video",
+                "use a number above 0 and up to 1",
+            )
+        steps = levels.shape[0] - 1
+        made = max(1, round(float(self.strength) * steps))
+        return truncate(self.rule(levels, latent_frames), steps - made)
+
+
+@typing.no_type_check
+@_rule
+@dataclass(frozen=True)
+class WindowedMatrix:
+    """Feeds the frames in work to the network, and finished ones before them (`windowed`).
+
+    Attributes:
+        rule: The matrix of all frames.
+        window: Latent frames that are fed; None is the frames in work alone (static).
+
+    Raises:
+        ConfigError: If more frames are in work than the window has.
+    """
+
+    rule: MatrixRule
+    window: int | None = dataclasses.field(default=None, metadata=_STATIC)
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix; a video shorter than the window is fed whole."""
+        matrix = windowed(self.rule(levels, latent_frames))
+        if self.window is None:
+            return matrix
+        if self.window < matrix.window:
+            raise ConfigError(
+                f"a window of {self.window} latent frames",
+                f"{matrix.window} frames are in work together",
+                f"use a window of {matrix.window} or more, or a larger lag",
+            )
+        return windowed(matrix, self.window - matrix.window)
