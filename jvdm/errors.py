@@ -37,16 +37,8 @@ class NumericsError(JvdmError):
     """Non-finite values where finite ones are needed."""
 
 
-class KernelUnavailable(JvdmError):
-    """A kernel that this device or these sizes cannot run."""
-
-
 class CheckpointError(JvdmError):
     """A checkpoint that is missing, incomplete or of another run."""
-
-
-class DistributedError(JvdmError):
-    """Processes or devices that do not fit together."""
 
 
 class Preempted(JvdmError):

@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
+from jvdm import fidelity
 from jvdm.arrays import Array, Bool, Float, Frames, Int
-from jvdm.evaluation import fidelity, objects, temporal
+from jvdm.evaluation import objects, temporal
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.hue import Tracks, track
 from jvdm.world.scene import Facts

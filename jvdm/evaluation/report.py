@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jvdm.evaluation.estimates import Estimate, Measure, estimate, gather, ratio
-from jvdm.evaluation.fidelity import BEST_PSNR
 from jvdm.evaluation.frechet import halves_distance
+from jvdm.fidelity import decibels
 
 SOURCES = ("true", "reconstruction", "samples")
 """True clips and what the autoencoder makes of them are the floors of the samples."""
@@ -75,15 +75,11 @@ def reconstruction(measures: Measured) -> Data:
         value = estimate(np.asarray(measure.value), np.asarray(measure.counted))
         if name.endswith("square error"):
             name = name.replace("square error", "PSNR")
-            low, high = _decibels(value.high), _decibels(value.low)
-            value = Estimate(_decibels(value.mean), low, high, value.count)
+            mean, low, high = (float(decibels(x)) for x in (value.mean, value.high, value.low))
+            value = Estimate(mean, low, high, value.count)
         if value.count:
             rows[name] = as_data(value)
     return _sorted(rows)
-
-
-def _decibels(square_error: float) -> float:
-    return float(-10.0 * np.log10(max(square_error, 10.0 ** (-BEST_PSNR / 10))))
 
 
 def summary(title: str, parts: Sequence[Data]) -> Data:

@@ -1,13 +1,13 @@
 """Loss and fidelity of a video autoencoder, as pure functions of frames."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Key, PyTree
+from jvdm.fidelity import decibels, object_pixels
 from jvdm.vae.video_vae import VideoVAE
-
-_OBJECT_CHROMA = 0.15  # ground and sky of the procedural world are grey or pale: below this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +29,6 @@ class AutoencoderWeights:
     flicker: float = 0.5
     divergence: float = 2e-4
     object_pixels: float = 3.0
-
-
-def object_pixels(frames: Frames) -> Float[Array, "B T H W 1"]:
-    """Marks the pixels that are coloured rather than grey, which are those of objects."""
-    distance = jnp.abs(frames - jnp.mean(frames, axis=-1, keepdims=True))
-    chroma = jnp.max(distance, axis=-1, keepdims=True)
-    return (chroma > _OBJECT_CHROMA).astype(jnp.float32)
 
 
 def autoencoder_loss(
@@ -60,7 +53,7 @@ def autoencoder_loss(
     model = vae.bind({"params": params})
     posterior = model.encode(frames)
     error = model.decode(posterior.sample(key)) - frames
-    weight = 1.0 + (weights.object_pixels - 1.0) * object_pixels(frames)
+    weight = 1.0 + (weights.object_pixels - 1.0) * _on_objects(frames)
 
     rows = _mean(jnp.abs(error[:, :, 1:] - error[:, :, :-1]), weight[:, :, 1:])
     columns = _mean(jnp.abs(error[:, :, :, 1:] - error[:, :, :, :-1]), weight[:, :, :, 1:])
@@ -90,7 +83,7 @@ def autoencoder_psnr(vae: VideoVAE, params: PyTree, frames: Frames) -> dict[str,
     error = (vae.bind({"params": params})(frames) - frames) ** 2
     return {
         "whole": _decibels(jnp.mean(error)),
-        "object": _decibels(_mean(error, object_pixels(frames))),
+        "object": _decibels(_mean(error, _on_objects(frames))),
         "first_frame": _decibels(jnp.mean(error[:, 0])),
     }
 
@@ -101,5 +94,8 @@ def _mean(values: Float[Array, "B T H W 3"], weight: Float[Array, "B T H W 1"]) 
     return total / jnp.maximum(jnp.sum(weight), 1.0)
 
 
-def _decibels(square_error: Float[Array, ""]) -> Float[Array, ""]:
-    return -10.0 * jnp.log10(square_error)
+def _on_objects(frames: Frames) -> Float[Array, "B T H W 1"]:
+    return object_pixels(frames)[..., None].astype(jnp.float32)
+
+
+_decibels = functools.partial(decibels, best=float("inf"))

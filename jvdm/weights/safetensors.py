@@ -189,28 +189,18 @@ def quantize_int8(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(wide / scale).clip(-INT8_MAX, INT8_MAX).astype(np.int8), scale
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `{"a/b": leaf}` for `{"a": {"b": leaf}}`, sorted by name."""
-    flat: dict[str, Any] = {}
-    for key in sorted(tree):
-        value, name = tree[key], f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{name}/"))
-        else:
-            flat[name] = value
-    return flat
+    from flax.traverse_util import flatten_dict  # not at the top: headers are read without JAX
+
+    return dict(sorted(flatten_dict(tree, sep="/").items()))
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
     """Returns the nested dictionary whose `flatten` is `flat`."""
-    tree: Tree = {}
-    for name, value in flat.items():
-        *folders, leaf = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = value
-    return tree
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(flat, sep="/")
 
 
 def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -18,7 +18,6 @@ from jvdm.world.counterfactual import (
     resimulate,
     resize,
 )
-from jvdm.world.grammar import parse
 from jvdm.world.ground_truth import (
     Flow,
     Surface,
@@ -71,7 +70,6 @@ __all__ = [
     "move",
     "orbit_camera",
     "other_camera",
-    "parse",
     "recolor",
     "remove",
     "render_views",

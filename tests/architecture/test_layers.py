@@ -1,15 +1,17 @@
 """Imports go downwards, pallas_kernels stands alone, and no module is left over."""
 
 import ast
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.architecture.source import ROOT, Module, imports, names, planted, project
+from tests.architecture.source import ROOT, Import, Module, imports, names, planted, project
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "files", "keys", "stages", "values"),
+    ("cache", "features", "files", "keys", "stages", "values"),
     ("record",),
     ("fidelity", "parallel", "samplers", "video", "weights", "world"),
     ("data", "outputs"),
@@ -93,43 +95,120 @@ def test_pallas_kernels_runs_without_jvdm_and_flax(run_python):
     run_python("-c", code, check=True)
 
 
-def referenced(module: Module, known: frozenset[str]) -> set[str]:
-    """Returns the modules in `known` that `module` imports or, lazily, names in a string."""
-    targets = {item.module for item in imports(module, known)}
-    targets |= {
+def documented(package: Module) -> set[str]:
+    """Returns the words in code of the package's README and the main one: what is promised."""
+    readmes = (ROOT / "README.md", ROOT / Path(package.path).with_name("README.md"))
+    text = "".join(readme.read_text() for readme in readmes if readme.is_file())
+    return set(re.findall(r"\w+", " ".join(re.findall(r"```.*?```|`[^`]*`", text, re.DOTALL))))
+
+
+def used(module: Module, known: frozenset[str]) -> list[Import]:
+    """Returns what `module` imports and takes from packages, less what it only hands on.
+
+    A package hands on what its `__init__` imports: that is no use, unless the package is a
+    program or its README names it.
+    """
+    found = imports(module, known)
+    chains = (node for node in ast.walk(module.tree) if isinstance(node, ast.Attribute))
+    homes = {alias: home for home, alias in aliases(module, known)}
+    for node in chains:
+        base, _, name = ast.unparse(node).rpartition(".")
+        if homes.get(base, base) in known:
+            found.append(Import(homes.get(base, base), name, node.lineno))
+    if module.path.endswith("__init__.py") and module.name not in ROOTS:
+        names_used = {node.id for node in ast.walk(module.tree) if isinstance(node, ast.Name)}
+        kept = names_used | documented(module)
+        found = [item for item in found if (item.name or item.module.rpartition(".")[2]) in kept]
+    return found
+
+
+def aliases(module: Module, known: frozenset[str]) -> list[tuple[str, str]]:
+    """Returns the modules that `module` imports by `from package import name [as alias]`."""
+    return [
+        (f"{node.module}.{name.name}", name.asname or name.name)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+        if f"{node.module}.{name.name}" in known
+    ]
+
+
+def referenced(module: Module, by_name: dict[str, Module]) -> set[str]:
+    """Returns the modules that `module` uses or, lazily, names in a string."""
+    known = frozenset(by_name)
+    found = {
         node.value
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    parents = {name.rsplit(".", count)[0] for name in targets & known for count in (1, 2)}
-    return (targets | parents) & known
+    waiting = used(module, known)
+    while waiting:
+        item = waiting.pop()
+        found.add(item.module)
+        package = by_name.get(item.module)
+        if package and package.path.endswith("__init__.py") and package is not module:
+            waiting += [each for each in imports(package, known) if each.name == item.name != ""]
+    parents = {name.rsplit(".", count)[0] for name in found & known for count in (1, 2)}
+    return (found | parents) & known
 
 
 def unreachable(modules: tuple[Module, ...]) -> list[str]:
-    known = names(modules)
     by_name = {module.name: module for module in modules}
     programs = {module.name for module in modules if 'if __name__ == "__main__"' in module.text}
-    waiting = [name for name in known if name.startswith("jvdm.configs.") or name in programs]
-    waiting += [name for name in ROOTS if name in known]
+    waiting = [name for name in by_name if name.startswith("jvdm.configs.") or name in programs]
+    waiting += [name for name in ROOTS if name in by_name]
     reached: set[str] = set()
     while waiting:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            waiting += referenced(by_name[name], known)
-    return sorted(known - reached)
+            waiting += referenced(by_name[name], by_name)
+    return sorted(by_name.keys() - reached)
 
 
 def test_every_module_is_used():
-    assert not unreachable(project()), "imported by no program, config or public name"
+    assert not unreachable(project()), "used by no program, config or README"
 
 
-def test_the_use_check_can_fail():
+@pytest.mark.parametrize("user", ["", "from jvdm.planted import x", "import jvdm.planted"])
+def test_the_use_check_can_fail(user):
+    """Two modules that use each other, and one that its package hands on, are no use."""
     dead = (
         planted("from jvdm.dead_two import x", "jvdm.dead_one"),
         planted("from jvdm.dead_one import y", "jvdm.dead_two"),
+        planted("from jvdm.planted.dead import z", "jvdm.planted", "jvdm/planted/__init__.py"),
+        planted("z = 1", "jvdm.planted.dead"),
+        planted(user, "jvdm.configs.user"),
     )
-    assert {"jvdm.dead_one", "jvdm.dead_two"} <= set(unreachable(project() + dead))
+    left = unreachable(project() + dead)
+    assert {"jvdm.dead_one", "jvdm.dead_two", "jvdm.planted.dead"} <= set(left)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "from jvdm.planted import z",
+        "from jvdm import planted as p\nprint(p.z)",
+        "import jvdm.planted\nprint(jvdm.planted.z)",
+        "import importlib\nimportlib.import_module('jvdm.planted.alive')",
+    ],
+)
+def test_what_is_taken_from_a_package_is_used(user):
+    modules = (
+        planted("from jvdm.planted.alive import z", "jvdm.planted", "jvdm/planted/__init__.py"),
+        planted("z = 1", "jvdm.planted.alive"),
+        planted(user, "jvdm.configs.user"),
+    )
+    assert "jvdm.planted.alive" not in unreachable(project() + modules)
+
+
+def test_what_a_readme_names_is_used():
+    """The README of the world promises views that no program of ours shows."""
+    view = "from jvdm.world.views import {}"
+    modules = tuple(module for module in project() if module.name != "jvdm.world")
+    for name, unused in (("reproject", False), ("Reprojection", True)):
+        hands_on = planted(view.format(name), "jvdm.world", "jvdm/world/__init__.py")
+        assert ("jvdm.world.views" in unreachable((*modules, hands_on))) == unused
 
 
 def test_every_package_is_listed_for_installation():

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.evaluation.defects import DEFECTS
-from jvdm.evaluation.fidelity import psnr
 from jvdm.evaluation.measure import measure_clips
 from jvdm.evaluation.temporal import frame_change, jitter, seam_index
+from jvdm.fidelity import psnr
 from jvdm.world.clips import facts, shoot
 from jvdm.world.render import render
 from jvdm.world.scene import PROGRAMMES, World, scene_key
+from tests.evaluation.defects import DEFECTS
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import pytest
 
 from jvdm.world import captions as c
 from jvdm.world import phrases
-from jvdm.world.grammar import parse
 from jvdm.world.render import camera_path
 from jvdm.world.scene import CAMERAS, COLORS, RADII, SHAPES, SIZES, VERBS, Facts
 from jvdm.world.vocabulary import ID, MAX_TOKENS, NULL, UNKNOWN, WORDS, sentence
+from tests.world.grammar import parse
 from tests.world.told import STYLES, agrees, each_clip, is_true, objects, told
 
 MIXED = 8

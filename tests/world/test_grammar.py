@@ -2,10 +2,11 @@ import itertools
 
 import pytest
 
-from jvdm.world import grammar, phrases
-from jvdm.world.grammar import ObjectReading, parse
+from jvdm.world import phrases
 from jvdm.world.scene import CAMERAS, COLORS, SHAPES, SIZES, SPEEDS, VERBS
 from jvdm.world.vocabulary import ID
+from tests.world import grammar
+from tests.world.grammar import ObjectReading, parse
 
 
 def test_a_sentence_is_read_whole():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ConfigError
-from jvdm.world import world as w
+from jvdm.world import scene as w
 from tests.world.shots import FULL, keys, many, whole
 
 REST, LEFT, RIGHT, CLOSER, AWAY, DROPS, WANDERS = range(7)

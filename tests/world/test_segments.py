@@ -7,9 +7,9 @@ import pytest
 
 from jvdm.world import segments as s
 from jvdm.world.captions import caption_text
-from jvdm.world.grammar import parse
 from jvdm.world.scene import RADII, VERBS, Facts
 from jvdm.world.vocabulary import MAX_TOKENS
+from tests.world.grammar import parse
 from tests.world.shots import FULL, pick, whole
 from tests.world.told import is_true, known
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from jvdm.world import clips
 from jvdm.world.captions import Style, caption_tokens
-from jvdm.world.grammar import ObjectReading, Reading
 from jvdm.world.scene import Facts
 from jvdm.world.vocabulary import MAX_TOKENS
+from tests.world.grammar import ObjectReading, Reading
 from tests.world.shots import FULL, pick, whole
 
 STYLES: tuple[Style, ...] = ("mixed", "full", "placed", "canonical", "appearance", "motion")

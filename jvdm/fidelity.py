@@ -1,12 +1,18 @@
 """How close frames are to the true ones: PSNR and SSIM per clip."""
 
+from typing import Any, TypeVar
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jvdm.arrays import Array, Bool, Float, Frames
 
 BEST_PSNR = 100.0
 """PSNR in dB of equal frames; keeps means finite."""
+
+Numbers = TypeVar("Numbers", Array, float)
 
 _OBJECT_CHROMA = 0.15  # ground and sky are grey or pale: below this
 
@@ -46,9 +52,10 @@ def ssim(frames: Frames, truth: Frames) -> Float[Array, " B"]:
     return (top / bottom).mean((1, 2, 3, 4))
 
 
-def decibels(square_error: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """PSNR of a mean squared error, for values in 0..1; at most `BEST_PSNR`."""
-    return -10.0 * jnp.log10(jnp.maximum(square_error, 10.0 ** (-BEST_PSNR / 10)))
+def decibels(square_error: Numbers, best: float = BEST_PSNR) -> Numbers:
+    """PSNR of a mean squared error, for values in 0..1; at most `best`. A float gives a float."""
+    xp: Any = jnp if isinstance(square_error, jax.Array) else np
+    return -10.0 * xp.log10(xp.maximum(square_error, 10.0 ** (-best / 10)))
 
 
 def _window(x: Frames) -> Array:

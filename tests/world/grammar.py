@@ -1,7 +1,6 @@
 """Reads a caption back: what it states of each object, of the camera and of places.
 
-The inverse of `jvdm.world.captions`, on the host: evaluation compares a video
-with what its prompt states, and tests compare captions with the facts.
+The inverse of `jvdm.world.captions`, on the host: tests compare captions with the facts.
 """
 
 import re

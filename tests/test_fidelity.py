@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.evaluation import fidelity
-from jvdm.evaluation.fidelity import BEST_PSNR, decibels, object_psnr, psnr, ssim
+from jvdm import fidelity
+from jvdm.fidelity import BEST_PSNR, decibels, object_psnr, psnr, ssim
 
 
 @pytest.fixture
