@@ -1,4 +1,4 @@
-"""Layers that every network shares: norms, projections, rotary positions, patches."""
+"""Layers that every network shares: norms, projections, rotary positions."""
 
 import math
 
@@ -7,12 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float
-
-
-def rms_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-    """Divides by the root mean square of the last axis, computed in float32."""
-    y = x.astype(jnp.float32)
-    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
+from jvdm.features import rms_normalize
 
 
 class RMSNorm(nn.Module):
@@ -169,19 +164,3 @@ def rotate(
     sines = jnp.stack([-sine, sine], 1)[None, :, None]
     turned = halves * cosine[None, :, None, None] + halves[..., ::-1, :] * sines
     return turned.reshape(x.shape)
-
-
-def patchify(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F P E"]:
-    """Flattens every frame to a sequence of `size x size` patches."""
-    b, f, h, w, c = x.shape
-    x = x.reshape(b, f, h // size, size, w // size, size, c)
-    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, -1, size * size * c)
-
-
-def unpatchify(
-    x: Float[Array, "B F P E"], height: int, width: int, size: int
-) -> Float[Array, "B F H W C"]:
-    """Inverse of `patchify` for frames of `height x width` latent cells."""
-    b, f = x.shape[:2]
-    x = x.reshape(b, f, height // size, width // size, size, size, -1)
-    return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, f, height, width, -1)

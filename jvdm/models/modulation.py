@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float
-from jvdm.models.layers import rms_normalize
+from jvdm.features import rms_normalize
 
 
 def modulate(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, Frames, Int
+from jvdm.features import fold
 from jvdm.models.layers import RMSNorm
 from jvdm.world.palette import classify
 from jvdm.world.scene import CAMERAS, COLORS, SHAPES, SIZES, SPEEDS, VERBS, Facts
@@ -50,10 +51,10 @@ class Reader(nn.Module):
     def __call__(self, frames: Frames) -> Reading:
         """Reads clips of `NUM_FRAMES` frames of 64 x 64 pixels in 0..1; see `shrink`."""
         label = classify(frames)
-        x = _fold(_inputs(frames.astype(self.dtype)))
+        x = fold(_inputs(frames.astype(self.dtype)), 2)
         x = self._conv(self.widths[0])(x)
         x = x + self._conv(self.widths[0])(nn.silu(RMSNorm()(x)))
-        x = self._dense(self.widths[1])(_fold(nn.silu(x)))
+        x = self._dense(self.widths[1])(fold(nn.silu(x), 2))
         for _ in range(self.blocks):
             x = _Block(self.dtype)(x)
         scene = nn.silu(nn.Dense(self.hidden // 2)(self._overview(x)))
@@ -67,7 +68,7 @@ class Reader(nn.Module):
 
     def _overview(self, x):
         """What happens everywhere: `[B, frames * 32]`."""
-        x = _Block(self.dtype)(self._dense(self.widths[1])(_fold(x)))
+        x = _Block(self.dtype)(self._dense(self.widths[1])(fold(x, 2)))
         batch, length, height, width, channels = x.shape
         coarse = x.reshape(batch, length, 4, height // 4, 4, width // 4, channels).mean((3, 5))
         each = self._dense(32)(coarse.reshape(batch, length, -1))
@@ -178,14 +179,6 @@ def _inputs(frames: Frames) -> Array:
     row = jnp.broadcast_to(line[None, None, :, None, None], shape)
     column = jnp.broadcast_to(line[None, None, None, :, None], shape)
     return jnp.concatenate([2.0 * frames - 1.0, 4.0 * change, row, column], -1)
-
-
-def _fold(x: Array) -> Array:
-    """Moves squares of 2 x 2 cells into channels."""
-    batch, length, height, width, channels = x.shape
-    x = x.reshape(batch, length, height // 2, 2, width // 2, 2, channels)
-    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
-    return x.reshape(batch, length, height // 2, width // 2, 4 * channels)
 
 
 def _moments(mask: Float[Array, "B T H W K"]) -> Float[Array, "B T K 6"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
 from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
 from jvdm.errors import ConfigError, ShapeError
+from jvdm.features import fold, unfold
 from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
@@ -16,9 +17,7 @@ from jvdm.models.layers import (
     Linear,
     RMSNorm,
     TimeEmbedding,
-    patchify,
     rotary_table,
-    unpatchify,
 )
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat, layer_stack
@@ -30,7 +29,7 @@ class Shared(typing.NamedTuple):
 
     modulation: Float[Array, "B F 6 D"]
     rotary: tuple[Array, Array]
-    text: TextStates
+    text: TextStates | None
     row: Row
     t: NoiseLevels
 
@@ -69,9 +68,10 @@ class VideoDiTLayer(nn.Module):
         y, state = mixer(y, shared.rotary, state, call)
         x = x + gate(y.reshape(x.shape), gate_a)
 
-        reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
-        y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), shared.text)
-        x = x + y.reshape(x.shape)
+        if shared.text is not None:
+            reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
+            y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), shared.text)
+            x = x + y.reshape(x.shape)
 
         y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
         x = x + gate(y, gate_m)
@@ -129,7 +129,8 @@ class VideoDiT(nn.Module):
 
         Raises:
             ShapeError: If the latents do not divide into patches.
-            ConfigError: If a condition has no port in this model.
+            ConfigError: If a condition has no port in this model, or the policy cannot run
+                on a grid of these sizes.
         """
         self._check(x, conditions)
         b, f, h, w, _ = x.shape
@@ -140,14 +141,19 @@ class VideoDiT(nn.Module):
         frames = carry.window(call.row, f)
         rotary = rotary_table(frames, grid.height, grid.width, self.rotary_axes, self.rotary_base)
 
-        (tokens,) = Linear((self.width,), self.dtype, bias=True, name="patch_in")(
-            patchify(x, self.patch)
-        )
-        if conditions.channel is not None:
-            tokens = tokens + self._channel(conditions.channel)
+        embed = Linear((self.width,), self.dtype, bias=True, name="patch_in")
+        (tokens,) = embed(self._patches(x))
+        channel = conditions.channel
+        if self.is_initializing() and "channel" in self.ports and channel is None:
+            channel = ChannelCondition(x, jnp.zeros(x.shape[:-1], bool))
+        if channel is not None:
+            tokens = tokens + self._channel(channel)
         time = nn.silu(TimeEmbedding(self.width, dtype=self.dtype, name="time")(call.t))
         (modulation,) = Linear((6 * self.width,), self.dtype, 0.1, True, name="modulation")(time)
-        (states,) = Linear((self.width,), self.dtype, name="text_in")(conditions.text.states)
+        text = conditions.text
+        if text is not None:
+            (states,) = Linear((self.width,), self.dtype, name="text_in")(text.states)
+            text = TextStates(states, text.lengths)
 
         layers = layer_stack(VideoDiTLayer, self.depth, self.remat, self.unroll)(
             self.head_dim,
@@ -161,7 +167,7 @@ class VideoDiT(nn.Module):
         shared = Shared(
             modulation.reshape(b, f, 6, self.width),
             rotary,
-            TextStates(states, conditions.text.lengths),
+            text,
             call.row,
             call.t,
         )
@@ -202,20 +208,28 @@ class VideoDiT(nn.Module):
         y = modulate(tokens, scale, shift)
         size = self.patch**2 * self.latent_channels
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
-        return unpatchify(y.astype(jnp.float32), height, width, self.patch)
+        y = y.astype(jnp.float32).reshape(
+            *y.shape[:2], height // self.patch, width // self.patch, size
+        )
+        return unfold(y, self.patch)
 
     def _channel(self, channel: ChannelCondition) -> Array:
         known = channel.known[..., None].astype(jnp.float32)
         inputs = jnp.concatenate([channel.latents * known, known], -1)
         port = Linear((self.width,), self.dtype, scale=0.0, name="channel_in")
-        return port(patchify(inputs, self.patch))[0]
+        return port(self._patches(inputs))[0]
+
+    def _patches(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B F P E"]:
+        patches = fold(x, self.patch)
+        return patches.reshape(*x.shape[:2], -1, patches.shape[-1])
 
     def _check(self, x: Latents, conditions: Conditions) -> None:
-        if conditions.channel is not None and "channel" not in self.ports:
+        conditions.check(self.ports)
+        if self.is_initializing() and "text" in self.ports and conditions.text is None:
             raise ConfigError(
-                "a channel condition was given",
-                f"this model has the ports {', '.join(self.ports)}",
-                'build it with ports=("text", "channel") and train or merge the new weights',
+                "parameters of a model with a text port, without text",
+                "the width of the text states is not known",
+                'give text states of any values, or build the model without the port "text"',
             )
         height, width = x.shape[2:4]
         if height % self.patch or width % self.patch:
@@ -224,14 +238,3 @@ class VideoDiT(nn.Module):
                 f"both must be multiples of the patch size {self.patch}",
                 "choose a height and width that are multiples of patch size x VAE stride",
             )
-
-    def flops(self, frames: int, height: int, width: int, text_tokens: int) -> float:
-        """Returns the operations of one forward pass over one clip of latents.
-
-        Counts products of the layers and attention; a multiply-add is two.
-        """
-        tokens = frames * height * width // self.patch**2
-        products = (6 + 2 * self.mlp_ratio) * tokens * self.width**2
-        products += 2 * text_tokens * self.width**2
-        attended = 2 * tokens * (tokens + text_tokens) * self.width
-        return 2.0 * self.depth * (products + attended)

@@ -11,12 +11,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float
+from jvdm.features import rms_normalize
 
 TAPS = 3  # frames that one temporal mix sees, the newest is the frame itself
 Context = Float[Array, "B 2 H W C"]
 """The `TAPS - 1` frames that a temporal mix saw last."""
-
-_EPSILON = 1e-6
 
 
 def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
@@ -24,31 +23,11 @@ def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
 
 
-def fold(x: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w c"]:
-    """Moves squares of `size` x `size` cells into channels."""
-    batch, frames, height, width, channels = x.shape
-    height, width = height // size, width // size
-    x = x.reshape(batch, frames, height, size, width, size, channels)
-    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
-    return x.reshape(batch, frames, height, width, size * size * channels)
-
-
-def unfold(x: Float[Array, "B T H W C"], size: int) -> Float[Array, "B T h w c"]:
-    """Inverse of `fold`."""
-    batch, frames, height, width, channels = x.shape
-    channels //= size * size
-    x = x.reshape(batch, frames, height, width, size, size, channels)
-    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
-    return x.reshape(batch, frames, height * size, width * size, channels)
-
-
 @jax.checkpoint
 def _norm_silu(x: Float[Array, "B T H W C"], scale: Float[Array, " C"]) -> Array:
     # Recomputed in the backward pass: the float32 values live in registers of one fused
     # kernel, and what is kept for the gradient is the input in the compute dtype.
-    y = x.astype(jnp.float32)
-    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + _EPSILON)
-    return jax.nn.silu(y * scale[None, None, None, None]).astype(x.dtype)
+    return jax.nn.silu(rms_normalize(x) * scale[None, None, None, None]).astype(x.dtype)
 
 
 class NormSilu(nn.Module):

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float, Frames, Key, Latents
 from jvdm.errors import ShapeError
+from jvdm.features import fold, unfold
 from jvdm.vae.conv import (
     NormSilu,
     SpatialConv,
@@ -21,8 +22,6 @@ from jvdm.vae.conv import (
     TimeDouble,
     TimeHalve,
     fan_in_normal,
-    fold,
-    unfold,
 )
 
 Carry = tuple[tuple[Float[Array, "B 2 _ _ _"], ...], ...]

@@ -1,6 +1,6 @@
 """Block-sparse attention in plain XLA: memory and time grow with the listed blocks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def gather_attention(
     The backward pass gathers keys and values again, instead of keeping a copy per row.
     """
     keys, values = _blocks(k, mask.block_kv), _blocks(v, mask.block_kv)
-    by_row = [
+    by_row: list[Any] = [
         part if part is None else jnp.moveaxis(part, axis, 0)
         for part, axis in (
             (_blocks(q, mask.block_q), 2),
@@ -99,7 +99,7 @@ def _blocks(x: Float[Array, "B L N D"], size: int) -> Float[Array, "B N Q size D
     return jnp.moveaxis(_cut(x, size), 3, 1)
 
 
-def _cut(x: Array | None, size: int) -> Array | None:
+def _cut(x: Any, size: int) -> Any:
     if x is None:
         return None
     short = -x.shape[1] % size

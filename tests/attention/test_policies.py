@@ -17,7 +17,7 @@ from pallas_kernels import block_sparse_attention, dense_attention
 
 GRID = TokenGrid(frames=4, height=2, width=3)
 T = jnp.full((1, 4), 0.5)
-NOTHING: Any = (None, None, None)  # as q, k, v
+NOTHING: Any = None  # as queries, keys and values
 CALL = AttentionCall(jnp.int32(0), Call.at(T).row, T, GRID)
 
 
@@ -50,12 +50,12 @@ def test_phases_divide_the_rows_and_share_one_state(name, num_rows):
 
 
 def test_dense_allows_everything():
-    assert Dense().select(*NOTHING, None, CALL) == (None, None)
+    assert Dense().select(NOTHING, NOTHING, NOTHING, None, CALL) == (None, None)
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
 def test_causal_allows_its_own_block_and_earlier_ones(block):
-    blocks, _ = FrameCausal(block).select(*NOTHING, None, CALL)
+    blocks, _ = FrameCausal(block).select(NOTHING, NOTHING, NOTHING, None, CALL)
     mask = blocks.token_mask()
     frame = np.arange(GRID.tokens) // GRID.tokens_per_frame // block
     assert mask.shape == (1, 1, GRID.tokens, GRID.tokens)

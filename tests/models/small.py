@@ -15,7 +15,7 @@ DIT: Any = VideoDiT(
 SHAPE = (2, 3, 4, 4, 4)
 
 
-def conditions(key=None, lengths=(3, 5)) -> Conditions:
+def conditions(key=None, lengths=(3, 5)) -> Any:
     """Random text states of six tokens."""
     key = jax.random.key(7) if key is None else key
     return Conditions(TextStates(jax.random.normal(key, (2, 6, 8)), jnp.asarray(lengths)))

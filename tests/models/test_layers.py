@@ -9,21 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvdm.features import fold, rms_normalize, unfold
 from jvdm.models.layers import (
     Linear,
     gelu,
-    patchify,
-    rms_normalize,
     rotary_table,
     rotate,
-    unpatchify,
 )
 from jvdm.models.modulation import gate, modulate
 
 
 def test_patches_come_back():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 6, 5))
-    np.testing.assert_array_equal(unpatchify(patchify(x, 2), 4, 6, 2), x)
+    np.testing.assert_array_equal(unfold(fold(x, 2), 2), x)
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_alone():

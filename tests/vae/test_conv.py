@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvdm import features
 from jvdm.vae import conv
 from tests.vae.nano import QUICK
 
@@ -25,9 +26,9 @@ def _start(module: Any, *arguments):
 
 def test_unfold_inverts_fold_and_a_cell_holds_its_own_square():
     x = _features()
-    folded = conv.fold(x, 2)
+    folded = features.fold(x, 2)
     assert folded.shape == (2, 5, 2, 3, 32)
-    np.testing.assert_array_equal(conv.unfold(folded, 2), x)
+    np.testing.assert_array_equal(features.unfold(folded, 2), x)
     np.testing.assert_array_equal(np.sort(folded[0, 0, 1, 2]), np.sort(np.ravel(x[0, 0, 2:4, 4:6])))
 
 

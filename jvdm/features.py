@@ -1,0 +1,30 @@
+"""Operations on features that networks of different packages share."""
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float
+
+
+def rms_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """Divides by the root mean square of the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
+
+
+def fold(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F h w c"]:
+    """Moves squares of `size` x `size` cells into channels."""
+    batch, frames, height, width, channels = x.shape
+    height, width = height // size, width // size
+    x = x.reshape(batch, frames, height, size, width, size, channels)
+    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
+    return x.reshape(batch, frames, height, width, size * size * channels)
+
+
+def unfold(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F h w c"]:
+    """Inverse of `fold`."""
+    batch, frames, height, width, channels = x.shape
+    channels //= size * size
+    x = x.reshape(batch, frames, height, width, size, size, channels)
+    x = x.transpose(0, 1, 2, 4, 3, 5, 6)
+    return x.reshape(batch, frames, height * size, width * size, channels)
