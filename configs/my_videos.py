@@ -6,6 +6,7 @@ Captions are read with the vocabulary of the shipped model; other words count as
 Videos that cannot be used are listed in `work/mine/quarantine.jsonl`.
 """
 
+import dataclasses
 from pathlib import Path
 
 from jvdm.configs import tiny_t2v, vae
@@ -18,19 +19,24 @@ from jvdm.training.optimizer import Optimizer
 from jvdm.weights.folder import EMBEDDED
 
 BATCH_SIZE = 64
+WEIGHTS = EMBEDDED / "tiny_t2v"
+"""Its autoencoder makes the latents and goes along with the weights."""
 
 
 def config() -> Experiment:
     """Returns the recipe of the shipped model on a folder of videos."""
+    shipped = tiny_t2v.config()
     size = {name: getattr(vae.WORLD, name) for name in ("height", "width", "num_frames", "fps")}
     clips = VideoFolder(Path("videos"), WordTokenizer(), **size)
     return Experiment(
         name="my_videos",
-        objective=tiny_t2v.config().objective,
-        source=HostLatents(HostSource(clips, BATCH_SIZE), vae.VAE, EMBEDDED / "tiny_t2v"),
+        objective=shipped.objective,
+        source=HostLatents(HostSource(clips, BATCH_SIZE), vae.VAE, WEIGHTS),
         optimizer=Optimizer(learning_rate=1e-3),
         batch_size=BATCH_SIZE,
         num_steps=12_000,
         checkpoint_every=1_000,
         sample_every=1_000,
+        package=dataclasses.replace(shipped.package, parts=(str(WEIGHTS),)),
+        preview=shipped.preview,
     )

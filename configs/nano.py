@@ -11,9 +11,10 @@ from jvdm.models import VideoDiT
 from jvdm.text.words import WordEncoder
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
-from jvdm.training.packaging import Packaging
+from jvdm.training.previews import SamplePreview
 from jvdm.training.world_source import WorldLatents
 from jvdm.weights.folder import EMBEDDED
+from jvdm.weights.package import Packaging
 from jvdm.world.vocabulary import WORDS
 
 VAE, WORLD = nano_vae.VAE, nano_vae.WORLD
@@ -34,8 +35,6 @@ def config() -> Experiment:
                 dtype="float32",
             ),
             text=WordEncoder(len(WORDS), width=64, depth=2, head_dim=32, dtype="float32"),
-            vae=VAE,
-            packaging=Packaging("nano", nano_vae.DEFAULTS, parts=(str(VAE_WEIGHTS),)),
         ),
         source=WorldLatents(WORLD, VAE, VAE_WEIGHTS, pool=256, fresh=4),
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=10),
@@ -44,4 +43,6 @@ def config() -> Experiment:
         ema_decay=0.995,
         log_every=10,
         checkpoint_every=20,
+        package=Packaging("nano", nano_vae.DEFAULTS, parts=(str(VAE_WEIGHTS),)),
+        preview=SamplePreview(VAE, nano_vae.DEFAULTS),
     )

@@ -6,11 +6,11 @@ Ten cores of a server CPU: 4 minutes.
 
 from jvdm.experiment import Experiment
 from jvdm.training.optimizer import Optimizer
-from jvdm.training.packaging import Packaging
-from jvdm.training.reconstruction import Reconstruction
+from jvdm.training.reconstruction import Reconstruction, ReconstructionPreview
 from jvdm.training.world_source import WorldClips
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.folder import Defaults
+from jvdm.weights.package import Packaging
 from jvdm.world.scene import World
 
 WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12)
@@ -36,13 +36,13 @@ def config() -> Experiment:
     """Returns the experiment that made the nano model's autoencoder."""
     return Experiment(
         name="nano_vae",
-        objective=Reconstruction(
-            VAE, WORLD, Packaging("nano", DEFAULTS), held_out=64, clip_frames=9
-        ),
+        objective=Reconstruction(VAE, WORLD, held_out=64),
         source=WorldClips(WORLD, split="vae"),
         optimizer=Optimizer(kind="adamw", learning_rate=3e-3, warmup_steps=50),
         batch_size=16,
         num_steps=1_100,
         ema_decay=0.995,
         checkpoint_every=1_000,
+        package=Packaging("nano", DEFAULTS),
+        preview=ReconstructionPreview(),
     )

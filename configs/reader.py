@@ -15,8 +15,8 @@ from jvdm.configs import vae
 from jvdm.experiment import Experiment
 from jvdm.models.reader import Reader
 from jvdm.training.optimizer import Optimizer
-from jvdm.training.packaging import Packaging
-from jvdm.training.reader import ClipReading, ReaderClips
+from jvdm.training.reader import ClipReading, ReaderClips, ReadingPreview
+from jvdm.weights.package import Packaging
 from jvdm.world.scene import World
 
 WORLD = World()
@@ -27,7 +27,7 @@ def config() -> Experiment:
     """Returns the experiment that made the shipped reader."""
     return Experiment(
         name="reader",
-        objective=ClipReading(Reader(), WORLD, Packaging("tiny_t2v", vae.DEFAULTS)),
+        objective=ClipReading(Reader(), WORLD),
         source=ReaderClips(WORLD, vae.VAE, VAE_WEIGHTS, reconstructed=0.125),
         optimizer=Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=100, decay_fraction=0.5),
         batch_size=256,
@@ -35,4 +35,6 @@ def config() -> Experiment:
         ema_decay=0.998,
         checkpoint_every=500,
         log_every=50,
+        package=Packaging("tiny_t2v", vae.DEFAULTS),
+        preview=ReadingPreview(),
     )

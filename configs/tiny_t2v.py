@@ -17,8 +17,9 @@ from jvdm.samplers.timesteps import CleanPrefix, Independent, LagRows, Mixture, 
 from jvdm.text.words import WordEncoder
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
-from jvdm.training.packaging import Packaging
+from jvdm.training.previews import SamplePreview
 from jvdm.training.world_source import WorldLatents
+from jvdm.weights.package import Packaging
 from jvdm.world.vocabulary import WORDS
 
 VAE, WORLD = vae.VAE, vae.WORLD
@@ -46,8 +47,6 @@ def config() -> Experiment:
         objective=FlowMatching(
             model=VideoDiT(width=512, depth=10, unroll=10, remat="none"),
             text=WordEncoder(vocabulary=len(WORDS)),
-            vae=VAE,
-            packaging=packaging,
             rows=ROWS,
         ),
         source=WorldLatents(world=WORLD, vae=VAE, vae_weights=VAE_WEIGHTS, pool=8192),
@@ -56,4 +55,6 @@ def config() -> Experiment:
         num_steps=9_000,
         checkpoint_every=2_000,
         sample_every=2_000,
+        package=packaging,
+        preview=SamplePreview(VAE, vae.DEFAULTS),
     )

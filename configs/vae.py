@@ -7,11 +7,11 @@ Held-out PSNR on 256 clips of 33 frames: 37.3 dB, objects 32.8 dB, first frame 4
 
 from jvdm.experiment import Experiment
 from jvdm.training.optimizer import Optimizer
-from jvdm.training.packaging import Packaging
-from jvdm.training.reconstruction import Reconstruction
+from jvdm.training.reconstruction import Reconstruction, ReconstructionPreview
 from jvdm.training.world_source import WorldClips
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.folder import Defaults
+from jvdm.weights.package import Packaging
 from jvdm.world.scene import World
 
 WORLD = World()
@@ -32,9 +32,7 @@ def config() -> Experiment:
     """Returns the experiment that made the shipped autoencoder."""
     return Experiment(
         name="vae",
-        objective=Reconstruction(
-            VAE, WORLD, Packaging("tiny_t2v", DEFAULTS, quantize="int8"), clip_frames=CLIP_FRAMES
-        ),
+        objective=Reconstruction(VAE, WORLD),
         source=WorldClips(WORLD, split="vae", num_frames=CLIP_FRAMES),
         optimizer=Optimizer(kind="adamw", learning_rate=1.2e-3, warmup_steps=100),
         batch_size=64,
@@ -42,4 +40,6 @@ def config() -> Experiment:
         ema_decay=0.999,
         checkpoint_every=2_000,
         sample_every=2_000,
+        package=Packaging("tiny_t2v", DEFAULTS, quantize="int8"),
+        preview=ReconstructionPreview(),
     )

@@ -157,8 +157,10 @@ def _parse(name: str, options: type, arguments: list[str], experiment: "Experime
         hints = typing.get_type_hints(type(experiment), include_extras=True)
         bases = (type(experiment), options)
         for field in dataclasses.fields(experiment):
-            current = dataclasses.field(default=getattr(experiment, field.name))
-            fields.append((field.name, hints[field.name], current))
+            value = getattr(experiment, field.name)
+            # The class that is there, not a protocol or None, says which flags there are.
+            kind = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
+            fields.append((field.name, kind, dataclasses.field(default=value)))
     # A subclass of both, so that help texts are found; checks run when the parts are made.
     together = dataclasses.make_dataclass(
         "Command", fields, bases=bases, frozen=True, namespace={"__post_init__": _unchecked}

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jvdm.training.objective import Objective, Source
+from jvdm.errors import ConfigError
+from jvdm.training.objective import Objective, Preview, Source
 from jvdm.training.optimizer import Optimizer
+from jvdm.weights.package import Packaging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Experiment:
     """Steps between two sample sheets; 0 for none."""
     max_skipped: int = 20
     """Non-finite steps in a row after which the run stops."""
+    package: Packaging | None = None
+    """How the averaged parameters become a weights folder; None writes none."""
+    preview: Preview | None = None
+    """What sample sheets show."""
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without a device."""
+        if self.sample_every and self.preview is None:
+            what = f"--sample-every {self.sample_every}: {self.name} has no preview"
+            raise ConfigError(what, "there is nothing to show", "use 0, or set `preview`")
 
 
 def describe(value: Any) -> Any:

@@ -49,7 +49,7 @@ def unwritable(path: Path, error: OSError) -> ConfigError:
         errno.ENOSPC: ("the disk is full", "free some space or choose another disk"),
         errno.EDQUOT: ("the disk quota is used up", "free some space or choose another disk"),
     }
-    advice = "choose another folder with --output"
+    advice = "choose another folder with --output or --workdir"
     why, fix = reasons.get(error.errno or 0, (error.strerror or str(error), advice))
     return ConfigError(f"{path} cannot be written", why, fix)
 

@@ -13,7 +13,7 @@ from jvdm.errors import ConfigError
 from jvdm.files import write_text
 
 SCHEMA = "jvdm.record/1"
-PACKAGES = ("jvdm", "jax", "jaxlib", "flax", "numpy", "av")
+PACKAGES = ("jvdm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av")
 
 Status = Literal["done", "latents", "interrupted"]
 

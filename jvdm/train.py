@@ -15,10 +15,13 @@ from jax.sharding import Mesh
 
 from jvdm.experiment import Experiment, describe, write_json
 from jvdm.parallel.mesh import data_mesh
+from jvdm.record import device, versions
 from jvdm.training import setup
 from jvdm.training.checkpoint import Checkpoints, Resume
+from jvdm.training.export import WEIGHTS, check_export, export
 from jvdm.training.preemption import Background, StopRequest
 from jvdm.training.progress import Progress
+from jvdm.training.showing import write_preview
 from jvdm.training.sinks import Heartbeat, open_sinks
 from jvdm.training.step import make_step
 
@@ -39,8 +42,8 @@ class TrainOptions:
 
 def run(options: TrainOptions, experiment: Experiment) -> dict[str, Any]:
     """Carries out `jvdm train`; `experiment` is the resolved `options.config`."""
-    resume, profile_steps = options.resume, options.profile_steps
-    return train(experiment, options.workdir, resume=resume, profile_steps=profile_steps)
+    settings = {"resume": options.resume, "profile_steps": options.profile_steps}
+    return train(experiment, options.workdir, **settings)
 
 
 def text(result: dict[str, Any]) -> str:
@@ -75,23 +78,23 @@ def train(
         CheckpointError: If a checkpoint is missing, broken or of another run.
     """
     began = time.perf_counter()
-    workdir, mesh = setup.writable_folder(Path(workdir)), mesh or data_mesh()
+    workdir, mesh = Path(workdir).absolute(), mesh or data_mesh()
     heartbeat = Heartbeat(workdir / "heartbeat.json")
+    heartbeat.note("prepare", 0)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep_checkpoints)
     with StopRequest() as stop, checkpoints:
-        heartbeat.note("prepare", 0)
         start = _prepare(experiment, checkpoints, resume, mesh, stop)
         write_json(experiment, workdir / "experiment.json")
-        prepare_seconds = time.perf_counter() - began
-        print(f"ready at step {start.position} after {prepare_seconds:.1f} s", file=sys.stderr)
+        begin = {"resumed_from": start.position, "prepare_seconds": time.perf_counter() - began}
+        print("ready at step {} after {:.1f} s".format(*begin.values()), file=sys.stderr)
         progress = Progress(
             open_sinks(workdir, heartbeat, start.position, experiment.num_steps),
             batch_size=experiment.batch_size,
-            flops_per_step=experiment.objective.flops_per_step(experiment.batch_size),
+            flops_per_step=start.flops,
             device_kinds=[device.device_kind for device in mesh.devices.flat],
             max_skipped=experiment.max_skipped,
         )
-        about = {"experiment": describe(experiment), "versions": setup.versions()}
+        about = {"experiment": describe(experiment), "versions": versions(), "device": device()}
         save = functools.partial(checkpoints.save, about=about)
         with progress, setup.Tracer(workdir, profile_steps) as tracer:
             state, data = _loop(experiment, start, progress, tracer, save, stop)
@@ -99,10 +102,9 @@ def train(
         done = int(state.step)
         stop.check_finished(done, experiment.num_steps)
         heartbeat.note("export", done)
-        experiment.objective.export(state.ema, data, workdir / "weights")
+        reached = export(experiment.objective, experiment.package, workdir / WEIGHTS, state.ema)
         heartbeat.note("done", done)
-    begin = {"resumed_from": start.position, "prepare_seconds": prepare_seconds}
-    return {"step": done, **begin, **progress.overall(), "weights": str(workdir / "weights")}
+    return {"step": done, **begin, **progress.overall(), **reached}
 
 
 def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop) -> setup.Start:
@@ -111,40 +113,37 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
     plan = (objective, transform, experiment.seed, mesh)
     shapes = setup.state_shapes(*plan)
+    check_export(objective, experiment.package, checkpoints.workdir / WEIGHTS, shapes.ema)
     restored = checkpoints.resume(resume, shapes, describe(experiment))
     position, saved = (restored.step, restored.data) if restored else (0, None)
     data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)
-    settings = {"batch_size": experiment.batch_size, "ema_decay": experiment.ema_decay}
-    step = make_step(objective, source, transform, **settings)
+    step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
     compiling = Background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
     state = restored.state if restored else setup.make_state(*plan, experiment.start_from)
-    return setup.Start(position, state, data, compiling.result(stop))
+    return setup.Start(position, state, data, *compiling.result(stop))
 
 
 def _loop(experiment, start: setup.Start, progress: Progress, tracer: setup.Tracer, save, stop):
     """Steps until the last one or a request to stop; returns state and data, saved."""
     state, data = start.state, start.data
+    rhythm = (experiment.sample_every, experiment.checkpoint_every, experiment.log_every)
     progress.restart_clock()
     for step in range(start.position + 1, experiment.num_steps + 1):
+        show, keep, log = (every > 0 and step % every == 0 for every in rhythm)
         tracer.before_step(step - start.position, state)
         data = experiment.source.feed(data)
         state, data, metrics = start.step(state, data)
         progress.collect(metrics)
         stopping = stop.requested
-        if _due(step, experiment.sample_every):
+        if show:
             with progress.paused(step):
                 path = tracer.workdir / "samples" / f"step_{step}.png"
-                path.parent.mkdir(exist_ok=True)
-                experiment.objective.sheet(state.ema, data, path)
-        if stopping or step == experiment.num_steps or _due(step, experiment.checkpoint_every):
+                write_preview(path, experiment.preview, experiment.objective, state.ema, data)
+        if stopping or step == experiment.num_steps or keep:
             with progress.paused(step):
                 save(step, state, experiment.source.saved(data))
-        elif _due(step, experiment.log_every):
+        elif log:
             progress.close_interval(step)
         if stopping:
             break
     return state, data
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -28,7 +28,7 @@ Description = dict[str, Any]
 Resume = Literal["auto", "never", "must"]
 """Whether a run continues from checkpoints: if there are any, never, or else fails."""
 
-FREE_FIELDS = {"num_steps", "max_skipped", "keep_checkpoints"} | {
+FREE_FIELDS = {"num_steps", "max_skipped", "keep_checkpoints", "package", "preview"} | {
     f"{what}_every" for what in ("log", "checkpoint", "sample")
 }
 """Fields of an experiment that may differ between a checkpoint and the run that continues it."""
@@ -205,8 +205,9 @@ def _check_same(old: Description, new: Description, what: str) -> None:
     old, new = (traverse_util.flatten_dict(side, sep=".") for side in (old, new))
     different = [
         f"{name}: {old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now"
-        for name in sorted((old.keys() | new.keys()) - FREE_FIELDS)
-        if old.get(name, "absent") != new.get(name, "absent")
+        for name in sorted(old.keys() | new.keys())
+        if name.partition(".")[0] not in FREE_FIELDS
+        and old.get(name, "absent") != new.get(name, "absent")
     ]
     if different:
         more = [f"and {len(different) - 10} more"] if len(different) > 10 else []

@@ -6,35 +6,59 @@ from typing import Any
 
 import jax
 
+_CUDNN_ATTENTION = "dot_product_attention_fwd"
+
 
 def product_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Returns the operations of all products in `function`; a multiply-add is two.
 
     Nothing is computed. Element-wise work and reductions do not count, as in the usual
     definition of model FLOP utilisation (Chowdhery et al., arXiv:2204.02311, appendix B).
+    Of the branches of a condition the dearest counts, of a loop whose length is not
+    known one turn; a Pallas kernel counts what its cost estimate says, if it has one.
 
     Args:
-        function: Traceable function without data-dependent loops.
+        function: Traceable function.
         *arguments: Its arguments, arrays or `jax.ShapeDtypeStruct`.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _count(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, out = equation.primitive.name, equation.outvars[0].aval
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2.0 * math.prod(out.shape) * math.prod(shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            channel = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2.0 * math.prod(out.shape) * math.prod(kernel) / kernel[channel]
-        repeats = equation.params.get("length", 1) if name == "scan" else 1
-        for value in jax.tree.leaves(list(equation.params.values())):
-            body = getattr(value, "jaxpr", value)
-            if hasattr(body, "eqns"):
-                total += repeats * _count(body)
-    return total
+    return float(sum(map(_equation, jaxpr.eqns)))
+
+
+def _equation(equation: Any) -> float:
+    name, given = equation.primitive.name, equation.params
+    shapes = [getattr(value.aval, "shape", ()) for value in equation.invars]
+    if name == "dot_general":
+        (contracted, _), _ = given["dimension_numbers"]
+        depth = math.prod(shapes[0][axis] for axis in contracted)
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+    if name == "conv_general_dilated":
+        channel = given["dimension_numbers"].rhs_spec[0]
+        depth = math.prod(shapes[1]) / shapes[1][channel]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+    if name.startswith(_CUDNN_ATTENTION):  # q, k, v [B, L, N, D], or [B, N, L, D]
+        keys = shapes[1][2 if given["layout"] else 1]
+        return 2.0 * math.prod(shapes[0][:3]) * keys * (shapes[0][3] + shapes[2][3])
+    if estimate := given.get("cost_estimate"):
+        return float(estimate.flops)
+    leaves = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves([*given.values()])]
+    bodies = [_count(leaf) for leaf in leaves if hasattr(leaf, "eqns")]
+    if name == "cond":
+        return max(bodies)
+    return _repeats(name, given) * sum(bodies) if bodies else 0.0
+
+
+def _repeats(name: str, given: dict[str, Any]) -> int:
+    """How often the body of an equation runs."""
+    if name == "scan":
+        return given["length"]
+    if name == "shard_map":  # shapes in it are those of one device
+        mesh = given["mesh"]
+        axes = given.get("newly_manual_axes", given.get("manual_axes", mesh.axis_names))
+        return math.prod(mesh.shape[axis] for axis in axes)
+    if name == "pallas_call":
+        return math.prod(given["grid_mapping"].grid)
+    return 1

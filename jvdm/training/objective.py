@@ -1,12 +1,13 @@
 """The two protocols of training: what is learned, and from what."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
 
-from jvdm.arrays import Array, Int, Key, PyTree
+from jvdm.arrays import Array, Float, Int, Key, PyTree, UInt8
 from jvdm.training.optimizer import Optimizer
+from jvdm.weights.package import Files
 
 
 class TrainCall(NamedTuple):
@@ -27,9 +28,9 @@ class TrainCall(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """Something that can be trained: parameters, a loss and what to show of it.
+    """Something that can be trained: parameters and a loss.
 
-    It may have more: see `HasFrozen` and `HasUpdate`.
+    It may have more: see `HasFrozen`, `HasUpdate`, `HasComponents` and `HasSummary`.
     """
 
     def init(self, key: Key) -> PyTree:
@@ -40,21 +41,6 @@ class Objective(Protocol):
         self, params: PyTree, batch: PyTree, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the scalar loss of a batch and scalar metrics."""
-        ...
-
-    def flops_per_step(self, batch_size: int) -> float:
-        """Returns the floating point operations of one step: 3 x the forward pass.
-
-        A multiply and an add count as two; recomputation does not count.
-        """
-        ...
-
-    def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
-        """Writes a PNG that shows what `params` can do."""
-        ...
-
-    def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
-        """Writes `params` as weights into `folder`, loadable by `jvdm.load`."""
         ...
 
 
@@ -105,6 +91,43 @@ class HasUpdate(Protocol):
         self, params: PyTree, opt_state: PyTree, batch: PyTree, call: TrainCall, transform: Any
     ) -> Updated:
         """Does one step, traced; parameters may be a tree with a part for each network."""
+        ...
+
+
+@runtime_checkable
+class HasComponents(Protocol):
+    """An objective whose parameters become a weights folder."""
+
+    def components(self, params: PyTree) -> Files:
+        """Returns what is written, by file and name; `params` may be shapes."""
+        ...
+
+
+@runtime_checkable
+class HasSummary(Protocol):
+    """An objective that measures what was reached."""
+
+    def summary(self, params: PyTree) -> dict[str, Any]:
+        """Returns numbers on held-out data as JSON data; `latent_mean` and `latent_std`
+        among them if an autoencoder was trained.
+        """
+        ...
+
+
+@runtime_checkable
+class Preview(Protocol):
+    """What to show of a running training."""
+
+    def render(
+        self, objective: Any, params: PyTree, data: PyTree
+    ) -> tuple[Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], Sequence[str]]:
+        """Returns clips, RGB in 0..1 or bytes, and a label for each.
+
+        Args:
+            objective: What is trained.
+            params: Its averaged parameters.
+            data: State of the source.
+        """
         ...
 
 

@@ -23,12 +23,10 @@ from jvdm.models.reader import (
     shrink,
 )
 from jvdm.parallel.mesh import constrain_batch
-from jvdm.training.flops import product_flops
 from jvdm.training.objective import TrainCall
-from jvdm.training.packaging import Packaging, write_package
-from jvdm.training.showing import write_rows
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.vae.video_vae import VideoVAE
+from jvdm.weights.package import Component, Files
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import Facts, World
 
@@ -43,9 +41,8 @@ class ClipReading:
     reader: Reader
     world: World
     """World of the held-out clips; its stride gives nine frames."""
-    packaging: Packaging
     held_out: int = 512
-    """Clips of split `reader_val` whose accuracy is printed at the end."""
+    """Clips of split `reader_val` whose accuracy is measured at the end."""
 
     def init(self, key: Key) -> PyTree:
         """Returns fresh parameters."""
@@ -64,21 +61,12 @@ class ClipReading:
         }
         return jnp.asarray(sum(terms.values())) + 2.0 * terms["present"], {**terms, **shares}
 
-    def flops_per_step(self, batch_size: int) -> float:
-        """Returns three forward passes over the batch."""
-        frames = jax.ShapeDtypeStruct((1, NUM_FRAMES, 64, 64, 3), jnp.float32)
-        params = jax.eval_shape(self.init, jax.random.key(0))
-        return 3.0 * batch_size * product_flops(self.reader.apply, {"params": params}, frames)
+    def components(self, params: PyTree) -> Files:
+        """Returns `reader.safetensors`."""
+        return {"reader": {"reader": Component(self.reader, params)}}
 
-    def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
-        """Writes held-out clips with what was read of them."""
-        clip = _held_out(self.world, jnp.arange(8))
-        reading = jax.jit(lambda p, x: self.reader.bind({"params": p})(x))(params, clip.video)
-        lines = [describe(jax.tree.map(lambda x, n=n: np.asarray(x)[n], reading)) for n in range(8)]
-        write_rows(path, np.asarray(clip.video), lines)
-
-    def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
-        """Writes `reader.safetensors` and prints the accuracy on held-out true clips."""
+    def summary(self, params: PyTree) -> dict[str, float]:
+        """Returns the accuracy of every answer on held-out true clips."""
 
         @jax.jit
         def judge(params, clip):
@@ -90,10 +78,24 @@ class ClipReading:
         indices = jnp.arange(self.held_out // count * count).reshape(-1, count)
         parts = [judge(params, _held_out(self.world, batch)) for batch in indices]
         sums = jax.tree.map(lambda *leaves: float(np.sum(leaves)), *parts)
-        shares = {name: round(ok / max(on, 1.0), 4) for name, (ok, on) in sums.items()}
-        print("held-out accuracy:", shares)
-        files, modules = {"reader": params}, {"reader": self.reader}
-        write_package(folder, self.packaging, files, modules)
+        return {f"{name}_accuracy": ok / max(on, 1.0) for name, (ok, on) in sums.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingPreview:
+    """Held-out clips with what was read of them."""
+
+    count: int = 8
+
+    def render(
+        self, objective: ClipReading, params: PyTree, data: PyTree
+    ) -> tuple[Frames, list[str]]:
+        """Returns true clips and what the reader says."""
+        clip = _held_out(objective.world, jnp.arange(self.count))
+        look = jax.jit(lambda p, x: objective.reader.bind({"params": p})(x))
+        reading = jax.device_get(look(params, clip.video))
+        each = [jax.tree.map(lambda x, n=n: x[n], reading) for n in range(self.count)]
+        return clip.video, [describe(one) for one in each]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,9 @@ import numpy as np
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
-from jvdm.training.flops import product_flops
 from jvdm.training.objective import TrainCall
-from jvdm.training.packaging import Packaging, write_package
-from jvdm.training.showing import write_rows
 from jvdm.vae.video_vae import VideoVAE
+from jvdm.weights.package import Component, Files
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import World
 
@@ -27,11 +25,8 @@ class Reconstruction:
 
     vae: VideoVAE
     world: World
-    """World of the held-out clips that statistics and sheets are made of."""
-    packaging: Packaging
+    """World of the held-out clips that statistics and previews are made of."""
     weights: AutoencoderWeights = AutoencoderWeights()
-    clip_frames: int = 17
-    """Pixel frames of a training clip, for the count of operations."""
     held_out: int = 256
     """Clips of split `vae_val` for latent statistics and fidelity at the end."""
 
@@ -46,34 +41,22 @@ class Reconstruction:
         """Returns `autoencoder_loss` of a batch."""
         return autoencoder_loss(self.vae, params, batch.video, call.key, self.weights)
 
-    def flops_per_step(self, batch_size: int) -> float:
-        """Returns three forward passes over the batch."""
-        shape = (1, self.clip_frames, self.world.height, self.world.width, 3)
-        frames = jax.ShapeDtypeStruct(shape, jnp.float32)
-        params = jax.eval_shape(self.init, jax.random.key(0))
-        return 3.0 * batch_size * product_flops(self.vae.apply, {"params": params}, frames)
+    def components(self, params: PyTree) -> Files:
+        """Returns `vae.safetensors`."""
+        return {"vae": {"vae": Component(self.vae, params)}}
 
-    def sheet(self, params: PyTree, data: PyTree, path: Path) -> None:
-        """Writes held-out clips above their reconstructions."""
-        frames = self._held_out(0, 4)
-        again = jax.jit(lambda p, x: self.vae.apply({"params": p}, x))(params, frames)
-        pairs = np.stack([np.asarray(frames), np.asarray(again)], 1)
-        labels = [f"{kind} {n}" for n in range(4) for kind in ("true", "reconstructed")]
-        write_rows(path, pairs.reshape(-1, *pairs.shape[2:]), labels)
-
-    def export(self, params: PyTree, data: PyTree, folder: Path) -> None:
-        """Writes `vae.safetensors`, the latent statistics and the fidelity reached."""
+    def summary(self, params: PyTree) -> dict[str, Any]:
+        """Returns the latent statistics per channel and PSNR in dB on held-out clips."""
         step = jax.jit(self._measure)
+        starts = range(0, self.held_out, HELD_OUT_BATCH)
         parts = [
-            jax.tree.map(np.asarray, step(params, self._held_out(start, HELD_OUT_BATCH)))
-            for start in range(0, self.held_out, HELD_OUT_BATCH)
+            jax.device_get(step(params, film(self.world, start + jnp.arange(HELD_OUT_BATCH))))
+            for start in starts
         ]
         mean, square, fidelity = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *parts)
-        std = np.sqrt(square - mean**2)
-        print("held-out PSNR:", {name: round(float(value), 2) for name, value in fidelity.items()})
-        print("latent std:", np.round(std, 3).tolist())
-        statistics = (mean, std)
-        write_package(folder, self.packaging, {"vae": params}, {"vae": self.vae}, statistics)
+        statistics = {"latent_mean": mean, "latent_std": np.sqrt(square - mean**2)}
+        found = {name: value.tolist() for name, value in statistics.items()}
+        return found | {f"psnr_{name}": float(value) for name, value in fidelity.items()}
 
     def _measure(self, params: PyTree, frames: Frames) -> tuple[Array, Array, dict[str, Array]]:
         mean = self.vae.bind({"params": params}).encode(frames).mean
@@ -81,11 +64,25 @@ class Reconstruction:
         fidelity = autoencoder_psnr(self.vae, params, frames)
         return jnp.mean(mean, axes), jnp.mean(mean**2, axes), fidelity
 
-    def _held_out(self, start: int, count: int) -> Frames:
-        return _film(self.world, start + jnp.arange(count))
-
 
 @functools.partial(jax.jit, static_argnums=0)
-def _film(world: World, indices: Int[Array, " B"]) -> Frames:
+def film(world: World, indices: Int[Array, " B"]) -> Frames:
     """Renders clips that the autoencoder does not train on."""
     return clips(world, "vae_val", indices).video
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionPreview:
+    """Held-out clips above their reconstructions."""
+
+    count: int = 4
+
+    def render(
+        self, objective: Reconstruction, params: PyTree, data: PyTree
+    ) -> tuple[Frames, list[str]]:
+        """Returns true clips and what the autoencoder makes of them, in turns."""
+        frames = film(objective.world, jnp.arange(self.count))
+        again = jax.jit(lambda p, x: objective.vae.apply({"params": p}, x))(params, frames)
+        pairs = jnp.stack([frames, again], 1)
+        labels = [f"{kind} {n}" for n in range(self.count) for kind in ("true", "reconstructed")]
+        return pairs.reshape(-1, *frames.shape[1:]), labels

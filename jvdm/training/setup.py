@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -12,7 +10,6 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
-from jvdm.errors import ConfigError
 from jvdm.parallel.mesh import replicate
 from jvdm.training.objective import HasFrozen, HasUpdate, Objective, Source, Transform
 from jvdm.training.optimizer import Optimizer
@@ -25,31 +22,13 @@ _TRACE_AFTER = 10  # steps; the first ones are not typical
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run begins: steps done, state, data, and the compiled step."""
+    """Where a run begins: steps done, state, data, the compiled step and its operations."""
 
     position: int
     state: TrainState
     data: PyTree
     step: Callable
-
-
-def writable_folder(folder: Path) -> Path:
-    """Creates `folder` and tries to write there.
-
-    Raises:
-        ConfigError: If it cannot be created or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir {folder} cannot be written: {error.strerror or error}",
-            fix="choose a folder that this user may write",
-        ) from error
-    return folder.absolute()
+    flops: float
 
 
 @runtime_checkable
@@ -120,35 +99,26 @@ _GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 def compile_step(
     objective: Objective, step: Step, shapes: TrainState, data: PyTree, mesh: Mesh
-) -> Callable:
+) -> tuple[Callable, float]:
     """Compiles `step` for the shapes and shardings of its donated arguments.
 
     Returns:
-        `(state, data) -> (state, data, metrics)`; holds what `objective` does not train.
+        `(state, data) -> (state, data, metrics)`, which holds what `objective` does not
+        train; and the operations of a step.
     """
     frozen = replicate(objective.frozen(), mesh) if isinstance(objective, HasFrozen) else {}
     state_sharding, data_sharding = (
         jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, data)
     )
     jitted = jax.jit(
-        step, donate_argnums=(1, 2), out_shardings=(state_sharding, data_sharding, None)
+        step.run, donate_argnums=(1, 2), out_shardings=(state_sharding, data_sharding, None)
     )
     devices = jax.tree.leaves(state_sharding)[0].device_set
     on_gpu = next(iter(devices)).platform == "gpu"
     lowered = jitted.lower(frozen, shapes, data)
     options = _GPU_OPTIONS if on_gpu else None
-    return functools.partial(lowered.compile(compiler_options=options), frozen)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions and the device kind that a run depends on."""
-    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
-    for package in ("jvdm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    compiled = functools.partial(lowered.compile(compiler_options=options), frozen)
+    return compiled, step.flops(frozen, shapes, data)
 
 
 class Tracer:

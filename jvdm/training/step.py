@@ -1,42 +1,59 @@
 """One training step: batch, loss, gradient, update, average."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jvdm.arrays import Array, PyTree
+from jvdm.training.flops import product_flops
 from jvdm.training.objective import HasUpdate, Objective, Source, TrainCall, Transform, Updated
 from jvdm.training.state import TrainState
 
-Step = Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
+
+class Step(NamedTuple):
+    """A step to be traced, `run(frozen, state, data) -> (state, data, metrics)`, and its price.
+
+    `flops(frozen, state, data)` takes shapes and returns the operations of the products of
+    the model: three times those of the loss (once forward, twice backward; recomputation
+    does not count), or all in an update of the objective's own.
+    """
+
+    run: Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
+    flops: Callable[[PyTree, TrainState, PyTree], float]
 
 
 def make_step(
     objective: Objective,
     source: Source,
     transform: Transform,
-    *,
     batch_size: int,
     ema_decay: float,
 ) -> Step:
-    """Returns `step(frozen, state, data) -> (state, data, metrics)`, not yet jitted.
+    """Returns the step of a run.
 
     The random key of a step is a function of the run's key and the step number,
     so that a resumed run draws what an uninterrupted one would have drawn. A
     step whose loss or gradient is not finite leaves parameters, average and
     optimizer as they were and is counted.
     """
+    # Jitted so that the step and the count share one trace; inlined, they leave no mark.
+    draw = jax.jit(lambda data, step: source.draw(data, step, batch_size), inline=True)
+    loss = jax.jit(lambda *given: objective.loss(*given), inline=True)
     own = objective.update if isinstance(objective, HasUpdate) else None
+    update = jax.jit(lambda *given: own(*given, transform), inline=True)
 
-    def step(frozen, state, data):
-        batch, data = source.draw(data, state.step, batch_size)
+    def told(frozen, state, data):
+        batch, data = draw(data, state.step)
         key = jax.random.fold_in(state.key, state.step)
-        call = TrainCall(state.step, key, state.ema, frozen)
-        given = (state.params, state.opt_state, batch, call, transform)
-        new = own(*given) if own else _descend(objective, *given)
+        return batch, TrainCall(state.step, key, state.ema, frozen), data
+
+    def run(frozen, state, data):
+        batch, call, data = told(frozen, state, data)
+        given = (state.params, state.opt_state, batch, call)
+        new = update(*given) if own else _descend(loss, transform, *given)
         finite = jnp.isfinite(new.loss) & jnp.isfinite(new.gradient_norm)
         decay = _warm_decay(ema_decay, state.step)
         ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, new.params)
@@ -59,19 +76,29 @@ def make_step(
         seen = {"loss": new.loss, "gradient_norm": new.gradient_norm}
         return state, data, {**seen, **new.metrics, **counts}
 
-    return step
+    def flops(frozen, state, data):
+        def model(frozen, state, data):
+            batch, call, _ = told(frozen, state, data)
+            if own:
+                return update(state.params, state.opt_state, batch, call)
+            return loss(state.params, batch, call)
+
+        drawn = product_flops(draw, data, state.step)
+        return (1.0 if own else 3.0) * (product_flops(model, frozen, state, data) - drawn)
+
+    return Step(run, flops)
 
 
 def _descend(
-    objective: Objective,
+    loss_of: Callable,
+    transform: Any,
     params: PyTree,
     opt_state: PyTree,
     batch: PyTree,
     call: TrainCall,
-    transform: Any,
 ) -> Updated:
     """One gradient of the loss, one optimizer."""
-    gradient_of = jax.value_and_grad(objective.loss, has_aux=True)
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     (loss, metrics), gradient = gradient_of(params, batch, call)
     updates, opt_state = transform.update(gradient, opt_state, params)
     norm = optax.global_norm(gradient)

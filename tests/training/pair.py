@@ -69,15 +69,6 @@ class Pair:
         error = jax.nn.softplus(-true).mean() + jax.nn.softplus(false).mean()
         return error + self.penalty * jnp.sum(slope**2, -1).mean(), {}
 
-    def flops_per_step(self, batch_size):
-        return 0.0
-
-    def sheet(self, params, data, path):
-        pass
-
-    def export(self, params, data, folder):
-        pass
-
     def transform(self, optimizer: Optimizer, num_steps: int) -> Both:
         slow = dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate / 2)
         return Both(slow.build(num_steps // 2), optimizer.build(num_steps // 2))

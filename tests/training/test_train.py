@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvdm.attention import FrameCausal
+from jvdm.configs import my_videos, nano, tiny_t2v
 from jvdm.errors import CheckpointError, ConfigError, NumericsError, WeightsError
 from jvdm.parallel.mesh import data_mesh
 from jvdm.train import text, train
 from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.optimizer import Optimizer
-from jvdm.weights import safetensors
-from tests.training import toy
+from jvdm.weights import read_manifest, safetensors
+from tests.training import pair, toy
 
 
 def lines(workdir):
@@ -39,18 +43,21 @@ def test_a_run_learns_and_leaves_everything(finished):
         "step_40.png",
     ]
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["30", "40"]
-    exported = np.load(workdir / "weights" / "head.npy")
+    exported = safetensors.load(workdir / "weights" / "line.safetensors")["head"]["kernel"]
     arrays, meta = read_checkpoint(workdir / "checkpoints")
-    np.testing.assert_array_equal(exported, arrays["ema/head/kernel"])
+    np.testing.assert_array_equal(exported, arrays["ema/head/kernel"].astype(np.float16))
+    notes = read_manifest(workdir / "weights").notes
+    assert notes["largest"] == result["largest"] == np.abs(arrays["ema/head/kernel"]).max()
     assert meta["versions"]["jax"] == jax.__version__
     assert "clips_per_second" in text(result)
 
 
 def test_a_finished_run_is_only_exported_again(finished):
     workdir, _ = finished
-    (workdir / "weights" / "head.npy").unlink()
+    weights = workdir / "weights" / "line.safetensors"
+    weights.unlink()
     result = train(toy.experiment(), workdir)
-    assert result["resumed_from"] == 40 and (workdir / "weights" / "head.npy").exists()
+    assert result["resumed_from"] == 40 and weights.exists()
 
 
 def test_a_run_starts_from_the_parameters_of_a_file(tmp_path):
@@ -185,3 +192,52 @@ def test_a_loss_is_told_the_step_the_average_and_what_is_frozen(tmp_path):
     assert told[0]["loss"] > 20 and told[19]["loss"] < told[0]["loss"]  # 9 for each of 4 inputs
     arrays, _ = read_checkpoint(tmp_path / "checkpoints")
     assert not any("slope" in name or "frozen" in name for name in arrays)
+
+
+def steps_taken(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unwritable(toy.Line):
+    """A model with a field that no manifest can hold."""
+
+    rule: Any = None
+
+
+def test_what_no_manifest_can_hold_is_refused_before_the_first_step(tmp_path):
+    experiment = dataclasses.replace(toy.experiment(), objective=Unwritable(rule=print))
+    with pytest.raises(WeightsError, match="field rule of Unwritable"):
+        train(experiment, tmp_path)
+    assert steps_taken(tmp_path) == [] and not (tmp_path / "weights").exists()
+
+
+def test_a_policy_is_checked_before_the_first_step(tmp_path):
+    experiment = nano.config()
+    causal = experiment.objective.model.clone(policy=FrameCausal())
+    objective = dataclasses.replace(experiment.objective, model=causal)
+    with pytest.raises(WeightsError, match="policy"):
+        train(dataclasses.replace(experiment, objective=objective), tmp_path)
+    assert steps_taken(tmp_path) == []
+
+
+def test_missing_parts_are_named_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no work/vae is
+    for config in (my_videos, tiny_t2v):
+        experiment = config.config()
+        package = tiny_t2v.config().package
+        with pytest.raises(WeightsError, match="work/vae/weights/model.json does not exist"):
+            train(dataclasses.replace(experiment, package=package), tmp_path / "run")
+    parts = my_videos.config().package.parts
+    assert all((Path(part) / "model.json").is_file() for part in parts)
+
+
+def test_a_package_needs_components(tmp_path):
+    with pytest.raises(ConfigError, match="Pair does not say which components"):
+        packed = dataclasses.replace(pair.experiment(), package=toy.experiment().package)
+        train(packed, tmp_path)
+
+
+def test_sheets_without_a_preview_are_refused():
+    with pytest.raises(ConfigError, match="no preview"):
+        dataclasses.replace(toy.experiment(), preview=None)

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -19,6 +18,8 @@ import numpy as np
 from jvdm.experiment import Experiment
 from jvdm.parallel.mesh import split_batch
 from jvdm.training.optimizer import Optimizer
+from jvdm.weights.folder import Defaults
+from jvdm.weights.package import Component, Packaging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Line:
     """Learns `y = w x` with a two-layer network and dropout noise."""
 
     width: int = 16
-    sheet_seconds: float = 0.0
     trace_seconds: float = 0.0
     """How long the compilation takes at least."""
 
@@ -44,16 +44,23 @@ class Line:
         error = (hidden @ params["head"]["kernel"])[:, 0] - batch["y"]
         return jnp.mean(error**2), {"bias": jnp.mean(error)}
 
-    def flops_per_step(self, batch_size):
-        return 6.0 * batch_size * 5 * self.width
+    def components(self, params):
+        return {"line": {"line": Component(self, params)}}
 
-    def sheet(self, params, data, path: Path):
+    def summary(self, params):
+        return {"largest": float(jnp.abs(params["head"]["kernel"]).max())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heat:
+    """Shows the weights of the head as a picture."""
+
+    sheet_seconds: float = 0.0
+
+    def render(self, objective, params, data):
         time.sleep(self.sheet_seconds)
-        path.write_bytes(np.asarray(params["head"]["kernel"]).tobytes())
-
-    def export(self, params, data, folder: Path):
-        folder.mkdir(exist_ok=True)
-        np.save(folder / "head.npy", np.asarray(params["head"]["kernel"]))
+        picture = jax.nn.sigmoid(params["head"]["kernel"])[None, None, :, :, None]
+        return jnp.broadcast_to(picture, (1, 1, objective.width, 8, 3)), ["head"]
 
 
 class Counter:
@@ -104,8 +111,8 @@ class HostLines:
 
 
 def experiment(**settings) -> Experiment:
-    """Forty steps; `settings` go to the experiment, the objective or the source."""
-    parts: dict[type, dict[str, Any]] = {Line: {}, HostLines: {}, Experiment: {}}
+    """Forty steps; `settings` go to the experiment or one of its parts."""
+    parts: dict[type, dict[str, Any]] = {Line: {}, HostLines: {}, Heat: {}, Experiment: {}}
     for name, value in settings.items():
         part = next(p for p in parts if name in {f.name for f in dataclasses.fields(p)})
         parts[part][name] = value
@@ -116,6 +123,8 @@ def experiment(**settings) -> Experiment:
         source=HostLines(**parts[HostLines]),
         optimizer=Optimizer(warmup_steps=3),
         batch_size=8,
+        package=Packaging("toy", Defaults(8, 8, 1, 1.0, 1, 1.0, 1.0)),
+        preview=Heat(**parts[Heat]),
         **(base | parts[Experiment]),
     )
 
