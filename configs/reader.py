@@ -12,10 +12,10 @@ Without one: `--source.vae-weights None`.
 from pathlib import Path
 
 from jvdm.configs import vae
+from jvdm.evaluation.reader import Reader
+from jvdm.evaluation.reader_training import ClipReading, ReaderClips, ReadingPreview
 from jvdm.experiment import Experiment
-from jvdm.models.reader import Reader
 from jvdm.training.optimizer import Optimizer
-from jvdm.training.reader import ClipReading, ReaderClips, ReadingPreview
 from jvdm.weights.package import Packaging
 from jvdm.world.scene import World
 

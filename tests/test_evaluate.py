@@ -9,7 +9,7 @@ from jvdm import evaluate
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.evaluate import EvaluateOptions
 from jvdm.evaluation.held_out import SETS, draw, film, part_of, prompts
-from jvdm.models.reader import Reader
+from jvdm.evaluation.reader import Reader
 from jvdm.weights import read_manifest, safetensors, write_manifest
 from jvdm.world.captions import caption_text
 from jvdm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, World

@@ -16,8 +16,8 @@ from jvdm.evaluation import held_out
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.held_out import Prompts
 from jvdm.evaluation.measure import measure_clips, measure_known_frames, measure_reconstruction
+from jvdm.evaluation.reader import Reader
 from jvdm.evaluation.readers import load_reader, measure_reading, read
-from jvdm.models.reader import Reader
 from jvdm.pipeline import programs
 from jvdm.pipeline.pipeline import Pipeline
 from jvdm.pipeline.programs import compiled

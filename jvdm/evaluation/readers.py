@@ -10,7 +10,7 @@ from jvdm.arrays import Array, Bool, Frames, PyTree
 from jvdm.errors import WeightsError
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.measure import everywhere
-from jvdm.models.reader import (
+from jvdm.evaluation.reader import (
     NUM_FRAMES,
     RESOLUTION,
     Reader,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import typing
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
-from jvdm.models.reader import (
+from jvdm.evaluation.reader import (
     NUM_FRAMES,
     Reader,
     Reading,
@@ -23,7 +24,6 @@ from jvdm.models.reader import (
     shrink,
 )
 from jvdm.parallel.mesh import constrain_batch
-from jvdm.training.objective import TrainCall
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.package import Component, Files
@@ -48,10 +48,11 @@ class ClipReading:
         """Returns fresh parameters."""
         return self.reader.init(key, jnp.zeros((1, NUM_FRAMES, 64, 64, 3)))["params"]
 
-    def loss(
-        self, params: PyTree, batch: WorldClip, call: TrainCall
-    ) -> tuple[Array, dict[str, Array]]:
-        """Returns the sum of the cross-entropies of all answers, on degraded frames."""
+    def loss(self, params: PyTree, batch: WorldClip, call: Any) -> tuple[Array, dict[str, Array]]:
+        """Returns the sum of the cross-entropies of all answers, on degraded frames.
+
+        `call` is a `TrainCall` of training; its `key` draws how frames are degraded.
+        """
         frames = degrade(shrink(batch.video), call.key)
         reading = self.reader.bind({"params": params})(frames)
         terms = cross_entropies(reading, batch.facts)

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.evaluation.readers import load_reader, measure_reading, read
-from jvdm.experiment import Experiment
-from jvdm.models.reader import (
+from jvdm.evaluation.reader import (
     Reader,
     Reading,
     answers_for,
@@ -16,10 +14,19 @@ from jvdm.models.reader import (
     present_colors,
     shrink,
 )
+from jvdm.evaluation.reader_training import (
+    ClipReading,
+    ReaderClips,
+    ReadingPreview,
+    cross_entropies,
+    degrade,
+)
+from jvdm.evaluation.readers import load_reader, measure_reading, read
+from jvdm.experiment import Experiment
 from jvdm.parallel.mesh import data_mesh
 from jvdm.training.export import export
+from jvdm.training.flops import product_flops
 from jvdm.training.objective import Objective, Source, TrainCall
-from jvdm.training.reader import ClipReading, ReaderClips, ReadingPreview, cross_entropies, degrade
 from jvdm.training.showing import write_preview
 from jvdm.vae.video_vae import VideoVAE
 from jvdm.weights.folder import Defaults
@@ -132,6 +139,19 @@ def test_batches_follow_from_the_step():
     assert first.video.shape == (4, 9, 64, 64, 3) and first.facts.position.shape == (4, 9, 3, 3)
     np.testing.assert_array_equal(first.video, again.video)
     assert (jnp.abs(first.video - next_one.video).mean((1, 2, 3, 4)) > 1e-3).all()
+
+
+def test_operations_grow_with_the_batch():
+    source = ReaderClips(WORLD)
+    params = jax.eval_shape(OBJECTIVE.init, jax.random.key(0))
+    call = TrainCall(jnp.int32(0), jax.random.key(0), params, {})
+
+    def forward(count):
+        data = source.start(0, None, data_mesh(1))
+        batch = jax.eval_shape(lambda: source.draw(data, jnp.int32(0), count)[0])
+        return product_flops(OBJECTIVE.loss, params, batch, call)
+
+    assert 3 * forward(4) == 4 * 3 * forward(1) > 1e8
 
 
 @pytest.mark.slow
