@@ -73,14 +73,14 @@ def place(pictures: Pictures, canvas: Canvas) -> tuple[tuple[Known, ...], tuple[
         ShapeError: If no frame would be left to generate.
     """
     _check_combination(pictures, canvas)
-    latent_frames = VideoVAE.latent_frames(canvas.num_frames)
+    latent_frames = VideoVAE().latent_frames(canvas.num_frames)
     known: list[Known] = []
     notes: list[str] = []
     if pictures.video is not None:
         count = _prefix_length(pictures, canvas)
         clip = _fitted("video", _clip(pictures.video, canvas, count), canvas, notes)
         clip = clip[:, -(1 + (clip.shape[1] - 1) // 4 * 4) :]
-        known.append(Known(clip, tuple(range(VideoVAE.latent_frames(clip.shape[1])))))
+        known.append(Known(clip, tuple(range(VideoVAE().latent_frames(clip.shape[1])))))
     if pictures.image is not None:
         frame = _fitted("image", _picture("image", pictures.image, canvas), canvas, notes)
         known.append(Known(frame, (0,)))

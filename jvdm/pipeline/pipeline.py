@@ -30,7 +30,7 @@ from jvdm.pipeline.request import Job, Request, prepare
 from jvdm.samplers import TimestepMatrix
 from jvdm.samplers.sampler import State
 from jvdm.stages import Stages
-from jvdm.vae.tiling import stream_decode
+from jvdm.vae import tiling
 from jvdm.video import Video
 from jvdm.weights.folder import embedded
 
@@ -333,7 +333,8 @@ class Pipeline:
             stages.stage("decode", total=count, unit="frame") as bar,
             _enough_memory(latents.shape),
         ):
-            for piece in stream_decode(vae, space.params, space.restore(latents)):
+            size = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
+            for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
                 _check_finite(bool(np.isfinite(piece).all()))
                 pieces.append(np.asarray(programs.to_bytes(jnp.asarray(piece))))
                 bar.update(piece.shape[1])

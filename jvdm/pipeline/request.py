@@ -120,8 +120,8 @@ def prepare(request: Request, manifest: Manifest, patch: int) -> Job:
     size = (settings.height, settings.width)
     shape = LatentShape(
         len(settings.prompts),
-        VideoVAE.latent_frames(settings.num_frames),
-        *VideoVAE.latent_size(*size),
+        VideoVAE().latent_frames(settings.num_frames),
+        *VideoVAE().latent_size(*size),
         len(manifest.latent_mean),
     )
     tokens, unknown = _tokens(settings, manifest)
@@ -225,7 +225,7 @@ def _matrix(
         raise ShapeError(
             f"the timestep matrix has {matrix.latent_frames} latent frames",
             f"{settings.num_frames} frames are {latent_frames} latent frames",
-            f"use num_frames={VideoVAE.num_frames(matrix.latent_frames)}",
+            f"use num_frames={VideoVAE().num_frames(matrix.latent_frames)}",
         )
     return matrix
 

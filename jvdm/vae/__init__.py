@@ -1,15 +1,7 @@
 """Video autoencoders: pixels to latents and back, whole or in pieces."""
 
-from jvdm.vae.tiling import Tiling, decode_tiled, encode_tiled, make_tiling, stream_decode
-from jvdm.vae.video_vae import Carry, Posterior, VideoVAE
+from jvdm.vae.autoencoder import Autoencoder, Posterior
+from jvdm.vae.tiling import decode, encode
+from jvdm.vae.video_vae import VideoVAE
 
-__all__ = [
-    "Carry",
-    "Posterior",
-    "Tiling",
-    "VideoVAE",
-    "decode_tiled",
-    "encode_tiled",
-    "make_tiling",
-    "stream_decode",
-]
+__all__ = ["Autoencoder", "Posterior", "VideoVAE", "decode", "encode"]

@@ -1,7 +1,8 @@
-"""Coding videos of any size and length in bounded memory: windows in space, chunks in time.
+"""Coding videos of any size and length in bounded memory: at once, or windows and chunks of them.
 
-A window is a tile and, around it, all cells that the tile depends on
-(`VideoVAE.encoder_reach`, `decoder_reach`); what is computed for this border is
+`encode` and `decode` code a video of up to `WHOLE_PIXELS` pixels at once; what is larger is
+cut. A window is a tile and, around it, all cells that the tile depends on
+(`encoder_reach`, `decoder_reach`); what is computed for this border is
 dropped. A chunk continues where the one before ended, by the carry of the
 autoencoder. So the result is that of the whole video, with no blending and no
 seam. All windows have one shape, and a short last chunk is filled up by
@@ -10,7 +11,8 @@ for a video, one for the chunk that starts it and one for all others.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
 from jvdm.errors import ConfigError
-from jvdm.vae.video_vae import Carry, Posterior, VideoVAE
+from jvdm.vae.autoencoder import Autoencoder, Posterior
 
 HostFrames = Float[np.ndarray, "B T h w 3"]
 """Decoded video in host memory, RGB of about 0..1."""
@@ -30,9 +32,11 @@ Pixels = Frames | Float[np.ndarray, "B T H W 3"] | UInt8[np.ndarray, "B T H W 3"
 AnyLatents = Latents | Float[np.ndarray, "B F H W C"]
 """Latent video on the device or in host memory."""
 
-_STRIDE = VideoVAE.strides[1]
-_TILE = (32, 32)
-_CHUNK = 4
+WHOLE_PIXELS = 40_000_000
+"""Pixels of all frames of a batch that are coded at once."""
+
+TILE, CHUNK = (32, 32), 4
+"""Latent cells and frames of the pieces of a larger video."""
 
 
 class Tile(NamedTuple):
@@ -84,15 +88,15 @@ def make_tiling(video: tuple[int, int], tile: tuple[int, int], reach: int) -> Ti
     return Tiling(tuple(tiles), video, (height, width), (window_height, window_width))
 
 
-def stream_decode(
-    vae: VideoVAE,
+def decode(
+    vae: Autoencoder,
     params: PyTree,
     latents: AnyLatents,
     *,
-    tile: tuple[int, int] = _TILE,
-    chunk: int = _CHUNK,
+    tile: tuple[int, int] | None = None,
+    chunk: int | None = None,
 ) -> Iterator[HostFrames]:
-    """Decodes a video chunk after chunk; the pieces together equal `VideoVAE.decode`.
+    """Decodes a video piece after piece; the pieces together equal `vae.decode`.
 
     The device holds the work of one window and the carries of all.
 
@@ -100,98 +104,94 @@ def stream_decode(
         vae: The autoencoder.
         params: Its parameters.
         latents: The latent video.
-        tile: Height and width of a tile in latent cells.
-        chunk: Latent frames decoded at a time.
+        tile: Height and width of a tile in latent cells; None decides by size.
+        chunk: Latent frames decoded at a time; None decides by size.
 
     Returns:
-        Iterator over float32 frames, not clipped: `1 + 4(chunk - 1)` of them, then
-        `4 chunk` at a time, the last piece being what is left.
+        Iterator over float32 frames, not clipped: those of the first `chunk` latent
+        frames, then of as many more at a time, the last piece being what is left.
 
     Raises:
         ConfigError: If `tile` or `chunk` is not positive.
     """
-    job = _decoding(vae, params, latents, tile, chunk)
+    _, latent_frames, height, width, _ = latents.shape
+    tile, chunk = _pieces(vae, latents.shape, tile, chunk)
+    _, *cell = vae.strides
+    job = _Job(
+        code=functools.partial(_decode_window, vae, params),
+        source=np.asarray(latents),
+        tiling=make_tiling((height, width), tile, vae.decoder_reach),
+        spans=_spans(latent_frames, chunk),
+        read=_Units(int, (1, 1)),
+        written=_Units(vae.prefix_of_latents, (cell[0], cell[1])),
+    )
     streams = [_code_tile(job, tile) for tile in job.tiling.tiles]
     return (_assemble(pieces, job) for pieces in zip(*streams, strict=True))
 
 
-def decode_tiled(
-    vae: VideoVAE,
-    params: PyTree,
-    latents: AnyLatents,
-    *,
-    tile: tuple[int, int] = _TILE,
-    chunk: int = _CHUNK,
-) -> HostFrames:
-    """Decodes a video of any size and length; equals `VideoVAE.decode`.
-
-    The device holds the work and the carry of one window, whatever the size of the video.
-
-    Args:
-        vae: The autoencoder.
-        params: Its parameters.
-        latents: The latent video.
-        tile: Height and width of a tile in latent cells.
-        chunk: Latent frames decoded at a time.
-
-    Returns:
-        All frames in host memory, float32, not clipped.
-
-    Raises:
-        ConfigError: If `tile` or `chunk` is not positive.
-    """
-    return _code_tile_by_tile(_decoding(vae, params, latents, tile, chunk))
-
-
-def encode_tiled(
-    vae: VideoVAE,
+def encode(
+    vae: Autoencoder,
     params: PyTree,
     frames: Pixels,
     *,
-    tile: tuple[int, int] = _TILE,
-    chunk: int = _CHUNK,
+    tile: tuple[int, int] | None = None,
+    chunk: int | None = None,
 ) -> Posterior:
-    """Encodes a video of any size and length; equals `VideoVAE.encode`.
+    """Encodes a video of any size and length; equals `vae.encode`.
 
     The device holds the work and the carry of one window, whatever the size of the video.
 
     Args:
         vae: The autoencoder.
         params: Its parameters.
-        frames: `1 + 4n` frames, height and width multiples of eight. Bytes become
-            numbers in 0..1 on the device, window by window.
-        tile: Height and width of a tile in latent cells.
-        chunk: Latent frames encoded at a time.
+        frames: Of a length and size that fit. Bytes become numbers in 0..1 on the
+            device, window by window.
+        tile: Height and width of a tile in latent cells; None decides by size.
+        chunk: Latent frames encoded at a time; None decides by size.
 
     Raises:
         ShapeError: If the size of the video does not fit; it names the two nearest that do.
         ConfigError: If `tile` or `chunk` is not positive.
     """
-    _, num_frames, height, width, _ = frames.shape
-    latent_frames, video = vae.latent_frames(num_frames), vae.latent_size(height, width)
+    batch, num_frames, height, width, _ = frames.shape
+    shape = (batch, vae.latent_frames(num_frames), *vae.latent_size(height, width))
+    tile, chunk = _pieces(vae, shape, tile, chunk)
+    _, *cell = vae.strides
     job = _Job(
         code=functools.partial(_encode_window, vae, params),
         source=np.asarray(frames),
-        tiling=make_tiling(video, tile, vae.encoder_reach),
-        spans=_spans(latent_frames, chunk),
-        read=_Units(_frames_until, _STRIDE),
-        written=_Units(int, 1),
+        tiling=make_tiling(shape[2:], tile, vae.encoder_reach),
+        spans=_spans(shape[1], chunk),
+        read=_Units(vae.prefix_of_latents, (cell[0], cell[1])),
+        written=_Units(int, (1, 1)),
     )
-    values = jnp.asarray(_code_tile_by_tile(job))
-    return Posterior(values[..., :-1], values[..., -1:])
+    streams = (_code_tile(job, tile) for tile in job.tiling.tiles)
+    coded = _assemble((np.concatenate(list(stream), axis=1) for stream in streams), job)
+    mean, log_variance = jnp.split(jnp.asarray(coded), [vae.latent_channels], axis=-1)
+    return Posterior(mean, log_variance)
+
+
+def _pieces(
+    vae: Autoencoder, shape: Sequence[int], tile: tuple[int, int] | None, chunk: int | None
+) -> tuple[tuple[int, int], int]:
+    """Returns tile and chunk, where they are open those of a video of latents `shape`."""
+    batch, frames, height, width = shape[:4]
+    whole = batch * frames * height * width * math.prod(vae.strides) <= WHOLE_PIXELS
+    small = ((height, width), frames) if whole else (TILE, CHUNK)
+    return small[0] if tile is None else tile, small[1] if chunk is None else chunk
 
 
 class _Units(NamedTuple):
-    """How an array counts what is `n` latent frames, or one latent cell, long."""
+    """How an array counts what is `n` latent frames long, or one latent cell high and wide."""
 
     frames_until: Callable[[int], int]
-    cell: int
+    cell: tuple[int, int]
 
 
 class _Job(NamedTuple):
     """One video to encode or decode; `spans` are the chunks, in latent frames."""
 
-    code: Callable[..., tuple[Array, Carry]]
+    code: Callable[..., tuple[Array, Any]]
     source: np.ndarray
     tiling: Tiling
     spans: list[tuple[int, int]]
@@ -199,26 +199,13 @@ class _Job(NamedTuple):
     written: _Units
 
 
-def _decoding(
-    vae: VideoVAE, params: PyTree, latents: AnyLatents, tile: tuple[int, int], chunk: int
-) -> _Job:
-    _, latent_frames, height, width, _ = latents.shape
-    return _Job(
-        code=functools.partial(_decode_window, vae, params),
-        source=np.asarray(latents),
-        tiling=make_tiling((height, width), tile, vae.decoder_reach),
-        spans=_spans(latent_frames, chunk),
-        read=_Units(int, 1),
-        written=_Units(_frames_until, _STRIDE),
-    )
-
-
 def _code_tile(job: _Job, tile: Tile) -> Iterator[np.ndarray]:
     """Yields the chunks of one tile; the carry lives in this generator."""
-    (top, left), (height, width), unit = tile.window, job.tiling.window, job.read.cell
-    window = job.source[
-        :, :, top * unit : (top + height) * unit, left * unit : (left + width) * unit
-    ]
+    rows, columns = (
+        slice(start * cell, (start + length) * cell)
+        for start, length, cell in zip(tile.window, job.tiling.window, job.read.cell, strict=True)
+    )
+    window = job.source[:, :, rows, columns]
     corner = np.subtract(tile.start, tile.window).astype(np.int32)
     chunk, carry = job.spans[0][1], None
     for start, stop in job.spans:
@@ -231,20 +218,15 @@ def _code_tile(job: _Job, tile: Tile) -> Iterator[np.ndarray]:
         yield np.asarray(coded)[:, :written]
 
 
-def _code_tile_by_tile(job: _Job) -> np.ndarray:
-    streams = (_code_tile(job, tile) for tile in job.tiling.tiles)
-    return _assemble((np.concatenate(list(stream), axis=1) for stream in streams), job)
-
-
 def _assemble(pieces: Iterable[np.ndarray], job: _Job) -> np.ndarray:
     """Puts one piece per tile at its place; where tiles overlap they are equal."""
-    unit, video = job.written.cell, None
+    video = None
     for tile, piece in zip(job.tiling.tiles, pieces, strict=True):
         batch, frames, height, width, channels = piece.shape
         if video is None:
-            rows, columns = (side * unit for side in job.tiling.video)
+            rows, columns = np.multiply(job.tiling.video, job.written.cell)
             video = np.empty((batch, frames, rows, columns, channels), piece.dtype)
-        top, left = (cell * unit for cell in tile.start)
+        top, left = np.multiply(tile.start, job.written.cell)
         video[:, :, top : top + height, left : left + width] = piece
     assert video is not None
     return video
@@ -252,16 +234,24 @@ def _assemble(pieces: Iterable[np.ndarray], job: _Job) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
 def _decode_window(
-    vae: VideoVAE, params: PyTree, latents: Any, carry: Any, corner: Any, *, size: tuple[int, int]
-) -> tuple[Array, Carry]:
+    vae: Autoencoder,
+    params: PyTree,
+    latents: Any,
+    carry: Any,
+    corner: Any,
+    *,
+    size: tuple[int, int],
+) -> tuple[Array, Any]:
     frames, carry = vae.bind({"params": params}).decode_chunk(latents, carry)
-    return _cut(frames, corner * _STRIDE, (size[0] * _STRIDE, size[1] * _STRIDE)), carry
+    _, rows, columns = vae.strides
+    corner, size = corner * jnp.array([rows, columns]), (size[0] * rows, size[1] * columns)
+    return _cut(frames, corner, size), carry
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
 def _encode_window(
-    vae: VideoVAE, params: PyTree, frames: Any, carry: Any, corner: Any, *, size: tuple[int, int]
-) -> tuple[Array, Carry]:
+    vae: Autoencoder, params: PyTree, frames: Any, carry: Any, corner: Any, *, size: tuple[int, int]
+) -> tuple[Array, Any]:
     if frames.dtype == jnp.uint8:
         frames = frames.astype(jnp.float32) / 255.0
     posterior, carry = vae.bind({"params": params}).encode_chunk(frames, carry)
@@ -291,8 +281,3 @@ def _spans(latent_frames: int, chunk: int) -> list[tuple[int, int]]:
         raise ConfigError(f"chunk is {chunk}", "a chunk has 1 latent frame or more")
     starts = range(0, latent_frames, chunk)
     return [(start, min(start + chunk, latent_frames)) for start in starts]
-
-
-def _frames_until(latent_frames: int) -> int:
-    """Pixel frames of the first `latent_frames` latent frames."""
-    return VideoVAE.num_frames(latent_frames) if latent_frames else 0

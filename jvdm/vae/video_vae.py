@@ -5,16 +5,16 @@ depends on later input, in either direction, and both directions can be fed in
 chunks: see `VideoVAE.encode_chunk` and `VideoVAE.decode_chunk`.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jvdm.arrays import Array, Float, Frames, Key, Latents
+from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.errors import ShapeError
 from jvdm.features import fold, unfold
+from jvdm.vae.autoencoder import Autoencoder, Posterior, check_multiple
 from jvdm.vae.conv import (
     NormSilu,
     SpatialConv,
@@ -32,23 +32,6 @@ _PATCH = 4  # pixels per side that become channels before the first convolution
 _NO_CARRY = (None,) * 4
 _LOG_VARIANCE_BIAS = -3.0  # starts with little noise: standard deviation .22
 _LOG_VARIANCE_RANGE = (-10.0, 2.0)
-
-
-class Posterior(NamedTuple):
-    """Normal distribution of the latents; one variance is shared by the channels of a cell."""
-
-    mean: Float[Array, "B F H W C"]
-    log_variance: Float[Array, "B F H W 1"]
-
-    def sample(self, key: Key) -> Latents:
-        """Draws latents with float32 noise."""
-        noise = jax.random.normal(key, self.mean.shape, jnp.float32)
-        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
-
-    def divergence(self) -> Float[Array, ""]:
-        """Mean Kullback-Leibler divergence from the standard normal, in nats per value."""
-        variance = jnp.exp(self.log_variance)
-        return 0.5 * jnp.mean(self.mean**2 + variance - 1.0 - self.log_variance)
 
 
 class Encoder(nn.Module):
@@ -106,7 +89,7 @@ class Decoder(nn.Module):
         return frames, (context_0, context_1, context_2, context_3)
 
 
-class VideoVAE(nn.Module):
+class VideoVAE(Autoencoder, nn.Module):
     """Causal video autoencoder with strides 4 in time and 8 in space.
 
     Attributes:
@@ -132,36 +115,6 @@ class VideoVAE(nn.Module):
             self.latent_channels, self.widths, self.encoder_blocks, dtype=self.dtype
         )
         self.decoder = Decoder(self.widths, self.decoder_blocks, dtype=self.dtype)
-
-    @staticmethod
-    def latent_frames(num_frames: int) -> int:
-        """Returns the latent frames of a video of `num_frames` frames.
-
-        Raises:
-            ShapeError: If `num_frames` is not one more than a multiple of four.
-        """
-        stride = VideoVAE.strides[0]
-        _check_multiple("num_frames", num_frames, stride, offset=1)
-        return 1 + (num_frames - 1) // stride
-
-    @staticmethod
-    def num_frames(latent_frames: int) -> int:
-        """Returns the pixel frames that `latent_frames` latent frames decode to."""
-        if latent_frames < 1:
-            raise ShapeError(f"latent_frames is {latent_frames}", "a video needs 1 or more")
-        return 1 + VideoVAE.strides[0] * (latent_frames - 1)
-
-    @staticmethod
-    def latent_size(height: int, width: int) -> tuple[int, int]:
-        """Returns height and width in latent cells.
-
-        Raises:
-            ShapeError: If a side is not a multiple of eight pixels.
-        """
-        _, stride_y, stride_x = VideoVAE.strides
-        _check_multiple("height", height, stride_y)
-        _check_multiple("width", width, stride_x)
-        return height // stride_y, width // stride_x
 
     @property
     def encoder_reach(self) -> int:
@@ -206,7 +159,7 @@ class VideoVAE(nn.Module):
         if carry is None:
             self.latent_frames(num_frames)
         else:
-            _check_multiple("num_frames of a later chunk", num_frames, self.strides[0])
+            check_multiple("num_frames of a later chunk", num_frames, self.strides[0])
         self.latent_size(height, width)
         return self.encoder(frames, carry)
 
@@ -243,18 +196,3 @@ class VideoVAE(nn.Module):
 
 def _half_up(cells: int) -> int:
     return (cells + 1) // 2
-
-
-def _check_multiple(name: str, value: int, stride: int, offset: int = 0) -> None:
-    """Raises unless `value` is positive and `offset` more than a multiple of `stride`."""
-    if value > 0 and (value - offset) % stride == 0:
-        return
-    smallest = offset or stride
-    below = value - (value - offset) % stride
-    nearest = [n for n in (below, below + stride) if n >= smallest] or [smallest]
-    form = f"{stride}n + {offset}" if offset else f"a multiple of {stride}"
-    raise ShapeError(
-        f"{name} is {value}",
-        f"it must be {form}",
-        f"the nearest that fit: {' and '.join(map(str, nearest))}",
-    )

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.vae import tiling
-from jvdm.vae.video_vae import VideoVAE
 from tests.vae.nano import NANO, assert_equal_but_rounding, bare, jitted, latents, params, video
 
 # Higher and wider than a window of the nano model by no multiple of the tile, and a last
@@ -36,38 +35,65 @@ def test_tiles_cover_the_video_and_windows_hold_what_tiles_depend_on(size, tile,
     assert all(w <= t + 2 * reach for w, t in zip(plan.window, tile, strict=True))
 
 
-def test_tiled_and_streamed_decode_equal_the_whole():
+def test_decoding_in_pieces_equals_the_whole():
     z = latents(LATENT_FRAMES, HEIGHT, WIDTH)
     whole = jitted("decode")(z)
     options = {"tile": TILE, "chunk": CHUNK}
     assert len(tiling.make_tiling((HEIGHT, WIDTH), TILE, NANO.decoder_reach).tiles) > 4
 
-    pieces = list(tiling.stream_decode(NANO, params(), z, **options))
+    pieces = list(tiling.decode(NANO, params(), z, **options))
     assert [piece.shape[1] for piece in pieces] == [5, 8, 4]
     assert_equal_but_rounding(np.concatenate(pieces, axis=1), whole)
 
-    tiled = tiling.decode_tiled(NANO, params(), z, **options)
-    np.testing.assert_array_equal(tiled, np.concatenate(pieces, axis=1))
 
-
-def test_tiled_encode_equals_the_whole():
-    frames = video(VideoVAE.num_frames(LATENT_FRAMES), 8 * HEIGHT, 8 * WIDTH)
+def test_encoding_in_pieces_equals_the_whole():
+    frames = video(NANO.num_frames(LATENT_FRAMES), 8 * HEIGHT, 8 * WIDTH)
     whole = jitted("encode")(frames)
-    tiled = tiling.encode_tiled(NANO, params(), frames, tile=TILE, chunk=CHUNK)
+    tiled = tiling.encode(NANO, params(), frames, tile=TILE, chunk=CHUNK)
     assert_equal_but_rounding(tiled.mean, whole.mean)
     assert_equal_but_rounding(tiled.log_variance, whole.log_variance)
 
 
 def test_bytes_encode_like_the_numbers_they_stand_for(rng):
     frames = rng.integers(0, 256, (1, 5, 16, 16, 3), np.uint8)
-    tiled = tiling.encode_tiled(NANO, params(), frames)
+    tiled = tiling.encode(NANO, params(), frames, tile=tiling.TILE, chunk=tiling.CHUNK)
     assert_equal_but_rounding(tiled.mean, jitted("encode")(jnp.asarray(frames) / 255).mean)
 
 
 def test_a_video_smaller_than_a_chunk_and_a_window_is_done_at_once():
     z = latents(2, 3, 2)
-    (piece,) = tiling.stream_decode(NANO, params(), z)
+    (piece,) = tiling.decode(NANO, params(), z, tile=tiling.TILE, chunk=tiling.CHUNK)
     assert_equal_but_rounding(piece, jitted("decode")(z))
+
+
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+def test_what_is_larger_than_the_limit_is_cut_and_nothing_else(direction, monkeypatch):
+    """A batch counts too: two clips of the largest size that is done at once are cut."""
+    name = f"_{direction}_window"
+    program, calls = getattr(tiling, name), []
+
+    def spy(vae, params, piece, carry, corner, *, size):
+        calls.append((piece.shape, size))
+        return program(vae, params, piece, carry, corner, size=size)
+
+    def done(batch):
+        calls.clear()
+        if direction == "encode":
+            return tiling.encode(NANO, params(), video(9, 48, 80, batch)).mean
+        pieces = tiling.decode(NANO, params(), latents(3, 6, 10, batch))
+        return np.concatenate(list(pieces), axis=1)
+
+    whole = jitted(direction)
+    monkeypatch.setattr(tiling, name, spy)
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 3 * 6 * 10 * 4 * 8 * 8)
+    monkeypatch.setattr(tiling, "TILE", (2, 2))
+    monkeypatch.setattr(tiling, "CHUNK", 2)
+    start = {1: video(9, 48, 80, 1), 2: video(9, 48, 80, 2)}
+    for batch, cut in ((1, False), (2, True)):
+        x = start[batch] if direction == "encode" else latents(3, 6, 10, batch)
+        expected = whole(x).mean if direction == "encode" else whole(x)
+        assert_equal_but_rounding(done(batch), expected)
+        assert (len(calls) > 1) == cut and (calls[0] == (x.shape, (6, 10))) == (not cut)
 
 
 @pytest.mark.parametrize("direction", ["decode", "encode"])
@@ -87,10 +113,10 @@ def test_larger_and_longer_videos_run_the_same_two_programs(direction, monkeypat
         calls.clear()
         if direction == "decode":
             z = latents(latent_frames, height, width)
-            tiling.decode_tiled(NANO, params(), z, tile=TILE, chunk=CHUNK)
+            list(tiling.decode(NANO, params(), z, tile=TILE, chunk=CHUNK))
         else:
-            x = video(VideoVAE.num_frames(latent_frames), 8 * height, 8 * width)
-            tiling.encode_tiled(NANO, params(), x, tile=TILE, chunk=CHUNK)
+            x = video(NANO.num_frames(latent_frames), 8 * height, 8 * width)
+            tiling.encode(NANO, params(), x, tile=TILE, chunk=CHUNK)
         kinds = {jax.tree.structure(shapes): (shapes, size) for shapes, size in calls}
         assert len(kinds) == 2
         assert all(kinds[jax.tree.structure(shapes)] == (shapes, size) for shapes, size in calls)
@@ -113,8 +139,8 @@ def test_larger_and_longer_videos_run_the_same_two_programs(direction, monkeypat
 def test_wrong_tiles_chunks_and_sizes_are_refused():
     z = latents(1, 1, 1)
     with pytest.raises(ConfigError, match=r"tile is \(0, 4\)"):
-        tiling.decode_tiled(NANO, params(), z, tile=(0, 4))
+        tiling.decode(NANO, params(), z, tile=(0, 4))
     with pytest.raises(ConfigError, match="chunk is 0"):
-        tiling.stream_decode(NANO, params(), z, chunk=0)
+        tiling.decode(NANO, params(), z, chunk=0)
     with pytest.raises(ShapeError, match="num_frames is 7; .*: 5 and 9"):
-        tiling.encode_tiled(NANO, params(), video(7, 8, 8))
+        tiling.encode(NANO, params(), video(7, 8, 8))

@@ -25,14 +25,14 @@ CUTS = (1, 3)  # of five latent frames: the first alone, then two and two
 @pytest.mark.parametrize(("num_frames", "height", "width"), [(1, 24, 8), (9, 8, 16)])
 def test_any_length_and_size_comes_back_with_its_shape(num_frames, height, width):
     frames = video(num_frames, height, width)
-    cells = VideoVAE.latent_frames(num_frames), *VideoVAE.latent_size(height, width)
+    cells = NANO.latent_frames(num_frames), *NANO.latent_size(height, width)
     posterior = jitted("encode")(frames)
     assert posterior.mean.shape == (1, *cells, NANO.latent_channels)
     assert posterior.log_variance.shape == (1, *cells, 1)
     decoded = jitted("decode")(posterior.mean)
     assert decoded.shape == frames.shape
     assert np.isfinite(decoded).all()
-    assert VideoVAE.num_frames(cells[0]) == num_frames
+    assert NANO.num_frames(cells[0]) == num_frames
 
 
 def test_the_first_frame_is_coded_alone():
@@ -46,7 +46,7 @@ def test_the_first_frame_is_coded_alone():
 
 def test_encoding_in_chunks_equals_the_whole():
     frames, pieces, carry = video(17, 16, 24, batch=2), [], None
-    for chunk in jnp.split(frames, [VideoVAE.num_frames(cut) for cut in CUTS], axis=1):
+    for chunk in jnp.split(frames, [NANO.num_frames(cut) for cut in CUTS], axis=1):
         posterior, carry = jitted("encode_chunk")(chunk, carry)
         pieces.append(posterior)
     whole = jitted("encode")(frames)
@@ -79,7 +79,7 @@ def _depends_on(function, x, outputs):
 def test_decoded_frames_depend_on_no_later_latent():
     z = latents(3, 1, 2)
     decode = functools.partial(bare("decode"), params())
-    depends = _depends_on(lambda z: decode(z).sum((0, 2, 3, 4)), z, VideoVAE.num_frames(3))
+    depends = _depends_on(lambda z: decode(z).sum((0, 2, 3, 4)), z, NANO.num_frames(3))
     newest = [int(np.flatnonzero(row).max()) for row in depends]
     assert newest == [0, 1, 1, 1, 1, 2, 2, 2, 2]
     assert depends[-1, 0]  # and memory reaches back: the test would see a leak
@@ -170,11 +170,11 @@ def test_divergence_is_zero_for_the_standard_normal_alone():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: VideoVAE.latent_frames(32), r"num_frames is 32; .*4n \+ 1; .*: 29 and 33"),
-        (lambda: VideoVAE.latent_frames(0), "num_frames is 0; .*that fit: 1$"),
-        (lambda: VideoVAE.latent_size(130, 64), "height is 130; .* 8; .*: 128 and 136"),
-        (lambda: VideoVAE.latent_size(64, 3), "width is 3; .*that fit: 8$"),
-        (lambda: VideoVAE.num_frames(0), "latent_frames is 0"),
+        (lambda: NANO.latent_frames(32), r"num_frames is 32; .*4n \+ 1; .*: 29 and 33"),
+        (lambda: NANO.latent_frames(0), "num_frames is 0; .*that fit: 1$"),
+        (lambda: NANO.latent_size(130, 64), "height is 130; .* 8; .*: 128 and 136"),
+        (lambda: NANO.latent_size(64, 3), "width is 3; .*that fit: 8$"),
+        (lambda: NANO.num_frames(0), "latent_frames is 0"),
         (lambda: jitted("encode")(video(6, 8, 8)), "num_frames is 6; .*: 5 and 9"),
         (lambda: jitted("encode")(video(5, 12, 8)), "height is 12; .*: 8 and 16"),
         (lambda: jitted("decode")(latents(1, 1, 1)[..., :3]), "3 channels; .* has 4"),

@@ -1,0 +1,109 @@
+"""What all causal video autoencoders have in common: sizes, and the distribution of latents."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, Frames, Key, Latents
+from jvdm.errors import ShapeError
+
+
+class Posterior(NamedTuple):
+    """Normal distribution of the latents; one variance may be shared by the channels of a cell."""
+
+    mean: Float[Array, "B F H W C"]
+    log_variance: Float[Array, "B F H W _"]
+
+    def sample(self, key: Key) -> Latents:
+        """Draws latents with float32 noise."""
+        noise = jax.random.normal(key, self.mean.shape, jnp.float32)
+        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
+
+    def divergence(self) -> Float[Array, ""]:
+        """Mean Kullback-Leibler divergence from the standard normal, in nats per value."""
+        variance = jnp.exp(self.log_variance)
+        return 0.5 * jnp.mean(self.mean**2 + variance - 1.0 - self.log_variance)
+
+
+class Autoencoder:
+    """Base of autoencoders that code the first frame alone and then groups of frames.
+
+    A subclass is a Linen module with the members that are only declared here; what
+    it accepts and what comes of it is asked from an instance.
+    """
+
+    strides: tuple[int, int, int]
+    """Pixel frames, rows and columns of a latent cell."""
+    latent_channels: int
+    bind: Any  # Linen's, as that of every subclass
+    encoder_reach: int
+    """Latent cells to each side of a latent cell whose pixels it depends on."""
+    decoder_reach: int
+    """Latent cells to each side of a latent cell that its pixels depend on."""
+
+    def encode_chunk(self, frames: Frames, carry: Any) -> tuple[Posterior, Any]:
+        """Encodes the next frames of a video; None as the carry starts one."""
+        raise NotImplementedError
+
+    def decode_chunk(self, latents: Latents, carry: Any) -> tuple[Array, Any]:
+        """Decodes the next latent frames of a video; None as the carry starts one."""
+        raise NotImplementedError
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Returns the latent frames of a video of `num_frames` frames.
+
+        Raises:
+            ShapeError: If `num_frames` is not one more than a multiple of the stride.
+        """
+        check_multiple("num_frames", num_frames, self.strides[0], offset=1)
+        return self.latents_of_prefix(num_frames)
+
+    def num_frames(self, latent_frames: int) -> int:
+        """Returns the pixel frames that `latent_frames` latent frames decode to."""
+        if latent_frames < 1:
+            raise ShapeError(f"latent_frames is {latent_frames}", "a video needs 1 or more")
+        return self.prefix_of_latents(latent_frames)
+
+    def latents_of_prefix(self, num_frames: int) -> int:
+        """Returns how many latent frames the first `num_frames` frames of a video determine."""
+        return 1 + (num_frames - 1) // self.strides[0] if num_frames > 0 else 0
+
+    def prefix_of_latents(self, latent_frames: int) -> int:
+        """Returns how many frames the first `latent_frames` latent frames stand for, 0 for 0."""
+        return 1 + self.strides[0] * (latent_frames - 1) if latent_frames > 0 else 0
+
+    def latent_size(self, height: int, width: int, patch: int = 1) -> tuple[int, int]:
+        """Returns height and width in latent cells.
+
+        Args:
+            height: In pixels.
+            width: In pixels.
+            patch: Side of the patches of a model in cells, into which the cells must go.
+
+        Raises:
+            ShapeError: If a side is no multiple of the stride, times `patch`; it names the
+                two nearest that are.
+        """
+        _, stride_y, stride_x = self.strides
+        check_multiple("height", height, stride_y * patch)
+        check_multiple("width", width, stride_x * patch)
+        return height // stride_y, width // stride_x
+
+
+def check_multiple(name: str, value: int, stride: int, offset: int = 0) -> None:
+    """Raises `ShapeError` unless `value` is positive and `offset` more than a multiple of `stride`.
+
+    The error names the two nearest values that fit.
+    """
+    if value > 0 and (value - offset) % stride == 0:
+        return
+    smallest = offset or stride
+    below = value - (value - offset) % stride
+    nearest = [n for n in (below, below + stride) if n >= smallest] or [smallest]
+    form = f"{stride}n + {offset}" if offset else f"a multiple of {stride}"
+    raise ShapeError(
+        f"{name} is {value}",
+        f"it must be {form}",
+        f"the nearest that fit: {' and '.join(map(str, nearest))}",
+    )
