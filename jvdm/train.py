@@ -94,7 +94,7 @@ def train(
             device_kinds=[device.device_kind for device in mesh.devices.flat],
             max_skipped=experiment.max_skipped,
         )
-        about = {"experiment": describe(experiment), "versions": versions(), "device": device()}
+        about = {"experiment": describe(experiment), "versions": versions() | device()}
         save = functools.partial(checkpoints.save, about=about)
         with progress, setup.Tracer(workdir, profile_steps) as tracer:
             state, data = _loop(experiment, start, progress, tracer, save, stop)

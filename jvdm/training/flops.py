@@ -30,7 +30,7 @@ def _count(jaxpr: Any) -> float:
 
 def _equation(equation: Any) -> float:
     name, given = equation.primitive.name, equation.params
-    shapes = [getattr(value.aval, "shape", ()) for value in equation.invars]
+    shapes: list[Any] = [getattr(value.aval, "shape", ()) for value in equation.invars]
     if name == "dot_general":
         (contracted, _), _ = given["dimension_numbers"]
         depth = math.prod(shapes[0][axis] for axis in contracted)

@@ -42,7 +42,7 @@ def make_step(
     # Jitted so that the step and the count share one trace; inlined, they leave no mark.
     draw = jax.jit(lambda data, step: source.draw(data, step, batch_size), inline=True)
     loss = jax.jit(lambda *given: objective.loss(*given), inline=True)
-    own = objective.update if isinstance(objective, HasUpdate) else None
+    own: Any = objective.update if isinstance(objective, HasUpdate) else None
     update = jax.jit(lambda *given: own(*given, transform), inline=True)
 
     def told(frozen, state, data):

@@ -217,6 +217,14 @@ def test_flags_may_come_before_the_config(trained):
     assert trained[0][1].num_steps == 3
 
 
+def test_flags_reach_the_package_and_the_preview(trained):
+    flags = ["--package.defaults.height", "32", "--package.parts", "a", "--preview.count", "2"]
+    assert cli.main(["train", "nano", *flags, "--sample-every", "3"]) == 0
+    [(_, experiment)] = trained
+    assert experiment.package.defaults.height == 32 and experiment.package.parts == ("a",)
+    assert experiment.preview.count == 2 and experiment.sample_every == 3
+
+
 def test_help_with_a_config_lists_the_fields_of_its_experiment(capsys):
     assert cli.main(["train", "nano", "--help"]) == 0
     out = capsys.readouterr().out

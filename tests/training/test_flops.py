@@ -1,5 +1,7 @@
 """Operations counted from what is traced."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -73,9 +75,11 @@ def test_attention_is_counted():
 def test_attention_in_one_kernel_is_counted(monkeypatch):
     """On a GPU attention is one operation, which this machine can trace but not run."""
     fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
-    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(fused, "check_is_flash_attention", lambda *given, **named: None)
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000, raising=False)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True, raising=False)
+    monkeypatch.setattr(
+        fused, "check_is_flash_attention", lambda *given, **named: None, raising=False
+    )
     q, k = (jnp.zeros((2, length, 4, 8), jnp.bfloat16) for length in (16, 12))
 
     def attend(q, k, v):
@@ -111,7 +115,7 @@ def test_a_step_is_three_losses_or_its_own_update():
     data = line.source.start(0, None, data_mesh(1))
     forward = 2 * 8 * (4 * 16 + 16)
     assert step_flops(line, line.optimizer.build(40), data) == 3 * forward
-    two = pair.experiment()
+    two: Any = pair.experiment()
     data = two.source.start(0, None, data_mesh(1))
     transform = two.objective.transform(two.optimizer, 40)
     one_pass = 2 * 8 * (2 * 32 + 32)  # of the critic over a batch
