@@ -17,9 +17,11 @@ Numbers = TypeVar("Numbers", Array, float)
 _OBJECT_CHROMA = 0.15  # ground and sky are grey or pale: below this
 
 
-def psnr(frames: Frames, truth: Frames) -> Float[Array, " B"]:
-    """Peak signal-to-noise ratio of each clip in dB, for values in 0..1."""
-    return decibels(((frames - truth) ** 2).mean((1, 2, 3, 4)))
+def psnr(frames: Frames, truth: Frames, at: Bool[Array, " T"] | None = None) -> Float[Array, " B"]:
+    """Peak signal-to-noise ratio of each clip in dB, over all frames or those `at` marks."""
+    error = ((frames - truth) ** 2).mean((2, 3, 4))
+    at = jnp.ones(error.shape[1], bool) if at is None else at
+    return decibels((error * at[None]).sum(1) / at.sum())
 
 
 def object_pixels(frames: Frames) -> Bool[Array, "B T H W"]:
@@ -27,12 +29,10 @@ def object_pixels(frames: Frames) -> Bool[Array, "B T H W"]:
     return jnp.abs(frames - frames.mean(-1, keepdims=True)).max(-1) > _OBJECT_CHROMA
 
 
-def object_psnr(frames: Frames, truth: Frames) -> Float[Array, " B"]:
-    """PSNR over the pixels that are coloured in the true clip: those of objects."""
-    weight = object_pixels(truth).astype(jnp.float32)
-    error = ((frames - truth) ** 2).mean(-1)
-    total = (error * weight).sum((1, 2, 3))
-    return decibels(total / jnp.maximum(weight.sum((1, 2, 3)), 1.0))
+def object_square_error(frames: Frames, truth: Frames) -> Float[Array, " B"]:
+    """Mean over the pixels that are coloured in the true clip, those of objects; 0 without one."""
+    coloured, error = object_pixels(truth), ((frames - truth) ** 2).mean(-1)
+    return (error * coloured).sum((1, 2, 3)) / jnp.maximum(coloured.sum((1, 2, 3)), 1.0)
 
 
 def ssim(frames: Frames, truth: Frames) -> Float[Array, " B"]:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jvdm import fidelity
-from jvdm.fidelity import BEST_PSNR, decibels, object_psnr, psnr, ssim
+from jvdm.fidelity import BEST_PSNR, decibels, object_square_error, psnr, ssim
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def test_clips_are_judged_one_by_one(truth):
     np.testing.assert_allclose(psnr(worse, truth)[1], -20 * np.log10(0.2), atol=1e-3)
 
 
-def test_object_psnr_looks_at_coloured_pixels_alone():
+def test_the_error_on_objects_looks_at_coloured_pixels_alone():
     grey = jnp.full((1, 2, 16, 16, 3), 0.5)
     truth = grey.at[:, :, 4:8, 4:8].set(jnp.array([0.9, 0.1, 0.1])[None, None, None, None])
     beside = truth.at[:, :, 12:, 12:].add(0.3)
-    assert object_psnr(beside, truth)[0] == BEST_PSNR
+    assert decibels(object_square_error(beside, truth))[0] == BEST_PSNR
     inside = truth.at[:, :, 4:8, 4:8].add(-0.1)
-    np.testing.assert_allclose(object_psnr(inside, truth), 20.0, atol=1e-3)
+    np.testing.assert_allclose(decibels(object_square_error(inside, truth)), 20.0, atol=1e-3)
     assert fidelity.object_pixels(truth).sum() == 2 * 16
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jvdm import fidelity
-from jvdm.arrays import Array, Bool, Float, Frames, Int
+from jvdm.arrays import Array, Bool, Frames, Int
 from jvdm.evaluation import objects, temporal
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.hue import Tracks, track
@@ -60,11 +60,10 @@ def everywhere(value: Array) -> Measure:
 def measure_reconstruction(frames: Frames, truth: Frames) -> dict[str, Measure]:
     """How well the autoencoder keeps true clips; square errors, to be pooled over clips."""
     error = ((frames - truth) ** 2).mean(-1)
-    coloured = fidelity.object_pixels(truth)
-    share = (error * coloured).sum((1, 2, 3)) / jnp.maximum(coloured.sum((1, 2, 3)), 1.0)
+    seen = fidelity.object_pixels(truth).any((1, 2, 3))
     return {
         "square error": everywhere(error.mean((1, 2, 3))),
-        "object square error": Measure(share, coloured.any((1, 2, 3))),
+        "object square error": Measure(fidelity.object_square_error(frames, truth), seen),
         "first frame square error": everywhere(error[:, 0].mean((1, 2))),
         "SSIM": everywhere(fidelity.ssim(frames, truth)),
     }
@@ -92,21 +91,15 @@ def measure_known_frames(
         PSNR in dB of the judged frames, counted on clips in which they differ from the
         baseline by more than 40 dB (something moves), and of the known frames.
     """
-    model, coded = (_psnr_at(clips, truth, judged) for clips in (frames, reconstruction))
+    model, coded = (fidelity.psnr(clips, truth, judged) for clips in (frames, reconstruction))
     stills = [jnp.broadcast_to(truth[:, frame][:, None], truth.shape) for frame in copies]
-    copy = jnp.stack([_psnr_at(still, truth, judged) for still in stills]).max(0)
+    copy = jnp.stack([fidelity.psnr(still, truth, judged) for still in stills]).max(0)
     moving = copy < _STILL_PSNR
     return {
         "model": Measure(model, moving),
         "copy": Measure(copy, moving),
         "gain": Measure(model - copy, moving),
         "reconstruction": Measure(coded, moving),
-        "kept": everywhere(_psnr_at(frames, truth, known)),
-        "kept, reconstruction": everywhere(_psnr_at(reconstruction, truth, known)),
+        "kept": everywhere(fidelity.psnr(frames, truth, known)),
+        "kept, reconstruction": everywhere(fidelity.psnr(reconstruction, truth, known)),
     }
-
-
-def _psnr_at(frames: Frames, truth: Frames, at: Bool[Array, " T"]) -> Float[Array, " B"]:
-    """PSNR of each clip over some frames."""
-    error = ((frames - truth) ** 2).mean((2, 3, 4))
-    return fidelity.decibels((error * at[None]).sum(1) / at.sum())
