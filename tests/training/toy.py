@@ -116,7 +116,8 @@ def experiment(**settings) -> Experiment:
     for name, value in settings.items():
         part = next(p for p in parts if name in {f.name for f in dataclasses.fields(p)})
         parts[part][name] = value
-    base: dict[str, Any] = {"num_steps": 40, "log_every": 5, "checkpoint_every": 10, "sample_every": 20}
+    base: dict[str, Any] = {"num_steps": 40, "log_every": 5}
+    base |= {"checkpoint_every": 10, "sample_every": 20}
     return Experiment(
         name="toy",
         objective=Line(**parts[Line]),
