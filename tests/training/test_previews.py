@@ -29,8 +29,8 @@ def test_samples_of_held_out_prompts():
     assert clips.shape == (2, 9, 64, 64, 3) and -0.2 < clips.min() < 0.4 < clips.max() < 1.2
     said = labels[0].lower().replace(".", "").replace(",", "").replace(";", "").split()
     assert len(labels) == 2 and set(said) <= set(WORDS)
-    # Three steps are enough for a sky that is lighter and smoother than noise would be.
-    assert np.abs(np.diff(clips[:, :, :8], axis=3)).mean() < 0.05
+    # Three steps are enough for a smooth sky; an untrained model draws 0.02 there.
+    assert np.abs(np.diff(clips[:, :, :8], axis=3)).mean() < 0.005
 
 
 def test_bytes_and_numbers_give_the_same_sheet(tmp_path):
