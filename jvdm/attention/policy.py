@@ -10,11 +10,18 @@ from pallas_kernels import BlockMask
 
 @dataclasses.dataclass(frozen=True)
 class TokenGrid:
-    """How a flat sequence of video tokens is laid out: frames, then rows, then columns."""
+    """How a flat sequence of video tokens is laid out: frames, then rows, then columns.
+
+    Also how many sequences there are, and heads, which the sizes of a state depend on.
+    """
 
     frames: int
     height: int
     width: int
+    batch: int = 1
+    """Sequences: samples times branches of guidance that are evaluated together."""
+    heads: int = 1
+    head_dim: int = 64
 
     @property
     def tokens(self) -> int:
@@ -49,7 +56,7 @@ class Policy(Protocol):
 
     A policy is a frozen dataclass whose fields can be written as JSON, and a subclass of
     this. What a layer remembers from row to row is `state`, a pytree of arrays; the model
-    keeps one per layer, stacked. Branches of guidance are rows of the batch.
+    keeps one per layer.
     """
 
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:

@@ -18,8 +18,9 @@ class Carry:
 
     `layers` holds the state of the attention policy of every layer (leading axis
     `depth`), `positions` the absolute position of every latent frame of the run, which
-    may be longer than the window that a call sees. `features` `[n, B, L, D]` are the
-    tokens after the layers that the last call collected, None before it or without any.
+    may be longer than the window that a call sees. `features` `[n, B, L, D]` are tokens
+    after the layers that the model collects. A call given a carry without features collects
+    none, so that all calls of a run have carries of one structure.
     """
 
     layers: PyTree

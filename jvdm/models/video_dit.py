@@ -122,7 +122,7 @@ class VideoDiT(nn.Module):
             call: Noise level of each frame, 1 noise .. 0 clean, and the row of the run.
             conditions: The prompt and the other ports.
             carry: What the previous call returned, at first `start(...)`; None for a single
-                call.
+                call. Features are collected in a single call, and where it has some.
 
         Returns:
             The prediction in float32, and the carry for the next call.
@@ -136,7 +136,8 @@ class VideoDiT(nn.Module):
         b, f, h, w, _ = x.shape
         # Parameters do not depend on the policy, and may be made on a grid that it refuses.
         policy = Dense() if self.is_initializing() else self.policy
-        grid = self._grid(f, h, w)
+        grid = self._grid(f, h, w, b)
+        keep = bool(self.collect) and (carry is None or carry.features is not None)
         carry = Carry.first(policy, self.depth, grid) if carry is None else carry
         frames = carry.window(call.row, f)
         rotary = rotary_table(frames, grid.height, grid.width, self.rotary_axes, self.rotary_base)
@@ -160,7 +161,7 @@ class VideoDiT(nn.Module):
             self.mlp_ratio,
             policy,
             grid,
-            bool(self.collect),
+            keep,
             self.dtype,
             name="layers",
         )
@@ -182,6 +183,7 @@ class VideoDiT(nn.Module):
         height: int,
         width: int,
         positions: Float[Array, " F"] | None = None,
+        batch: int = 1,
     ) -> Carry:
         """Returns the carry before the first call.
 
@@ -191,16 +193,17 @@ class VideoDiT(nn.Module):
             width: Latent cells of a row.
             positions: Absolute position of each frame of the whole run; 0, 1, ... over
                 one window if None.
+            batch: Samples times branches of guidance that a call sees.
 
         Raises:
             ConfigError: If the policy cannot run on these sizes.
         """
-        return Carry.first(
-            self.policy, self.depth, self._grid(latent_frames, height, width), positions
-        )
+        grid = self._grid(latent_frames, height, width, batch)
+        return Carry.first(self.policy, self.depth, grid, positions)
 
-    def _grid(self, latent_frames: int, height: int, width: int) -> TokenGrid:
-        return TokenGrid(latent_frames, height // self.patch, width // self.patch)
+    def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
+        sizes = (frames, height // self.patch, width // self.patch, batch)
+        return TokenGrid(*sizes, self.width // self.head_dim, self.head_dim)
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)

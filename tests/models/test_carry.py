@@ -25,10 +25,11 @@ class MeanQuery(Policy):
         return (("first", 1), ("rest", num_rows - 1))
 
     def init(self, grid):
-        return {"mean": jnp.zeros(()), "layer": jnp.int32(-1), "rows": jnp.int32(0)}
+        mean = jnp.zeros((grid.batch, grid.heads, grid.head_dim))
+        return {"mean": mean, "layer": jnp.int32(-1), "rows": jnp.int32(0)}
 
     def select(self, q, k, v, state, call):
-        mean = 0.5 * state["mean"] + q.astype(jnp.float32).mean()
+        mean = 0.5 * state["mean"] + q.astype(jnp.float32).mean(1)
         return None, {"mean": mean, "layer": call.layer, "rows": state["rows"] + call.row.index}
 
 
@@ -67,8 +68,9 @@ def test_a_call_without_a_carry_is_the_first_of_a_run():
 
 def test_each_layer_finds_its_own_state_again():
     model = DIT.clone(policy=MeanQuery())
-    carry = model.start(*SHAPE[1:4])
-    assert {leaf.shape for leaf in jax.tree.leaves(carry.layers)} == {(model.depth,)}
+    carry = model.start(*SHAPE[1:4], batch=SHAPE[0])
+    assert carry.layers["mean"].shape == (model.depth, SHAPE[0], 2, 16)
+    assert carry.layers["rows"].shape == (model.depth,)
     _, one = run(latents(), at_row(1), carry, model)
     out, two = run(latents(1), at_row(2), one, model)
     _, alone = run(latents(1), at_row(2), carry, model)
@@ -76,31 +78,25 @@ def test_each_layer_finds_its_own_state_again():
     np.testing.assert_array_equal(two.layers["rows"], [3] * model.depth)
     expected = 0.5 * one.layers["mean"] + alone.layers["mean"]
     np.testing.assert_allclose(two.layers["mean"], expected, rtol=1e-5)
-    assert len(set(np.asarray(two.layers["mean"]).tolist())) == model.depth
+    assert len(set(np.asarray(two.layers["mean"]).ravel().tolist())) == two.layers["mean"].size
     np.testing.assert_array_equal(out, run(latents(1), at_row(2), None)[0])
 
 
 def test_a_run_hands_the_state_of_every_layer_from_row_to_row():
     model, policy = DIT.clone(policy=MeanQuery()), MeanQuery()
+    first = model.start(*SHAPE[1:4], batch=SHAPE[0])
     matrix = samplers.synchronous(samplers.linspace_levels(4), SHAPE[1])
     solver, process = samplers.Euler(), samplers.rectified_flow()
     denoise = samplers.make_denoiser(functools.partial(run, model=model), process)
-    state = samplers.start(solver, latents(), jax.random.key(0), model.start(*SHAPE[1:4]))
+    state = samplers.start(solver, latents(), jax.random.key(0), first)
     means = []
     for row in range(matrix.num_rows):
         state = samplers.advance(denoise, solver, process, matrix, state, row, 1)
         means.append(np.asarray(state.carry.layers["mean"]))
     np.testing.assert_array_equal(state.carry.layers["rows"], [0 + 1 + 2 + 3] * model.depth)
     np.testing.assert_array_equal(state.carry.layers["layer"], range(model.depth))
-    whole = samplers.sample(
-        denoise,
-        solver,
-        process,
-        matrix,
-        latents(),
-        jax.random.key(0),
-        carry=model.start(*SHAPE[1:4]),
-    )
+    run_key = jax.random.key(0)
+    whole = samplers.sample(denoise, solver, process, matrix, latents(), run_key, carry=first)
     np.testing.assert_allclose(whole.carry.layers["mean"], means[-1], rtol=1e-4)
     assert np.abs(np.diff(means, axis=0)).min() > 0
     assert sum(length for _, length in policy.phases(matrix.num_rows)) == matrix.num_rows
@@ -115,3 +111,13 @@ def test_sizes_that_a_policy_refuses_are_refused_by_the_model():
         jax.eval_shape(model.apply, {"params": parameters()}, latents(), call, conditions())
     made = jax.eval_shape(model.init, jax.random.key(0), latents(), call, conditions())
     assert jax.tree.structure(made["params"]) == jax.tree.structure(parameters())
+
+
+def test_a_run_of_a_model_that_collects_keeps_the_structure_of_its_carry():
+    model = DIT.clone(collect=(1,))
+    single = run(latents(), Call.at(T), None, model)[1].features
+    assert single.shape == (1, 2, 12, 32)
+    quiet = run(latents(), Call.at(T), model.start(*SHAPE[1:4]), model)[1]
+    assert quiet.features is None
+    asked = model.start(*SHAPE[1:4]).replace(features=jnp.zeros_like(single))
+    np.testing.assert_array_equal(run(latents(), Call.at(T), asked, model)[1].features, single)
