@@ -66,7 +66,8 @@ def begin(
         noise = jax.vmap(draw)(key)
     for values, columns in known:
         noise = noise.at[:, columns].set(values)
-    carry = networks.dit.start(window, *shape[2:4], jnp.arange(shape[1], dtype=jnp.float32))
+    positions, branches = jnp.arange(shape[1], dtype=jnp.float32), 2
+    carry = networks.dit.start(window, *shape[2:4], positions, batch=branches * shape[0])
     state = samplers.start(networks.solver, noise, key[0], carry)
     return _spread(state, networks.mesh)
 
