@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jvdm.errors import CheckpointError, WeightsError
-from jvdm.training.checkpoint import read_checkpoint
+from jvdm.errors import WeightsError
+from jvdm.training.checkpoint import finished_steps, read_checkpoint
 from jvdm.weights import safetensors
 from jvdm.weights.folder import MANIFEST, read_manifest
 
@@ -54,10 +54,11 @@ def run(options: InspectOptions) -> dict[str, Any]:
         return _weights_folder(path)
     if (path / CHECKPOINTS).is_dir() or (path / EXPERIMENT).is_file():
         return _run("work directory", path, path / CHECKPOINTS, options.step)
-    if _steps(path):
+    if finished_steps(path):
         return _run("checkpoints", path, path, options.step)
-    if path.absolute().name.isdigit() and _is_checkpoint(path):
-        return _run("checkpoint", path, path.absolute().parent, int(path.absolute().name))
+    name, parent = path.absolute().name, path.absolute().parent
+    if name in map(str, finished_steps(parent)):
+        return _run("checkpoint", path, parent, int(name))
     raise WeightsError(
         f"{path} is a folder that jvdm does not know",
         f"a weights folder holds {MANIFEST}, a work directory {CHECKPOINTS}/, and a checkpoint "
@@ -100,24 +101,11 @@ def _weights_folder(path: Path) -> dict[str, Any]:
 
 def _run(kind: str, path: Path, checkpoints: Path, step: int | None) -> dict[str, Any]:
     """Describes one checkpoint of a training run."""
-    steps = _steps(checkpoints)
-    if not steps:
-        raise CheckpointError(
-            f"{path} holds no finished checkpoint",
-            "the run stopped before its first one",
-            "start it again with the same --workdir",
-        )
-    chosen = steps[-1] if step is None else step
-    try:
-        arrays, meta = read_checkpoint(checkpoints, chosen)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what orbax may raise
-        detail = (str(error).splitlines() or [repr(error)])[0]
-        fix = f"inspect another with --step; there are {steps}"
-        raise CheckpointError(
-            f"checkpoint {chosen} in {checkpoints} is broken", detail, fix
-        ) from error
+    arrays, meta = read_checkpoint(checkpoints, step)
+    steps = finished_steps(checkpoints)
     about = {name: meta.get(name, {}) for name in ("experiment", "versions")}
-    return _describe(kind, path, arrays, about) | {"step": chosen, "steps": steps}
+    chosen = {"step": steps[-1] if step is None else step, "steps": steps}
+    return _describe(kind, path, arrays, about) | chosen
 
 
 def _describe(
@@ -151,18 +139,6 @@ def _little_endian(array: np.ndarray) -> bytes:
     if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
         array = array.byteswap()
     return array.tobytes()
-
-
-def _steps(folder: Path) -> list[int]:
-    """Returns the steps with a finished checkpoint in `folder`."""
-    if not folder.is_dir():
-        return []
-    children = (child for child in folder.iterdir() if child.name.isdigit())
-    return sorted(int(child.name) for child in children if _is_checkpoint(child))
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "state").is_dir() and (folder / "meta").is_dir()
 
 
 def _similar(path: Path) -> str:

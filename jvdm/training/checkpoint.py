@@ -22,6 +22,7 @@ from jvdm.arrays import PyTree
 from jvdm.errors import CheckpointError
 from jvdm.training import inventory
 
+Arrays = dict[str, np.ndarray]
 Description = dict[str, Any]
 """An experiment as JSON data."""
 
@@ -75,13 +76,13 @@ class Checkpoints(contextlib.ExitStack):
             data: What the data source wants to keep.
             about: `experiment` and `versions`, JSON data.
         """
-        arrays = inventory.plain(state)
+        arrays, keys = inventory.plain(state), inventory.random_keys(state)
         meta = {
             **about,
             "data": base64.b64encode(data).decode(),
             "arrays": inventory.shapes(arrays),
             "checksums": inventory.checksums(arrays),
-            "keys": inventory.key_kinds(state),
+            "keys": {name: str(jax.random.key_impl(key)) for name, key in keys.items()},
         }
         if jax.default_backend() == "cpu":
             # On the CPU a host copy may share the buffer, which the next step overwrites.
@@ -115,8 +116,7 @@ class Checkpoints(contextlib.ExitStack):
             try:
                 return self._read(step, like, experiment)
             except _UNREADABLE as error:
-                first_line = (str(error) or type(error).__name__).splitlines()[0]
-                _pass_over(f"checkpoint {step} cannot be read ({first_line[:200]})", how)
+                _pass_over(f"checkpoint {step} cannot be read ({_first_line(error)})", how)
             target = self.workdir / "broken_checkpoints" / str(step)
             target.parent.mkdir(parents=True, exist_ok=True)
             (self._folder / str(step)).rename(target)
@@ -142,9 +142,14 @@ class Checkpoints(contextlib.ExitStack):
         return Restored(step, state, base64.b64decode(meta["data"]))
 
 
-def read_checkpoint(
-    folder: Path, step: int | None = None
-) -> tuple[dict[str, np.ndarray], Description]:
+def finished_steps(folder: Path) -> list[int]:
+    """Returns the steps that have a whole checkpoint in `folder`, in order."""
+    numbered = [path for path in Path(folder).glob("[0-9]*") if path.name.isdigit()]
+    whole = (path for path in numbered if (path / "state").is_dir() and (path / "meta").is_dir())
+    return sorted(int(path.name) for path in whole)
+
+
+def read_checkpoint(folder: Path, step: int | None = None) -> tuple[Arrays, Description]:
     """Returns the arrays by name, on the host, and the JSON item of a checkpoint.
 
     Args:
@@ -154,21 +159,28 @@ def read_checkpoint(
     Raises:
         CheckpointError: If there is no such checkpoint or it cannot be read.
     """
-    folder = Path(folder).absolute()
-    steps = sorted(int(child.name) for child in folder.glob("*") if child.name.isdigit())
-    step = steps[-1] if step is None and steps else step
+    folder, steps = Path(folder).absolute(), finished_steps(folder)
+    if not steps:
+        why, fix = "the run stopped before its first one", "start it again with the same --workdir"
+        raise CheckpointError(f"{folder} holds no finished checkpoint", why, fix)
+    step = steps[-1] if step is None else step
+    others = f"choose another with --step; there are {steps}"
     if step not in steps:
-        raise CheckpointError(f"no checkpoint of step {step} in {folder}", f"there are {steps}")
-    root = folder / str(step)
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}", fix=others)
     try:
-        meta = _meta(root)
+        meta = _meta(folder / str(step))
         like = {
             name: np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
             for name, (shape, dtype) in meta["arrays"].items()
         }
-        return _arrays(root, meta, like), meta
+        return _arrays(folder / str(step), meta, like), meta
     except _UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {step} in {folder} cannot be read", str(error)) from None
+        what = f"checkpoint {step} in {folder} is broken"
+        raise CheckpointError(what, _first_line(error), others) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _meta(root: Path) -> Description:

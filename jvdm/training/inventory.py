@@ -24,10 +24,9 @@ def shapes(tree: PyTree) -> dict[str, list]:
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in plain(tree).items()}
 
 
-def key_kinds(tree: PyTree) -> dict[str, str]:
-    """Returns the names of the random keys in `tree` and how each is implemented."""
-    leaves = by_name(tree).items()
-    return {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves if _is_key(leaf)}
+def random_keys(tree: PyTree) -> dict[str, Any]:
+    """Returns the random keys in `tree` by name."""
+    return {name: leaf for name, leaf in by_name(tree).items() if _is_key(leaf)}
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, int]:
