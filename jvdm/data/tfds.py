@@ -136,28 +136,25 @@ class TfdsSource:
         return TfdsRecords(data, features, shape, hashlib.sha256(about).hexdigest())
 
 
+@dataclasses.dataclass(frozen=True)
 class TfdsRecords:
-    """Open files of a split, as a list."""
+    """Open files of a split, as a list; `shape` is frames, height and width of every clip."""
 
-    def __init__(self, data: Any, features: Any, shape: tuple[int, ...], fingerprint: str) -> None:
-        self._data, self._features = data, features
-        self._shape, self._fingerprint = shape, fingerprint
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Frames, height and width of every clip."""
-        return self._shape
+    data: Any
+    features: Any
+    shape: tuple[int, ...]
+    fingerprint: str
 
     def digest(self) -> str:
         """Returns a fingerprint of what the clips are."""
-        return self._fingerprint
+        return self.fingerprint
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `video` uint8 `[T, H, W, 3]` and `tokens` int32."""
-        return self._features.deserialize_example_np(self._data[index])
+        return self.features.deserialize_example_np(self.data[index])
 
 
 def _features(source: WorldSource) -> Any:

@@ -136,15 +136,8 @@ class TimeHalve(nn.Module):
     ) -> Float[Array, "B t H W c"]:
         """Returns `1 + n` frames for `1 + 2n` if they start a video, else `n` for `2n`."""
         dense = _dense(self.features, self.dtype, "first")
-        pairs = nn.Conv(
-            self.features,
-            (2, 1),
-            strides=(2, 1),
-            padding="VALID",
-            dtype=self.dtype,
-            kernel_init=fan_in_normal(),
-            name="pairs",
-        )
+        settings = {"dtype": self.dtype, "kernel_init": fan_in_normal(), "name": "pairs"}
+        pairs = nn.Conv(self.features, (2, 1), (2, 1), "VALID", **settings)
         first, rest = (x[:, :1], x[:, 1:]) if starts_video else (None, x)
         batch, frames, height, width, channels = rest.shape
         flat = rest.reshape(batch, frames, height * width, channels)
