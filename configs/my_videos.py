@@ -16,6 +16,7 @@ from jvdm.experiment import Experiment
 from jvdm.text.tokenizer import WordTokenizer
 from jvdm.training.host_latents import HostLatents
 from jvdm.training.optimizer import Optimizer
+from jvdm.training.previews import SamplePreview
 from jvdm.weights.folder import EMBEDDED
 
 BATCH_SIZE = 64
@@ -26,6 +27,7 @@ WEIGHTS = EMBEDDED / "tiny_t2v"
 def config() -> Experiment:
     """Returns the recipe of the shipped model on a folder of videos."""
     shipped = tiny_t2v.config()
+    packaging = dataclasses.replace(shipped.package, parts=(str(WEIGHTS),))
     size = {name: getattr(vae.WORLD, name) for name in ("height", "width", "num_frames", "fps")}
     clips = VideoFolder(Path("videos"), WordTokenizer(), **size)
     return Experiment(
@@ -37,6 +39,6 @@ def config() -> Experiment:
         num_steps=12_000,
         checkpoint_every=1_000,
         sample_every=1_000,
-        package=dataclasses.replace(shipped.package, parts=(str(WEIGHTS),)),
-        preview=shipped.preview,
+        package=packaging,
+        preview=SamplePreview(packaging),
     )

@@ -8,6 +8,7 @@ The nano weights in the package: --num-steps 2500 --source.pool 4096 --source.fr
 from jvdm.configs import nano_vae
 from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
+from jvdm.system import System
 from jvdm.text.words import WordEncoder
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
@@ -15,7 +16,6 @@ from jvdm.training.previews import SamplePreview
 from jvdm.training.world_source import WorldLatents
 from jvdm.weights.folder import EMBEDDED
 from jvdm.weights.package import Packaging
-from jvdm.world.vocabulary import WORDS
 
 VAE, WORLD = nano_vae.VAE, nano_vae.WORLD
 VAE_WEIGHTS = EMBEDDED / "nano"
@@ -23,18 +23,23 @@ VAE_WEIGHTS = EMBEDDED / "nano"
 
 def config() -> Experiment:
     """Returns a run of 40 steps over a small ring of clips."""
+    packaging = Packaging("nano", nano_vae.DEFAULTS, parts=(str(VAE_WEIGHTS),))
     return Experiment(
         name="nano",
         objective=FlowMatching(
-            model=VideoDiT(
-                width=96,
-                depth=3,
-                latent_channels=VAE.latent_channels,
-                head_dim=32,
-                rotary_axes=(8, 12, 12),
-                dtype="float32",
-            ),
-            text=WordEncoder(len(WORDS), width=64, depth=2, head_dim=32, dtype="float32"),
+            System(
+                text=WordEncoder(width=64, depth=2, head_dim=32, dtype="float32"),
+                model=VideoDiT(
+                    width=96,
+                    depth=3,
+                    latent_channels=VAE.latent_channels,
+                    head_dim=32,
+                    rotary_axes=(8, 12, 12),
+                    dtype="float32",
+                ),
+                vae=VAE,
+                sampling=nano_vae.SAMPLING,
+            )
         ),
         source=WorldLatents(WORLD, VAE, VAE_WEIGHTS, pool=256, fresh=4),
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=10),
@@ -43,6 +48,6 @@ def config() -> Experiment:
         ema_decay=0.995,
         log_every=10,
         checkpoint_every=20,
-        package=Packaging("nano", nano_vae.DEFAULTS, parts=(str(VAE_WEIGHTS),)),
-        preview=SamplePreview(VAE, nano_vae.DEFAULTS),
+        package=packaging,
+        preview=SamplePreview(packaging),
     )

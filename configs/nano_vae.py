@@ -5,6 +5,8 @@ Ten cores of a server CPU: 4 minutes.
 """
 
 from jvdm.experiment import Experiment
+from jvdm.samplers import ClassifierFree, ShiftedLevels
+from jvdm.system import Sampling
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.reconstruction import Reconstruction, ReconstructionPreview
 from jvdm.training.world_source import WorldClips
@@ -26,10 +28,9 @@ DEFAULTS = Defaults(
     width=WORLD.width,
     num_frames=WORLD.num_frames,
     fps=WORLD.fps,
-    num_inference_steps=8,
-    guidance_scale=3.0,
-    shift=2.0,
 )
+SAMPLING = Sampling(ShiftedLevels(8, shift=2.0), guidance=ClassifierFree(3.0))
+"""How the video model of these latents is sampled."""
 
 
 def config() -> Experiment:

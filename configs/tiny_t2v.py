@@ -14,13 +14,13 @@ from jvdm.configs import vae
 from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
 from jvdm.samplers.timesteps import CleanPrefix, Independent, LagRows, Mixture, Synchronous
+from jvdm.system import System
 from jvdm.text.words import WordEncoder
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.previews import SamplePreview
 from jvdm.training.world_source import WorldLatents
 from jvdm.weights.package import Packaging
-from jvdm.world.vocabulary import WORDS
 
 VAE, WORLD = vae.VAE, vae.WORLD
 VAE_WEIGHTS = Path("work/vae/weights")
@@ -45,8 +45,12 @@ def config() -> Experiment:
     return Experiment(
         name="tiny_t2v",
         objective=FlowMatching(
-            model=VideoDiT(width=512, depth=10, unroll=10, remat="none"),
-            text=WordEncoder(vocabulary=len(WORDS)),
+            System(
+                text=WordEncoder(),
+                model=VideoDiT(width=512, depth=10, unroll=10, remat="none"),
+                vae=VAE,
+                sampling=vae.SAMPLING,
+            ),
             rows=ROWS,
         ),
         source=WorldLatents(world=WORLD, vae=VAE, vae_weights=VAE_WEIGHTS, pool=8192),
@@ -56,5 +60,5 @@ def config() -> Experiment:
         checkpoint_every=2_000,
         sample_every=2_000,
         package=packaging,
-        preview=SamplePreview(VAE, vae.DEFAULTS),
+        preview=SamplePreview(packaging),
     )

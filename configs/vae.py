@@ -6,6 +6,8 @@ Held-out PSNR on 256 clips of 33 frames: 37.3 dB, objects 32.8 dB, first frame 4
 """
 
 from jvdm.experiment import Experiment
+from jvdm.samplers import ClassifierFree, ShiftedLevels
+from jvdm.system import Sampling
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.reconstruction import Reconstruction, ReconstructionPreview
 from jvdm.training.world_source import WorldClips
@@ -22,10 +24,9 @@ DEFAULTS = Defaults(
     width=WORLD.width,
     num_frames=WORLD.num_frames,
     fps=WORLD.fps,
-    num_inference_steps=16,
-    guidance_scale=4.0,
-    shift=3.0,
 )
+SAMPLING = Sampling(ShiftedLevels(16, shift=3.0), guidance=ClassifierFree(4.0))
+"""How the video model of these latents is sampled."""
 
 
 def config() -> Experiment:

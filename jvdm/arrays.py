@@ -35,6 +35,16 @@ Key = PRNGKeyArray
 PyTree = Any
 """Any tree of arrays."""
 
+
+def no_type_check(cls: type) -> Any:
+    """Marks a rule that is a pytree: JAX rebuilds it with anything as leaves, so no test checks it.
+
+    jaxtyping's import hook goes by the name of this decorator. Unlike that of `typing` it leaves
+    the annotations to the command line.
+    """
+    return cls
+
+
 __all__ = [
     "Array",
     "Bool",
@@ -49,4 +59,5 @@ __all__ = [
     "TokenIds",
     "Tokens",
     "UInt8",
+    "no_type_check",
 ]

@@ -6,22 +6,19 @@ they are called, so that `jvdm --help` needs neither JAX nor a device.
 """
 
 import dataclasses
-import difflib
 import importlib
-import importlib.util
 import json
 import os
-import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jvdm
 from jvdm.cache import keep_compiled_programs
 from jvdm.errors import ConfigError, JvdmError
+from jvdm.recipes import load_experiment, nearest, shipped
 
 if TYPE_CHECKING:
     from jvdm.experiment import Experiment
@@ -119,7 +116,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(jvdm.__version__)
         return 0
     if name not in VERBS:
-        raise ConfigError(f"there is no command {name!r}", _nearest(name, VERBS), "see jvdm --help")
+        raise ConfigError(f"there is no command {name!r}", nearest(name, VERBS), "see jvdm --help")
     verb = VERBS[name]
     module = importlib.import_module(verb.module)
     experiment = _experiment_of(rest) if name == "train" else None
@@ -167,7 +164,7 @@ def _parse(name: str, options: type, arguments: list[str], experiment: "Experime
     )
     parsed = tyro.cli(
         together,
-        args=arguments,
+        args=_gathered(arguments),
         prog=f"jvdm {name}",
         description=VERBS[name].summary,
         config=(tyro.conf.PositionalMetavarFromFieldName,),
@@ -178,6 +175,21 @@ def _parse(name: str, options: type, arguments: list[str], experiment: "Experime
         experiment=experiment
         and dataclasses.replace(experiment, **_fields_for(type(experiment), parsed)),
     )
+
+
+def _gathered(arguments: list[str]) -> list[str]:
+    """Writes `--sampling.PART VALUE`, wherever it stands, as tyro's dictionary."""
+    rest, chosen, waiting = [], [], iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("--sampling."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--sampling.").partition("=")
+        value = value if equals else next(waiting, None)
+        if value is None:
+            raise ConfigError(f"{argument} has no value", "", f"write {argument} VALUE")
+        chosen += [key, value]
+    return [*rest, "--sampling", *chosen] if chosen else rest
 
 
 def _default_of(field: dataclasses.Field) -> Any:
@@ -196,81 +208,18 @@ def _unchecked(_: Any) -> None:
     pass
 
 
-def load_experiment(config: str) -> "Experiment":
-    """Returns what a config file describes.
-
-    Args:
-        config: Path of a Python file with `config() -> Experiment`, or the name of a
-            shipped one: `nano`, `configs/nano.py` and `systems.name` are found anywhere.
-
-    Raises:
-        ConfigError: If there is no such file, or it has no `config`.
-    """
-    path = Path(config)
-    module = _load_file(path) if path.is_file() else _load_shipped(config)
-    if not callable(getattr(module, "config", None)):
-        raise ConfigError(
-            f"{config} has no function config()",
-            "a config file describes a run by returning an Experiment from it",
-            "see configs/nano.py for an example",
-        )
-    return module.config()
-
-
-def shipped_configs() -> list[str]:
-    """Returns the names of the recipes in `jvdm.configs`."""
-    import jvdm.configs
-
-    found = pkgutil.walk_packages(jvdm.configs.__path__, "jvdm.configs.")
-    return [item.name.removeprefix("jvdm.configs.") for item in found if not item.ispkg]
-
-
-def _load_file(path: Path) -> types.ModuleType:
-    import jvdm.configs
-
-    for folder in map(Path, jvdm.configs.__path__):
-        if path.resolve().is_relative_to(folder.resolve()):  # the same module as when imported
-            inside = path.resolve().relative_to(folder.resolve()).with_suffix("")
-            return importlib.import_module(".".join(["jvdm.configs", *inside.parts]))
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if specification is None or specification.loader is None:
-        raise ConfigError(f"{path} is no Python file", fix="name it *.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def _load_shipped(config: str) -> types.ModuleType:
-    name = config.removesuffix(".py").removeprefix("configs/").replace("/", ".")
-    shipped = shipped_configs()
-    if name not in shipped:
-        raise ConfigError(
-            f"there is no config {config!r}",
-            "it is neither a file nor one of the shipped configs",
-            _nearest(name, shipped),
-        )
-    return importlib.import_module(f"jvdm.configs.{name}")
-
-
 def _experiment_of(arguments: list[str]) -> "Experiment | None":
     """Loads the config that the arguments of `jvdm train` name; None when they ask for help."""
     first = [argument for argument in arguments[:1] if not argument.startswith("-")]
-    shipped = shipped_configs()
-    later = [item for item in arguments if item.endswith(".py") or item in shipped]
+    known = shipped()
+    later = [item for item in arguments if item.endswith(".py") or item in known]
     if first or later:
         return load_experiment((first or later)[0])
     if {"-h", "--help"} & set(arguments):
         return None
     raise ConfigError(
-        "jvdm train needs a config", f"shipped are {', '.join(shipped)}", "try jvdm train nano"
+        "jvdm train needs a config", f"shipped are {', '.join(known)}", "try jvdm train nano"
     )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known are {', '.join(sorted(known))}"
 
 
 def _as_data(error: JvdmError) -> dict[str, str]:

@@ -9,7 +9,7 @@ from jvdm.errors import ConfigError
 from jvdm.files import unused_stem
 from jvdm.outputs import LATENTS_SUFFIX, Outputs
 from jvdm.pipeline import load
-from jvdm.stages import Stages, table
+from jvdm.stages import measuring, table
 from jvdm.video import Video
 
 
@@ -37,26 +37,25 @@ def run(options: DecodeOptions) -> dict[str, Any]:
         WeightsError: If the latents or the weights are missing or broken.
         ConfigError: If the latents belong to other weights, or nothing can be written.
     """
-    stages = Stages(show=True)
     latents, record = outputs.load_latents(options.latents)
     names = _names(options)
     outputs.probe(names)
     settings = dict(record.settings)
     pipe = load(options.weights or settings.get("weights"), dtype=settings.get("dtype"))
-    made_by, here = (
-        entry.get("vae.safetensors") for entry in (record.weights["sha256"], pipe.model.identity)
-    )
+    file = pipe.manifest.file_of("vae")
+    made_by, here = (entry.get(file) for entry in (record.weights["sha256"], pipe.identity))
     if made_by != here:
         raise ConfigError(
-            f"{options.latents} was made with another autoencoder than that of {pipe.model.folder}",
-            f"the sha256 of its vae.safetensors begins with {str(made_by)[:12]}",
+            f"{options.latents} was made with another autoencoder than that of {pipe.folder}",
+            f"the sha256 of its {file} begins with {str(made_by)[:12]}",
             "name its weights folder with --weights",
         )
-    video = Video(pipe.decode(latents[None], stages)[0], options.fps or settings["fps"])
-    stages.seconds["load"] = pipe.load_seconds
-    settings["fps"] = video.fps
-    record = dataclasses.replace(record, settings=settings, status="done")
-    record = outputs.save_video(names, video, record, stages)
+    with measuring(show=True) as stages:
+        video = Video(pipe.decode(latents[None])[0], options.fps or settings["fps"])
+        stages.seconds["load"] = pipe.load_seconds
+        settings["fps"] = video.fps
+        record = dataclasses.replace(record, settings=settings, status="done")
+        record = outputs.save_video(names, video, record)
     return {"videos": [record.as_data()], "seconds": stages.seconds}
 
 

@@ -16,8 +16,8 @@ from jvdm.evaluation import report
 from jvdm.evaluation.held_out import SETS, Prompts, draw, part_of
 from jvdm.evaluation.judge import Judge, make_judge
 from jvdm.files import probe_writable, write_text
-from jvdm.pipeline import load
-from jvdm.stages import Stages
+from jvdm.pipeline import Request, load
+from jvdm.stages import measuring, stage
 from jvdm.training.showing import write_rows
 from jvdm.world.captions import caption_text
 
@@ -42,10 +42,12 @@ class EvaluateOptions:
     """Clips that are made at once."""
     num_inference_steps: int | None = None
     """Denoising steps; default that of the model."""
-    solver: str | None = None
-    """How a step is made; default that of the model."""
     guidance_scale: float | None = None
     """Weight of the prompt; default that of the model."""
+    system: str | None = None
+    """Published method: one of `configs/systems`, such as wave, or a file with system(base)."""
+    sampling: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Rules by name: --sampling.solver heun, --sampling.matrix lag --sampling.matrix.lag 4."""
     seed: int = 0
     """Seed of the first clip of each set; the next ones follow."""
     output: Path = Path("out/evaluation")
@@ -61,11 +63,12 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     """
     _check(options)
     probe_writable(options.output)
-    pipe = load(options.weights, solver=options.solver)
-    judge = make_judge(pipe, options.reader, options.num_inference_steps, options.guidance_scale)
+    pipe = load(options.weights, system=options.system, sampling=options.sampling)
+    asked = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale")}
+    judge = make_judge(pipe, options.reader, Request(**asked))
     summaries, seconds = {}, []
     total = options.num_prompts * len(options.sets)
-    with Stages(True).stage("evaluate", total=total, unit="prompt") as bar:
+    with measuring(True), stage("evaluate", total=total, unit="prompt") as bar:
         for name in options.sets:
             prompts, parts = draw(SETS[name], judge.world, options.num_prompts), []
             for start in range(0, options.num_prompts, options.batch_size):
@@ -76,7 +79,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
             summaries[name] = report.summary(SETS[name].title, parts)
     result = {
         "settings": {**dataclasses.asdict(options), "reader": judge.reader is not None},
-        "weights": dict(judge.pipeline.model.identity),
+        "weights": dict(judge.pipeline.identity),
         "device": record.device(),
         "sets": summaries,
         "seconds": {"batch": round(float(np.median(seconds)), 3), "clips": options.batch_size},
@@ -136,9 +139,10 @@ def _measure_batch(
 
 def _timed_samples(judge: Judge, texts: list[str], seeds: range) -> tuple[Any, float]:
     """Makes videos of prompts, and measures the time without that of compilation."""
-    started, compiled = time.perf_counter(), judge.stages.seconds.get("compile", 0.0)
-    samples = jax.block_until_ready(judge.decode(judge.generate(texts, seeds)))
-    compiling = judge.stages.seconds.get("compile", 0.0) - compiled
+    started = time.perf_counter()
+    with measuring() as stages:
+        samples = jax.block_until_ready(judge.decode(judge.generate(texts, seeds)))
+    compiling = stages.seconds.get("compile", 0.0)
     return samples, time.perf_counter() - started - compiling
 
 

@@ -5,6 +5,7 @@ Only composition: each line is a stage, and each stage has a file of its own.
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import numpy as np
 from jvdm import outputs
 from jvdm.arrays import Latents
 from jvdm.files import slug
-from jvdm.options import GenerateOptions, Plan, check_weights, resolve, settings_of
+from jvdm.options import GenerateOptions, Resolved, check_weights, recorded, resolve
 from jvdm.outputs import Outputs
 from jvdm.pipeline import Job, Pipeline, load
 from jvdm.record import Record
-from jvdm.stages import Stages, table
+from jvdm.stages import measuring, stage, table
 from jvdm.video import Video
 
 __all__ = ["GenerateOptions", "run", "text"]
@@ -32,49 +33,48 @@ def run(options: GenerateOptions) -> dict[str, Any]:
         JvdmError: If anything that was asked for cannot be done.
         KeyboardInterrupt: After Ctrl-C, when the latents so far are saved.
     """
-    stages = Stages(show=True)
-    plan = resolve(options)
-    request = plan.options.request()
-    files = _reserve(plan)
-    pipe = load(plan.options.weights, dtype=plan.options.dtype, solver=plan.options.solver)
-    check_weights(plan, pipe.model.identity)
+    resolved = resolve(options)
+    options = resolved.options
+    request = options.request()
+    files = _reserve(resolved)
+    names = {name: getattr(options, name) for name in ("system", "sampling", "dtype")}
+    pipe = load(options.weights, **names)
+    check_weights(resolved, pipe.identity)
     job = pipe.prepare(request)
-    _say(*plan.notes, *job.warnings)
+    _say(*resolved.notes, *job.warnings)
 
-    text = pipe.encode_text(job, stages)
-    state = pipe.begin(job, stages)
-    pipe.compile(job, text, state, stages, decode_batch=0 if options.latents_only else 1)
-    with outputs.stop_requested() as stop:
-        latents = pipe.denoise(job, text, state, stages, lambda *_: stop.is_set())
-    saved = _save_latents(plan, pipe, job, latents, files, stages)
-    if stop.is_set():
-        _interrupt(saved, files, stages)
-    if options.latents_only:
+    with measuring(show=True) as stages:
+        with outputs.stop_requested() as stop:
+            decodes = 0 if options.latents_only else 1
+            latents = pipe.sample(job, lambda *_: stop.is_set(), decodes=decodes)
+        saved = _save_latents(options, pipe, job, latents, files)
+        if stop.is_set():
+            _interrupt(saved, files)
         for index, record in saved.items():
-            saved[index] = outputs.save_record(files[index], record, stages, status="latents")
-    else:
-        for index, record in saved.items():
-            frames = pipe.decode(latents[index : index + 1], stages)[0]
-            video = Video(frames, job.settings.fps)
-            saved[index] = outputs.save_video(files[index], video, record, stages)
-    seconds = {"load": pipe.load_seconds, **stages.seconds}
+            if options.latents_only:
+                saved[index] = outputs.save_record(files[index], record, status="latents")
+            else:
+                frames = pipe.decode(latents[index : index + 1])[0]
+                video = Video(frames, job.settings.fps)
+                saved[index] = outputs.save_video(files[index], video, record)
+        seconds = {"load": pipe.load_seconds, **stages.seconds}
     return {"videos": [record.as_data() for record in saved.values()], "seconds": seconds}
 
 
-def text(result: dict[str, Any]) -> str:
+def text(result: Mapping[str, Any]) -> str:
     """Says where the files are and how long each stage took."""
     files = "\n".join(outputs.listing(record) for record in result["videos"])
     return f"{files}\n\n{table(result['seconds'])}"
 
 
-def _reserve(plan: Plan) -> dict[int, Outputs]:
+def _reserve(resolved: Resolved) -> dict[int, Outputs]:
     """Chooses file names and finds out whether they can be written."""
-    options, files = plan.options, {}
+    options, files = resolved.options, {}
     for index, seed in enumerate(options.seeds):
-        if plan.only not in (None, index):
+        if resolved.only not in (None, index):
             continue
         output = options.output
-        if output.suffix == ".mp4" and len(options.seeds) > 1 and plan.only is None:
+        if output.suffix == ".mp4" and len(options.seeds) > 1 and resolved.only is None:
             output = output.with_stem(f"{output.stem}_{seed}")
         files[index] = outputs.reserve(output, f"{slug(options.prompt or '')}_{seed}")
     outputs.probe(next(iter(files.values())), encode=not options.latents_only)
@@ -82,28 +82,22 @@ def _reserve(plan: Plan) -> dict[int, Outputs]:
 
 
 def _save_latents(
-    plan: Plan,
-    pipe: Pipeline,
-    job: Job,
-    latents: Latents,
-    files: dict[int, Outputs],
-    stages: Stages,
+    options: GenerateOptions, pipe: Pipeline, job: Job, latents: Latents, files: dict[int, Outputs]
 ) -> dict[int, Record]:
     """Writes the latents of every video, so that nothing after this can lose them."""
-    values, record = np.asarray(latents), pipe.record(job, stages)
+    values, record = np.asarray(latents), pipe.record(job)
     saved = {}
-    with stages.stage("save"):
+    with stage("save"):
         for index, names in files.items():
-            settings = settings_of(plan.options, job, index)
-            one = dataclasses.replace(record, settings=settings)
+            one = dataclasses.replace(record, settings=recorded(options, job, index))
             saved[index] = outputs.save_latents(names, values[index], one)
     return saved
 
 
-def _interrupt(saved: dict[int, Record], files: dict[int, Outputs], stages: Stages) -> None:
+def _interrupt(saved: dict[int, Record], files: dict[int, Outputs]) -> None:
     """Notes what is there after Ctrl-C and passes the interruption on."""
     for index, record in saved.items():
-        record = outputs.save_record(files[index], record, stages, status="interrupted")
+        record = outputs.save_record(files[index], record, status="interrupted")
         _say(f"stopped early; unfinished latents are in {record.outputs['latents']}")
     raise KeyboardInterrupt
 

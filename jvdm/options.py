@@ -9,52 +9,20 @@ from typing import Any, Literal
 
 from jvdm import record as records
 from jvdm.errors import ConfigError
-from jvdm.pipeline.pictures import Pictures
-from jvdm.pipeline.request import Job, Request
-
-_INPUTS = ("image", "last_image", "video")
-_RECORDED = ("negative_prompt", "height", "width", "num_frames", "fps", "num_inference_steps")
-_RECORDED += ("guidance_scale", "shift")
+from jvdm.pipeline import Job, Request
+from jvdm.settings import PICTURE, Settings, settings_of
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(Settings):
     """What to make. An option that is left out is the model's default."""
 
-    prompt: str | None = None
-    """What is to be seen."""
-    negative_prompt: str | None = None
-    """What is not to be seen."""
-    height: int | None = None
-    """Pixels."""
-    width: int | None = None
-    """Pixels."""
-    num_frames: int | None = None
-    """Frames of the video, one more than a multiple of 4."""
-    fps: float | None = None
-    """Frame rate of the file; it does not change the motion."""
-    num_inference_steps: int | None = None
-    """Denoising steps."""
-    guidance_scale: float | None = None
-    """Weight of the prompt; 1 is no guidance."""
-    shift: float | None = None
-    """Shift of the noise levels towards noise."""
-    seed: int | None = None
-    """Seed of the first video, the next one has the next seed; drawn and shown if left out."""
-    num_videos: int | None = None
-    """Videos to make at once."""
-    image: Path | None = None
-    """Picture that is the first frame."""
-    last_image: Path | None = None
-    """Picture that is the last frame; needs --image."""
-    video: Path | None = None
-    """Video whose last frames are continued."""
-    prefix_frames: int | None = None
-    """Frames of --video that the result begins with; 13 if left out."""
     weights: str | None = None
     """Weights folder, or the name of weights that come with jvdm."""
-    solver: str | None = None
-    """How a denoising step is made, such as euler or unipc2; an unknown name lists them."""
+    system: str | None = None
+    """Published method: one of `configs/systems`, such as wave, or a file with system(base)."""
+    sampling: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Rules by name: --sampling.solver heun, --sampling.matrix lag --sampling.matrix.lag 4."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the computation; what is faster here if left out."""
     output: Path = Path("out")
@@ -86,16 +54,20 @@ class GenerateOptions:
         if self.prompt is None:
             fix = 'give one: jvdm generate "a large red ball rolls to the left"'
             raise ConfigError("there is no prompt", "", fix)
-        return Request(
-            prompts=(self.prompt,) * len(self.seeds),
-            seeds=self.seeds,
-            pictures=Pictures(self.image, self.last_image, self.video, self.prefix_frames),
-            **{name: getattr(self, name) for name in _RECORDED},
-        )
+        asked = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        return Request(**asked | {"num_videos": len(self.seeds)})
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files that the result depends on, by option."""
+        given = {name: getattr(self, name) for name in settings_of(PICTURE)}
+        if self.system is not None and Path(self.system).is_file():
+            given["system"] = Path(self.system)
+        return {name: path for name, path in given.items() if path is not None}
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Resolved:
     """Options with nothing left to look up.
 
     Attributes:
@@ -111,7 +83,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def resolve(options: GenerateOptions) -> Plan:
+def resolve(options: GenerateOptions) -> Resolved:
     """Reads the record that `--like` names, and draws a seed if there is none.
 
     Raises:
@@ -120,56 +92,52 @@ def resolve(options: GenerateOptions) -> Plan:
     if options.like is None:
         if options.seed is None:
             options = dataclasses.replace(options, seed=secrets.randbelow(1_000_000))
-        return Plan(options)
+        return Resolved(options)
     record = records.read(options.like)
     settings = dict(record.settings)
     names = [field.name for field in dataclasses.fields(options) if field.name in settings]
-    missing = {name: settings[name] for name in names if getattr(options, name) is None}
-    for name in _INPUTS:
-        if missing.get(name) is not None:
-            missing[name] = Path(missing[name])
-            _check_unchanged(missing[name], settings["inputs"][name])
+    missing = {name: settings[name] for name in names if getattr(options, name) in (None, {})}
+    for name in missing.keys() & settings["inputs"].keys():
+        _check_unchanged(Path(missing[name]), settings["inputs"][name])
+    for name in missing.keys() & set(settings_of(PICTURE)):
+        missing[name] = missing[name] and Path(missing[name])
     same_batch = {"seed", "num_videos"} <= missing.keys()
-    only = settings["index"] if same_batch else None
-    same_weights = "weights" in missing
-    return Plan(
+    return Resolved(
         dataclasses.replace(options, **missing),
-        only,
-        record.weights["sha256"] if same_weights else {},
+        settings["index"] if same_batch else None,
+        record.weights["sha256"] if "weights" in missing else {},
         _differences(record),
     )
 
 
-def settings_of(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
+def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
     """Returns what the record of video `index` needs to make it again."""
-    settings = dataclasses.asdict(job.settings)
-    inputs = {name: getattr(options, name) for name in _INPUTS}
+    chosen = dataclasses.asdict(job.settings)
+    pictures = {name: chosen[name] and str(chosen[name]) for name in settings_of(PICTURE)}
     return {
+        **chosen,
+        **pictures,
         "prompt": options.prompt,
         "seed": options.seed,
         "num_videos": len(options.seeds),
         "index": index,
-        **{name: settings[name] for name in _RECORDED},
-        **{name: None if path is None else str(path) for name, path in inputs.items()},
-        "prefix_frames": options.prefix_frames,
-        "inputs": {name: _digest(path) for name, path in inputs.items() if path is not None},
-        "weights": options.weights,
-        "solver": options.solver,
-        "dtype": options.dtype,
+        "inputs": {name: _digest(path) for name, path in options.files.items()},
+        **{name: getattr(options, name) for name in ("weights", "system", "sampling", "dtype")},
     }
 
 
-def check_weights(plan: Plan, identity: Mapping[str, str]) -> None:
+def check_weights(resolved: Resolved, identity: Mapping[str, str]) -> None:
     """Refuses other weights than those that a record asks for.
 
     Raises:
         ConfigError: If a file that makes videos differs.
     """
-    for name in ("dit.safetensors", "vae.safetensors"):
-        if name in plan.weights and plan.weights[name] != identity.get(name):
+    for name, digest in resolved.weights.items():
+        makes_videos = name.endswith(".safetensors") and not name.startswith("reader")
+        if makes_videos and digest != identity.get(name):
             raise ConfigError(
-                f"{plan.options.like} was made with another {name}",
-                f"its sha256 begins with {plan.weights[name][:12]}",
+                f"{resolved.options.like} was made with another {name}",
+                f"its sha256 begins with {digest[:12]}",
                 "name its weights folder with --weights",
             )
 

@@ -16,7 +16,7 @@ from jvdm import record as records
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.files import probe_writable, unused_stem
 from jvdm.record import Record
-from jvdm.stages import Stages
+from jvdm.stages import seen, stage
 from jvdm.video import Video
 from jvdm.weights import safetensors
 
@@ -115,24 +115,24 @@ def load_latents(path: Path) -> tuple[np.ndarray, Record]:
     return tree["latents"], records.parse(json.loads(metadata[_HEADER]), path)
 
 
-def save_video(outputs: Outputs, video: Video, record: Record, stages: Stages) -> Record:
+def save_video(outputs: Outputs, video: Video, record: Record) -> Record:
     """Writes video, contact sheet and record.
 
     Returns:
         The record that was written.
     """
-    with stages.stage("save"):
+    with stage("save"):
         video.save(outputs.video)
         video.save_sheet(outputs.sheet)
         files = {"video": str(outputs.video), "sheet": str(outputs.sheet)}
         sha256 = {**record.sha256, "frames": video.digest()}
         record = dataclasses.replace(record, sha256=sha256, outputs={**record.outputs, **files})
-    return save_record(outputs, record, stages)
+    return save_record(outputs, record)
 
 
-def save_record(outputs: Outputs, record: Record, stages: Stages, **changes: Any) -> Record:
+def save_record(outputs: Outputs, record: Record, **changes: Any) -> Record:
     """Writes the record with the times until now and with `changes`."""
-    seconds = {**record.seconds, **stages.seconds}
+    seconds = {**record.seconds, **seen().seconds}
     files = {**record.outputs, "record": str(outputs.record)}
     record = dataclasses.replace(record, seconds=seconds, outputs=files, **changes)
     records.write(outputs.record, record)

@@ -30,6 +30,7 @@ class Record:
         sha256: Digests of `latents` and, when they were made, of `frames`.
         outputs: Files that were written, by kind.
         warnings: What the user was warned of.
+        system: Process, prediction and sampling that were run, as in a manifest.
         status: "latents" if decoding was left out, "interrupted" if the latents are
             those at Ctrl-C.
         versions: Python and the packages that the result depends on.
@@ -44,6 +45,7 @@ class Record:
     sha256: Mapping[str, str]
     outputs: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     status: Status = "done"
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: versions())
     created: str = dataclasses.field(default_factory=lambda: _now())

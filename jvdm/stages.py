@@ -1,6 +1,11 @@
-"""The stages of a run: how long each takes, and a progress bar for each."""
+"""The stages of a run: how long each takes, and a progress bar for each.
+
+`with measuring(show=True) as stages:` opens the book of a run; inside, every `stage(...)`
+of this thread or task is noted there. Outside of one, nothing is noted or shown.
+"""
 
 import contextlib
+import contextvars
 import time
 import warnings
 from collections.abc import Iterator
@@ -8,7 +13,7 @@ from typing import Any
 
 
 class Stages:
-    """Measures stages, and shows them if asked to.
+    """Times of a run.
 
     Args:
         show: Whether progress bars are drawn, on stderr or in the notebook.
@@ -24,17 +29,8 @@ class Stages:
         self._inner = [0.0]  # per open stage: time of the stages inside it
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int = 0, unit: str = "it") -> Iterator[Any]:
-        """Measures what happens inside.
-
-        Args:
-            name: Name in the table and on the bar.
-            total: Number of steps; 0 draws no bar.
-            unit: What a step is.
-
-        Yields:
-            An object whose `update()` is one step.
-        """
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Any]:
+        """Measures what happens inside; see the function `stage`."""
         started = time.perf_counter()
         self.seconds.setdefault(name, 0.0)
         self._inner.append(0.0)
@@ -45,6 +41,40 @@ class Stages:
             spent = time.perf_counter() - started
             self.seconds[name] += spent - self._inner.pop()
             self._inner[-1] += spent
+
+
+_current: contextvars.ContextVar[Stages | None] = contextvars.ContextVar("stages", default=None)
+
+
+@contextlib.contextmanager
+def measuring(show: bool = False) -> Iterator[Stages]:
+    """Notes the stages of what happens inside; `show` draws progress bars."""
+    token = _current.set(Stages(show))
+    try:
+        yield seen()
+    finally:
+        _current.reset(token)
+
+
+def seen() -> Stages:
+    """Returns the stages of the run that is measured here; empty ones where none is."""
+    return _current.get() or Stages()
+
+
+@contextlib.contextmanager
+def stage(name: str, total: int = 0, unit: str = "it") -> Iterator[Any]:
+    """Measures what happens inside.
+
+    Args:
+        name: Name in the table and on the bar.
+        total: Number of steps; 0 draws no bar.
+        unit: What a step is.
+
+    Yields:
+        An object whose `update()` is one step.
+    """
+    with seen().stage(name, total, unit) as bar:
+        yield bar
 
 
 def table(seconds: dict[str, float]) -> str:

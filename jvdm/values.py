@@ -38,7 +38,13 @@ def recipe(make: _Maker) -> _Maker:
 
 def name_of(item: Any) -> str:
     """Returns where a class or function is defined, as `module:name`."""
-    return f"{item.__module__}:{item.__qualname__}"
+    return f"{_module_of(item)}:{item.__qualname__}"
+
+
+def _module_of(item: Any) -> str:
+    """Returns the module of a class or function; that of a program has the name it was run by."""
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    return program.name if item.__module__ == "__main__" and program else item.__module__
 
 
 def fields_of(value: Any) -> dict[str, Any]:
@@ -141,8 +147,9 @@ def _made(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def _check_importable(item: Any, where: str) -> None:
-    module = sys.modules.get(item.__module__)
-    if "<" in item.__qualname__ or module is None or item.__module__ == "__main__":
+    refused = {"__main__", *sys.stdlib_module_names}
+    top = _module_of(item).split(".")[0]
+    if "<" in item.__qualname__ or item.__module__ not in sys.modules or top in refused:
         raise ConfigError(
             f"{where.strip('.') or 'a value'} is {item.__qualname__} of {item.__module__}",
             "a manifest names what another process can import",

@@ -10,6 +10,7 @@ from jvdm.errors import ConfigError, WeightsError
 from jvdm.evaluate import EvaluateOptions
 from jvdm.evaluation.held_out import SETS, draw, film, part_of, prompts
 from jvdm.evaluation.reader import Reader
+from jvdm.values import to_data
 from jvdm.weights import read_manifest, safetensors, write_manifest
 from jvdm.world.captions import caption_text
 from jvdm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, World
@@ -24,8 +25,7 @@ def weights(tmp_path_factory):
     """A random model with a random reader."""
     folder = nano.write_weights(tmp_path_factory.mktemp("judged"))
     manifest = read_manifest(folder)
-    fields = {"widths": [4, 8], "blocks": 1, "hidden": 16, "dtype": "float32"}
-    components = {**manifest.components, "reader": fields}
+    components = {**manifest.components, "reader": to_data(READER)}
     write_manifest(folder, dataclasses.replace(manifest, components=components))
     params = READER.init(jax.random.key(1), jnp.zeros((1, 9, 64, 64, 3)))["params"]
     safetensors.save(folder / "reader.safetensors", params)
@@ -79,7 +79,7 @@ def test_bad_options_are_refused_before_anything_is_loaded(options, message, tmp
 def test_a_folder_without_a_reader_is_refused_as_reader(tmp_path):
     folder = nano.write_weights(tmp_path)
     options = EvaluateOptions(str(folder), reader=folder, output=tmp_path)
-    with pytest.raises(WeightsError, match="holds vae, dit, text; a reader is needed"):
+    with pytest.raises(WeightsError, match="holds vae, model, text; a reader is needed"):
         evaluate.run(options)
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm import samplers
 from jvdm.arrays import Array, Frames, Latents, PyTree, UInt8
 from jvdm.errors import ShapeError
 from jvdm.evaluation import held_out
@@ -20,9 +19,7 @@ from jvdm.evaluation.reader import Reader
 from jvdm.evaluation.readers import load_reader, measure_reading, read
 from jvdm.pipeline import programs
 from jvdm.pipeline.pipeline import Pipeline
-from jvdm.pipeline.programs import compiled
-from jvdm.pipeline.request import Request
-from jvdm.stages import Stages
+from jvdm.pipeline.request import Given, Request
 from jvdm.world.scene import World
 
 PHYSICS_RATE = 72  # physics steps per second of the world that every model was trained on
@@ -56,34 +53,26 @@ class Judge:
         world: World of the held-out clips, in the model's sizes and frame rate.
         reader: Trained reader; None leaves its measures out.
         reader_params: Its parameters.
-        num_inference_steps: Denoising steps; None is the model's default.
-        guidance_scale: Weight of the prompt; None is the model's default.
-        stages: Where the time of every stage is noted.
+        request: Settings of every run.
     """
 
     pipeline: Pipeline
     world: World
     reader: Reader | None
     reader_params: PyTree
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    stages: Stages
+    request: Request = Request()
 
     def film(self, prompts: Prompts) -> Bytes:
         """Renders the true clips."""
-        return _to_bytes(held_out.film(prompts.shot, self.world))
+        return programs.to_bytes(held_out.film(prompts.shot, self.world))
 
     def encode(self, frames: Bytes) -> Latents:
         """Codes clips as standardised latents."""
-        model, keep = self.pipeline.model, self.latent_frames
-        find = compiled(programs.encode_frames, model.networks, keep)
-        return find(model.space, frames)(model.space, frames)
+        return self.pipeline.encode(frames)
 
     def decode(self, latents: Latents) -> Bytes:
         """Decodes standardised latents."""
-        model = self.pipeline.model
-        program = compiled(programs.decode_latents, model.networks)(model.space, latents)
-        return program(model.space, latents)[0]
+        return jnp.asarray(self.pipeline.decode(latents))
 
     def generate(
         self,
@@ -100,22 +89,11 @@ class Judge:
             clean: Latents of which `columns` are given.
             columns: Latent frames that are given; none is text to video.
         """
-        request = Request(
-            tuple(texts),
-            tuple(seeds),
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
+        given = () if clean is None else (Given(clean[:, list(columns)], columns),)
+        request = dataclasses.replace(
+            self.request, prompt=tuple(texts), seed=tuple(seeds), given=given
         )
-        job = self.pipeline.prepare(request)
-        if columns:
-            matrix = samplers.validate(samplers.freeze(job.matrix, columns))
-            job = dataclasses.replace(job, matrix=matrix)
-        text = self.pipeline.encode_text(job, self.stages)
-        state = self.pipeline.begin(job, self.stages)
-        if clean is not None and columns:
-            at = jnp.asarray(columns)
-            state = state._replace(x=state.x.at[:, at].set(clean[:, at]))
-        return self.pipeline.denoise(job, text, state, self.stages)
+        return self.pipeline.sample(self.pipeline.prepare(request), decodes=len(texts))
 
     def measure(self, frames: Bytes, prompts: Prompts) -> tuple[Mapping[str, Measure], Any]:
         """Measures clips against their captions; also returns reader features."""
@@ -136,7 +114,7 @@ class Judge:
     @property
     def latent_frames(self) -> int:
         """Latent frames of a clip."""
-        return self.pipeline.model.networks.vae.latent_frames(self.world.num_frames)
+        return self.pipeline.system.vae.latent_frames(self.world.num_frames)
 
     def tasks(self) -> dict[str, KnownFrames]:
         """Returns the tasks with known frames that fit into the model's clips."""
@@ -144,7 +122,7 @@ class Judge:
         frame = np.arange(length)
         found = {}
         for name, kept in (("first frame", 1), ("four latent frames", 4)):
-            first = 1 + 4 * (kept - 1)
+            first = self.pipeline.system.vae.num_frames(kept)
             if count > kept:
                 judged = (frame >= first) & (frame < first + NEXT_FRAMES)
                 columns, copies = tuple(range(kept)), (first - 1, first - 1)
@@ -156,26 +134,19 @@ class Judge:
         return found
 
 
-def make_judge(
-    pipeline: Pipeline,
-    reader_folder: Path | None,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-) -> Judge:
+def make_judge(pipeline: Pipeline, reader_folder: Path | None, request: Request) -> Judge:
     """Puts a model beside the world and the reader that judge it.
 
     Args:
         pipeline: The model.
         reader_folder: Weights folder with a reader; None takes the model's, if it has one.
-        num_inference_steps: Denoising steps; None is the model's default.
-        guidance_scale: Weight of the prompt; None is the model's default.
+        request: Settings of every run, such as the number of steps.
 
     Raises:
         ShapeError: If the model's frame rate does not divide the world's physics.
         WeightsError: If `reader_folder` holds no reader.
     """
-    model = pipeline.model
-    defaults = model.manifest.defaults
+    defaults = pipeline.manifest.defaults
     substeps = round(PHYSICS_RATE / defaults.fps)
     if substeps * defaults.fps != PHYSICS_RATE:
         why = f"the world takes {PHYSICS_RATE} physics steps per second"
@@ -183,17 +154,14 @@ def make_judge(
     size = (defaults.height, defaults.width, defaults.num_frames, defaults.fps)
     world = World(*size, substeps=substeps)
     reader, params = None, None
-    if reader_folder is not None or "reader" in model.manifest.components:
-        reader, params = load_reader(reader_folder or model.folder, model.networks.dit.dtype)
-    settings = (num_inference_steps, guidance_scale)
-    return Judge(pipeline, world, reader, params, *settings, Stages())
+    if reader_folder is not None or "reader" in pipeline.manifest.components:
+        folder = reader_folder or pipeline.folder
+        reader, params = load_reader(folder, pipeline.system.model.dtype)
+    return Judge(pipeline, world, reader, params, request)
 
 
 def _float(frames: Bytes) -> Frames:
     return frames.astype(jnp.float32) / 255.0
-
-
-_to_bytes = jax.jit(programs.to_bytes)
 
 
 @jax.jit

@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,7 @@ from jvdm.evaluation.reader import (
 )
 from jvdm.parallel.mesh import constrain_batch
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
-from jvdm.vae.video_vae import VideoVAE
-from jvdm.weights.package import Component, Files
+from jvdm.weights.package import Component, Components
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import Facts, World
 
@@ -62,9 +62,9 @@ class ClipReading:
         }
         return jnp.asarray(sum(terms.values())) + 2.0 * terms["present"], {**terms, **shares}
 
-    def components(self, params: PyTree) -> Files:
+    def components(self, params: PyTree) -> Components:
         """Returns `reader.safetensors`."""
-        return {"reader": {"reader": Component(self.reader, params)}}
+        return {"reader": Component(self.reader, params)}
 
     def summary(self, params: PyTree) -> dict[str, float]:
         """Returns the accuracy of every answer on held-out true clips."""
@@ -159,7 +159,7 @@ class ReaderClips:
 
     world: World
     """128 x 128 for reconstructions; else 64 x 64 is enough."""
-    vae: VideoVAE | None = None
+    vae: nn.Module | None = None
     vae_weights: Path | None = None
     """Weights folder of the autoencoder; needed with `vae`."""
     reconstructed: float = 1 / 16

@@ -1,7 +1,6 @@
 """The trained reader on generated clips: loading it, looking, and what it says."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from jvdm.evaluation.reader import (
     shrink,
 )
 from jvdm.weights import read_manifest, safetensors
-from jvdm.weights.folder import frozen
 from jvdm.world.scene import Facts
 
 
@@ -34,16 +32,8 @@ def load_reader(folder: str | Path, dtype: str = "bfloat16") -> tuple[Reader, Py
         what = f"{folder} holds {', '.join(manifest.components)}"
         fix = "train one with `jvdm train configs/reader.py` and give its workdir/weights"
         raise WeightsError(what, "a reader is needed to judge what clips show", fix)
-    stored = manifest.components["reader"]
-    fields: dict[str, Any] = {name: frozen(value) for name, value in stored.items()}
-    fields["dtype"] = dtype
-    try:
-        reader = Reader(**fields)
-    except TypeError as error:
-        what = f"{folder}/model.json describes a reader that this jvdm cannot build"
-        raise WeightsError(what, str(error), "update jvdm") from error
-    path = Path(folder) / "reader.safetensors"
-    tree = safetensors.load(path)
+    reader = manifest.component("reader").clone(dtype=dtype)
+    path, tree = manifest.parameters(folder, "reader")
     example = jnp.zeros((1, NUM_FRAMES, RESOLUTION, RESOLUTION, 3))
     expected = jax.eval_shape(lambda: reader.init(jax.random.key(0), example))["params"]
     safetensors.match(path, tree, expected)

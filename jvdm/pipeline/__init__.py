@@ -1,7 +1,6 @@
-"""From a request to a video: a loaded model and the stages of a run."""
+"""From a request to a video: a loaded system and the stages of a run."""
 
-from jvdm.pipeline.pictures import Pictures
-from jvdm.pipeline.pipeline import Pipeline, load
-from jvdm.pipeline.request import Job, Request
+from jvdm.pipeline.pipeline import Pipeline, Run, load
+from jvdm.pipeline.request import Given, Job, Request
 
-__all__ = ["Job", "Pictures", "Pipeline", "Request", "load"]
+__all__ = ["Given", "Job", "Pipeline", "Request", "Run", "load"]

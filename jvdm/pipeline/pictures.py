@@ -1,6 +1,5 @@
 """Pictures and clips that a run is given: read, cropped, and placed in time."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,37 +7,19 @@ import numpy as np
 
 from jvdm.arrays import UInt8
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.vae.video_vae import VideoVAE
+from jvdm.settings import Settings
 from jvdm.video import Video, fit, read_image, read_video
 
-PREFIX_FRAMES = 13  # four latent frames: enough to see how things move, most of a clip stays new
-STILL_FRAMES = 9  # a last image is encoded as a short still, because a latent spans 4 frames
+PREFIX_LATENTS = 4  # enough to see how things move, most of a clip stays new
+STILL_LATENTS = 3  # a last image is encoded as a short still, because a latent spans frames
 
 _NEED = "a file, or uint8 RGB of the shape {shape}, or one such array per prompt"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
-    """What a run is given to look at.
-
-    Attributes:
-        image: First frame: a file or uint8 RGB `[H, W, 3]`, or one per prompt.
-        last_image: Last frame, given together with `image`.
-        video: Clip whose last frames are continued: a file, a `Video`, or uint8
-            RGB `[T, H, W, 3]` at the model's frame rate, or one per prompt.
-        prefix_frames: How many frames of `video` the result begins with, at most;
-            None is 13.
-    """
-
-    image: Any = None
-    last_image: Any = None
-    video: Any = None
-    prefix_frames: int | None = None
 
 
 class Canvas(NamedTuple):
     """What pictures must fit into; `fps` is the rate that the model was trained at."""
 
+    vae: Any
     batch: int
     num_frames: int
     height: int
@@ -52,85 +33,121 @@ class Known(NamedTuple):
     Attributes:
         frames: What is encoded; one entry serves the whole batch.
         columns: Latent frames of the result; they get the last latents of `frames`.
+        edited: Whether a run starts from them, noised, instead of keeping them.
     """
 
     frames: UInt8[np.ndarray, "n T H W 3"]
     columns: tuple[int, ...]
+    edited: bool = False
 
 
-def place(pictures: Pictures, canvas: Canvas) -> tuple[tuple[Known, ...], tuple[str, ...]]:
+def place(
+    given: Settings, canvas: Canvas, edits: bool
+) -> tuple[tuple[Known, ...], tuple[str, ...]]:
     """Reads pictures and says which latent frames they determine.
 
     Args:
-        pictures: What is given.
+        given: What is given: `image`, `last_image`, `video`, `prefix_frames`.
         canvas: Sizes of the run.
+        edits: Whether the run starts from a whole video instead of noise.
 
     Returns:
         The known frames, and notes about pictures that were cropped or resized.
 
     Raises:
         ConfigError: If pictures exclude each other or cannot be read.
-        ShapeError: If no frame would be left to generate.
+        ShapeError: If no frame would be left to generate, or a video to edit is too short.
     """
-    _check_combination(pictures, canvas)
-    latent_frames = VideoVAE().latent_frames(canvas.num_frames)
+    _check_combination(given, canvas, edits)
+    vae = canvas.vae
+    latent_frames = vae.latent_frames(canvas.num_frames)
     known: list[Known] = []
     notes: list[str] = []
-    if pictures.video is not None:
-        count = _prefix_length(pictures, canvas)
-        clip = _fitted("video", _clip(pictures.video, canvas, count), canvas, notes)
-        clip = clip[:, -(1 + (clip.shape[1] - 1) // 4 * 4) :]
-        known.append(Known(clip, tuple(range(VideoVAE().latent_frames(clip.shape[1])))))
-    if pictures.image is not None:
-        frame = _fitted("image", _picture("image", pictures.image, canvas), canvas, notes)
+    if given.video is not None:
+        count = canvas.num_frames if edits else _prefix_length(given, canvas)
+        clip = _fitted("video", _clip(given.video, canvas, count), canvas, notes)
+        if edits and clip.shape[1] < count:
+            what = f"the video to edit has {clip.shape[1]} frames at {canvas.fps:g} per second"
+            raise ShapeError(what, f"{count} are made", "use a smaller num_frames")
+        stride = vae.strides[0]
+        clip = clip[:, -(1 + (clip.shape[1] - 1) // stride * stride) :]
+        columns = tuple(range(vae.latent_frames(clip.shape[1])))
+        known.append(Known(clip, columns, edits))
+    if given.image is not None:
+        frame = _fitted("image", _picture("image", given.image, canvas), canvas, notes)
         known.append(Known(frame, (0,)))
-    if pictures.last_image is not None:
-        frame = _picture("last_image", pictures.last_image, canvas)
+    if given.last_image is not None:
+        frame = _picture("last_image", given.last_image, canvas)
         frame = _fitted("last_image", frame, canvas, notes)
-        known.append(Known(np.repeat(frame, STILL_FRAMES, axis=1), (latent_frames - 1,)))
+        still = np.repeat(frame, vae.num_frames(STILL_LATENTS), axis=1)
+        known.append(Known(still, (latent_frames - 1,)))
     return tuple(known), tuple(notes)
 
 
-def _check_combination(pictures: Pictures, canvas: Canvas) -> None:
+def read_channel(channel: Any, canvas: Canvas) -> UInt8[np.ndarray, "n T H W 3"] | None:
+    """Reads the clip of the channel port: the first frames of a video, or a picture.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    if channel is None:
+        return None
+    if isinstance(channel, str | Path) and Path(channel).suffix.lower() in _PICTURES:
+        clip = _picture("channel", channel, canvas)
+    else:
+        clip = _clip(channel, canvas, canvas.num_frames, "channel")
+    legal = canvas.vae.num_frames(1 + (clip.shape[1] - 1) // canvas.vae.strides[0])
+    return _fitted("channel", clip[:, :legal], canvas, [])
+
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def _check_combination(given: Settings, canvas: Canvas, edits: bool) -> None:
     """Refuses pictures that contradict each other or leave nothing to do."""
-    if pictures.video is not None and pictures.image is not None:
+    if given.video is not None and given.image is not None:
         what = "image and video were both given"
         raise ConfigError(what, "both determine the first frame", "leave one of them out")
-    if pictures.last_image is not None and pictures.image is None:
+    if given.last_image is not None and given.image is None:
         what = "last_image was given without image"
         raise ConfigError(what, "the frames between two pictures are made", "give image as well")
-    if pictures.prefix_frames is not None and pictures.video is None:
-        what = f"prefix_frames is {pictures.prefix_frames}"
-        raise ConfigError(what, "no video was given", "give video, or leave prefix_frames out")
-    given = pictures.image is not None, pictures.last_image is not None, pictures.video is not None
-    needed = 1 + 4 * sum(given)
-    if any(given) and canvas.num_frames < needed:
+    if given.prefix_frames is not None and (given.video is None or edits):
+        what = f"prefix_frames is {given.prefix_frames}"
+        why = "the whole video is edited" if edits else "no video was given"
+        raise ConfigError(what, why, "give video, or leave prefix_frames out")
+    if edits:
+        return
+    some = given.image is not None, given.last_image is not None, given.video is not None
+    needed = canvas.vae.num_frames(1 + sum(some))
+    if any(some) and canvas.num_frames < needed:
         what = f"num_frames is {canvas.num_frames}"
         raise ShapeError(what, "every frame would be given", f"use {needed} or more")
 
 
-def _prefix_length(pictures: Pictures, canvas: Canvas) -> int:
-    """Returns how many frames at the end of a video are kept, one more than a multiple of 4."""
-    largest = canvas.num_frames - VideoVAE.strides[0]
-    wanted = pictures.prefix_frames
+def _prefix_length(given: Settings, canvas: Canvas) -> int:
+    """Returns how many frames at the end of a video are kept: those of whole latents."""
+    stride = canvas.vae.strides[0]
+    largest, wanted = canvas.num_frames - stride, given.prefix_frames
+    usual = min(canvas.vae.num_frames(PREFIX_LATENTS), largest)
     if wanted is None:
-        return min(PREFIX_FRAMES, largest)
-    if not 1 <= wanted <= largest or (wanted - 1) % VideoVAE.strides[0]:
+        return usual
+    if not 1 <= wanted <= largest or (wanted - 1) % stride:
         raise ShapeError(
             f"prefix_frames is {wanted}",
-            f"it must be one more than a multiple of 4 and leave frames of {canvas.num_frames}",
-            f"use 1 to {largest}, such as {min(PREFIX_FRAMES, largest)}",
+            f"it must be one more than a multiple of {stride} and leave frames of "
+            f"{canvas.num_frames}",
+            f"use 1 to {largest}, such as {usual}",
         )
     return wanted
 
 
-def _clip(video: Any, canvas: Canvas, count: int) -> np.ndarray:
+def _clip(video: Any, canvas: Canvas, count: int, name: str = "video") -> np.ndarray:
     """Returns the last `count` frames, or fewer, as `[n, T, H, W, 3]`."""
     if isinstance(video, str | Path):
         return read_video(video, canvas.fps, last_frames=count).frames[None]
     if isinstance(video, Video):
         video = video.resampled(canvas.fps).frames
-    clips = _checked("video", video, 4, "[T, H, W, 3]", canvas)
+    clips = _checked(name, video, 4, "[T, H, W, 3]", canvas)
     return clips[:, -count:]
 
 

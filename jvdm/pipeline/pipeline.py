@@ -1,14 +1,13 @@
-"""The pipeline object: a loaded model whose call turns a prompt into a video."""
+"""The pipeline object: a loaded system whose call turns a prompt into a video."""
 
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
-import secrets
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +16,51 @@ from jax.sharding import Mesh
 
 from jvdm import record as records
 from jvdm import samplers
-from jvdm.arrays import Latents, UInt8
+from jvdm.arrays import Array, Latents, PyTree, UInt8
 from jvdm.cache import keep_compiled_programs
+from jvdm.choices import choose
 from jvdm.errors import ConfigError, DeviceMemoryError, NumericsError
-from jvdm.models import TextStates
+from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
 from jvdm.pipeline import programs
-from jvdm.pipeline.loading import Loaded, load_model
-from jvdm.pipeline.pictures import Pictures
-from jvdm.pipeline.programs import compiled
+from jvdm.pipeline.loading import chosen_dtype, load_parameters, system_of
 from jvdm.pipeline.request import Job, Request, prepare
-from jvdm.samplers import TimestepMatrix
+from jvdm.recipes import apply_system, load_system, nearest
 from jvdm.samplers.sampler import State
-from jvdm.stages import Stages
+from jvdm.stages import measuring, seen, stage
+from jvdm.system import System, rules_of
 from jvdm.vae import tiling
 from jvdm.video import Video
-from jvdm.weights.folder import embedded
-
-# Pixels of all frames of a batch that are decoded at once: at most 1.3 GB per activation.
-WHOLE_DECODE_PIXELS = 40_000_000
+from jvdm.weights import Manifest, read_manifest
+from jvdm.weights.folder import embedded, identity
 
 Callback = Callable[[int, Latents], Any]
 HostVideo = UInt8[np.ndarray, "B T height width 3"]
+AnySystem = str | Path | Callable[[System], System] | None
+
+
+class Run(NamedTuple):
+    """A run between two rows of its timestep matrix; `advance` uses it up.
+
+    Attributes:
+        job: What is made.
+        conditions: What the model is told.
+        state: Latents and everything else that the loop remembers.
+        row: Rows that are done.
+    """
+
+    job: Job
+    conditions: Conditions
+    state: State
+    row: int
 
 
 def load(
     path: str | Path | None = None,
     *,
+    system: AnySystem = None,
+    sampling: Mapping[str, Any] | None = None,
     dtype: str | None = None,
-    solver: str | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> "Pipeline":
@@ -54,90 +69,89 @@ def load(
     Args:
         path: Weights folder, such as `jvdm train` exports; the name of weights that
             come with jvdm ("tiny_t2v", "nano"); None is "tiny_t2v".
+        system: A published method on top of the model: the name of one that comes with jvdm
+            ("wave"), a Python file with `system(base) -> System`, or such a function.
+        sampling: Rules and numbers by name, such as `{"solver": "heun", "matrix": "lag",
+            "matrix.lag": 4}` (`jvdm.choices`).
         dtype: "float32" or "bfloat16" computation; None takes what is faster here.
-        solver: Name of the solver, such as "unipc2" or "euler" (`jvdm.samplers`); None
-            takes the model's default.
         mesh: Devices over which the videos of a batch are split (`jvdm.parallel`).
         progress: Whether a progress bar is drawn.
 
     Raises:
         WeightsError: If the weights are missing, broken or of another model.
-        ConfigError: If there is no such solver or number type.
+        ConfigError: If there is no such system, rule or number type.
     """
     keep_compiled_programs()
-    stages = Stages(progress)
     is_name = path is not None and "/" not in str(path) and not Path(path).exists()
     folder = embedded() if path is None else embedded(str(path)) if is_name else Path(path)
-    return Pipeline(load_model(folder, dtype, solver, mesh, stages), stages.seconds["load"])
+    with measuring(progress) as stages:
+        with stage("load"):
+            dtype, manifest = chosen_dtype(dtype), read_manifest(folder)
+            made = system_of(manifest)
+            if system is not None and not isinstance(system, str | Path):
+                made = apply_system(system, made, getattr(system, "__name__", "given"))
+            elif system is not None:
+                made = load_system(str(system), made)
+            made = choose(made, sampling or {}).with_dtype(dtype)
+        params = load_parameters(folder, manifest, made)
+        params = params if mesh is None else replicate(params, mesh)
+        return Pipeline(
+            made, params, manifest, folder, identity(folder), mesh, stages.seconds["load"]
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pipeline:
-    """A loaded model. Calling it makes a video; its methods are the stages of that.
+    """A loaded system. Calling it makes a video; its methods are the stages of that.
 
     Attributes:
-        model: Networks, parameters and the manifest.
+        system: Networks and rules.
+        params: Parameters of the networks, on the device.
+        manifest: What the weights folder says.
+        folder: The weights folder.
+        identity: sha256 of its files.
+        mesh: Devices over which the videos of a batch are split.
         load_seconds: How long loading took.
     """
 
-    model: Loaded
+    system: System
+    params: PyTree
+    manifest: Manifest
+    folder: Path = Path()
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mesh: Mesh | None = None
     load_seconds: float = 0.0
 
     def __repr__(self) -> str:
-        defaults = self.model.manifest.defaults
+        defaults = self.manifest.defaults
         size = f"{defaults.num_frames} frames of {defaults.height}x{defaults.width}"
-        return f"Pipeline({self.model.manifest.family}, {size}, {jax.default_backend()})"
+        return f"Pipeline({self.manifest.family}, {size}, {jax.default_backend()})"
 
-    def __call__(  # noqa: PLR0913  (the names that users of Diffusers know, all optional)
+    def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | None = None,
-        image: Any = None,
-        last_image: Any = None,
-        video: Any = None,
-        prefix_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        fps: float | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        shift: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        num_videos: int = 1,
-        latents: Any = None,
-        matrix: TimestepMatrix | None = None,
         output_type: Literal["video", "latent"] = "video",
         callback: Callback | None = None,
         progress: bool = True,
+        **settings: Any,
     ) -> Any:
         """Makes videos.
 
         Args:
             prompt: What is to be seen; several prompts make several videos at once.
-            negative_prompt: What is not to be seen.
-            image: First frame: a file, or uint8 RGB `[H, W, 3]`.
-            last_image: Last frame, given together with `image`.
-            video: Clip whose last frames are continued: a file, a `Video`, or uint8
-                RGB `[T, H, W, 3]` at the model's frame rate.
-            prefix_frames: How many frames of `video` the result begins with, at most.
-            height: Pixels.
-            width: Pixels.
-            num_frames: Frames of the result, those of `video` included.
-            fps: Frame rate of the result; it does not change the motion.
-            num_inference_steps: Denoising steps.
-            guidance_scale: Weight of the prompt; 1 is no guidance.
-            shift: Shift of the noise levels towards noise.
-            seed: 0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list.
-                None draws one, which the video's record names.
-            num_videos: Videos per prompt.
-            latents: Starting noise instead of the seed's.
-            matrix: Timestep matrix instead of the synchronous one.
             output_type: "video", or "latent" for standardised latents
                 `[B, F, H, W, C]` that `decode` takes.
-            callback: Called with the number of each finished step and its latents.
+            callback: Called with the number of each finished step and its latents;
+                returning True ends the run there.
             progress: Whether progress bars are drawn.
+            **settings: Fields of `jvdm.pipeline.Request`: `negative_prompt`, `height`, `width`,
+                `num_frames`, `fps`, `num_inference_steps`, `guidance_scale`, `shift`, `seed`
+                (0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list; drawn and
+                recorded if left out), `num_videos` per prompt; `image`, `last_image` (a file, or
+                uint8 RGB `[H, W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at
+                the model's frame rate), `prefix_frames`, `channel`; `latents` (starting noise
+                instead of the seed's), `matrix` (timestep matrix instead of the system's).
 
         Returns:
             A `Video`, or a list of them if there are several; or latents.
@@ -148,46 +162,22 @@ class Pipeline:
             NumericsError: If a step gives non-finite values.
             DeviceMemoryError: If the device is too small.
         """
-        prompts, seeds = _batch(prompt, seed, num_videos)
-        request = Request(
-            prompts,
-            seeds,
-            negative_prompt=negative_prompt,
-            pictures=Pictures(image, last_image, video, prefix_frames),
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            fps=fps,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            shift=shift,
-            latents=latents,
-            matrix=matrix,
-        )
-        result = self._make(request, output_type, callback, Stages(progress))
-        single = isinstance(prompt, str) and num_videos == 1 and output_type == "video"
-        return result[0] if single else result
-
-    def _make(
-        self, request: Request, output_type: str, callback: Callback | None, stages: Stages
-    ) -> Any:
-        """Runs all stages; the same as `jvdm.generate`, without files."""
         if output_type not in ("video", "latent"):
             what = f"output_type is {output_type!r}"
             raise ConfigError(what, "known are 'video' and 'latent'", "leave it out")
-        job = self.prepare(request)
+        job = self.prepare(request_of(prompt=prompt, **settings))
         for message in job.warnings:
-            warnings.warn(message, stacklevel=3)
-        text = self.encode_text(job, stages)
-        state = self.begin(job, stages)
-        decode_batch = None if output_type == "video" else 0
-        self.compile(job, text, state, stages, decode_batch=decode_batch)
-        latents = self.denoise(job, text, state, stages, callback)
-        if output_type == "latent":
-            return latents
-        frames = self.decode(latents, stages)
-        record = self.record(job, stages).as_data()
-        return [Video(clip, job.settings.fps, record) for clip in frames]
+            warnings.warn(message, stacklevel=2)
+        with measuring(progress):
+            latents = self.sample(
+                job, callback, decodes=job.shape.batch if output_type == "video" else 0
+            )
+            if output_type == "latent":
+                return latents
+            frames = self.decode(latents)
+            record = self.record(job).as_data()
+        videos = [Video(clip, job.settings.fps, record) for clip in frames]
+        return videos[0] if isinstance(prompt, str) and len(videos) == 1 else videos
 
     def prepare(self, request: Request) -> Job:
         """Checks a request and settles what it leaves open; computes nothing.
@@ -196,142 +186,150 @@ class Pipeline:
             ConfigError: If a value cannot be used.
             ShapeError: If a size does not fit; it names the two nearest that do.
         """
-        job = prepare(request, self.model.manifest, self.model.networks.dit.patch)
-        mesh = self.model.networks.mesh
-        if mesh is not None and job.shape.batch % mesh.size:
-            what = f"{job.shape.batch} videos for {mesh.size} devices"
+        job = prepare(request, self.system, self.manifest)
+        if self.mesh is not None and job.shape.batch % self.mesh.size:
+            what = f"{job.shape.batch} videos for {self.mesh.size} devices"
             why = "a mesh splits the videos evenly"
-            raise ConfigError(what, why, f"make a multiple of {mesh.size}, or use no mesh")
+            raise ConfigError(what, why, f"make a multiple of {self.mesh.size}, or use no mesh")
         return job
 
-    def encode_text(self, job: Job, stages: Stages) -> TextStates:
-        """Prompts to states: the unconditional branch, then the prompts."""
-        arguments = (self.model.params, self._split(job.tokens))
-        with stages.stage("text"):
-            run = self._find(stages, programs.encode_text, *arguments)
-            return jax.block_until_ready(run(*arguments))
-
-    def begin(self, job: Job, stages: Stages) -> State:
-        """Seeds to noise, with clean latents in the columns that are given."""
-        with stages.stage("begin"):
-            known = tuple(
-                (self._encode(entry.frames, len(entry.columns), stages), jnp.asarray(entry.columns))
-                for entry in job.known
-            )
-            seeds = np.asarray(job.settings.seeds, np.uint32)
-            noise = None if job.noise is None else self._split(job.noise)
-            arguments = (self._split(seeds), noise, self._everywhere(known))
-            begin = functools.partial(
-                self._find, stages, programs.begin, static=(tuple(job.shape), job.matrix.window)
-            )
-            return begin(*arguments)(*arguments)
-
-    def compile(
-        self,
-        job: Job,
-        text: TextStates,
-        state: State,
-        stages: Stages,
-        *,
-        decode_batch: int | None = None,
-    ) -> None:
-        """Compiles what is still to be run, side by side; without it the stages do so.
+    def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Latents:
+        """Makes the latents of a job: the one assembly of a run.
 
         Args:
-            job: The run.
-            text: From `encode_text`.
-            state: From `begin`.
-            stages: Where the time is noted.
-            decode_batch: How many videos will be decoded at once; None is all, 0 is none.
+            job: What to make.
+            callback: Called with the number of each finished step and its latents;
+                returning True ends the run there.
+            decodes: Videos that will be decoded at once afterwards; their program is
+                compiled beside that of the denoiser.
         """
-        finders: list[Callable[[], Any]] = [functools.partial(self._row, job, text, state)]
-        count = job.shape.batch if decode_batch is None else decode_batch
-        shape = (count, *job.shape[1:])
-        if count and _fits(shape):
-            latents = state.x if count == job.shape.batch else _like(state.x, shape)
-            finders.append(functools.partial(self._decoder, latents))
+        run = self.start(job)
+        self.compile(run, decodes)
+        return self.advance(run, callback=callback).state.x
+
+    def start(self, job: Job) -> Run:
+        """Returns the run of a job before its first row."""
+        with stage("text"):
+            conditions = jax.block_until_ready(self.conditions(job))
+        with stage("begin"):
+            return Run(job, conditions, self.begin(job), 0)
+
+    def conditions(self, job: Job) -> Conditions:
+        """Prompts and clips to what the model is told, in all guidance branches."""
+        clip = None if job.channel is None else self.encode(job.channel)
+        told, params = job.system.only("text", "sampling"), {"text": self.params["text"]}
+        told = dataclasses.replace(told, sampling=told.sampling.of_a_row())
+        return programs.tell(told, params, self._split(job.ids), clip, shape=tuple(job.shape))
+
+    def begin(self, job: Job) -> State:
+        """Seeds to noise, and given frames at the levels where their columns start."""
+        placed = [(self.encode(e.frames)[:, -len(e.columns) :], e.columns) for e in job.known]
+        placed += [(jnp.asarray(entry.latents), entry.columns) for entry in job.given]
+        seeds = self._split(np.asarray(job.seeds, np.uint32))
+        noise = None if job.noise is None else self._split(job.noise)
+        system = job.system.only("model", "process", "sampling")
+        system = dataclasses.replace(system, sampling=_beginning(system.sampling))
+        matrix, known = self._everywhere(
+            (job.matrix, tuple((clean, jnp.asarray(columns)) for clean, columns in placed))
+        )
+        return programs.begin(system, matrix, seeds, noise, known, tuple(job.shape), self.mesh)
+
+    def compile(self, run: Run, decodes: int = 0) -> None:
+        """Compiles the rows of a run and the decoder side by side; else they do so when called.
+
+        Args:
+            run: From `start`.
+            decodes: Videos that will be decoded at once; 0 is none.
+        """
+        shape = (decodes, *run.job.shape[1:])
+        works = [lambda: programs.denoise_row.lower(*self._row(run), mesh=self.mesh).compile()]
+        if decodes and self._fits(shape):
+            x = run.state.x
+            same = x if decodes == x.shape[0] else jax.ShapeDtypeStruct(shape, x.dtype)
+            works.append(lambda: programs.decode.lower(*self._coder(), same).compile())
         with (
-            stages.stage("compile", total=len(finders), unit="program") as bar,
+            stage("compile", total=len(works), unit="program") as bar,
             concurrent.futures.ThreadPoolExecutor() as pool,
         ):
-            for future in concurrent.futures.as_completed([pool.submit(find) for find in finders]):
+            for future in concurrent.futures.as_completed([pool.submit(work) for work in works]):
                 future.result()
                 bar.update()
 
-    def denoise(
-        self,
-        job: Job,
-        text: TextStates,
-        state: State,
-        stages: Stages,
-        callback: Callback | None = None,
-    ) -> Latents:
-        """Noise to latents: row by row through the timestep matrix.
+    def advance(
+        self, run: Run, num_rows: int | None = None, callback: Callback | None = None
+    ) -> Run:
+        """Takes a run some rows further; the run that it is given is used up.
 
         Args:
-            job: The run.
-            text: From `encode_text`.
-            state: From `begin`; its arrays are used up.
-            stages: Where the time is noted.
+            run: Where the run is.
+            num_rows: Rows to do, at most; None is all that are left.
             callback: Called with the number of each finished step and its latents;
-                returning True ends the run there.
-
-        Returns:
-            Standardised latents.
+                returning True ends there.
 
         Raises:
             NumericsError: If a step gives non-finite values; it names step and frame.
             DeviceMemoryError: If the device is too small.
         """
-        num_rows = job.matrix.num_rows
-        with stages.stage("compile"):
-            program, *arguments = self._row(job, text, state)
-        with stages.stage("denoise", total=num_rows, unit="step") as bar, _enough_memory(job.shape):
-            step = functools.partial(program, *arguments)
-            rows = samplers.run_rows(step, state, num_rows)
-            for row, state in enumerate(rows):
+        left = run.job.matrix.num_rows - run.row
+        count = left if num_rows is None else min(num_rows, left)
+        fixed = self._row(run)[:4]
+
+        def step(state: State, row: np.int32) -> State:
+            return programs.denoise_row(*fixed, state, np.int32(run.row + row), mesh=self.mesh)
+
+        end, row = run.state, run.row
+        with (
+            stage("denoise", total=count, unit="step") as bar,
+            self._enough_memory(run.job.shape),
+        ):
+            for end in samplers.run_rows(step, run.state, count):
+                row += 1
                 bar.update()
                 # A copy, because the next step overwrites the state.
-                if callback is not None and callback(row, jnp.copy(state.x)) is True:
+                if callback is not None and callback(row - 1, jnp.copy(end.x)) is True:
                     break
-            return state.x
+        return run._replace(state=end, row=row)
 
-    def decode(self, latents: Latents | np.ndarray, stages: Stages | None = None) -> HostVideo:
+    def encode(self, frames: UInt8[np.ndarray, "B T h w 3"] | UInt8[Array, "B T h w 3"]) -> Latents:
+        """Frames to standardised latents, in bounded memory."""
+        vae, space = self.system.vae, self.params["vae"]
+        if frames.size <= 3 * tiling.WHOLE_PIXELS or not hasattr(vae, "encode_chunk"):
+            return programs.encode(*self._coder(), self._everywhere(jnp.asarray(frames)))
+        pieces = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
+        mean = tiling.encode(vae, space.params, frames, **pieces).mean
+        return self._everywhere(space.standardize(jnp.asarray(mean)))
+
+    def decode(self, latents: Latents | np.ndarray) -> HostVideo:
         """Latents to frames, in bounded memory.
 
         Args:
             latents: Standardised latents `[B, F, H, W, C]`.
-            stages: Where the time is noted.
 
         Raises:
             NumericsError: If a frame is not finite.
             DeviceMemoryError: If the device is too small even for small tiles.
         """
-        stages = stages or Stages()
         latents = jnp.asarray(latents, jnp.float32)
-        if not _fits(latents.shape):
-            return self._decode_in_pieces(latents, stages)
-        with stages.stage("compile"):
-            program = self._decoder(latents)
-        with stages.stage("decode", total=1, unit="clip") as bar:
+        if not self._fits(latents.shape):
+            return self._decode_in_pieces(latents)
+        with stage("decode", total=1, unit="clip") as bar:
             try:
-                frames, finite = jax.device_get(program(self.model.space, latents))
+                frames, finite = jax.device_get(programs.decode(*self._coder(), latents))
             except jax.errors.JaxRuntimeError as error:
                 if not _is_memory(error):
                     raise
-                return self._decode_in_pieces(latents, stages)
+                return self._decode_in_pieces(latents)
             bar.update()
         _check_finite(bool(finite))
         return frames
 
-    def _decode_in_pieces(self, latents: Latents, stages: Stages) -> HostVideo:
+    def _decode_in_pieces(self, latents: Latents) -> HostVideo:
         """Decodes tile by tile and chunk by chunk; the result is the same."""
-        vae, space = self.model.networks.vae, self.model.space
-        count = vae.num_frames(latents.shape[1])
-        pieces = []
+        vae, space = self.system.vae, self.params["vae"]
+        count, pieces = vae.num_frames(latents.shape[1]), []
         with (
-            stages.stage("decode", total=count, unit="frame") as bar,
-            _enough_memory(latents.shape),
+            stage("decode", total=count, unit="frame") as bar,
+            self._enough_memory(latents.shape),
         ):
             size = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
             for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
@@ -340,109 +338,102 @@ class Pipeline:
                 bar.update(piece.shape[1])
         return np.concatenate(pieces, axis=1)
 
-    def record(self, job: Job, stages: Stages) -> records.Record:
-        """Returns the record of a run so far."""
-        manifest = self.model.manifest
+    def record(self, job: Job) -> records.Record:
+        """Returns the record of a run so far, with the times of the stages."""
         return records.Record(
-            settings={
-                **dataclasses.asdict(job.settings),
-                "solver": repr(self.model.networks.solver),
-                "dtype": self.model.networks.dit.dtype,
-            },
-            weights={"family": manifest.family, "sha256": dict(self.model.identity)},
+            settings={**job.recorded(), "dtype": self.system.model.dtype},
+            weights={"family": self.manifest.family, "sha256": dict(self.identity)},
+            system=rules_of(job.system),
             device=records.device(),
-            seconds={"load": self.load_seconds, **stages.seconds},
+            seconds={"load": self.load_seconds, **seen().seconds},
             sha256={},
             outputs={},
             warnings=job.warnings,
         )
 
-    def _find(
-        self,
-        stages: Stages,
-        function: Callable[..., Any],
-        *arguments: Any,
-        static: tuple = (),
-    ) -> Callable[..., Any]:
-        """Returns the compiled program of a function for these arguments."""
-        with stages.stage("compile"):
-            return compiled(function, self.model.networks, *static)(*arguments)
+    def _row(self, run: Run) -> tuple[Any, ...]:
+        """Returns the arguments of the program of a row."""
+        system = run.job.system.of_a_row()
+        params = {"model": self.params["model"]}
+        matrix = self._everywhere(run.job.matrix)
+        return system, params, run.conditions, matrix, run.state, np.int32(run.row)
 
-    def _row(self, job: Job, text: TextStates, state: State) -> tuple[Any, ...]:
-        """Returns the program of one denoising step and its fixed arguments."""
-        scale = jnp.float32(job.settings.guidance_scale)
-        fixed = (self.model.params, text, *self._everywhere((job.matrix, scale)))
-        find = compiled(programs.denoise_row, self.model.networks, donate=(len(fixed),))
-        return (find(*fixed, state, np.int32(0)), *fixed)
+    def _coder(self) -> tuple[System, PyTree]:
+        """Returns the autoencoder and its parameters."""
+        return self.system.only("vae"), {"vae": self.params["vae"]}
 
-    def _decoder(self, latents: Any) -> Callable[..., Any]:
-        """Returns the program that decodes latents of this shape."""
-        return compiled(programs.decode_latents, self.model.networks)(self.model.space, latents)
+    def _fits(self, shape: Sequence[int]) -> bool:
+        """Whether latents of this shape are decoded at once."""
+        pixels = int(np.prod(shape[:4])) * int(np.prod(self.system.vae.strides))
+        return pixels <= tiling.WHOLE_PIXELS or not hasattr(self.system.vae, "decode_chunk")
 
-    def _encode(self, frames: np.ndarray, keep: int, stages: Stages) -> Latents:
-        """Encodes given frames; one clip serves the whole batch."""
-        arguments = (self.model.space, self._everywhere(jnp.asarray(frames)))
-        return self._find(stages, programs.encode_frames, *arguments, static=(keep,))(*arguments)
+    @contextlib.contextmanager
+    def _enough_memory(self, shape: Sequence[int]) -> Iterator[None]:
+        """Turns the device's lack of memory into an error that says what helps."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if not _is_memory(error):
+                raise
+            batch, frames, height, width = shape[:4]
+            _, rows, columns = self.system.vae.strides
+            raise DeviceMemoryError(
+                f"{batch} videos of {self.system.vae.num_frames(frames)} frames of "
+                f"{rows * height}x{columns * width} pixels do not fit into the memory of "
+                f"{jax.devices()[0].device_kind}",
+                str(error).splitlines()[0],
+                "make fewer videos at once, fewer frames or smaller ones",
+            ) from error
 
-    def _split(self, batch: np.ndarray) -> jax.Array:
-        """Puts an array on the device, its leading axis split over the mesh."""
-        mesh = self.model.networks.mesh
-        return jnp.asarray(batch) if mesh is None else split_batch(batch, mesh)
+    def _split(self, batch: Any) -> Any:
+        """Puts arrays on the device, their leading axis split over the mesh."""
+        return (
+            jax.tree.map(jnp.asarray, batch) if self.mesh is None else split_batch(batch, self.mesh)
+        )
 
     def _everywhere(self, tree: Any) -> Any:
         """Puts a copy of every array on all devices of the mesh."""
-        mesh = self.model.networks.mesh
-        return tree if mesh is None else replicate(tree, mesh)
+        return tree if self.mesh is None else replicate(tree, self.mesh)
 
 
-def _batch(
-    prompt: Any, seed: int | Sequence[int] | None, num_videos: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns one prompt and one seed per video."""
-    if num_videos < 1:
-        raise ConfigError(f"num_videos is {num_videos}", "one or more are made", "use 1")
-    given = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
-    for text in given:
-        if not isinstance(text, str):
-            raise ConfigError(f"the prompt is {text!r}", "it must be text", "use '' for none")
-    prompts = tuple(text for text in given for _ in range(num_videos))
-    if seed is None:
-        seed = secrets.randbelow(1_000_000)
-    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
-    return prompts, tuple(int(value) for value in seeds)
+def _signature() -> inspect.Signature:
+    """Returns the signature of a call, in which every setting has its name."""
+    own = inspect.signature(Pipeline.__call__)
+    kept = [item for item in own.parameters.values() if item.kind is not item.VAR_KEYWORD]
+    names = {item.name for item in kept}
+    settings = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+        for field in dataclasses.fields(Request)
+        if field.name not in names
+    ]
+    return own.replace(parameters=[*kept, *settings])
 
 
-def _like(array: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """Describes an array of another shape."""
-    return jax.ShapeDtypeStruct(shape, array.dtype)
+Pipeline.__call__.__signature__ = _signature()  # what `help` and editors show
 
 
-def _fits(shape: Sequence[int]) -> bool:
-    """Whether latents of this shape are decoded at once."""
-    batch, frames, height, width = shape[:4]
-    return batch * 4 * frames * 64 * height * width <= WHOLE_DECODE_PIXELS
+def request_of(**settings: Any) -> Request:
+    """Returns the request with these settings.
+
+    Raises:
+        ConfigError: If there is no setting of a name; it says which was probably meant.
+    """
+    known = {field.name for field in dataclasses.fields(Request)}
+    for name in settings:
+        if name not in known:
+            fix = nearest(name, known)
+            raise ConfigError(f"{name} was given", "there is no such setting", fix)
+    return Request(**settings)
+
+
+def _beginning(sampling: Any) -> Any:
+    """Returns the part of a sampling on which the start of a run depends."""
+    return dataclasses.replace(sampling, levels=None, matrix=None)
 
 
 def _is_memory(error: BaseException) -> bool:
     """Whether the device ran out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error)
-
-
-@contextlib.contextmanager
-def _enough_memory(shape: Sequence[int]) -> Iterator[None]:
-    """Turns the device's lack of memory into an error that says what helps."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not _is_memory(error):
-            raise
-        batch, frames, height, width = shape[:4]
-        raise DeviceMemoryError(
-            f"{batch} videos of {1 + 4 * (frames - 1)} frames of {8 * height}x{8 * width} pixels "
-            f"do not fit into the memory of {jax.devices()[0].device_kind}",
-            str(error).splitlines()[0],
-            "make fewer videos at once, fewer frames or smaller ones",
-        ) from error
 
 
 def _check_finite(finite: bool) -> None:

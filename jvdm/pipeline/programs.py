@@ -1,97 +1,92 @@
-"""What runs on the device: pure functions, each compiled once per shape.
+"""What runs on the device: pure functions, each compiled once per structure and shape.
 
-Prompts, seeds, guidance scale and timestep matrix are arguments, so another value
-of the same shape finds its program in the cache.
+The networks of a system are static, its numbers are arguments: another prompt, seed,
+guidance scale or timestep matrix of the same shape finds its program in JAX's cache.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt32
 
 from jvdm import samplers
-from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, TokenIds, UInt8
-from jvdm.models import Conditions, TextStates, VideoDiT
+from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
+from jvdm.models.conditions import ChannelCondition, Conditions
 from jvdm.parallel.mesh import constrain_batch
-from jvdm.samplers import Process, Solver, TimestepMatrix
+from jvdm.samplers import TimestepMatrix
+from jvdm.samplers.process import corrupt, expand
 from jvdm.samplers.sampler import State
-from jvdm.text.words import WordEncoder
-from jvdm.vae.latent_space import LatentSpace
-from jvdm.vae.video_vae import VideoVAE
+from jvdm.system import System
+
+Placed = tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]]
+"""Clean latents, and the frames that they are."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """The static part of every program: modules and rules, no arrays."""
+@functools.partial(jax.jit, static_argnames=("shape",))
+def tell(
+    system: System, params: PyTree, ids: PyTree, clip: Latents | None, shape: Sequence[int]
+) -> Conditions:
+    """Returns what the model is told in all guidance branches.
 
-    text: WordEncoder
-    dit: VideoDiT
-    vae: VideoVAE
-    process: Process
-    solver: Solver
-    mesh: Mesh | None = None
+    Args:
+        system: Text encoder and guidance.
+        params: Parameters.
+        ids: What the text encoder reads, branch-major.
+        clip: The first latents of the channel port, for one video or for each.
+        shape: Sizes of the latents of the run.
+    """
+    channel = None
+    if clip is not None:
+        empty, count = jnp.zeros(tuple(shape)), clip.shape[1]
+        known = jnp.zeros(tuple(shape[:-1]), bool).at[:, :count].set(True)
+        channel = ChannelCondition(empty.at[:, :count].set(clip), known)
+    return system.conditions(params, ids, channel)
 
 
-def encode_text(networks: Networks, params: PyTree, ids: TokenIds) -> TextStates:
-    """Turns token ids into the states that the denoiser reads."""
-    return TextStates(*networks.text.bind({"params": params["text"]})(ids))
-
-
+@functools.partial(jax.jit, static_argnames=("shape", "mesh"))
 def begin(
-    networks: Networks,
-    shape: tuple[int, int, int, int, int],
-    window: int,
+    system: System,
+    matrix: TimestepMatrix,
     seeds: UInt32[Array, " B"],
     noise: Latents | None,
-    known: tuple[tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]], ...],
+    placed: tuple[Placed, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | None,
 ) -> State:
-    """Returns the state before the first row: noise, and clean latents where known.
+    """Returns the state before the first row: every frame at the level that the row says.
 
-    The noise of a video depends on its own seed and on the latent frame alone. The
-    network sees `window` frames at a time.
+    The noise of a video depends on its own seed and on the latent frame alone.
     """
     key = jax.vmap(jax.random.key)(seeds)
     if noise is None:
-        first = jnp.zeros(1, jnp.int32)
-
-        def draw(one: Array) -> Array:
-            return samplers.initial_noise(one, first, shape[1], shape[2:])[0]
-
-        noise = jax.vmap(draw)(key)
-    for values, columns in known:
-        noise = noise.at[:, columns].set(values)
-    positions, branches = jnp.arange(shape[1], dtype=jnp.float32), 2
-    carry = networks.dit.start(window, *shape[2:4], positions, batch=branches * shape[0])
-    state = samplers.start(networks.solver, noise, key[0], carry)
-    return _spread(state, networks.mesh)
+        first, source = jnp.zeros(1, jnp.int32), system.sampling.noise or samplers.initial_noise
+        noise = jax.vmap(lambda one: source(one, first, shape[1], shape[2:])[0])(key)
+    clean = jnp.zeros(shape)
+    for values, columns in placed:
+        clean = clean.at[:, columns].set(values)
+    t = jnp.broadcast_to(samplers.times(matrix)[:1], shape[:2])
+    x = jnp.where(expand(t == 0, noise), clean, corrupt(system.process, clean, t, noise))
+    carry = system.start(shape, matrix.window)
+    return _spread(samplers.start(system.sampling.solver, x, key[0], carry), mesh)
 
 
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
 def denoise_row(
-    networks: Networks,
+    system: System,
     params: PyTree,
-    text: TextStates,
+    conditions: Conditions,
     matrix: TimestepMatrix,
-    scale: Float[Array, ""],
     state: State,
     row: Int[Array, ""],
+    mesh: Mesh | None,
 ) -> State:
-    """Takes one row of the matrix to the next; `text` is that of both branches."""
-
-    def predict(x: Array, call: samplers.Call, carry: PyTree) -> tuple[Array, PyTree]:
-        dit = networks.dit.bind({"params": params["dit"]})
-        return dit(x, call, Conditions(text), carry)
-
-    denoise = samplers.make_denoiser(predict, networks.process)
-    rule = samplers.ClassifierFree(scale)
-    guided = samplers.guided(rule, lambda names: denoise, networks.process)
-    state = samplers.advance(guided, networks.solver, networks.process, matrix, state, row, 1)
-    return _spread(state, networks.mesh)
+    """Takes one row of the matrix to the next."""
+    denoise, solver = system.denoiser(params, conditions), system.sampling.solver
+    state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
+    return _spread(state, mesh)
 
 
 def _spread(state: State, mesh: Mesh | None) -> State:
@@ -107,71 +102,22 @@ def _spread(state: State, mesh: Mesh | None) -> State:
     return State(x, solver, updates, bad_row, carry, key, address)
 
 
-def encode_frames(
-    networks: Networks, keep: int, space: LatentSpace, frames: UInt8[Array, "B T h w 3"]
-) -> Latents:
-    """Encodes pixel frames and returns the last `keep` latents, standardised."""
-    vae = networks.vae.bind({"params": space.params})
-    mean = vae.encode(frames.astype(jnp.float32) / 255.0).mean
-    return space.standardize(mean)[:, -keep:]
+@jax.jit
+def encode(system: System, params: PyTree, frames: UInt8[Array, "B T h w 3"]) -> Latents:
+    """Returns the standardised latents of pixel frames."""
+    return system.encode(params, frames.astype(jnp.float32) / 255.0)
 
 
-def decode_latents(
-    networks: Networks, space: LatentSpace, latents: Latents
+@jax.jit
+def decode(
+    system: System, params: PyTree, latents: Latents
 ) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""]]:
     """Decodes standardised latents to bytes; the flag says whether all values were finite."""
-    vae = networks.vae.bind({"params": space.params})
-    frames = vae.decode(space.restore(latents))
+    frames = system.decode(params, latents)
     return to_bytes(frames), jnp.all(jnp.isfinite(frames))
 
 
+@jax.jit
 def to_bytes(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """Rounds RGB of 0..1 to 0..255; values outside are clipped."""
     return jnp.round(jnp.clip(frames, 0.0, 1.0) * 255.0).astype(jnp.uint8)
-
-
-def compiled(
-    function: Callable[..., Any], *static: Any, donate: tuple[int, ...] = ()
-) -> Callable[..., Callable[..., Any]]:
-    """Returns a finder of compiled programs: `compiled(f, networks)(*arguments)`.
-
-    The finder takes the arguments, or their shapes, and returns the program for them.
-    Programs are kept for the life of the process and shared by equal networks.
-
-    Args:
-        function: Pure function; its first arguments are `static`.
-        static: Hashable values.
-        donate: Positions, among the other arguments, that the program may overwrite.
-    """
-
-    def find(*arguments: Any) -> Callable[..., Any]:
-        leaves, tree = jax.tree.flatten(arguments)
-        return _compile(function, static, donate, tree, tuple(map(_shape, leaves)))
-
-    return find
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Describes an argument by what a program depends on."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    if not isinstance(leaf, jax.Array):
-        leaf = np.asarray(leaf)
-    sharding = getattr(leaf, "sharding", None)
-    # One device is no choice: naming it would bind arguments that may lie anywhere.
-    sharding = sharding if isinstance(sharding, NamedSharding) else None
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-@functools.lru_cache(maxsize=64)
-def _compile(
-    function: Callable[..., Any],
-    static: tuple,
-    donate: tuple[int, ...],
-    tree: Any,
-    leaves: tuple[jax.ShapeDtypeStruct, ...],
-) -> Callable[..., Any]:
-    """Compiles for shapes; equal arguments give the program that is there."""
-    arguments = jax.tree.unflatten(tree, leaves)
-    program = jax.jit(functools.partial(function, *static), donate_argnums=donate)
-    return program.lower(*arguments).compile()

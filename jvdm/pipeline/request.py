@@ -1,71 +1,60 @@
-"""What a user asks for, checked and completed before anything is computed."""
+"""A request, checked and completed before anything is computed."""
 
 import dataclasses
-import math
+import functools
+import secrets
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jvdm import samplers
+from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.pipeline.pictures import Canvas, Known, Pictures, place
+from jvdm.pipeline.pictures import Canvas, Known, place, read_channel
 from jvdm.samplers import TimestepMatrix
-from jvdm.text.tokenizer import WordTokenizer
-from jvdm.vae.video_vae import VideoVAE
+from jvdm.samplers.matrices import level_at
+from jvdm.settings import (
+    RULE,
+    SIZE,
+    Settings,
+    check_numbers,
+    settings_of,
+    settled,
+    with_numbers,
+)
+from jvdm.system import System
 from jvdm.weights import Manifest
 
 MAX_SEED = 2**32 - 1
 
 
+class Given(NamedTuple):
+    """Standardised latents that are given, `[B, n, H, W, C]`, and the frames that they are."""
+
+    latents: Latents
+    columns: tuple[int, ...]
+
+
+@typing.no_type_check
 @dataclasses.dataclass(frozen=True, eq=False)
-class Request:
-    """A generation run as it was asked for; None takes the model's default.
+class Request(Settings):
+    """A run as it was asked for from Python, where prompts and seeds may be several.
+
+    `prompt` is text or a sequence of texts, `seed` a number or one per video; pictures may be
+    arrays (`jvdm.pipeline.pictures`).
 
     Attributes:
-        prompts: One per video.
-        seeds: One per video, 0 to 2**32 - 1.
-        negative_prompt: What the videos should not show; None is "no prompt".
-        pictures: Images or a clip to start from.
-        height: Pixels.
-        width: Pixels.
-        num_frames: Pixel frames of the result, those of `video` included.
-        fps: Frame rate of the result.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Weight of the prompt; 1 is no guidance.
-        shift: Shift of the noise levels towards noise.
         latents: Starting noise `[B, F, H, W, C]` or `[F, H, W, C]` instead of the seeds'.
-        matrix: Timestep matrix instead of the synchronous one.
+        matrix: Timestep matrix instead of the system's.
+        given: Latent frames that are known already.
     """
 
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    negative_prompt: str | None = None
-    pictures: Pictures = Pictures()
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    fps: float | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    shift: float | None = None
     latents: Any = None
     matrix: TimestepMatrix | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The numbers and texts of a run, with nothing left open; goes into the record."""
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    negative_prompt: str | None
-    height: int
-    width: int
-    num_frames: int
-    fps: float
-    num_inference_steps: int
-    guidance_scale: float
-    shift: float
+    given: tuple[Given, ...] = ()
 
 
 class LatentShape(NamedTuple):
@@ -83,91 +72,126 @@ class Job:
     """A request that can be run.
 
     Attributes:
-        settings: The settled values.
-        tokens: int32 `[2B, L]`: the unconditional prompts, then the prompts.
+        settings: The settled values; prompt, seed and pictures are left as they were given.
+        prompts: One per video.
+        seeds: One per video.
+        system: The system, with the numbers of the request in it.
+        ids: What the text encoder reads: prompts of all guidance branches, branch-major.
         matrix: Levels of every latent frame, with known columns frozen.
-        known: Frames that are given instead of generated.
+        known: Frames that are given instead of generated, or that are edited.
+        given: Latents that are given.
+        channel: Clip for the channel port, None for none.
         shape: Sizes of the latents.
         noise: Starting noise of `shape`, None for that of the seeds.
         warnings: What the user should know.
     """
 
     settings: Settings
-    tokens: np.ndarray
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    system: System
+    ids: Any
     matrix: TimestepMatrix
     known: tuple[Known, ...]
+    given: tuple[Given, ...]
+    channel: np.ndarray | None
     shape: LatentShape
     noise: np.ndarray | None
     warnings: tuple[str, ...]
 
+    def recorded(self) -> dict[str, Any]:
+        """Returns the texts and numbers of the run, for its record."""
+        names = ("negative_prompt", *settings_of(SIZE, RULE))
+        values = {name: getattr(self.settings, name) for name in names}
+        return {"prompts": self.prompts, "seeds": self.seeds, **values}
 
-def prepare(request: Request, manifest: Manifest, patch: int) -> Job:
+
+def prepare(request: Request, system: System, manifest: Manifest) -> Job:
     """Checks a request and settles what it leaves open.
 
     Args:
         request: What was asked for.
-        manifest: The model's defaults and vocabulary.
-        patch: Side of the denoiser's patches in latent cells.
+        system: The system that is to make it.
+        manifest: Sizes that its model was trained on.
 
     Raises:
         ConfigError: If a value or a combination cannot be used, or a file not be read.
         ShapeError: If a size does not fit; it names the two nearest that do.
     """
-    settings = _settle(request, manifest)
-    _check_numbers(settings)
-    _check_multiple("height", settings.height, VideoVAE.strides[1] * patch)
-    _check_multiple("width", settings.width, VideoVAE.strides[2] * patch)
-    size = (settings.height, settings.width)
-    shape = LatentShape(
-        len(settings.prompts),
-        VideoVAE().latent_frames(settings.num_frames),
-        *VideoVAE().latent_size(*size),
-        len(manifest.latent_mean),
-    )
-    tokens, unknown = _tokens(settings, manifest)
-    canvas = Canvas(shape.batch, settings.num_frames, *size, manifest.defaults.fps)
-    known, notes = place(request.pictures, canvas)
-    columns = [column for entry in known for column in entry.columns]
-    matrix = _matrix(request.matrix, settings, shape.frames)
-    matrix = samplers.validate(samplers.freeze(matrix, columns) if columns else matrix)
-    warnings = (*unknown, *_beyond_training(settings, manifest), *notes)
-    return Job(settings, tokens, matrix, known, shape, _noise(request.latents, shape), warnings)
-
-
-def _settle(request: Request, manifest: Manifest) -> Settings:
-    """Fills in the model's defaults; a matrix brings its own number of steps."""
-    values = dataclasses.asdict(manifest.defaults)
-    del values["solver"]  # chosen when the model was loaded
+    prompts, seeds = _batch(request.prompt, request.seed, request.num_videos)
+    check_numbers(request)
+    sampling = with_numbers(system.sampling, request)
+    settings = settled(request, sampling, manifest.defaults)
+    guidance = sampling.guidance.settled()
+    system = dataclasses.replace(system, sampling=dataclasses.replace(sampling, guidance=guidance))
     if request.matrix is not None:
-        values["num_inference_steps"] = request.matrix.num_rows
-    for field in dataclasses.fields(Settings):
-        given = getattr(request, field.name)
-        if given is not None or field.name not in values:
-            values[field.name] = given
-    return Settings(**values)
+        settings = dataclasses.replace(settings, num_inference_steps=request.matrix.num_rows)
+
+    shape = _latent_shape(system, settings, len(prompts))
+    ids, unknown = system.text.read(_told(guidance.branches, prompts, settings.negative_prompt))
+    matrix = _matrix(request.matrix, system, settings, shape.frames)
+    size = (settings.num_frames, settings.height, settings.width)
+    canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps)
+    first = np.asarray(level_at(matrix, matrix.index[0]))
+    noisy = first > system.process.t_max - 1e-6
+    known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
+    matrix = _settle_columns(matrix, noisy, (*known, *request.given))
+    _check_policy(system.network, matrix.window, shape.height, shape.width)
+    return Job(
+        settings=settings,
+        prompts=prompts,
+        seeds=seeds,
+        system=system,
+        ids=ids,
+        matrix=matrix,
+        known=known,
+        given=request.given,
+        channel=read_channel(request.channel, canvas),
+        shape=shape,
+        noise=_noise(request.latents, shape),
+        warnings=(*unknown, *_beyond_training(settings, manifest), *notes),
+    )
 
 
-def _check_numbers(settings: Settings) -> None:
-    """Refuses values that no model can use."""
-    if not settings.prompts or len(settings.prompts) != len(settings.seeds):
-        what = f"{len(settings.prompts)} prompts and {len(settings.seeds)} seeds"
+@functools.lru_cache(maxsize=256)
+def _check_policy(network: Any, window: int, height: int, width: int) -> None:
+    """Lets the attention policy refuse sizes that it cannot run on."""
+    jax.eval_shape(lambda: network.start(window, height, width))
+
+
+def _batch(
+    prompt: Any, seed: Any, num_videos: int | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns one prompt and one seed per video; draws a seed if there is none."""
+    num_videos = 1 if num_videos is None else num_videos
+    if num_videos < 1:
+        raise ConfigError(f"num_videos is {num_videos}", "one or more are made", "use 1")
+    given = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
+    for text in given:
+        if not isinstance(text, str):
+            raise ConfigError(f"the prompt is {text!r}", "it must be text", "use '' for none")
+    prompts = tuple(text for text in given for _ in range(num_videos))
+    if seed is None:
+        seed = secrets.randbelow(1_000_000)
+    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+    seeds = tuple(int(value) for value in seeds)
+    if not prompts or len(prompts) != len(seeds):
+        what = f"{len(prompts)} prompts and {len(seeds)} seeds"
         raise ConfigError(what, "each video needs one of both", "give as many seeds as prompts")
-    for seed in settings.seeds:
-        if not 0 <= seed <= MAX_SEED:
-            what = f"the seed is {seed}"
+    for value in seeds:
+        if not 0 <= value <= MAX_SEED:
+            what = f"the seed is {value}"
             raise ConfigError(what, f"seeds are 0 to {MAX_SEED}", "choose another")
-    if settings.num_inference_steps < 1:
-        what = f"num_inference_steps is {settings.num_inference_steps}"
-        raise ConfigError(
-            what, "one step or more leads from noise to a video", "16 is a good start"
-        )
-    for name in ("fps", "shift"):
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} is {value}", "it must be a positive number", "leave it out")
-    if not math.isfinite(settings.guidance_scale):
-        what = f"guidance_scale is {settings.guidance_scale}"
-        raise ConfigError(what, "it must be a finite number", "3 is a good start")
+    return prompts, seeds
+
+
+def _latent_shape(system: System, settings: Settings, batch: int) -> LatentShape:
+    """Returns the sizes of the latents; the autoencoder and the patches say which fit."""
+    vae, size = system.vae, (settings.height, settings.width)
+    for name, value, stride in zip(("height", "width"), size, vae.strides[1:], strict=True):
+        _check_multiple(name, value, stride * system.model.patch)
+    frames = vae.latent_frames(settings.num_frames)
+    return LatentShape(batch, frames, *vae.latent_size(*size), vae.latent_channels)
 
 
 def _check_multiple(name: str, value: int, stride: int) -> None:
@@ -183,16 +207,23 @@ def _check_multiple(name: str, value: int, stride: int) -> None:
     )
 
 
-def _tokens(settings: Settings, manifest: Manifest) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns the token ids of both branches, and a warning per unknown word."""
-    tokenizer = WordTokenizer(manifest.vocabulary)
-    texts = [settings.negative_prompt or ""] * len(settings.prompts) + list(settings.prompts)
-    ids, unknown = tokenizer.encode_batch(texts)
-    words = sorted({word for entry in unknown for word in entry})
-    if not words:
-        return ids, ()
-    named = ", ".join(repr(word) for word in words)
-    return ids, (f"the model does not know {named} and reads every such word alike",)
+def _told(
+    branches: Sequence[str], prompts: tuple[str, ...], negative: str | None
+) -> tuple[str, ...]:
+    """Returns the prompts of every branch, one branch after the other."""
+    against = (negative or "",) * len(prompts)
+    names = [name.split(" without ")[0] for name in branches]
+    texts: Mapping[str, tuple[str, ...]] = {
+        "unconditional": ("",) * len(prompts) if "negative" in names else against,
+        "negative": against,
+        "prompt": prompts,
+    }
+    for name in names:
+        if name not in texts:
+            what = f"the guidance has the branches {', '.join(branches)}"
+            why = f"nothing says what {name!r} is told"
+            raise ConfigError(what, why, f"use {', '.join(texts)}, or one of these without a port")
+    return tuple(text for name in names for text in texts[name])
 
 
 def _beyond_training(settings: Settings, manifest: Manifest) -> tuple[str, ...]:
@@ -215,19 +246,34 @@ def _beyond_training(settings: Settings, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _matrix(
-    matrix: TimestepMatrix | None, settings: Settings, latent_frames: int
+    matrix: TimestepMatrix | None, system: System, settings: Settings, latent_frames: int
 ) -> TimestepMatrix:
-    """Returns the matrix that was given, or the synchronous one."""
+    """Returns the matrix that was given, or the system's."""
     if matrix is None:
-        levels = samplers.linspace_levels(settings.num_inference_steps)
-        return samplers.synchronous(samplers.shift_levels(levels, settings.shift), latent_frames)
+        return system.sampling.matrix(system.sampling.levels(), latent_frames)
     if matrix.latent_frames != latent_frames:
         raise ShapeError(
             f"the timestep matrix has {matrix.latent_frames} latent frames",
             f"{settings.num_frames} frames are {latent_frames} latent frames",
-            f"use num_frames={VideoVAE().num_frames(matrix.latent_frames)}",
+            f"use num_frames={system.vae.num_frames(matrix.latent_frames)}",
         )
     return matrix
+
+
+def _settle_columns(
+    matrix: TimestepMatrix, starts_noisy: np.ndarray, known: Sequence[Known | Given]
+) -> TimestepMatrix:
+    """Freezes the frames that are given clean; refuses a start that nothing is known of."""
+    there = {column for entry in known for column in entry.columns}
+    missing = sorted(set(np.flatnonzero(~starts_noisy).tolist()) - there)
+    if missing:
+        raise ConfigError(
+            f"latent frames {', '.join(map(str, missing))} do not start as noise",
+            "nothing says what they show",
+            "give image, last_image or video, or a matrix that starts at the noisiest level",
+        )
+    clean = [c for entry in known if not getattr(entry, "edited", False) for c in entry.columns]
+    return samplers.validate(samplers.freeze(matrix, clean) if clean else matrix)
 
 
 def _noise(latents: Any, shape: LatentShape) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Noise levels: processes, timestep matrices, solvers, guidance and the one loop."""
 
-from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Predict, Row, make_denoiser
+from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Predict, Row, ask, make_denoiser
 from jvdm.samplers.guidance import (
     ClassifierFree,
     Guidance,
@@ -64,6 +64,7 @@ from jvdm.samplers.rules import (
     ExplicitLevels,
     ExponentialLevels,
     ExpShiftedLevels,
+    GivenMatrix,
     KarrasLevels,
     LagMatrix,
     LevelsRule,
@@ -146,6 +147,7 @@ __all__ = [
     "ExpShiftedLevels",
     "ExplicitLevels",
     "ExponentialLevels",
+    "GivenMatrix",
     "Guidance",
     "Heun",
     "Independent",
@@ -189,6 +191,7 @@ __all__ = [
     "WindowedMatrix",
     "ZeroStar",
     "advance",
+    "ask",
     "consecutive",
     "corrupt",
     "cost",

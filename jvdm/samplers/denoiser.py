@@ -96,12 +96,24 @@ def make_denoiser(
     """
 
     def denoise(x: Float[Array, "B F ..."], call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-        t, fed = call.t, x
-        if process.scale_input:
-            fed = x / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
-        told = Call(process.model_time(t), process.model_time(call.t_next), call.row)
-        value, carry = predict(fed, told, carry)
-        value = value.astype(jnp.float32)
-        return Denoised(*to_x0_eps(process, prediction, value, x, t)), carry
+        value, carry = ask(predict, process, x, call, carry)
+        return Denoised(*to_x0_eps(process, prediction, value, x, call.t)), carry
 
     return denoise
+
+
+def ask(
+    predict: Predict, process: Process, x: Float[Array, "B F ..."], call: Call, carry: PyTree
+) -> tuple[Float[Array, "B F ..."], PyTree]:
+    """Asks a network in the way that its process says, in training as in sampling.
+
+    Returns:
+        Its prediction in float32, told `process.model_time` of the levels and fed `x`, scaled
+        where the process scales; and the next carry.
+    """
+    t, fed = call.t, x
+    if process.scale_input:
+        fed = x / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
+    told = Call(process.model_time(t), process.model_time(call.t_next), call.row)
+    value, carry = predict(fed, told, carry)
+    return value.astype(jnp.float32), carry

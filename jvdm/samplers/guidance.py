@@ -8,7 +8,6 @@ one after the other they need the memory of one, and each has a carry of its own
 """
 
 import functools
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jvdm.arrays import Array, Bool, Float, PyTree
+from jvdm.arrays import Array, Bool, Float, PyTree, no_type_check
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser
 from jvdm.samplers.process import Process, divide, expand, from_x0_eps, to_x0_eps
@@ -142,7 +141,7 @@ _rule = jax.tree_util.register_dataclass
 _STATIC = {"static": True}
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class Unguided(Linear):
@@ -168,7 +167,7 @@ class Unguided(Linear):
         return branches[0]
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class ClassifierFree(Linear):
@@ -194,7 +193,7 @@ class ClassifierFree(Linear):
         return Unguided() if _is_number(self.scale) and self.scale == 1 else self
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class Interval(ClassifierFree):
@@ -229,7 +228,7 @@ class Interval(ClassifierFree):
         return jnp.stack([1.0 - scale, scale])
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class PlusPlus(ClassifierFree):
@@ -266,7 +265,7 @@ class PlusPlus(ClassifierFree):
         return self
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class Rescaled(ClassifierFree):
@@ -292,7 +291,7 @@ class Rescaled(ClassifierFree):
         return Denoised(x0 * (self.share * spread + 1.0 - self.share), eps)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class ZeroStar(ClassifierFree):
@@ -329,7 +328,7 @@ class ZeroStar(ClassifierFree):
         return super().settled() if self.zero_above is None else self
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class Weighted(Linear):

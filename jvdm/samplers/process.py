@@ -62,7 +62,7 @@ class Process:
     singular_at_zero: bool = False
     data_std: float = 1.0
     scale_input: bool = False
-    recipe: tuple[str, tuple[tuple[str, Any], ...]] | None = field(default=None, compare=False)
+    recipe: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

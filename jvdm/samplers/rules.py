@@ -5,14 +5,13 @@ on the host, before the run; what enters a program is the matrix that they make.
 """
 
 import dataclasses
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import jax
 
-from jvdm.arrays import Array, Float
+from jvdm.arrays import Array, Float, no_type_check
 from jvdm.errors import ConfigError
 from jvdm.samplers.levels import (
     exp_shift_levels,
@@ -24,6 +23,7 @@ from jvdm.samplers.levels import (
 )
 from jvdm.samplers.matrices import (
     TimestepMatrix,
+    freeze,
     lag_matrix,
     synchronous,
     truncate,
@@ -43,7 +43,7 @@ class LevelsRule(Protocol):
         ...
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class ShiftedLevels:
@@ -62,7 +62,7 @@ class ShiftedLevels:
         return shift_levels(linspace_levels(self.num_steps), self.shift)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class ExpShiftedLevels:
@@ -81,7 +81,7 @@ class ExpShiftedLevels:
         return exp_shift_levels(linspace_levels(self.num_steps), self.mu)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class KarrasLevels:
@@ -97,7 +97,7 @@ class KarrasLevels:
         return karras_levels(self.num_steps, self.low, self.high, self.rho)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class ExponentialLevels:
@@ -112,7 +112,7 @@ class ExponentialLevels:
         return exponential_levels(self.num_steps, self.low, self.high)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class ExplicitLevels:
@@ -139,7 +139,7 @@ class MatrixRule(Protocol):
         ...
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class SynchronousMatrix:
@@ -150,7 +150,7 @@ class SynchronousMatrix:
         return synchronous(levels, latent_frames)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class LagMatrix:
@@ -169,7 +169,7 @@ class LagMatrix:
         return lag_matrix(levels, latent_frames, self.lag, self.block)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class AutoregressiveMatrix:
@@ -186,7 +186,7 @@ class AutoregressiveMatrix:
         return lag_matrix(levels, latent_frames, levels.shape[0] - 1, self.block)
 
 
-@typing.no_type_check
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class TruncatedMatrix:
@@ -218,7 +218,27 @@ class TruncatedMatrix:
         return truncate(self.rule(levels, latent_frames), steps - made)
 
 
-@typing.no_type_check
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class GivenMatrix:
+    """Freezes frames that are given clean: pictures, or the latents of an earlier run.
+
+    Attributes:
+        rule: The matrix of the other frames.
+        columns: Latent frames that are given; negative ones count from the end (static).
+    """
+
+    rule: MatrixRule
+    columns: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix with these columns at level 0."""
+        columns = [column % latent_frames for column in self.columns]
+        return freeze(self.rule(levels, latent_frames), columns)
+
+
+@no_type_check
 @_rule
 @dataclass(frozen=True)
 class WindowedMatrix:

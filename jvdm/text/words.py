@@ -1,10 +1,14 @@
 """Word encoder: token ids of a small vocabulary to states that a video model reads."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Float, Int, TokenIds, Tokens
 from jvdm.errors import ShapeError
+from jvdm.text.tokenizer import WordTokenizer
 from pallas_kernels import dense_attention
 
 
@@ -15,28 +19,43 @@ class WordEncoder(nn.Module):
     must be worked out here before the video model reads it.
     """
 
-    vocabulary: int
-    max_tokens: int = 64
+    tokenizer: WordTokenizer = WordTokenizer()
     width: int = 256
     depth: int = 4
     head_dim: int = 64
     dtype: str = "bfloat16"
+
+    def read(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "B L"], tuple[str, ...]]:
+        """Turns prompts into what the encoder takes, on the host.
+
+        Returns:
+            Token ids, and what the user should know of words that are not in the vocabulary.
+
+        Raises:
+            ConfigError: If a prompt is too long.
+        """
+        ids, unknown = self.tokenizer.encode_batch(prompts)
+        words = sorted({word for entry in unknown for word in entry})
+        named = ", ".join(repr(word) for word in words)
+        note = f"the model does not know {named} and reads every such word alike"
+        return ids, (note,) if words else ()
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> tuple[Tokens, Int[Array, " B"]]:
         """Returns states `[B, L, width]` and the number of tokens that count, `[B]`.
 
         Raises:
-            ShapeError: If `ids` is longer than `max_tokens`.
+            ShapeError: If `ids` is longer than the tokenizer makes them.
         """
-        if ids.shape[1] > self.max_tokens:
+        if ids.shape[1] > self.tokenizer.max_tokens:
             raise ShapeError(
-                f"{ids.shape[1]} tokens per prompt", f"this encoder takes {self.max_tokens}"
+                f"{ids.shape[1]} tokens per prompt",
+                f"this encoder takes {self.tokenizer.max_tokens}",
             )
         lengths = jnp.maximum(jnp.sum(ids != 0, -1), 1)
-        words = nn.Embed(self.vocabulary, self.width, name="words")(ids)
+        words = nn.Embed(len(self.tokenizer.vocabulary), self.width, name="words")(ids)
         init = nn.initializers.normal(0.5)
-        places = self.param("places", init, (self.max_tokens, self.width))
+        places = self.param("places", init, (self.tokenizer.max_tokens, self.width))
         x = (words + places[None, : ids.shape[1]]).astype(self.dtype)
         for index in range(self.depth):
             x = _EncoderLayer(self.head_dim, self.dtype, name=f"layers_{index}")(x, lengths)

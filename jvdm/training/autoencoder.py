@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Key, PyTree
 from jvdm.fidelity import decibels, object_pixels
-from jvdm.vae.video_vae import VideoVAE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AutoencoderWeights:
 
 
 def autoencoder_loss(
-    vae: VideoVAE,
+    vae: nn.Module,
     params: PyTree,
     frames: Frames,
     key: Key,
@@ -68,7 +68,7 @@ def autoencoder_loss(
     return jnp.asarray(loss), {**terms, "psnr": _decibels(jnp.mean(error**2))}
 
 
-def autoencoder_psnr(vae: VideoVAE, params: PyTree, frames: Frames) -> dict[str, Float[Array, ""]]:
+def autoencoder_psnr(vae: nn.Module, params: PyTree, frames: Frames) -> dict[str, Float[Array, ""]]:
     """Peak signal-to-noise ratio of reconstructions from the mean, pooled over all clips.
 
     Args:

@@ -1,13 +1,13 @@
 """The end of a run: held-out numbers and a weights folder, checked at the beginning."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
-from jvdm.training.objective import HasComponents, HasSummary, Objective
+from jvdm.training.objective import HasComponents, HasRules, HasSummary, Objective
 from jvdm.weights.package import Packaging, check_package, write_package
-from jvdm.world.vocabulary import WORDS
 
 WEIGHTS = "weights"
 """Folder of the weights in that of a run."""
@@ -34,7 +34,7 @@ def check_export(
         what = f"{type(objective).__name__} does not say which components it trains"
         why = "a package was asked for"
         raise ConfigError(what, why, "give it `components(params)`, or package=None")
-    check_package(folder, package, objective.components(params))
+    check_package(folder, package, objective.components(params), _rules(objective))
 
 
 def export(
@@ -44,5 +44,10 @@ def export(
     summary = objective.summary(params) if isinstance(objective, HasSummary) else {}
     if package is None or not isinstance(objective, HasComponents):
         return {**summary, "weights": None}
-    write_package(folder, package, objective.components(params), summary, WORDS)
+    write_package(folder, package, objective.components(params), summary, _rules(objective))
     return {**summary, "weights": str(folder)}
+
+
+def _rules(objective: Objective) -> Mapping[str, Any]:
+    """Returns process, prediction and sampling, if a system is trained."""
+    return objective.rules if isinstance(objective, HasRules) else {}

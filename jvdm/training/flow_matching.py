@@ -5,82 +5,77 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree, TokenIds
+from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
 from jvdm.keys import named
-from jvdm.models import Conditions, TextStates, VideoDiT
-from jvdm.samplers.denoiser import Call
-from jvdm.samplers.process import Process, corrupt, rectified_flow, velocity_target
+from jvdm.samplers.denoiser import Call, ask
+from jvdm.samplers.process import corrupt, from_x0_eps
 from jvdm.samplers.timesteps import Synchronous, TimestepSampler
-from jvdm.text.words import WordEncoder
+from jvdm.system import System, rules_of
 from jvdm.training.objective import TrainCall
-from jvdm.weights.package import Component, Files
+from jvdm.weights.package import Component, Components
 
-NULL = 1
-"""Token that stands for 'no prompt' (`jvdm.world.vocabulary`)."""
+_OF_TRAINING = ("remat", "unroll")  # how layers are compiled is no property of the weights
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatching:
-    """Velocity regression at random rows of timestep matrices.
+    """Regression of a system's prediction at random rows of timestep matrices.
 
-    A batch holds `latents [B, F, H, W, C]`, standardised, and `tokens [B, L]`.
-    The loss is the squared error of the velocity, averaged over the frames that
-    the row leaves noisy (Lipman et al., arXiv:2210.02747; noise level per frame:
-    Chen et al., arXiv:2407.01392).
+    A batch holds `latents [B, F, H, W, C]`, standardised, and `tokens`, what the text encoder
+    reads. The loss is the squared error, averaged over the frames that the row leaves noisy
+    (Lipman et al., arXiv:2210.02747; noise level per frame: Chen et al., arXiv:2407.01392).
     """
 
-    model: VideoDiT
-    text: WordEncoder
+    system: System
+    """Text encoder and network are trained; process and prediction say what they learn."""
     rows: TimestepSampler = Synchronous()
     """Where in a sampling run each clip is trained."""
-    process: Process = rectified_flow()
-    """How noise is mixed in."""
     drop_text: float = 0.1
     """Share of clips whose prompt is replaced by none, for guidance."""
 
     def init(self, key: Key) -> PyTree:
-        """Returns `{"text": ..., "dit": ...}`."""
-        ids = jnp.zeros((1, self.text.max_tokens), jnp.int32)
-        text = self.text.init(named(key, "text"), ids)["params"]
-        latents = jnp.zeros((1, 1, self.model.patch, self.model.patch, self.model.latent_channels))
-        states = TextStates(*self.text.bind({"params": text})(ids))
-        arguments = (latents, Call.at(latents[..., 0, 0, 0]), Conditions(states))
-        return {"text": text, "dit": self.model.init(named(key, "dit"), *arguments)["params"]}
+        """Returns `{"text": ..., "model": ...}`."""
+        return self.system.init_denoiser(key)
 
-    def predict(self, params: PyTree, x: Latents, t: NoiseLevels, tokens: TokenIds) -> Latents:
-        """Returns the velocity of `x` at levels `t` for prompts `tokens`."""
-        states = TextStates(*self.text.bind({"params": params["text"]})(tokens))
-        velocity, _ = self.model.bind({"params": params["dit"]})(x, Call.at(t), Conditions(states))
-        return velocity
+    def predict(self, params: PyTree, x: Latents, t: NoiseLevels, tokens: PyTree) -> Latents:
+        """Returns what the network predicts of `x` at levels `t`."""
+        network = self.system.predict(params, self.system.told(params, tokens))
+        return ask(network, self.system.process, x, Call.at(t), None)[0]
 
     def loss(
         self, params: PyTree, batch: PyTree, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the mean squared error over the frames that are trained."""
-        clean = batch["latents"].astype(jnp.float32)
-        count, frames = clean.shape[:2]
-        row = self.rows(named(call.key, "rows"), count, frames)
+        clean, system = batch["latents"].astype(jnp.float32), self.system
+        row = self.rows(named(call.key, "rows"), *clean.shape[:2])
         noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
         tokens = self._drop(batch["tokens"], named(call.key, "drop"))
-        noisy = corrupt(self.process, clean, row.t, noise)
-        velocity = self.predict(params, noisy, row.t, tokens)
-        error = velocity - velocity_target(self.process, clean, row.t, noise)
+        noisy = corrupt(system.process, clean, row.t, noise)
+        predicted = self.predict(params, noisy, row.t, tokens)
+        error = predicted - from_x0_eps(system.process, system.prediction, clean, noise, row.t)
         per_frame = jnp.mean(jnp.square(error), (2, 3, 4))
         loss = jnp.sum(per_frame * row.loss_mask) / jnp.maximum(jnp.sum(row.loss_mask), 1.0)
         return loss, {}
 
-    def _drop(self, tokens: TokenIds, key: Key) -> TokenIds:
-        dropped = jax.random.bernoulli(key, self.drop_text, (tokens.shape[0], 1))
-        return jnp.where(dropped, null_like(tokens), tokens)
+    def _drop(self, tokens: PyTree, key: Key) -> PyTree:
+        """Replaces what a share of the clips is told by the empty prompt."""
+        nothing = jax.tree.map(jnp.asarray, self.system.text.read(("",))[0])
+        count = jax.tree.leaves(tokens)[0].shape[0]
+        dropped = jax.random.bernoulli(key, self.drop_text, (count,))
 
-    def components(self, params: PyTree) -> Files:
-        """Returns `dit.safetensors`, which holds the text encoder too."""
-        # How layers are compiled for training is no property of the weights.
-        model = self.model.clone(unroll=VideoDiT.unroll, remat=VideoDiT.remat)
-        parts = {"dit": (model, params["dit"]), "text": (self.text, params["text"])}
-        return {"dit": {name: Component(*part) for name, part in parts.items()}}
+        def replace(leaf: Array, empty: Array) -> Array:
+            return jnp.where(dropped.reshape(-1, *(1,) * (leaf.ndim - 1)), empty, leaf)
 
+        return jax.tree.map(replace, tokens, nothing)
 
-def null_like(tokens: TokenIds) -> TokenIds:
-    """Returns the tokens of no prompt in the shape of `tokens`."""
-    return jnp.zeros_like(tokens).at[:, 0].set(NULL)
+    def components(self, params: PyTree) -> Components:
+        """Returns the text encoder and the network."""
+        model, text = self.system.model, self.system.text
+        fields = {field.name: field.default for field in dataclasses.fields(model)}
+        model = model.clone(**{name: fields[name] for name in _OF_TRAINING if name in fields})
+        return {"model": Component(model, params["model"]), "text": Component(text, params["text"])}
+
+    @property
+    def rules(self) -> dict:
+        """Process, prediction and sampling, for the manifest."""
+        return rules_of(self.system)

@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 from jax.sharding import Mesh
@@ -13,7 +14,6 @@ from jvdm.arrays import Array, Int
 from jvdm.data.host import HostSource, HostState
 from jvdm.parallel.mesh import replicate
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
-from jvdm.vae.video_vae import VideoVAE
 
 
 @typing.no_type_check
@@ -30,7 +30,7 @@ class HostLatents:
     """Source of standardised latents and captions, encoded inside the training step."""
 
     frames: HostSource
-    vae: VideoVAE
+    vae: nn.Module
     vae_weights: Path
     """Weights folder of the autoencoder that makes the latents."""
 

@@ -1,13 +1,13 @@
 """The two protocols of training: what is learned, and from what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Float, Int, Key, PyTree, UInt8
 from jvdm.training.optimizer import Optimizer
-from jvdm.weights.package import Files
+from jvdm.weights.package import Components
 
 
 class TrainCall(NamedTuple):
@@ -98,8 +98,18 @@ class HasUpdate(Protocol):
 class HasComponents(Protocol):
     """An objective whose parameters become a weights folder."""
 
-    def components(self, params: PyTree) -> Files:
+    def components(self, params: PyTree) -> Components:
         """Returns what is written, by file and name; `params` may be shapes."""
+        ...
+
+
+@runtime_checkable
+class HasRules(Protocol):
+    """An objective of a whole system, whose manifest says how it is sampled."""
+
+    @property
+    def rules(self) -> Mapping[str, Any]:
+        """Process, prediction and sampling as JSON data."""
         ...
 
 

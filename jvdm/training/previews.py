@@ -2,23 +2,18 @@
 
 import dataclasses
 import functools
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Frames, Key, PyTree, TokenIds
-from jvdm.samplers.denoiser import make_denoiser
-from jvdm.samplers.guidance import ClassifierFree, guided
-from jvdm.samplers.levels import linspace_levels, shift_levels
-from jvdm.samplers.matrices import synchronous
-from jvdm.samplers.noise import initial_noise
-from jvdm.samplers.sampler import sample
-from jvdm.samplers.solvers import solver_named
-from jvdm.training.flow_matching import FlowMatching, null_like
-from jvdm.vae.latent_space import LatentSpace
-from jvdm.vae.video_vae import VideoVAE
-from jvdm.weights.folder import Defaults
+from jvdm.arrays import PyTree, TokenIds, UInt8
+from jvdm.pipeline import load
+from jvdm.training.export import export
+from jvdm.training.objective import Objective
+from jvdm.weights.package import Packaging
 from jvdm.world.captions import caption_text
 from jvdm.world.clips import clips
 from jvdm.world.scene import World
@@ -26,47 +21,24 @@ from jvdm.world.scene import World
 
 @dataclasses.dataclass(frozen=True)
 class SamplePreview:
-    """Clips of held-out prompts; the source's `data.space` decodes them."""
+    """Clips of held-out prompts, made as `jvdm generate` makes them of the exported weights."""
 
-    vae: VideoVAE
-    defaults: Defaults
-    """Sizes and settings of the clips."""
+    package: Packaging
+    """How the parameters become weights."""
     count: int = 8
 
     def render(
-        self, objective: FlowMatching, params: PyTree, data: PyTree
-    ) -> tuple[Frames, list[str]]:
-        """Samples the clips with noise of seed 0."""
-        size = self.defaults
+        self, objective: Objective, params: PyTree, data: PyTree
+    ) -> tuple[UInt8[np.ndarray, "B T h w 3"], list[str]]:
+        """Makes the clips; clip `n` has seed `n`."""
+        size = self.package.defaults
         world = World(size.height, size.width, size.num_frames, size.fps)
-        tokens = _captions(world, jnp.arange(self.count))
-        generate = jax.jit(functools.partial(self._generate, objective))
-        frames = generate(params, data.space, tokens, jax.random.key(0))
-        return frames, [caption_text(row) for row in np.asarray(tokens)]
-
-    def _generate(
-        self,
-        objective: FlowMatching,
-        params: PyTree,
-        space: LatentSpace,
-        tokens: TokenIds,
-        key: Key,
-    ) -> Frames:
-        size, process = self.defaults, objective.process
-        prompts = jnp.concatenate([null_like(tokens), tokens])
-
-        def predict(x, call, carry):
-            return objective.predict(params, x, call.t, prompts), carry
-
-        both = make_denoiser(predict, process, "velocity")
-        denoise = guided(ClassifierFree(size.guidance_scale), lambda names: both, process)
-        frames = self.vae.latent_frames(size.num_frames)
-        cells = (*self.vae.latent_size(size.height, size.width), self.vae.latent_channels)
-        levels = shift_levels(linspace_levels(size.num_inference_steps), size.shift)
-        noise = initial_noise(key, jnp.arange(len(tokens)), frames, cells)
-        solver, matrix = solver_named(size.solver), synchronous(levels, frames)
-        end = sample(denoise, solver, process, matrix, noise, key)
-        return self.vae.bind({"params": space.params}).decode(space.restore(end.x))
+        texts = [caption_text(row) for row in np.asarray(_captions(world, jnp.arange(self.count)))]
+        with tempfile.TemporaryDirectory() as folder:
+            export(objective, self.package, Path(folder), params)
+            pipe = load(Path(folder), progress=False)
+            made = [pipe(text, seed=n, progress=False) for n, text in enumerate(texts)]
+        return np.stack([video.frames for video in made]), texts
 
 
 @functools.partial(jax.jit, static_argnums=0)

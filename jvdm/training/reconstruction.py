@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,7 @@ import numpy as np
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
 from jvdm.training.objective import TrainCall
-from jvdm.vae.video_vae import VideoVAE
-from jvdm.weights.package import Component, Files
+from jvdm.weights.package import Component, Components
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import World
 
@@ -21,9 +21,9 @@ HELD_OUT_BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """Pixels to pixels through the latents of a `VideoVAE`; batches are `WorldClip`s."""
+    """Pixels to pixels through the latents of an autoencoder; batches are `WorldClip`s."""
 
-    vae: VideoVAE
+    vae: nn.Module
     world: World
     """World of the held-out clips that statistics and previews are made of."""
     weights: AutoencoderWeights = AutoencoderWeights()
@@ -41,9 +41,9 @@ class Reconstruction:
         """Returns `autoencoder_loss` of a batch."""
         return autoencoder_loss(self.vae, params, batch.video, call.key, self.weights)
 
-    def components(self, params: PyTree) -> Files:
+    def components(self, params: PyTree) -> Components:
         """Returns `vae.safetensors`."""
-        return {"vae": {"vae": Component(self.vae, params)}}
+        return {"vae": Component(self.vae, params)}
 
     def summary(self, params: PyTree) -> dict[str, Any]:
         """Returns the latent statistics per channel and PSNR in dB on held-out clips."""

@@ -5,6 +5,7 @@ import functools
 import typing
 from pathlib import Path
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.parallel.mesh import DATA, constrain_batch
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
-from jvdm.vae.video_vae import VideoVAE
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import World
 
@@ -86,7 +86,7 @@ class WorldLatents:
     """
 
     world: World
-    vae: VideoVAE
+    vae: nn.Module
     vae_weights: Path
     """Weights folder of the autoencoder that makes the latents."""
     pool: int = 16384

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.errors import WeightsError
-from jvdm.weights import safetensors
 from jvdm.weights.folder import read_manifest
 
 
@@ -48,7 +47,7 @@ def load_latent_space(folder: str | Path) -> LatentSpace:
             "an autoencoder is needed to make latents",
             "train one with `jvdm train vae` and give its workdir/weights",
         )
-    params = safetensors.load(Path(folder) / "vae.safetensors")
+    _, params = manifest.parameters(folder, "vae")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     statistics = (manifest.latent_mean, manifest.latent_std)
     mean, std = (jnp.asarray(values, jnp.float32) for values in statistics)

@@ -1,10 +1,9 @@
 """A weights folder: `model.json` says what the safetensors files beside it are.
 
-model.json           Manifest: family, fields of every component, latent
-                     statistics, defaults, vocabulary
-vae.safetensors      parameters of the video autoencoder
-dit.safetensors      {"dit": denoiser, "text": text encoder}
-reader.safetensors   parameters of the attribute reader, for `jvdm evaluate`
+model.json           Manifest: classes and fields of every component, the rules of sampling,
+                     latent statistics, sizes
+NAME.safetensors     parameters of the component NAME: "text", "model", "vae", and "reader"
+                     for `jvdm evaluate`; `files` names another place
 """
 
 import dataclasses
@@ -14,54 +13,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jvdm.errors import WeightsError
 from jvdm.files import write_text
+from jvdm.values import from_data
+from jvdm.weights import safetensors
+from jvdm.weights.migration import from_version_1
 
 MANIFEST = "model.json"
-VERSION = 1
+VERSION = 2
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a run uses where the user says nothing.
+    """Sizes of a run where the user says nothing.
 
     Attributes:
         height: Pixels.
         width: Pixels.
         num_frames: Pixel frames.
         fps: Frames per second of the training clips.
-        num_inference_steps: Rows of a synchronous run.
-        guidance_scale: Weight of the prompt; 1 is no guidance.
-        shift: Shift of the noise levels towards noise.
-        solver: Name of the solver (`jvdm.samplers.solver_named`).
     """
 
     height: int
     width: int
     num_frames: int
     fps: float
-    num_inference_steps: int
-    guidance_scale: float
-    shift: float
-    solver: str = "euler"
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `model.json` holds.
+    """What `model.json` holds: a system as JSON, and what its weights were trained on.
 
     Attributes:
-        family: "tiny_t2v" or "nano".
-        components: For "vae", "dit", "text" and "reader" the fields of its class.
+        family: Name of the model, such as "tiny_t2v".
+        components: By name, class and fields of the networks whose parameters are here.
         latent_mean: Mean of the autoencoder's latents, per channel.
         latent_std: Their standard deviation; the denoiser sees `(z - mean) / std`.
-        defaults: Settings of a run.
-        vocabulary: Words in the order of their token ids.
+        defaults: Sizes of a run.
         trained_frames: Largest number of pixel frames seen in training.
         trained_sizes: Heights and widths in pixels seen in training.
+        rules: Process, prediction and sampling, as JSON; empty without a denoiser.
+        files: Where a component's parameters are, as `FILE` or `FILE#KEY`, if elsewhere.
         notes: Anything worth keeping: configuration, steps, numbers reached.
         version: Version of this layout.
     """
@@ -71,11 +64,40 @@ class Manifest:
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     defaults: Defaults
-    vocabulary: tuple[str, ...]
     trained_frames: int
     trained_sizes: tuple[tuple[int, int], ...]
+    rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: int = VERSION
+
+    def component(self, name: str) -> Any:
+        """Builds the network called `name`.
+
+        Raises:
+            WeightsError: If there is none, or this jvdm cannot build it.
+        """
+        if name not in self.components:
+            what = f"these weights hold {', '.join(self.components) or 'nothing'}"
+            raise WeightsError(what, f"a {name} is needed", "give the folder of a whole model")
+        return from_data(self.components[name])
+
+    def file_of(self, name: str) -> str:
+        """Returns the name of the file with a component's parameters."""
+        return self.files.get(name, f"{name}.safetensors").partition("#")[0]
+
+    def parameters(self, folder: str | Path, name: str) -> tuple[Path, dict[str, Any]]:
+        """Reads the parameters of a component; returns their file too.
+
+        Raises:
+            WeightsError: If the file is missing or broken.
+        """
+        path = Path(folder) / self.file_of(name)
+        key = self.files.get(name, "").partition("#")[2]
+        tree = safetensors.load(path)
+        if key and key not in tree:
+            raise WeightsError(f"{path} holds {', '.join(tree)}", f"{key} is needed")
+        return path, tree[key] if key else tree
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
@@ -86,7 +108,7 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Reads and checks `model.json`.
+    """Reads and checks `model.json`; an older layout is brought to this one.
 
     Raises:
         WeightsError: If the folder or file is missing, is not JSON, or lacks a
@@ -100,15 +122,17 @@ def read_manifest(folder: str | Path) -> Manifest:
     fix = "export or copy the weights folder again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] == 1:
+            content = from_version_1(content)
         if content["version"] != VERSION:
-            why = f"this jvdm reads version {VERSION}"
+            why = f"this jvdm reads versions 1 to {VERSION}"
             raise WeightsError(f"{path} has version {content['version']}", why, "update jvdm")
         content["defaults"] = Defaults(**content["defaults"])
-        for name in ("latent_mean", "latent_std", "vocabulary"):
+        for name in ("latent_mean", "latent_std"):
             content[name] = tuple(content[name])
         content["trained_sizes"] = tuple((int(h), int(w)) for h, w in content["trained_sizes"])
         return Manifest(**content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is not a manifest", f"{error!r}", fix) from error
 
 
@@ -124,43 +148,6 @@ def embedded(name: str = "tiny_t2v") -> Path:
         why = f"it has {', '.join(present) or 'none'}"
         raise WeightsError(f"this jvdm has no weights called {name!r}", why, "reinstall jvdm")
     return folder
-
-
-def fields_of(module: Any) -> dict[str, Any]:
-    """Returns the fields of a component as JSON values.
-
-    Types of numbers become their names. A field that holds an object (an
-    attention policy, say) is left out when it has its default value.
-
-    Args:
-        module: A frozen dataclass, such as a Linen module.
-
-    Raises:
-        WeightsError: If a field cannot be written as JSON.
-    """
-    fields: dict[str, Any] = {}
-    for field in dataclasses.fields(module):
-        value = getattr(module, field.name)
-        if not field.init or field.name in ("parent", "name"):
-            continue
-        if isinstance(value, type | np.dtype):
-            value = np.dtype(value).name
-        try:
-            json.dumps(value)
-        except TypeError as error:
-            if value == field.default:
-                continue
-            what = f"field {field.name} of {type(module).__name__} is {value!r}"
-            raise WeightsError(
-                what, "it cannot be written as JSON", "use numbers or text"
-            ) from error
-        fields[field.name] = value
-    return fields
-
-
-def frozen(value: Any) -> Any:
-    """Returns JSON lists as tuples, at any depth, so that fields are hashable."""
-    return tuple(frozen(entry) for entry in value) if isinstance(value, list) else value
 
 
 def identity(folder: str | Path) -> dict[str, str]:

@@ -12,11 +12,13 @@ from tests.architecture.source import ROOT, Import, Module, imports, names, plan
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
     ("cache", "features", "files", "keys", "stages", "values"),
-    ("record",),
+    ("recipes", "record"),
     ("fidelity", "parallel", "samplers", "video", "weights", "world"),
     ("data", "outputs"),
     ("attention",),
     ("models", "text", "vae"),
+    ("system",),
+    ("choices", "settings"),
     ("pipeline",),
     ("evaluation", "training"),
     ("experiment", "options"),

@@ -199,15 +199,24 @@ def test_a_path_in_configs_and_its_name_are_one_module(root):
 def test_nested_fields_are_overridden_and_nothing_else(trained):
     unchanged: Any = cli.load_experiment("nano")
     cli.main(
-        ["train", "nano", "--optimizer.learning-rate", "3e-4", "--objective.model.width", "64"]
+        [
+            "train",
+            "nano",
+            "--optimizer.learning-rate",
+            "3e-4",
+            "--objective.system.model.width",
+            "64",
+        ]
     )
     [(_, experiment)] = trained
     assert experiment.optimizer.learning_rate == 3e-4
-    assert experiment.objective.model.width == 64
+    system, before = experiment.objective.system, unchanged.objective.system
+    assert system.model.width == 64
+    assert dataclasses.replace(system, model=before.model) == before
     back = dataclasses.replace(
         experiment,
         optimizer=unchanged.optimizer,
-        objective=dataclasses.replace(experiment.objective, model=unchanged.objective.model),
+        objective=dataclasses.replace(experiment.objective, system=unchanged.objective.system),
     )
     assert back == unchanged
 
@@ -228,7 +237,12 @@ def test_flags_reach_the_package_and_the_preview(trained):
 def test_help_with_a_config_lists_the_fields_of_its_experiment(capsys):
     assert cli.main(["train", "nano", "--help"]) == 0
     out = capsys.readouterr().out
-    for flag in ("--workdir", "--num-steps", "--optimizer.learning-rate", "--objective.model"):
+    for flag in (
+        "--workdir",
+        "--num-steps",
+        "--optimizer.learning-rate",
+        "--objective.system.model",
+    ):
         assert flag in out
 
 

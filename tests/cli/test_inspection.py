@@ -27,8 +27,7 @@ def by_name(result):
 @pytest.fixture
 def folder(tmp_path):
     """A weights folder of two files."""
-    defaults = Defaults(16, 16, 5, 8.0, 4, 3.0, 2.0)
-    manifest = Manifest("nano", {}, (0.0,), (1.0,), defaults, ("red",), 5, ((16, 16),))
+    manifest = Manifest("nano", {}, (0.0,), (1.0,), Defaults(16, 16, 5, 8.0), 5, ((16, 16),))
     write_manifest(tmp_path, manifest)
     safetensors.save(tmp_path / "vae.safetensors", TREE, dtype="float32")
     safetensors.save(tmp_path / "dit.safetensors", TREE)

@@ -36,7 +36,7 @@ from tests.generate import nano
 
 WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12, supersample=1)
 READER = Reader(widths=(8, 16), blocks=1, hidden=32, dtype="float32")
-PACKAGE = Packaging("nano", Defaults(64, 64, 9, 6.0, 4, 2.0, 2.0))
+PACKAGE = Packaging("nano", Defaults(64, 64, 9, 6.0))
 OBJECTIVE = ClipReading(READER, WORLD, held_out=8)
 
 

@@ -188,17 +188,17 @@ def test_decode_refuses_other_files(weights):
 
 
 def test_ctrl_c_saves_what_is_there(make, monkeypatch, tmp_path):
-    denoise = Pipeline.denoise
+    advance = Pipeline.advance
 
-    def interrupted(self, job, text, state, stages, callback):
+    def interrupted(self, run, num_rows=None, callback=None):
         def press(row, latents):
             if row == 1:
                 os.kill(os.getpid(), signal.SIGINT)
             return callback(row, latents)
 
-        return denoise(self, job, text, state, stages, press)
+        return advance(self, run, num_rows, press)
 
-    monkeypatch.setattr(Pipeline, "denoise", interrupted)
+    monkeypatch.setattr(Pipeline, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make()
     names = {path.name for path in tmp_path.iterdir()}
@@ -305,15 +305,19 @@ def test_no_prompt_exits_2(weights, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("dit.safetensors", None, "dit.safetensors does not exist"),
+        ("model.safetensors", None, "model.safetensors does not exist"),
         ("vae.safetensors", lambda content: content[:-50], "vae.safetensors is truncated"),
-        ("dit.safetensors", lambda _: b"version https://git-lfs.github.com", "git-lfs pointer"),
+        ("model.safetensors", lambda _: b"version https://git-lfs.github.com", "git-lfs pointer"),
         ("vae.safetensors", lambda _: b"\0" * 64, "vae.safetensors is corrupt"),
-        ("dit.safetensors", not_a_number, "tensor .* has 1 non-finite values"),
+        ("model.safetensors", not_a_number, "tensor .* has 1 non-finite values"),
         ("model.json", lambda _: b"{}", "model.json is not a manifest"),
         ("model.json", lambda text: text.replace(b'"width": 32', b'"width": 48'), "another model"),
         ("model.json", lambda text: text.replace(b'"depth"', b'"dept"'), "cannot build"),
-        ("model.json", lambda text: text.replace(b'"text": {', b'"t": {'), "needs text, dit, vae"),
+        (
+            "model.json",
+            lambda text: text.replace(b'"text": {', b'"t": {'),
+            "hold vae, model, t; a text is needed",
+        ),
     ],
 )
 def test_broken_weights_exit_2(weights, tmp_path, capsys, name, content, message):

@@ -10,9 +10,8 @@ import pytest
 import jvdm
 from jvdm import samplers
 from jvdm.parallel.mesh import data_mesh
-from jvdm.pipeline import Pictures, Request
-from jvdm.pipeline import pipeline as pipeline_module
-from jvdm.stages import Stages
+from jvdm.pipeline import Request, programs, request
+from jvdm.vae import tiling
 from jvdm.video import Video
 from tests.generate.nano import VAE
 
@@ -26,8 +25,8 @@ def latents_of(pipe, prompt: str | list[str] = PROMPT, **arguments):
 
 
 def start_of(pipe, seeds, **arguments):
-    job = pipe.prepare(Request((PROMPT,) * len(seeds), seeds, **arguments))
-    return np.asarray(pipe.begin(job, Stages()).x)
+    job = pipe.prepare(Request(prompt=(PROMPT,) * len(seeds), seed=seeds, **arguments))
+    return np.asarray(pipe.begin(job).x)
 
 
 def test_a_prompt_becomes_a_video(pipe):
@@ -133,7 +132,7 @@ def test_programs_are_shared_by_pipelines_of_equal_networks(pipe, weights):
 
 
 def test_a_given_image_is_the_first_latent_bit_for_bit(pipe):
-    start = start_of(pipe, (0,), pictures=Pictures(image=IMAGE))
+    start = start_of(pipe, (0,), image=IMAGE)
     end = latents_of(pipe, image=IMAGE)
     assert np.array_equal(end[:, 0], start[:, 0])
     assert not np.array_equal(end[:, 1], start[:, 1])
@@ -150,7 +149,7 @@ def test_image_and_last_image_frame_the_video(pipe):
 
 def encoded(pipe, frames):
     """Standardised latents of uint8 frames, by the module itself."""
-    space = pipe.model.space
+    space = pipe.params["vae"]
     vae = VAE.clone(dtype=jnp.float32).bind({"params": space.params})
     return space.standardize(vae.encode(jnp.asarray(frames, jnp.float32)[None] / 255).mean)
 
@@ -228,34 +227,34 @@ def test_latents_decode_to_the_video(pipe):
 def test_decoding_in_pieces_gives_the_same_frames(pipe, monkeypatch):
     latents = latents_of(pipe, num_frames=9)
     whole = pipe.decode(latents)
-    monkeypatch.setattr(pipeline_module, "WHOLE_DECODE_PIXELS", 0)
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 0)
     pieces = pipe.decode(latents)
     assert np.abs(pieces.astype(int) - whole).max() <= 1
 
 
 def test_decoding_that_does_not_fit_is_done_in_pieces(pipe, monkeypatch):
     whole = pipe.decode(latents_of(pipe))
-    monkeypatch.setattr(type(pipe), "_decoder", lambda *_: exhausted)
+    monkeypatch.setattr(programs, "decode", exhausted)
     assert np.abs(pipe.decode(latents_of(pipe)).astype(int) - whole).max() <= 1
 
 
-def exhausted(*_):
+def exhausted(*_, **__):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 9 bytes")
 
 
 def test_denoising_that_does_not_fit_says_what_helps(pipe, monkeypatch):
-    monkeypatch.setattr(type(pipe), "_row", lambda *_: (exhausted,))
+    monkeypatch.setattr(programs, "denoise_row", exhausted)
+    monkeypatch.setattr(type(pipe), "compile", lambda *_: None)
     with pytest.raises(jvdm.DeviceMemoryError, match="9 frames of 16x32.*fewer videos") as caught:
         latents_of(pipe)
     assert caught.value.exit_code == 2
 
 
 def test_non_finite_steps_are_named_and_not_decoded(pipe):
-    model = pipe.model
-    broken = jax.tree.map(lambda leaf: leaf, model.params)
-    bias = broken["dit"]["patch_out"]["bias"]
-    broken["dit"]["patch_out"]["bias"] = bias.at[0].set(jnp.nan)
-    bad = dataclasses.replace(pipe, model=dataclasses.replace(model, params=broken))
+    broken = jax.tree.map(lambda leaf: leaf, pipe.params)
+    bias = broken["model"]["patch_out"]["bias"]
+    broken["model"]["patch_out"]["bias"] = bias.at[0].set(jnp.nan)
+    bad = dataclasses.replace(pipe, params=broken)
     with pytest.raises(jvdm.NumericsError, match="step 0.*latent frame 0"):
         bad(PROMPT, seed=0, progress=False)
 
@@ -263,7 +262,7 @@ def test_non_finite_steps_are_named_and_not_decoded(pipe):
 @pytest.mark.parametrize("pieces", [False, True])
 def test_non_finite_frames_are_refused(pipe, monkeypatch, pieces):
     if pieces:
-        monkeypatch.setattr(pipeline_module, "WHOLE_DECODE_PIXELS", 0)
+        monkeypatch.setattr(tiling, "WHOLE_PIXELS", 0)
     with pytest.raises(jvdm.NumericsError, match="non-finite frames"):
         pipe.decode(np.full((1, 3, 2, 4, 4), np.nan, np.float32))
 
@@ -287,8 +286,8 @@ def test_a_mesh_refuses_a_batch_that_it_cannot_split(weights):
 
 def test_bfloat16_computes_nearly_the_same(pipe, weights):
     coarse = jvdm.load(weights, dtype="bfloat16", progress=False)
-    assert coarse.model.params["dit"]["patch_in"]["kernel"].dtype == jnp.bfloat16
-    assert coarse.model.params["dit"]["patch_in"]["bias"].dtype == jnp.float32
+    assert coarse.params["model"]["patch_in"]["kernel"].dtype == jnp.bfloat16
+    assert coarse.params["model"]["patch_in"]["bias"].dtype == jnp.float32
     error = np.abs(latents_of(coarse) - latents_of(pipe))
     assert 0 < error.mean() < 0.05
 
@@ -304,7 +303,7 @@ def test_progress_bars_name_the_stages(pipe, capsys):
 @pytest.mark.parametrize("prompt", [None, 3, ["a ball", None]])
 def test_a_prompt_that_is_no_text_is_refused(prompt):
     with pytest.raises(jvdm.ConfigError, match="the prompt is .*; it must be text"):
-        pipeline_module._batch(prompt, 0, 1)
+        request._batch(prompt, 0, 1)
 
 
 def test_less_than_one_video_is_refused(pipe):

@@ -5,20 +5,16 @@ import pytest
 
 from jvdm import samplers
 from jvdm.errors import ConfigError, JvdmError, ShapeError
-from jvdm.pipeline.pictures import Pictures
 from jvdm.pipeline.request import MAX_SEED, Request, prepare
 from jvdm.video import Video
-from tests.generate.nano import MANIFEST
+from tests.generate.nano import MANIFEST, SYSTEM
 
 IMAGE = np.zeros((16, 32, 3), np.uint8)
 CLIP = np.zeros((40, 16, 32, 3), np.uint8)
 
 
 def job(prompt="a red ball rests", seed=0, **values):
-    pictures = {name: values.pop(name) for name in list(values) if hasattr(Pictures(), name)}
-    return prepare(
-        Request((prompt,), (seed,), pictures=Pictures(**pictures), **values), MANIFEST, patch=2
-    )
+    return prepare(Request(prompt=(prompt,), seed=(seed,), **values), SYSTEM, MANIFEST)
 
 
 def test_defaults_are_the_models():
@@ -80,7 +76,7 @@ def test_values_that_cannot_be_used(values, message):
 
 
 def test_the_empty_prompt_is_no_prompt():
-    tokens = job("").tokens
+    tokens = job("").ids
     assert np.array_equal(tokens[0], tokens[1])
 
 
@@ -102,7 +98,7 @@ def test_unknown_words_are_named_and_kept():
     assert not plain.warnings
     (warning,) = odd.warnings
     assert "'umbrella', 'zebra'" in warning
-    assert (odd.tokens[1] != 0).sum() == (plain.tokens[1] != 0).sum()
+    assert (odd.ids[1] != 0).sum() == (plain.ids[1] != 0).sum()
 
 
 def test_more_frames_than_trained_warns_and_names_what_to_use():
@@ -151,4 +147,4 @@ def test_a_video_file_is_read_at_the_models_rate(tmp_path):
 
 def test_a_seed_is_needed_for_each_prompt():
     with pytest.raises(JvdmError, match="2 prompts and 1 seeds"):
-        prepare(Request(("a", "b"), (0,)), MANIFEST, patch=2)
+        prepare(Request(prompt=("a", "b"), seed=(0,)), SYSTEM, MANIFEST)

@@ -68,7 +68,7 @@ def test_it_holds_every_module_and_nothing_else(wheel):
         for folder in ("jvdm", "pallas_kernels")
         for path in (ROOT / folder).rglob("*.py")
     }
-    configs = {f"jvdm/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    configs = {f"jvdm/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
     assert held == expected | configs
 
 

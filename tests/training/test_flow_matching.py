@@ -9,8 +9,8 @@ import numpy as np
 
 from jvdm.configs import nano
 from jvdm.samplers.timesteps import CleanPrefix, TrainTimes
-from jvdm.training.flow_matching import NULL
 from jvdm.training.objective import TrainCall
+from jvdm.world.vocabulary import NULL
 
 OBJECTIVE: Any = nano.config().objective
 SHAPE = (4, 3, 8, 8, 8)

@@ -19,7 +19,7 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else():
         matrix_axes(shapes), is_leaf=lambda leaf: leaf is None or hasattr(leaf, "output_axis")
     )
     chosen = {jax.tree_util.keystr(path) for path, leaf in axes if leaf is not None}
-    assert "['dit']['layers']['self_attention']['qkv']['kernel_0']" in chosen
+    assert "['model']['layers']['self_attention']['qkv']['kernel_0']" in chosen
     assert "['text']['layers_0']['q']['kernel']" in chosen
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         name = jax.tree_util.keystr(path)

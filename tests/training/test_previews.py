@@ -1,36 +1,58 @@
 """What a running training shows of itself."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
+from jvdm import generate
 from jvdm.configs import nano
+from jvdm.generate import GenerateOptions
+from jvdm.samplers import ShiftedLevels
+from jvdm.training.export import export
+from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.objective import Preview
 from jvdm.training.previews import SamplePreview
 from jvdm.training.showing import LABEL_HEIGHT, MARGIN, write_rows
-from jvdm.vae.latent_space import load_latent_space
+from jvdm.video import Video
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
 from jvdm.world.vocabulary import WORDS
 
 
-def test_samples_of_held_out_prompts():
+@pytest.fixture(scope="module")
+def rendered():
+    """What a preview shows of the shipped nano weights in three steps, and what it was given."""
     experiment = nano.config()
-    short = dataclasses.replace(experiment.package.defaults, num_inference_steps=3)
-    preview = SamplePreview(nano.VAE, short, count=2)
+    system = experiment.objective.system
+    sampling = dataclasses.replace(system.sampling, levels=ShiftedLevels(3, 2.0))
+    objective = FlowMatching(dataclasses.replace(system, sampling=sampling))
+    tree = safetensors.load(EMBEDDED / "nano" / "dit.safetensors")
+    params = jax.tree.map(jnp.asarray, {"model": tree["dit"], "text": tree["text"]})
+    preview = SamplePreview(experiment.package, count=2)
     assert isinstance(preview, Preview)
-    params = jax.tree.map(jnp.asarray, safetensors.load(EMBEDDED / "nano" / "dit.safetensors"))
-    data = types.SimpleNamespace(space=load_latent_space(EMBEDDED / "nano"))
-    clips, labels = preview.render(experiment.objective, params, data)
+    return preview.render(objective, params, None), objective, params, experiment.package
+
+
+def test_samples_of_held_out_prompts(rendered):
+    (frames, labels), *_ = rendered
+    clips = frames / 255.0
     assert clips.shape == (2, 9, 64, 64, 3) and -0.2 < clips.min() < 0.4 < clips.max() < 1.2
     said = labels[0].lower().replace(".", "").replace(",", "").replace(";", "").split()
     assert len(labels) == 2 and set(said) <= set(WORDS)
     # Three steps are enough for a smooth sky; an untrained model draws 0.02 there.
     assert np.abs(np.diff(clips[:, :, :8], axis=3)).mean() < 0.005
+
+
+def test_a_preview_is_what_generate_makes_of_the_exported_weights(rendered, tmp_path):
+    (frames, labels), objective, params, package = rendered
+    export(objective, package, tmp_path / "weights", params)
+    options = GenerateOptions(labels[1], seed=1, weights=str(tmp_path / "weights"), output=tmp_path)
+    (record,) = generate.run(options)["videos"]
+    assert record["sha256"]["frames"] == Video(frames[1], record["settings"]["fps"]).digest()
 
 
 def test_bytes_and_numbers_give_the_same_sheet(tmp_path):

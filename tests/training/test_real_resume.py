@@ -48,11 +48,14 @@ def weights(monkeypatch, untrained):
 def small(source):
     """The nano recipe with one layer, on 16 x 16 pixels and 5 frames."""
     whole = nano.config()
-    objective = dataclasses.replace(
-        whole.objective,
-        model=whole.objective.model.clone(depth=1, latent_channels=VAE.latent_channels),
-        text=whole.objective.text.clone(depth=1),
-    )
+    system = whole.objective.system
+    networks = {
+        "model": system.model.clone(depth=1, latent_channels=VAE.latent_channels),
+        "text": system.text.clone(depth=1),
+        "vae": VAE,
+    }
+    small = dataclasses.replace(system, **networks)
+    objective = dataclasses.replace(whole.objective, system=small)
     return dataclasses.replace(whole, objective=objective, source=source, package=None, **RUN)
 
 

@@ -16,6 +16,8 @@ from jvdm.errors import CheckpointError, ConfigError, NumericsError, WeightsErro
 from jvdm.parallel.mesh import data_mesh
 from jvdm.train import text, train
 from jvdm.training.checkpoint import read_checkpoint
+from jvdm.training.export import export
+from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
 from jvdm.weights import read_manifest, safetensors
 from tests.training import pair, toy
@@ -207,18 +209,33 @@ class Unwritable(toy.Line):
 
 def test_what_no_manifest_can_hold_is_refused_before_the_first_step(tmp_path):
     experiment = dataclasses.replace(toy.experiment(), objective=Unwritable(rule=print))
-    with pytest.raises(WeightsError, match="field rule of Unwritable"):
+    with pytest.raises(ConfigError, match="line.rule is print of builtins"):
         train(experiment, tmp_path)
     assert steps_taken(tmp_path) == [] and not (tmp_path / "weights").exists()
 
 
 def test_a_policy_is_checked_before_the_first_step(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Local(FrameCausal):
+        """A policy that no other process could import."""
+
     experiment = nano.config()
-    causal = experiment.objective.model.clone(policy=FrameCausal())
-    objective = dataclasses.replace(experiment.objective, model=causal)
-    with pytest.raises(WeightsError, match="policy"):
+    system = experiment.objective.system
+    local = dataclasses.replace(system, model=system.model.clone(policy=Local()))
+    objective = dataclasses.replace(experiment.objective, system=local)
+    with pytest.raises(ConfigError, match="model.policy is .*Local.*define it at the top"):
         train(dataclasses.replace(experiment, objective=objective), tmp_path)
     assert steps_taken(tmp_path) == []
+
+
+def test_a_policy_goes_into_the_manifest(tmp_path):
+    experiment = nano.config()
+    system = experiment.objective.system
+    causal = dataclasses.replace(system, model=system.model.clone(policy=FrameCausal(block=2)))
+    params = jax.eval_shape(FlowMatching(causal).init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    export(FlowMatching(causal), experiment.package, tmp_path, zeros)
+    assert read_manifest(tmp_path).component("model").policy == FrameCausal(block=2)
 
 
 def test_missing_parts_are_named_before_the_first_step(tmp_path, monkeypatch):

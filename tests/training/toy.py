@@ -45,7 +45,7 @@ class Line:
         return jnp.mean(error**2), {"bias": jnp.mean(error)}
 
     def components(self, params):
-        return {"line": {"line": Component(self, params)}}
+        return {"line": Component(self, params)}
 
     def summary(self, params):
         return {"largest": float(jnp.abs(params["head"]["kernel"]).max())}
@@ -124,7 +124,7 @@ def experiment(**settings) -> Experiment:
         source=HostLines(**parts[HostLines]),
         optimizer=Optimizer(warmup_steps=3),
         batch_size=8,
-        package=Packaging("toy", Defaults(8, 8, 1, 1.0, 1, 1.0, 1.0)),
+        package=Packaging("toy", Defaults(8, 8, 1, 1.0)),
         preview=Heat(**parts[Heat]),
         **(base | parts[Experiment]),
     )

@@ -1,22 +1,29 @@
 """The manifest survives the file and says what is wrong with a broken one."""
 
-import dataclasses
 import json
-from typing import Any
+from pathlib import Path
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import jvdm
 from jvdm.errors import WeightsError
+from jvdm.models import VideoDiT
+from jvdm.pipeline.loading import system_of
+from jvdm.samplers import ClassifierFree, ShiftedLevels, rectified_flow
+from jvdm.system import Sampling
+from jvdm.text.words import WordEncoder
 from jvdm.weights import folder
+from jvdm.world.vocabulary import WORDS
+
+VERSION_1 = Path(__file__).with_name("version_1")
 
 MANIFEST = folder.Manifest(
     family="nano",
-    components={"vae": {"widths": [8, 16]}},
+    components={"vae": {"class": "jvdm.vae.video_vae:VideoVAE", "widths": [8, 16]}},
     latent_mean=(0.0, 1.5),
     latent_std=(1.0, 0.5),
-    defaults=folder.Defaults(16, 24, 5, 12.0, 4, 3.0, 2.0),
-    vocabulary=("<pad>", "ball"),
+    defaults=folder.Defaults(16, 24, 5, 12.0),
     trained_frames=5,
     trained_sizes=((16, 24),),
 )
@@ -61,27 +68,42 @@ def test_unknown_embedded_weights_are_named():
         folder.embedded("huge")
 
 
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    window: int = 3
+def test_a_folder_of_version_1_is_read_as_the_system_that_it_was():
+    manifest = folder.read_manifest(VERSION_1)
+    assert json.loads((VERSION_1 / "model.json").read_text())["version"] == 1
+    system = system_of(manifest)
+    assert system.model == VideoDiT(
+        width=96, depth=3, latent_channels=8, head_dim=32, rotary_axes=(8, 12, 12), dtype="float32"
+    )
+    assert system.text.tokenizer.vocabulary == WORDS
+    assert system.text == WordEncoder(width=64, depth=2, head_dim=32, dtype="float32")
+    assert (system.process, system.prediction) == (rectified_flow(), "velocity")
+    assert system.sampling == Sampling(ShiftedLevels(8, 2.0), guidance=ClassifierFree(3.0))
+    assert manifest.defaults == folder.Defaults(64, 64, 9, 6.0)
+    assert manifest.version == 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Net:
-    width: int = 8
-    shape: tuple[tuple[int, ...], ...] = ((1, 2),)
-    dtype: Any = jnp.bfloat16
-    policy: Policy = Policy()
+def test_weights_of_version_1_make_the_same_video(tmp_path):
+    for path in folder.embedded("nano").glob("*.safetensors"):
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model.json").write_bytes((VERSION_1 / "model.json").read_bytes())
+    old, new = (jvdm.load(path, progress=False) for path in (tmp_path, folder.embedded("nano")))
+    assert old.system == new.system
+    frames = [pipe("a red ball", seed=0, progress=False).frames for pipe in (old, new)]
+    assert np.array_equal(*frames)
 
 
-def test_fields_rebuild_the_component():
-    net = Net(width=16, shape=((3,), (4, 5)))
-    fields = json.loads(json.dumps(folder.fields_of(net)))
-    rebuilt = Net(**{name: folder.frozen(value) for name, value in fields.items()})
-    assert rebuilt == dataclasses.replace(net, dtype="bfloat16")
-    hash(rebuilt)
-
-
-def test_a_field_that_is_no_json_is_refused():
-    with pytest.raises(WeightsError, match="field policy of Net"):
-        folder.fields_of(Net(policy=Policy(window=5)))
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda model: model.update({"class": "jvdm.models.video_dit:VideoDiT9"}), "update jvdm"),
+        (lambda model: model.update(attention_heads=3), "VideoDiT .*cannot build.*attention_heads"),
+    ],
+)
+def test_a_manifest_of_a_newer_jvdm_says_so(tmp_path, edit, message):
+    folder.write_manifest(tmp_path, folder.read_manifest(VERSION_1))
+    content = json.loads((tmp_path / "model.json").read_text())
+    edit(content["components"]["model"])
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=message):
+        system_of(folder.read_manifest(tmp_path))

@@ -1,0 +1,1 @@
+"""Published methods: one file each; `system(base) -> System` composes it on a model."""

@@ -1,0 +1,21 @@
+"""Autoregression: a latent frame is finished before the next one begins, and never looks ahead.
+
+jvdm generate "a large red ball rolls to the left" --system autoregressive
+A lag of as many rows as there are steps, and frame-causal attention (CausVid, arXiv:2412.07772).
+The shipped model was trained with full attention, so its frames are worse this way; a model of
+one's own is trained with `FrameCausal` as the policy of its network.
+"""
+
+import dataclasses
+
+from jvdm.attention import FrameCausal
+from jvdm.samplers import AutoregressiveMatrix
+from jvdm.system import System
+
+
+def system(base: System) -> System:
+    """Returns `base` one frame at a time."""
+    sampling = dataclasses.replace(
+        base.sampling, matrix=AutoregressiveMatrix(), policy=FrameCausal()
+    )
+    return dataclasses.replace(base, sampling=sampling)

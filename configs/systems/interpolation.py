@@ -1,0 +1,17 @@
+"""Interpolation: the first and the last latent frame are given clean, those between are made.
+
+jvdm generate "a red ball rests" --system interpolation --image a.png --last-image b.png
+Two frozen columns of a timestep matrix (Diffusion Forcing, arXiv:2407.01392; as a task:
+VDT, arXiv:2305.13311).
+"""
+
+import dataclasses
+
+from jvdm.samplers import GivenMatrix
+from jvdm.system import System
+
+
+def system(base: System) -> System:
+    """Returns `base` with its first and last latent frames given."""
+    matrix = GivenMatrix(base.sampling.matrix, columns=(0, -1))
+    return dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, matrix=matrix))

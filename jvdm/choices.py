@@ -1,0 +1,147 @@
+"""A system changed by names: `--sampling.solver heun`, `--sampling.matrix.lag 4`.
+
+`PART NAME` chooses a rule, `PART.FIELD VALUE` changes one of its numbers. A name is one of
+`PARTS`, or `FILE.py:Class` or `module:Class` for one's own. A rule that is chosen takes over
+what the one before it had: another guidance keeps the scale, another grid the number of steps.
+"""
+
+import ast
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jvdm.attention import Dense, FrameCausal
+from jvdm.errors import ConfigError
+from jvdm.recipes import load_file, nearest
+from jvdm.samplers import (
+    AutoregressiveMatrix,
+    ClassifierFree,
+    Interval,
+    LagMatrix,
+    PlusPlus,
+    ProgressiveNoise,
+    Rescaled,
+    SharedNoise,
+    ShiftedLevels,
+    SynchronousMatrix,
+    TruncatedMatrix,
+    Unguided,
+    ZeroStar,
+    edm,
+    rectified_flow,
+    trig_flow,
+    vp_cosine,
+)
+from jvdm.samplers.solvers import SOLVERS
+from jvdm.system import System
+
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "levels": {"shifted": ShiftedLevels(16, 3.0)},
+    "matrix": {
+        "synchronous": SynchronousMatrix(),
+        "lag": LagMatrix(lag=4),
+        "autoregressive": AutoregressiveMatrix(),
+        "truncated": TruncatedMatrix(SynchronousMatrix(), 0.6),
+    },
+    "solver": SOLVERS,
+    "guidance": {
+        "none": Unguided(),
+        "cfg": ClassifierFree(4.0),
+        "interval": Interval(4.0, 0.3, 0.9),
+        "plus_plus": PlusPlus(0.6),
+        "rescaled": Rescaled(4.0, 0.7),
+        "zero_star": ZeroStar(4.0),
+    },
+    "policy": {"dense": Dense(), "frame_causal": FrameCausal()},
+    "noise": {"shared": SharedNoise(0.2), "progressive": ProgressiveNoise(1.0)},
+    "process": {
+        "rectified_flow": rectified_flow(),
+        "vp_cosine": vp_cosine(),
+        "trig_flow": trig_flow(),
+        "edm": edm(),
+    },
+}
+"""What can be chosen by name, part by part."""
+
+
+def choose(system: System, choices: Mapping[str, Any]) -> System:
+    """Returns the system with what was chosen.
+
+    Args:
+        system: The system.
+        choices: By part or field, such as `{"solver": "heun", "matrix.lag": "4"}`, in order.
+
+    Raises:
+        ConfigError: If there is no such part, name or field, or a value does not fit.
+    """
+    for key, value in choices.items():
+        part, *path = key.split(".")
+        if part not in PARTS:
+            what = f"--sampling.{part} was given"
+            raise ConfigError(what, "there is no such part of a sampling", nearest(part, PARTS))
+        old = system.process if part == "process" else getattr(system.sampling, part)
+        new = _changed(old, path, value, key) if path else _named(part, value)
+        if not path and part in ("levels", "guidance"):
+            new = _taken_over(new, old)
+        if part == "process":
+            system = dataclasses.replace(system, process=new)
+        else:
+            sampling = dataclasses.replace(system.sampling, **{part: new})
+            system = dataclasses.replace(system, sampling=sampling)
+    return system
+
+
+def _named(part: str, name: Any) -> Any:
+    """Returns the rule that a name stands for."""
+    if name in PARTS[part]:
+        return PARTS[part][name]
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        fix = f"{nearest(name, PARTS[part])} (all: {', '.join(PARTS[part])}; or FILE.py:Class)"
+        raise ConfigError(f"a {part} called {name!r} was asked for", "there is none", fix)
+    try:
+        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        made = getattr(module, attribute)
+        return made() if isinstance(made, type) else made
+    except (ImportError, AttributeError, TypeError, OSError) as error:
+        fix = "name a file or module and a class in it that needs no arguments"
+        raise ConfigError(f"{part} {name} cannot be made", str(error), fix) from error
+
+
+def _taken_over(new: Any, old: Any) -> Any:
+    """Gives a chosen rule the numbers of the one before that it has, and can have, too."""
+    mine, theirs = ({field.name for field in dataclasses.fields(rule)} for rule in (new, old))
+    try:
+        return dataclasses.replace(new, **{name: getattr(old, name) for name in mine & theirs})
+    except ConfigError:
+        return new
+
+
+def _changed(old: Any, path: list[str], value: Any, key: str) -> Any:
+    """Returns a rule with one field changed."""
+    name, *deeper = path
+    names = (
+        [field.name for field in dataclasses.fields(old)] if dataclasses.is_dataclass(old) else []
+    )
+    if name not in names:
+        what = f"--sampling.{key} was given"
+        why = f"{type(old).__name__} has no {name}"
+        raise ConfigError(what, why, f"it has {', '.join(names) or 'no fields'}")
+    now = getattr(old, name)
+    new = _changed(now, deeper, value, key) if deeper else _value(value, now, key)
+    return dataclasses.replace(old, **{name: new})
+
+
+def _value(text: Any, now: Any, key: str) -> Any:
+    """Reads a value of the kind that is there now."""
+    try:
+        value = ast.literal_eval(str(text))
+    except (ValueError, SyntaxError):
+        value = text
+    value = float(value) if isinstance(now, float) and type(value) is int else value
+    if now is not None and type(value) is not type(now):
+        kind = type(now).__name__
+        raise ConfigError(f"--sampling.{key} is {text!r}", f"it must be a {kind} like {now!r}")
+    return value

@@ -1,0 +1,233 @@
+"""The system: what a published method composes, as one frozen value.
+
+Networks are static; the numbers of `Sampling` are leaves of a pytree. So another prompt,
+seed, scale or matrix of equal shape never compiles again, equal systems share compiled
+programs, and two systems that differ in structure never do.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Frames, Key, Latents, PyTree, no_type_check
+from jvdm.attention import Policy
+from jvdm.keys import named
+from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.samplers import (
+    Call,
+    ClassifierFree,
+    Denoiser,
+    Euler,
+    Guidance,
+    NoiseInitialiser,
+    Predict,
+    Process,
+    ShiftedLevels,
+    Solver,
+    SynchronousMatrix,
+    guided,
+    guided_carry,
+    make_denoiser,
+    rectified_flow,
+)
+from jvdm.samplers.process import PredictionKind
+from jvdm.samplers.rules import LevelsRule, MatrixRule
+from jvdm.vae.latent_space import LatentSpace
+from jvdm.values import to_data
+
+
+@no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How latents are made: each part a small frozen rule."""
+
+    levels: LevelsRule | None = ShiftedLevels(16, 3.0)
+    """Grid of noise levels."""
+    matrix: MatrixRule | None = SynchronousMatrix()
+    """Which level each frame has at each row."""
+    solver: Solver = dataclasses.field(default=Euler(), metadata={"static": True})
+    """How a frame goes from one level to the next."""
+    guidance: Guidance = ClassifierFree(4.0)
+    """Which branches are evaluated and how they are joined."""
+    policy: Policy | None = dataclasses.field(default=None, metadata={"static": True})
+    """Which tokens attend to which; None is the policy that the model was made with."""
+    noise: NoiseInitialiser | None = dataclasses.field(default=None, metadata={"static": True})
+    """Noise that a run starts from; None is independent noise."""
+
+    def of_a_row(self) -> "Sampling":
+        """Returns the part on which the program of a row depends."""
+        return dataclasses.replace(self, levels=None, matrix=None, noise=None)
+
+
+@no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class System:
+    """Networks and rules, no arrays.
+
+    Parameters are `{"text", "model", "vae"}`; those of the autoencoder are a `LatentSpace`,
+    which holds mean and standard deviation of its latents too.
+
+    Attributes:
+        text: Text encoder: `read(prompts)` on the host, then `apply` to states and lengths.
+        model: Denoiser network.
+        vae: Autoencoder; it knows which sizes are legal.
+        process: The corruption process that the model was trained on.
+        prediction: What the model predicts.
+        sampling: How latents are made.
+    """
+
+    text: Any = dataclasses.field(metadata={"static": True})
+    model: Any = dataclasses.field(metadata={"static": True})
+    vae: Any = dataclasses.field(metadata={"static": True})
+    process: Process = dataclasses.field(default=rectified_flow(), metadata={"static": True})
+    prediction: PredictionKind = dataclasses.field(default="velocity", metadata={"static": True})
+    sampling: Sampling = Sampling()
+
+    def only(self, *names: str) -> "System":
+        """Returns a system with these parts alone, for programs that depend on no other."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return System(**{name: getattr(self, name) if name in names else None for name in fields})
+
+    def of_a_row(self) -> "System":
+        """Returns the part on which the program of a row depends."""
+        sampling = self.sampling and self.sampling.of_a_row()
+        row = self.only("model", "process", "prediction")
+        return dataclasses.replace(row, sampling=sampling)
+
+    def with_dtype(self, dtype: str) -> "System":
+        """Returns the system whose networks compute in `dtype`."""
+        networks = {name: getattr(self, name) for name in ("text", "model", "vae")}
+        changed = {
+            name: network.clone(dtype=dtype)
+            for name, network in networks.items()
+            if hasattr(network, "dtype")
+        }
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def network(self) -> Any:
+        """The denoiser network, with the policy of the sampling."""
+        policy = self.sampling.policy
+        return self.model if policy is None else self.model.clone(policy=policy)
+
+    def init(self, key: Key) -> PyTree:
+        """Returns fresh parameters of all networks; traceable."""
+        frames = jnp.zeros((1, 1, *self.vae.strides[1:], 3))
+        vae = self.vae.init(named(key, "vae"), frames)["params"]
+        channels = self.vae.latent_channels
+        space = LatentSpace(vae, jnp.zeros(channels), jnp.ones(channels))
+        return {**self.init_denoiser(key), "vae": space}
+
+    def init_denoiser(self, key: Key) -> PyTree:
+        """Returns fresh `{"text", "model"}` parameters."""
+        ids = jax.tree.map(jnp.asarray, self.text.read(("",))[0])
+        text = self.text.init(named(key, "text"), ids)
+        side = self.model.patch
+        latents = jnp.zeros((1, 1, side, side, self.vae.latent_channels))
+        told = Conditions(text=TextStates(*self.text.apply(text, ids)))
+        if "channel" in self.model.ports:
+            told = told.replace(channel=ChannelCondition(latents, latents[..., 0] > 0))
+        call = Call.at(latents[..., 0, 0, 0])
+        model = self.model.init(named(key, "model"), latents, call, told, None)
+        return {"text": text["params"], "model": model["params"]}
+
+    def told(
+        self, params: PyTree, ids: PyTree, channel: ChannelCondition | None = None
+    ) -> Conditions:
+        """Returns the conditions for what `text.read` made of prompts, and known latents."""
+        text = TextStates(*self.text.apply({"params": params["text"]}, ids))
+        return Conditions(text=text, channel=channel)
+
+    def predict(self, params: PyTree, told: Conditions) -> Predict:
+        """Returns the network as a function of latents, call and carry."""
+
+        def predict(x: Latents, call: Call, carry: PyTree) -> tuple[Latents, PyTree]:
+            return self.network.apply({"params": params["model"]}, x, call, told, carry)
+
+        return predict
+
+    def conditions(
+        self, params: PyTree, ids: PyTree, channel: ChannelCondition | None = None
+    ) -> Conditions:
+        """Returns what the model is told in all guidance branches, branch-major.
+
+        Args:
+            params: Parameters.
+            ids: What `text.read` made of the prompts of all branches, one branch after
+                the other.
+            channel: Known latents of the videos; the same in every branch but those
+                that go without (`dropped`).
+        """
+        if channel is not None:
+            keeps = ["channel" not in dropped(name) for name in self.sampling.guidance.branches]
+            known = jnp.concatenate([channel.known & keep for keep in keeps])
+            channel = ChannelCondition(jnp.concatenate([channel.latents] * len(keeps)), known)
+        return self.told(params, ids, channel)
+
+    def denoiser(self, params: PyTree, conditions: Conditions) -> Denoiser:
+        """Returns the guided network as a function of latents, call and carry."""
+        guidance = self.sampling.guidance
+
+        def denoiser_of(names: Sequence[str]) -> Denoiser:
+            told = _branches(conditions, guidance.branches, names)
+            return make_denoiser(self.predict(params, told), self.process, self.prediction)
+
+        return guided(guidance, denoiser_of, self.process)
+
+    def start(self, shape: Sequence[int], window: int) -> PyTree:
+        """Returns the first carry of a denoiser for latents `[B, F, H, W, C]`.
+
+        Args:
+            shape: Sizes of the latents of the run.
+            window: Latent frames that the network sees at once.
+
+        Raises:
+            JvdmError: If the attention policy cannot run on these sizes.
+        """
+        batch, latent_frames, height, width, _ = shape
+        positions = jnp.arange(latent_frames, dtype=jnp.float32)
+
+        def carry_of(names: Sequence[str]) -> PyTree:
+            return self.network.start(window, height, width, positions, batch * len(names))
+
+        return guided_carry(self.sampling.guidance, carry_of)
+
+    def encode(self, params: PyTree, frames: Frames) -> Latents:
+        """Returns the standardised latents of a video."""
+        space = params["vae"]
+        posterior: Any = self.vae.apply({"params": space.params}, frames, method="encode")
+        return space.standardize(posterior.mean)
+
+    def decode(self, params: PyTree, latents: Latents) -> Frames:
+        """Returns the frames of standardised latents, about 0..1, not clipped."""
+        space = params["vae"]
+        latents = space.restore(latents)
+        return self.vae.apply({"params": space.params}, latents, method="decode")
+
+
+def rules_of(system: System) -> dict[str, Any]:
+    """Returns process, prediction and sampling of a system as JSON data."""
+    names = ("process", "prediction", "sampling")
+    return {name: to_data(getattr(system, name), name) for name in names}
+
+
+def dropped(branch: str) -> tuple[str, ...]:
+    """Returns the ports that a guidance branch goes without: `prompt without channel`."""
+    return tuple(branch.split(" without ")[1:])
+
+
+def _branches(conditions: Conditions, every: Sequence[str], names: Sequence[str]) -> Conditions:
+    """Returns the conditions of the branches called `names`, of branch-major ones of all."""
+    if tuple(names) == tuple(every):
+        return conditions
+
+    def take(leaf: Array) -> Array:
+        parts = jnp.split(leaf, len(every))
+        return jnp.concatenate([parts[every.index(name)] for name in names])
+
+    return jax.tree.map(take, conditions)

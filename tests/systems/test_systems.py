@@ -1,0 +1,234 @@
+"""Systems as files: what each promises, and that they run wherever a model does."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm import cli, samplers
+from jvdm.attention import FrameCausal
+from jvdm.evaluate import EvaluateOptions
+from jvdm.evaluate import run as evaluate
+from jvdm.pipeline import Request
+from jvdm.recipes import SYSTEMS, shipped
+from jvdm.samplers import AutoregressiveMatrix, Heun, LagMatrix
+from jvdm.system import Sampling, System
+from jvdm.video import Video
+
+PROMPT = "a large red ball rolls to the left"
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 32, 3)).astype(np.uint8)
+CLIP = np.random.default_rng(1).integers(0, 256, (9, 16, 32, 3)).astype(np.uint8)
+
+
+def latents_of(pipe, **settings):
+    asked = {"seed": 0, "progress": False, "output_type": "latent"} | settings
+    return np.asarray(pipe(PROMPT, **asked))
+
+
+@pytest.fixture(scope="module")
+def loaded(weights):
+    """Loads the model as a system."""
+    return lambda system, **options: jvdm.load(weights, system=system, progress=False, **options)
+
+
+def test_five_systems_ship():
+    found = set(shipped(SYSTEMS))
+    assert {"autoregressive", "image_to_video", "interpolation", "sdedit", "wave"} <= found
+
+
+def test_a_wave_is_a_matrix(loaded, pipe):
+    wave = loaded("wave")
+    assert wave.system.sampling.matrix == LagMatrix(lag=2)
+    lagged = samplers.lag_matrix(samplers.shift_levels(samplers.linspace_levels(3), 2.0), 3, lag=2)
+    assert np.array_equal(latents_of(wave), latents_of(pipe, matrix=lagged))
+    assert not np.allclose(latents_of(wave), latents_of(pipe))
+
+
+def test_frames_of_an_autoregressive_run_do_not_know_what_follows(loaded):
+    pipe = loaded("autoregressive")
+    assert pipe.system.sampling.policy == FrameCausal()
+    with pytest.warns(UserWarning, match="more than the 9"):
+        long = latents_of(pipe, num_frames=17)
+    np.testing.assert_allclose(long[:, :3], latents_of(pipe), rtol=1e-4, atol=1e-4)
+
+
+def test_image_to_video_and_interpolation_are_the_base_with_pictures(loaded, pipe):
+    first, ends = {"image": IMAGE}, {"image": IMAGE, "last_image": IMAGE[::-1].copy()}
+    assert np.array_equal(latents_of(loaded("image_to_video"), **first), latents_of(pipe, **first))
+    assert np.array_equal(latents_of(loaded("interpolation"), **ends), latents_of(pipe, **ends))
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "missing"),
+    [
+        ("image_to_video", {}, "0"),
+        ("interpolation", {"image": IMAGE}, "2"),
+        ("sdedit", {}, "0, 1, 2"),
+    ],
+)
+def test_a_system_that_needs_a_picture_says_so(loaded, system, given, missing):
+    with pytest.raises(jvdm.ConfigError, match=f"latent frames {missing} do not start as noise"):
+        latents_of(loaded(system), **given)
+
+
+def test_sdedit_starts_from_the_video_and_strength_is_how_far(loaded, pipe):
+    clip = Video(CLIP, 12.0)
+    coded = np.asarray(pipe.encode(CLIP[None]))
+    everything = loaded("sdedit", sampling={"matrix.strength": 1.0})
+    assert np.array_equal(latents_of(everything), latents_of(pipe))
+    some, more = (loaded("sdedit", sampling={"matrix.strength": s}) for s in (0.34, 0.67))
+    near, far = (np.abs(latents_of(p, video=clip) - coded).mean() for p in (some, more))
+    assert 0 < near < far < np.abs(latents_of(pipe) - coded).mean()
+    start = np.asarray(some.begin(some.prepare(Request(prompt=PROMPT, seed=0, video=clip))).x)
+    level = float(samplers.shift_levels(samplers.linspace_levels(3), 2.0)[2])
+    noise = np.asarray(pipe.begin(pipe.prepare(Request(prompt=PROMPT, seed=0))).x)
+    np.testing.assert_allclose(start, (1 - level) * coded + level * noise, rtol=1e-4, atol=1e-4)
+
+
+def test_sdedit_refuses_a_video_that_is_too_short(loaded):
+    with pytest.raises(jvdm.ShapeError, match="the video to edit has 5 frames.*9 are made"):
+        latents_of(loaded("sdedit"), video=Video(CLIP[:5], 12.0))
+
+
+def test_every_part_is_chosen_by_name(loaded, pipe):
+    chosen = {"solver": "heun", "matrix": "lag", "matrix.lag": "3", "policy": "frame_causal"}
+    chosen |= {"guidance": "interval", "guidance.low": "0.2", "levels.num_steps": "4"}
+    made = loaded(None, sampling=chosen).system.sampling
+    assert (made.solver, made.matrix, made.policy) == (Heun(), LagMatrix(lag=3), FrameCausal())
+    assert made.guidance == samplers.Interval(2.0, 0.2, 0.9)  # the scale of the model is kept
+    assert made.levels == dataclasses.replace(pipe.system.sampling.levels, num_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"solver": "eular"}, "a solver called 'eular'.*did you mean .*euler"),
+        ({"policy": "frame_casual"}, "a policy called 'frame_casual'.*frame_causal"),
+        ({"solvr": "heun"}, "no such part.*did you mean solver"),
+        ({"matrix.lagg": "3"}, "SynchronousMatrix has no lagg"),
+        ({"levels.num_steps": "many"}, "num_steps is 'many'; it must be a int"),
+        ({"solver": "nowhere.py:Mine"}, "solver nowhere.py:Mine cannot be made"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(loaded, chosen, message):
+    with pytest.raises(jvdm.ConfigError, match=message):
+        loaded(None, sampling=chosen)
+
+
+def test_a_solver_of_ones_own_is_a_file(loaded, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SOLVER)
+    mine = loaded(None, sampling={"solver": f"{path}:HalfEuler"})
+    assert type(mine.system.sampling.solver).__name__ == "HalfEuler"
+    assert np.isfinite(latents_of(mine)).all()
+
+
+SOLVER = """
+import dataclasses
+from jvdm.samplers import Euler
+@dataclasses.dataclass(frozen=True)
+class HalfEuler(Euler):
+    '''Euler by another name.'''
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a system file."""
+
+    def write(body):
+        path = tmp_path / "mine.py"
+        path.write_text(f"import dataclasses\ndef system(base):\n    {body}\n")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return base.sampling", "returned a Sampling; system.base. returns a System"),
+        ("raise KeyError('x')", "failed; KeyError: 'x'"),
+        (
+            "return dataclasses.replace(base, model=base.model.clone(ports=('text', 'channel')))",
+            "channel_in",
+        ),
+        ("return dataclasses.replace(base, model=base.model.clone(width=48))", "another model"),
+    ],
+)
+def test_a_file_that_does_not_describe_a_system_exits_2(
+    weights, write, capsys, tmp_path, body, message
+):
+    arguments = ["generate", PROMPT, "--weights", str(weights), "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--system", str(write(body))]) == 2
+    (line,) = [e for e in capsys.readouterr().err.splitlines() if e.startswith("jvdm: ")]
+    import re
+
+    assert re.search(message, line), line
+
+
+def test_an_unknown_system_names_the_nearest(loaded):
+    with pytest.raises(jvdm.ConfigError, match="no system 'wav'.*did you mean wave"):
+        loaded("wav")
+
+
+def test_a_file_of_the_users_runs_like_a_shipped_one(weights, write, tmp_path, capsys):
+    path = write("return dataclasses.replace(base, prediction='velocity')")
+    arguments = ["generate", PROMPT, "--weights", str(weights), "--seed", "0", "--json"]
+    out = ["--output", str(tmp_path / "out"), "--sampling.solver", "heun"]
+    assert cli.main([*arguments, *out, "--system", str(path)]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["videos"]
+    assert record["settings"]["sampling"] == {"solver": "heun"}
+    assert record["system"]["sampling"]["solver"]["class"].endswith(":Heun")
+    again = ["generate", "--like", record["outputs"]["record"], "--json", *out[:2]]
+    assert cli.main(again) == 0
+    (second,) = json.loads(capsys.readouterr().out)["videos"]
+    assert second["sha256"]["frames"] == record["sha256"]["frames"]
+    path.write_text(path.read_text() + "# changed\n")
+    assert cli.main(again) == 2
+    assert "has changed since the record" in capsys.readouterr().err
+
+
+def test_options_that_contradict_a_system_are_refused(loaded):
+    with pytest.raises(jvdm.ConfigError, match="guidance_scale is 3.0; .*Unguided.* has no scale"):
+        latents_of(loaded(None, sampling={"guidance": "none"}), guidance_scale=3.0)
+
+
+@pytest.mark.slow
+def test_a_system_is_evaluated(weights, tmp_path):
+    options = EvaluateOptions(
+        weights=str(weights), sets=("A",), known_frame_sets=(), num_prompts=2, batch_size=2
+    )
+    plain = evaluate(dataclasses.replace(options, output=tmp_path / "plain"))
+    wave = evaluate(dataclasses.replace(options, system="wave", output=tmp_path / "wave"))
+    assert wave["settings"]["system"] == "wave"
+    assert wave["sets"]["A"]["measures"] != plain["sets"]["A"]["measures"]
+
+
+def test_a_run_is_left_and_continued_in_the_middle(pipe):
+    job = pipe.prepare(Request(prompt=PROMPT, seed=0))
+    whole = pipe.advance(pipe.start(job))
+    run = pipe.advance(pipe.start(job), 2)
+    assert run.row == 2
+    rows = []
+    run = pipe.advance(run, callback=lambda row, _: rows.append(row))
+    assert (rows, run.row) == ([2], 3)
+    assert np.array_equal(run.state.x, whole.state.x)
+    assert np.array_equal(pipe.sample(job), whole.state.x)
+
+
+def test_a_scale_of_one_runs_one_branch(pipe):
+    calls = {}
+    for scale in (1.0, 2.0):
+        job = pipe.prepare(Request(prompt=PROMPT, seed=0, guidance_scale=scale))
+        calls[scale] = len(job.ids)
+    assert calls == {1.0: 1, 2.0: 2}
+
+
+def test_equal_systems_are_equal_values(pipe, loaded):
+    assert isinstance(pipe.system, System) and isinstance(pipe.system.sampling, Sampling)
+    assert loaded(None).system == pipe.system
+    assert hash(loaded("wave").system) != hash(pipe.system)
+    assert AutoregressiveMatrix() == AutoregressiveMatrix()
