@@ -1,4 +1,4 @@
-"""What happens once before the first step: shapes, compilation, versions, traces."""
+"""What happens once before the first step: shapes, state, compilation; and traces of later ones."""
 
 import dataclasses
 import functools
