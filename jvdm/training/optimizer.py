@@ -1,7 +1,7 @@
 """The optimizer: Muon for the matrices of the layers, Adam for everything else."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -33,7 +33,7 @@ class Optimizer:
     final_scale: float = 0.02
     """Learning rate at the end over the peak."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of matrices."""
+    """Decoupled weight decay of kernels; gains, biases, tables and embeddings have none."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
 
@@ -52,22 +52,21 @@ class Optimizer:
         )
 
     def build(self, num_steps: int) -> optax.GradientTransformation:
-        """Returns clipping followed by the chosen optimizer for `num_steps` steps."""
-        rate = self.schedule(num_steps)
+        """Returns clipping, the chosen optimizer and decay, for `num_steps` steps."""
+        rate: Any = self.schedule(num_steps)
         if self.kind == "adamw":
-            update = optax.adamw(rate, b2=0.99, weight_decay=self.weight_decay, mask=_decayed)
+            update = optax.adam(rate, b2=0.99)
         else:
             update = muon(
                 learning_rate=lambda step: self.matrix_scale * rate(step),
                 adam_learning_rate=rate,
                 adam_b2=0.99,
-                adam_weight_decay=self.weight_decay,
-                weight_decay=self.weight_decay / self.matrix_scale,
-                weight_decay_mask=_decayed,
                 muon_weight_dimension_numbers=matrix_axes,
                 consistent_rms=0.2,
             )
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), update)
+        # By itself: optax's Muon has a mask for its matrices alone, none for what it gives Adam.
+        decay = optax.add_decayed_weights(lambda step: -self.weight_decay * rate(step), _kernels)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), update, decay)
 
 
 def matrix_axes(params: PyTree) -> PyTree:
@@ -88,5 +87,10 @@ def matrix_axes(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _decayed(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+def _kernels(params: PyTree) -> PyTree:
+    """Says for every leaf whether it decays: stacked gains have two axes too."""
+
+    def named(path, leaf) -> bool:
+        return str(getattr(path[-1], "key", path[-1])).startswith("kernel")
+
+    return jax.tree_util.tree_map_with_path(named, params)

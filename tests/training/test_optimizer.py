@@ -82,3 +82,17 @@ def test_gradients_are_clipped_by_their_global_norm():
     scaled = jax.tree.map(lambda leaf: 1e4 * leaf, params)
     one, other = (transform.update(g, transform.init(params), params)[1] for g in (grads, scaled))
     chex.assert_trees_all_close(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_only_kernels_decay(kind):
+    shapes = jax.eval_shape(nano.config().objective.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    optimizer = Optimizer(kind=kind, learning_rate=0.5, warmup_steps=1, weight_decay=0.1)
+    transform = optimizer.build(10)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates: Any = jax.jit(transform.update)(nothing, transform.init(params), params)[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        name = jax.tree_util.keystr(path)
+        wanted = -0.05 if "kernel" in name else 0.0
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, err_msg=name)
