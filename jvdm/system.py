@@ -115,6 +115,17 @@ class System:
         policy = self.sampling.policy
         return self.model if policy is None else self.model.clone(policy=policy)
 
+    def in_rows(self, num_rows: int) -> tuple["System", ...]:
+        """Returns the system of each row of a run: attention policies may divide it into phases."""
+        policy = self.network.policy
+        systems = {}
+        for name, _ in policy.phases(num_rows):
+            phase = policy.in_phase(name)
+            sampling = dataclasses.replace(self.sampling, policy=phase)
+            same = phase == policy
+            systems[name] = self if same else dataclasses.replace(self, sampling=sampling)
+        return tuple(systems[name] for name, count in policy.phases(num_rows) for _ in range(count))
+
     def init(self, key: Key) -> PyTree:
         """Returns fresh parameters of all networks; traceable."""
         frames = jnp.zeros((1, 1, *self.vae.strides[1:], 3))

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,7 +90,7 @@ def load(
             dtype, manifest = chosen_dtype(dtype), read_manifest(folder)
             made = system_of(manifest)
             if system is not None and not isinstance(system, str | Path):
-                made = apply_system(system, made, getattr(system, "__name__", "given"))
+                made = apply_system(system, made, getattr(system, "__name__", "that was given"))
             elif system is not None:
                 made = load_system(str(system), made)
             made = choose(made, sampling or {}).with_dtype(dtype)
@@ -242,7 +243,9 @@ class Pipeline:
             decodes: Videos that will be decoded at once; 0 is none.
         """
         shape = (decodes, *run.job.shape[1:])
-        works = [lambda: programs.denoise_row.lower(*self._row(run), mesh=self.mesh).compile()]
+        works = [
+            functools.partial(self._compile_row, system, run) for system in set(self._rows(run))
+        ]
         if decodes and self._fits(shape):
             x = run.state.x
             same = x if decodes == x.shape[0] else jax.ShapeDtypeStruct(shape, x.dtype)
@@ -272,10 +275,11 @@ class Pipeline:
         """
         left = run.job.matrix.num_rows - run.row
         count = left if num_rows is None else min(num_rows, left)
-        fixed = self._row(run)[:4]
+        systems, fixed = self._rows(run), self._fixed(run)
 
         def step(state: State, row: np.int32) -> State:
-            return programs.denoise_row(*fixed, state, np.int32(run.row + row), mesh=self.mesh)
+            row = np.int32(run.row + row)
+            return programs.denoise_row(systems[row], *fixed, state, row, mesh=self.mesh)
 
         end, row = run.state, run.row
         with (
@@ -351,12 +355,18 @@ class Pipeline:
             warnings=job.warnings,
         )
 
-    def _row(self, run: Run) -> tuple[Any, ...]:
-        """Returns the arguments of the program of a row."""
-        system = run.job.system.of_a_row()
+    def _rows(self, run: Run) -> tuple[System, ...]:
+        """Returns the system of every row, as far as the program of a row depends on it."""
+        return run.job.system.of_a_row().in_rows(run.job.matrix.num_rows)
+
+    def _fixed(self, run: Run) -> tuple[Any, ...]:
+        """Returns the arguments that all rows share."""
         params = {"model": self.params["model"]}
-        matrix = self._everywhere(run.job.matrix)
-        return system, params, run.conditions, matrix, run.state, np.int32(run.row)
+        return params, run.conditions, self._everywhere(run.job.matrix)
+
+    def _compile_row(self, system: System, run: Run) -> None:
+        arguments = (system, *self._fixed(run), run.state, np.int32(0))
+        programs.denoise_row.lower(*arguments, mesh=self.mesh).compile()
 
     def _coder(self) -> tuple[System, PyTree]:
         """Returns the autoencoder and its parameters."""

@@ -13,7 +13,7 @@ import numpy as np
 from jvdm import samplers
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.pipeline.pictures import Canvas, Known, place, read_channel
+from jvdm.pictures import Canvas, Known, place, read_channel
 from jvdm.samplers import TimestepMatrix
 from jvdm.samplers.matrices import level_at
 from jvdm.settings import (
@@ -44,7 +44,7 @@ class Request(Settings):
     """A run as it was asked for from Python, where prompts and seeds may be several.
 
     `prompt` is text or a sequence of texts, `seed` a number or one per video; pictures may be
-    arrays (`jvdm.pipeline.pictures`).
+    arrays (`jvdm.pictures`).
 
     Attributes:
         latents: Starting noise `[B, F, H, W, C]` or `[F, H, W, C]` instead of the seeds'.

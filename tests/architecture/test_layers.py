@@ -19,6 +19,7 @@ LAYERS = (
     ("models", "text", "vae"),
     ("system",),
     ("choices", "settings"),
+    ("pictures",),
     ("pipeline",),
     ("evaluation", "training"),
     ("experiment", "options"),

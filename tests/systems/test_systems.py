@@ -1,21 +1,25 @@
 """Systems as files: what each promises, and that they run wherever a model does."""
 
 import dataclasses
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
 
 import jvdm
 from jvdm import cli, samplers
-from jvdm.attention import FrameCausal
+from jvdm.attention import Dense, FrameCausal, Policy
 from jvdm.evaluate import EvaluateOptions
 from jvdm.evaluate import run as evaluate
 from jvdm.pipeline import Request
 from jvdm.recipes import SYSTEMS, shipped
-from jvdm.samplers import AutoregressiveMatrix, Heun, LagMatrix
+from jvdm.samplers import AutoregressiveMatrix, Heun, LagMatrix, Weighted
 from jvdm.system import Sampling, System
+from jvdm.values import to_data
 from jvdm.video import Video
+from jvdm.weights import safetensors, write_manifest
 
 PROMPT = "a large red ball rolls to the left"
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 32, 3)).astype(np.uint8)
@@ -164,8 +168,6 @@ def test_a_file_that_does_not_describe_a_system_exits_2(
     arguments = ["generate", PROMPT, "--weights", str(weights), "--output", str(tmp_path / "out")]
     assert cli.main([*arguments, "--system", str(write(body))]) == 2
     (line,) = [e for e in capsys.readouterr().err.splitlines() if e.startswith("jvdm: ")]
-    import re
-
     assert re.search(message, line), line
 
 
@@ -217,6 +219,76 @@ def test_a_run_is_left_and_continued_in_the_middle(pipe):
     assert (rows, run.row) == ([2], 3)
     assert np.array_equal(run.state.x, whole.state.x)
     assert np.array_equal(pipe.sample(job), whole.state.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseFirst(Policy):
+    """The first row sees all, the others the past."""
+
+    causal: bool = False
+
+    def phases(self, num_rows):
+        return ("dense", 1), ("causal", num_rows - 1)
+
+    def in_phase(self, name):
+        return dataclasses.replace(self, causal=name == "causal")
+
+    def select(self, q, k, v, state, call):
+        return (FrameCausal() if self.causal else Dense()).select(q, k, v, state, call)
+
+
+def test_a_policy_divides_a_run_into_phases(loaded):
+    request = Request(prompt=PROMPT, seed=0)
+    kinds = {"dense": Dense(), "causal": FrameCausal(), "both": DenseFirst()}
+    pipes = {
+        name: loaded(lambda base, policy=policy: with_policy(base, policy))
+        for name, policy in kinds.items()
+    }
+    jobs = {name: pipe.prepare(request) for name, pipe in pipes.items()}
+    first = pipes["dense"].advance(pipes["dense"].start(jobs["dense"]), 1)
+    by_hand = pipes["causal"].advance(first._replace(job=jobs["causal"]))
+    made = pipes["both"].sample(jobs["both"])
+    assert np.array_equal(made, by_hand.state.x)
+    assert not np.allclose(made, pipes["causal"].sample(jobs["causal"]))
+
+
+def with_policy(base, policy):
+    return dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, policy=policy))
+
+
+def test_a_port_with_zero_weights_changes_no_bit_and_a_port_that_is_not_there_is_refused(
+    weights, pipe, tmp_path
+):
+    for path in weights.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = pipe.system.model.clone(ports=("text", "channel"))
+    manifest = pipe.manifest
+    components = {**manifest.components, "model": to_data(model)}
+    write_manifest(tmp_path, dataclasses.replace(manifest, components=components))
+    tree = safetensors.load(tmp_path / "model.safetensors")
+    inputs = model.patch**2 * (model.latent_channels + 1)
+    tree["channel_in"] = {"kernel": np.zeros((inputs, model.width), np.float32)}
+    safetensors.save(tmp_path / "model.safetensors", tree, dtype="float32")
+    ported = jvdm.load(tmp_path, progress=False)
+    clip = Video(CLIP, 12.0)
+    assert np.array_equal(latents_of(ported, channel=clip), latents_of(pipe))
+    kernel = np.random.default_rng(0).normal(size=(inputs, model.width)).astype(np.float32)
+    tree["channel_in"]["kernel"] = kernel
+    safetensors.save(tmp_path / "model.safetensors", tree, dtype="float32")
+    told = jvdm.load(tmp_path, progress=False)
+    assert np.array_equal(latents_of(told), latents_of(pipe))  # nothing is told
+    assert not np.allclose(latents_of(told, channel=clip), latents_of(pipe))
+
+    without = Weighted(("unconditional without channel", "prompt without channel"), (-1.0, 2.0))
+    silent = dataclasses.replace(told, system=with_guidance(told.system, without))
+    assert np.array_equal(latents_of(silent, channel=clip), latents_of(pipe))
+
+    with pytest.raises(jvdm.ConfigError, match="channel condition was given.*has the ports text"):
+        latents_of(pipe, channel=clip)
+
+
+def with_guidance(base, guidance):
+    return dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, guidance=guidance))
 
 
 def test_a_scale_of_one_runs_one_branch(pipe):
