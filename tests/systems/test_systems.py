@@ -1,7 +1,6 @@
 """Systems as files: what each promises, and that they run wherever a model does."""
 
 import dataclasses
-import functools
 import json
 import re
 
