@@ -144,7 +144,7 @@ class System:
         if "channel" in self.model.ports:
             told = told.replace(channel=ChannelCondition(latents, latents[..., 0] > 0))
         call = Call.at(latents[..., 0, 0, 0])
-        model = self.model.init(named(key, "model"), latents, call, told, None)
+        model = self.model.init(named(key, "dit"), latents, call, told, None)
         return {"text": text["params"], "model": model["params"]}
 
     def told(
