@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Float, Int, Key, PyTree, UInt8
@@ -130,7 +131,7 @@ class Preview(Protocol):
 
     def render(
         self, objective: Any, params: PyTree, data: PyTree
-    ) -> tuple[Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], Sequence[str]]:
+    ) -> tuple[Float[Array, "B T H W 3"] | UInt8[np.ndarray, "B T H W 3"], Sequence[str]]:
         """Returns clips, RGB in 0..1 or bytes, and a label for each.
 
         Args:
