@@ -20,6 +20,7 @@ from jvdm.video import Video, read_video, write_image
 from tests.generate import nano
 
 PROMPT = "a large red ball rolls to the left"
+RECORD_BEFORE_SYSTEMS = Path(__file__).with_name("record_before_systems.json")
 STEM = "a_large_red_ball_rolls_to_the_left"
 
 
@@ -103,6 +104,17 @@ def test_options_beside_a_record_change_it(make):
     (other,) = make(None, weights=None, seed=4, like=path_of(first))
     assert (other["settings"]["prompt"], other["settings"]["seed"]) == (PROMPT, 4)
     assert contents(other) != contents(first)
+
+
+def test_a_record_from_before_systems_is_made_again(make):
+    record = records.read(RECORD_BEFORE_SYSTEMS)
+    assert record.system == {}
+    (again,) = make(None, seed=None, weights=None, like=RECORD_BEFORE_SYSTEMS)
+    settings = {name: again["settings"][name] for name in record.settings}
+    assert settings == record.settings
+    assert again["system"]["sampling"]["guidance"]["scale"] == 2.5
+    frames = read_video(path_of(again, "video")).frames
+    assert frames.shape == (9, 64, 64, 3)
 
 
 def test_a_record_with_pictures_reads_them_again(make, tmp_path):

@@ -1,6 +1,7 @@
 """What a run promises: same seed same video, given frames stay, nothing compiles twice."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,13 @@ def test_decoding_in_pieces_gives_the_same_frames(pipe, monkeypatch):
     assert np.abs(pieces.astype(int) - whole).max() <= 1
 
 
+def test_encoding_in_pieces_gives_the_same_latents(pipe, monkeypatch):
+    clip = np.random.default_rng(2).integers(0, 256, (1, 9, 16, 32, 3)).astype(np.uint8)
+    whole = np.asarray(pipe.encode(clip))
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 0)
+    np.testing.assert_allclose(pipe.encode(clip), whole, rtol=1e-4, atol=1e-4)
+
+
 def test_decoding_that_does_not_fit_is_done_in_pieces(pipe, monkeypatch):
     whole = pipe.decode(latents_of(pipe))
     monkeypatch.setattr(programs, "decode", exhausted)
@@ -309,6 +317,17 @@ def test_a_prompt_that_is_no_text_is_refused(prompt):
 def test_less_than_one_video_is_refused(pipe):
     with pytest.raises(jvdm.ConfigError, match="num_videos is 0"):
         pipe(PROMPT, num_videos=0, progress=False)
+
+
+def test_a_setting_that_is_not_there_names_the_nearest(pipe):
+    with pytest.raises(jvdm.ConfigError, match="num_frame was given.*did you mean num_frames"):
+        pipe(PROMPT, num_frame=9, progress=False)
+
+
+def test_the_signature_of_a_call_is_the_list_of_settings(pipe):
+    names = set(inspect.signature(pipe.__call__).parameters)
+    assert {field.name for field in dataclasses.fields(Request)} <= names
+    assert {"prompt", "output_type", "callback", "progress"} <= names
 
 
 def test_the_pipeline_says_what_it_is(pipe):

@@ -170,6 +170,12 @@ def test_a_file_that_does_not_describe_a_system_exits_2(
     assert re.search(message, line), line
 
 
+def test_a_policy_that_cannot_run_on_the_sizes_is_refused_before_anything_is_made(loaded):
+    pipe = loaded(None, sampling={"policy": "frame_causal", "policy.block": 0})
+    with pytest.raises(jvdm.ConfigError, match="causal attention in blocks of 0 over 3 latent"):
+        pipe.prepare(Request(prompt=PROMPT, seed=0))
+
+
 def test_an_unknown_system_names_the_nearest(loaded):
     with pytest.raises(jvdm.ConfigError, match="no system 'wav'.*did you mean wave"):
         loaded("wav")
