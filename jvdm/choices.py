@@ -122,9 +122,7 @@ def _taken_over(new: Any, old: Any) -> Any:
 def _changed(old: Any, path: list[str], value: Any, key: str) -> Any:
     """Returns a rule with one field changed."""
     name, *deeper = path
-    names = (
-        [field.name for field in dataclasses.fields(old)] if dataclasses.is_dataclass(old) else []
-    )
+    names = [field.name for field in getattr(old, "__dataclass_fields__", {}).values()]
     if name not in names:
         what = f"--sampling.{key} was given"
         why = f"{type(old).__name__} has no {name}"

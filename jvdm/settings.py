@@ -108,7 +108,7 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
     return sampling
 
 
-def settled(settings: Settings, sampling: Sampling, sizes: Any) -> Settings:
+def settled(settings: Settings, sampling: Sampling, sizes: Any) -> Any:
     """Returns the settings with nothing left open that the system or the model knows."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):

@@ -142,7 +142,7 @@ class System:
         latents = jnp.zeros((1, 1, side, side, self.vae.latent_channels))
         told = Conditions(text=TextStates(*self.text.apply(text, ids)))
         if "channel" in self.model.ports:
-            told = told.replace(channel=ChannelCondition(latents, latents[..., 0] > 0))
+            told = Conditions(told.text, ChannelCondition(latents, latents[..., 0] > 0))
         call = Call.at(latents[..., 0, 0, 0])
         model = self.model.init(named(key, "dit"), latents, call, told, None)
         return {"text": text["params"], "model": model["params"]}

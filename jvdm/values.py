@@ -32,7 +32,7 @@ def recipe(make: _Maker) -> _Maker:
         given = tuple(signature.bind(*args, **kwargs).arguments.items())
         return dataclasses.replace(make(*args, **kwargs), recipe=(name_of(make), given))
 
-    made.makes = True  # pyright: ignore[reportFunctionMemberAccess]
+    made.__dict__["makes"] = True
     return made  # pyright: ignore[reportReturnType]
 
 

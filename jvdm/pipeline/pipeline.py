@@ -243,7 +243,7 @@ class Pipeline:
             decodes: Videos that will be decoded at once; 0 is none.
         """
         shape = (decodes, *run.job.shape[1:])
-        works = [
+        works: list[Callable[[], Any]] = [
             functools.partial(self._compile_row, system, run) for system in set(self._rows(run))
         ]
         if decodes and self._fits(shape):

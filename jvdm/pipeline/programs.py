@@ -64,6 +64,7 @@ def begin(
     if noise is None:
         first, source = jnp.zeros(1, jnp.int32), system.sampling.noise or samplers.initial_noise
         noise = jax.vmap(lambda one: source(one, first, shape[1], shape[2:])[0])(key)
+    assert noise is not None
     clean = jnp.zeros(shape)
     for values, columns in placed:
         clean = clean.at[:, columns].set(values)

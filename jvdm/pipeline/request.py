@@ -56,6 +56,10 @@ class Request(Settings):
     matrix: TimestepMatrix | None = None
     given: tuple[Given, ...] = ()
 
+    if typing.TYPE_CHECKING:
+
+        def __init__(self, **settings: Any) -> None: ...
+
 
 class LatentShape(NamedTuple):
     """Sizes of the latents of a run."""
@@ -86,7 +90,7 @@ class Job:
         warnings: What the user should know.
     """
 
-    settings: Settings
+    settings: Any
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     system: System
@@ -185,13 +189,13 @@ def _batch(
     return prompts, seeds
 
 
-def _latent_shape(system: System, settings: Settings, batch: int) -> LatentShape:
+def _latent_shape(system: System, settings: Any, batch: int) -> LatentShape:
     """Returns the sizes of the latents; the autoencoder and the patches say which fit."""
     vae, size = system.vae, (settings.height, settings.width)
     for name, value, stride in zip(("height", "width"), size, vae.strides[1:], strict=True):
         _check_multiple(name, value, stride * system.model.patch)
-    frames = vae.latent_frames(settings.num_frames)
-    return LatentShape(batch, frames, *vae.latent_size(*size), vae.latent_channels)
+    frames, (rows, columns) = vae.latent_frames(settings.num_frames), vae.latent_size(*size)
+    return LatentShape(batch, frames, rows, columns, vae.latent_channels)
 
 
 def _check_multiple(name: str, value: int, stride: int) -> None:
@@ -226,7 +230,7 @@ def _told(
     return tuple(text for name in names for text in texts[name])
 
 
-def _beyond_training(settings: Settings, manifest: Manifest) -> tuple[str, ...]:
+def _beyond_training(settings: Any, manifest: Manifest) -> tuple[str, ...]:
     """Returns warnings about sizes that the model was not trained on."""
     warnings = []
     if settings.num_frames > manifest.trained_frames:
@@ -246,7 +250,7 @@ def _beyond_training(settings: Settings, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _matrix(
-    matrix: TimestepMatrix | None, system: System, settings: Settings, latent_frames: int
+    matrix: TimestepMatrix | None, system: System, settings: Any, latent_frames: int
 ) -> TimestepMatrix:
     """Returns the matrix that was given, or the system's."""
     if matrix is None:

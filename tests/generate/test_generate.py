@@ -203,6 +203,8 @@ def test_ctrl_c_saves_what_is_there(make, monkeypatch, tmp_path):
     advance = Pipeline.advance
 
     def interrupted(self, run, num_rows=None, callback=None):
+        assert callback is not None
+
         def press(row, latents):
             if row == 1:
                 os.kill(os.getpid(), signal.SIGINT)

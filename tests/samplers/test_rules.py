@@ -68,7 +68,7 @@ VALUES = {**GRIDS, **MATRICES}
 @pytest.mark.parametrize("name", GRIDS)
 def test_levels_are_the_bits_of_the_function(name):
     rule, expected, _ = GRIDS[name]
-    assert isinstance(rule, LevelsRule) and rule.num_steps == len(expected) - 1
+    assert isinstance(rule, LevelsRule) and getattr(rule, "num_steps") == len(expected) - 1  # noqa: B009
     np.testing.assert_array_equal(rule(), expected)
 
 
