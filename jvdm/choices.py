@@ -18,7 +18,10 @@ from jvdm.recipes import load_file, nearest
 from jvdm.samplers import (
     AutoregressiveMatrix,
     ClassifierFree,
+    ExponentialLevels,
+    ExpShiftedLevels,
     Interval,
+    KarrasLevels,
     LagMatrix,
     PlusPlus,
     ProgressiveNoise,
@@ -28,6 +31,7 @@ from jvdm.samplers import (
     SynchronousMatrix,
     TruncatedMatrix,
     Unguided,
+    WindowedMatrix,
     ZeroStar,
     edm,
     rectified_flow,
@@ -38,12 +42,18 @@ from jvdm.samplers.solvers import SOLVERS
 from jvdm.system import System
 
 PARTS: Mapping[str, Mapping[str, Any]] = {
-    "levels": {"shifted": ShiftedLevels(16, 3.0)},
+    "levels": {
+        "shifted": ShiftedLevels(16, 3.0),
+        "exp_shifted": ExpShiftedLevels(16, 1.15),
+        "karras": KarrasLevels(16, 0.02, 1.0),
+        "exponential": ExponentialLevels(16, 0.02, 1.0),
+    },
     "matrix": {
         "synchronous": SynchronousMatrix(),
         "lag": LagMatrix(lag=4),
         "autoregressive": AutoregressiveMatrix(),
         "truncated": TruncatedMatrix(SynchronousMatrix(), 0.6),
+        "windowed": WindowedMatrix(SynchronousMatrix()),
     },
     "solver": SOLVERS,
     "guidance": {

@@ -55,7 +55,7 @@ class Settings:
     video: Path | None = _setting(PICTURE)
     """Video whose last frames are continued, or that is edited if the system edits."""
     prefix_frames: int | None = _setting(OTHER)
-    """Frames of the video that the result begins with; 13 if left out, or as many as fit."""
+    """Frames of the video that the result begins with; those of four latents if left out."""
     channel: Path | None = _setting(PICTURE)
     """Video for the channel port of a model that has one."""
 

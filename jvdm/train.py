@@ -111,15 +111,15 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     """Compiles the step while the state is made or read."""
     objective, source = experiment.objective, experiment.source
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
-    plan = (objective, transform, experiment.seed, mesh)
-    shapes = setup.state_shapes(*plan)
+    origin = (objective, transform, experiment.seed, mesh)
+    shapes = setup.state_shapes(*origin)
     check_export(objective, experiment.package, checkpoints.workdir / WEIGHTS, shapes.ema)
     restored = checkpoints.resume(resume, shapes, describe(experiment))
     position, saved = (restored.step, restored.data) if restored else (0, None)
     data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
     compiling = Background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
-    state = restored.state if restored else setup.make_state(*plan, experiment.start_from)
+    state = restored.state if restored else setup.make_state(*origin, experiment.start_from)
     return setup.Start(position, state, data, *compiling.result(stop))
 
 

@@ -11,6 +11,7 @@ from jvdm.samplers import (
     ExplicitLevels,
     ExponentialLevels,
     ExpShiftedLevels,
+    GivenMatrix,
     KarrasLevels,
     LagMatrix,
     LevelsRule,
@@ -23,6 +24,7 @@ from jvdm.samplers import (
     exp_shift_levels,
     explicit_levels,
     exponential_levels,
+    freeze,
     karras_levels,
     lag_matrix,
     linspace_levels,
@@ -50,6 +52,7 @@ MATRICES = {
     "wave": (WAVE, lag_matrix(LEVELS, 6, 2, 2), 0),
     "autoregressive": (AutoregressiveMatrix(3), lag_matrix(LEVELS, 6, 8, 3), 0),
     "sdedit": (TruncatedMatrix(WAVE, 0.5), truncate(lag_matrix(LEVELS, 6, 2, 2), 4), 1),
+    "given": (GivenMatrix(WAVE, (0, -1)), freeze(lag_matrix(LEVELS, 6, 2, 2), (0, 5)), 0),
     "in work": (WindowedMatrix(AutoregressiveMatrix(2)), windowed(lag_matrix(LEVELS, 6, 8, 2)), 0),
     "window": (
         WindowedMatrix(AutoregressiveMatrix(2), 3),

@@ -10,6 +10,7 @@ import pytest
 import jvdm
 from jvdm import cli, samplers
 from jvdm.attention import Dense, FrameCausal, Policy
+from jvdm.choices import PARTS
 from jvdm.evaluate import EvaluateOptions
 from jvdm.evaluate import run as evaluate
 from jvdm.pipeline import Request
@@ -102,6 +103,21 @@ def test_every_part_is_chosen_by_name(loaded, pipe):
     assert (made.solver, made.matrix, made.policy) == (Heun(), LagMatrix(lag=3), FrameCausal())
     assert made.guidance == samplers.Interval(2.0, 0.2, 0.9)  # the scale of the model is kept
     assert made.levels == dataclasses.replace(pipe.system.sampling.levels, num_steps=4)
+
+
+RUNS = [
+    (part, name)
+    for part, known in PARTS.items()
+    for name in known
+    if (part, name) not in {("matrix", "truncated"), ("process", "edm")}
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "name"), RUNS)
+def test_whatever_is_chosen_by_name_runs(loaded, part, name):
+    made = loaded(None, sampling={part: name})
+    assert np.isfinite(latents_of(made)).all()
 
 
 @pytest.mark.parametrize(
