@@ -18,7 +18,7 @@ import numpy as np
 
 from jvdm.errors import ConfigError, WeightsError
 
-CLASS, RECIPE, FUNCTION = "class", "recipe", "function"
+CLASS, RECIPE, FUNCTION, ARRAY = "class", "recipe", "function", "array"
 _OURS = ("jvdm", "pallas_kernels")
 _Maker = TypeVar("_Maker", bound=Callable[..., Any])
 
@@ -61,7 +61,8 @@ def to_data(value: Any, where: str = "") -> Any:
     """Returns `value` as JSON data that `from_data` reads.
 
     Args:
-        value: A frozen dataclass, Linen module, number, text, tuple, function or dtype.
+        value: A frozen dataclass, Linen module, number, text, tuple, function, dtype or small
+            array of numbers.
         where: What the value is, for the error.
 
     Raises:
@@ -81,6 +82,8 @@ def to_data(value: Any, where: str = "") -> Any:
         return value
     if isinstance(value, tuple | list):
         return [to_data(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if hasattr(value, "__array__") and not isinstance(value, type):  # numpy's or JAX's
+        return {ARRAY: np.asarray(value).tolist()}
     if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
         return np.dtype(value).name
     if isinstance(value, types.FunctionType) or callable(value) and hasattr(value, "__qualname__"):
@@ -103,6 +106,8 @@ def from_data(data: Any) -> Any:
         return tuple(from_data(item) for item in data)
     if not isinstance(data, dict):
         return data
+    if ARRAY in data:
+        return np.asarray(data[ARRAY], np.float32)
     fields = {key: from_data(item) for key, item in data.items() if key not in (CLASS, RECIPE)}
     if RECIPE in data:
         return _made(data[RECIPE], fields.get("arguments", {}))

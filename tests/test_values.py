@@ -50,6 +50,11 @@ def test_a_value_comes_back_equal(value):
     hash(again(value))
 
 
+def test_arrays_of_numbers_come_back():
+    back = again(Net(policy=jnp.array([[0.5, 1.0], [2.0, 3.0]])))
+    assert back.policy.tolist() == [[0.5, 1.0], [2.0, 3.0]]
+
+
 def test_types_of_numbers_are_names():
     assert again(Net()) == Net(dtype="bfloat16")
 

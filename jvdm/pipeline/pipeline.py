@@ -243,8 +243,9 @@ class Pipeline:
             decodes: Videos that will be decoded at once; 0 is none.
         """
         shape = (decodes, *run.job.shape[1:])
+        phases = {id(system): system for system in self._rows(run)}.values()
         works: list[Callable[[], Any]] = [
-            functools.partial(self._compile_row, system, run) for system in set(self._rows(run))
+            functools.partial(self._compile_row, system, run) for system in phases
         ]
         if decodes and self._fits(shape):
             x = run.state.x
@@ -347,7 +348,7 @@ class Pipeline:
         return records.Record(
             settings={**job.recorded(), "dtype": self.system.model.dtype},
             weights={"family": self.manifest.family, "sha256": dict(self.identity)},
-            system=rules_of(job.system),
+            system=_recorded(job.system),
             device=records.device(),
             seconds={"load": self.load_seconds, **seen().seconds},
             sha256={},
@@ -434,6 +435,14 @@ def request_of(**settings: Any) -> Request:
             fix = nearest(name, known)
             raise ConfigError(f"{name} was given", "there is no such setting", fix)
     return Request(**settings)
+
+
+def _recorded(system: System) -> dict[str, Any]:
+    """Returns process, prediction and sampling for a record; as text what is no JSON."""
+    try:
+        return rules_of(system)
+    except ConfigError:
+        return {"process": repr(system.process), "sampling": repr(system.sampling)}
 
 
 def _beginning(sampling: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -306,6 +307,25 @@ def test_a_port_with_zero_weights_changes_no_bit_and_a_port_that_is_not_there_is
 
     with pytest.raises(jvdm.ConfigError, match="channel condition was given.*has the ports text"):
         latents_of(pipe, channel=clip)
+
+
+def test_weights_of_branches_may_be_arrays(pipe):
+    weights = jnp.array([-1.0, 2.0])
+    rule = Weighted(("unconditional", "prompt"), weights)
+    made = dataclasses.replace(pipe, system=with_guidance(pipe.system, rule))
+    np.testing.assert_allclose(latents_of(made), latents_of(pipe), rtol=1e-5, atol=1e-5)
+    record = made(PROMPT, seed=0, progress=False).record
+    assert record["system"]["sampling"]["guidance"]["weights"] == {"array": [-1.0, 2.0]}
+
+
+def test_a_rule_that_is_no_json_is_recorded_as_text(pipe):
+    @dataclasses.dataclass(frozen=True)
+    class Local(FrameCausal):
+        """A policy that no other process could import."""
+
+    made = dataclasses.replace(pipe, system=with_policy(pipe.system, Local()))
+    record = made(PROMPT, seed=0, progress=False).record
+    assert "Local" in record["system"]["sampling"]
 
 
 def with_guidance(base, guidance):
