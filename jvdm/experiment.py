@@ -8,6 +8,7 @@ from typing import Any
 from jvdm.errors import ConfigError
 from jvdm.training.objective import Objective, Preview, Source
 from jvdm.training.optimizer import Optimizer
+from jvdm.values import fields_of
 from jvdm.weights.package import Packaging
 
 
@@ -62,12 +63,7 @@ class Experiment:
 def describe(value: Any) -> Any:
     """Returns `value` as JSON data: dataclasses become `{"class": ..., fields}`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hidden = ("parent", "name") if hasattr(value, "scope") else ()
-        fields = {
-            field.name: describe(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.name not in hidden
-        }
+        fields = {name: describe(item) for name, item in fields_of(value).items()}
         return {"class": type(value).__qualname__, **fields}
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}

@@ -58,10 +58,6 @@ class Sampling:
     noise: NoiseInitialiser | None = dataclasses.field(default=None, metadata={"static": True})
     """Noise that a run starts from; None is independent noise."""
 
-    def of_a_row(self) -> "Sampling":
-        """Returns the part on which the program of a row depends."""
-        return dataclasses.replace(self, levels=None, matrix=None, noise=None)
-
 
 @no_type_check
 @jax.tree_util.register_dataclass
@@ -89,15 +85,15 @@ class System:
     sampling: Sampling = Sampling()
 
     def only(self, *names: str) -> "System":
-        """Returns a system with these parts alone, for programs that depend on no other."""
-        fields = (field.name for field in dataclasses.fields(self))
-        return System(**{name: getattr(self, name) if name in names else None for name in fields})
-
-    def of_a_row(self) -> "System":
-        """Returns the part on which the program of a row depends."""
-        sampling = self.sampling and self.sampling.of_a_row()
-        row = self.only("model", "process", "prediction")
-        return dataclasses.replace(row, sampling=sampling)
+        """Returns a system with these parts and rules alone, for programs that need no other."""
+        parts, rules = (
+            {
+                field.name: getattr(whole, field.name) if field.name in names else None
+                for field in dataclasses.fields(whole)
+            }
+            for whole in (self, self.sampling)
+        )
+        return System(**parts | {"sampling": Sampling(**rules)})
 
     def with_dtype(self, dtype: str) -> "System":
         """Returns the system whose networks compute in `dtype`."""

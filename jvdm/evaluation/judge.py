@@ -71,8 +71,8 @@ class Judge:
         return self.pipeline.encode(frames)
 
     def decode(self, latents: Latents) -> Bytes:
-        """Decodes standardised latents."""
-        return jnp.asarray(self.pipeline.decode(latents))
+        """Decodes standardised latents; they stay on the device."""
+        return programs.decode(*self.pipeline.coder(), latents)[0]
 
     def generate(
         self,

@@ -1,6 +1,5 @@
 """From a weights folder to a system and its parameters on the device."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
 from jvdm.stages import stage
 from jvdm.system import System
-from jvdm.vae.latent_space import LatentSpace
+from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
 from jvdm.weights import Manifest, safetensors
 
@@ -59,13 +58,7 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
             safetensors.match(path, tree, shapes)
             params[name] = ready(tree, getattr(system, name))
             bar.update()
-    return place_space(params, manifest)
-
-
-def place_space(params: Mapping[str, Any], manifest: Manifest) -> PyTree:
-    """Puts the statistics of the latents beside the autoencoder's parameters."""
-    mean, std = (jnp.asarray(v, jnp.float32) for v in (manifest.latent_mean, manifest.latent_std))
-    return {**params, "vae": LatentSpace(params["vae"], mean, std)}
+    return {**params, "vae": latent_space(params["vae"], manifest)}
 
 
 def ready(tree: PyTree, network: Any) -> PyTree:

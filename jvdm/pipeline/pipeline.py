@@ -94,11 +94,10 @@ def load(
             elif system is not None:
                 made = load_system(str(system), made)
             made = choose(made, sampling or {}).with_dtype(dtype)
-        params = load_parameters(folder, manifest, made)
-        params = params if mesh is None else replicate(params, mesh)
-        return Pipeline(
-            made, params, manifest, folder, identity(folder), mesh, stages.seconds["load"]
-        )
+            params = load_parameters(folder, manifest, made)
+            params = params if mesh is None else replicate(params, mesh)
+            digests = identity(folder)
+        return Pipeline(made, params, manifest, folder, digests, mesh, stages.seconds["load"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -218,8 +217,7 @@ class Pipeline:
     def conditions(self, job: Job) -> Conditions:
         """Prompts and clips to what the model is told, in all guidance branches."""
         clip = None if job.channel is None else self.encode(job.channel)
-        told, params = job.system.only("text", "sampling"), {"text": self.params["text"]}
-        told = dataclasses.replace(told, sampling=told.sampling.of_a_row())
+        told, params = job.system.only("text", "guidance"), {"text": self.params["text"]}
         return programs.tell(told, params, self._split(job.ids), clip, shape=tuple(job.shape))
 
     def begin(self, job: Job) -> State:
@@ -228,8 +226,8 @@ class Pipeline:
         placed += [(jnp.asarray(entry.latents), entry.columns) for entry in job.given]
         seeds = self._split(np.asarray(job.seeds, np.uint32))
         noise = None if job.noise is None else self._split(job.noise)
-        system = job.system.only("model", "process", "sampling")
-        system = dataclasses.replace(system, sampling=_beginning(system.sampling))
+        rules = ("process", "solver", "guidance", "policy", "noise")
+        system = job.system.only("model", *rules)
         matrix, known = self._everywhere(
             (job.matrix, tuple((clean, jnp.asarray(columns)) for clean, columns in placed))
         )
@@ -250,7 +248,7 @@ class Pipeline:
         if decodes and self._fits(shape):
             x = run.state.x
             same = x if decodes == x.shape[0] else jax.ShapeDtypeStruct(shape, x.dtype)
-            works.append(lambda: programs.decode.lower(*self._coder(), same).compile())
+            works.append(lambda: programs.decode.lower(*self.coder(), same).compile())
         with (
             stage("compile", total=len(works), unit="program") as bar,
             concurrent.futures.ThreadPoolExecutor() as pool,
@@ -299,7 +297,7 @@ class Pipeline:
         """Frames to standardised latents, in bounded memory."""
         vae, space = self.system.vae, self.params["vae"]
         if frames.size <= 3 * tiling.WHOLE_PIXELS or not hasattr(vae, "encode_chunk"):
-            return programs.encode(*self._coder(), self._everywhere(jnp.asarray(frames)))
+            return programs.encode(*self.coder(), self._everywhere(jnp.asarray(frames)))
         pieces = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
         mean = tiling.encode(vae, space.params, frames, **pieces).mean
         return self._everywhere(space.standardize(jnp.asarray(mean)))
@@ -319,7 +317,7 @@ class Pipeline:
             return self._decode_in_pieces(latents)
         with stage("decode", total=1, unit="clip") as bar:
             try:
-                frames, finite = jax.device_get(programs.decode(*self._coder(), latents))
+                frames, finite = jax.device_get(programs.decode(*self.coder(), latents))
             except jax.errors.JaxRuntimeError as error:
                 if not _is_memory(error):
                     raise
@@ -358,7 +356,8 @@ class Pipeline:
 
     def _rows(self, run: Run) -> tuple[System, ...]:
         """Returns the system of every row, as far as the program of a row depends on it."""
-        return run.job.system.of_a_row().in_rows(run.job.matrix.num_rows)
+        rules = ("process", "prediction", "solver", "guidance", "policy")
+        return run.job.system.only("model", *rules).in_rows(run.job.matrix.num_rows)
 
     def _fixed(self, run: Run) -> tuple[Any, ...]:
         """Returns the arguments that all rows share."""
@@ -369,8 +368,8 @@ class Pipeline:
         arguments = (system, *self._fixed(run), run.state, np.int32(0))
         programs.denoise_row.lower(*arguments, mesh=self.mesh).compile()
 
-    def _coder(self) -> tuple[System, PyTree]:
-        """Returns the autoencoder and its parameters."""
+    def coder(self) -> tuple[System, PyTree]:
+        """Returns the first arguments of the programs of the autoencoder."""
         return self.system.only("vae"), {"vae": self.params["vae"]}
 
     def _fits(self, shape: Sequence[int]) -> bool:
@@ -443,11 +442,6 @@ def _recorded(system: System) -> dict[str, Any]:
         return rules_of(system)
     except ConfigError:
         return {"process": repr(system.process), "sampling": repr(system.sampling)}
-
-
-def _beginning(sampling: Any) -> Any:
-    """Returns the part of a sampling on which the start of a run depends."""
-    return dataclasses.replace(sampling, levels=None, matrix=None)
 
 
 def _is_memory(error: BaseException) -> bool:

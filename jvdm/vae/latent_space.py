@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.errors import WeightsError
-from jvdm.weights.folder import read_manifest
+from jvdm.weights.folder import Manifest, read_manifest
 
 
 @typing.no_type_check
@@ -49,6 +49,10 @@ def load_latent_space(folder: str | Path) -> LatentSpace:
         )
     _, params = manifest.parameters(folder, "vae")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return latent_space(params, manifest)
+
+
+def latent_space(params: PyTree, manifest: Manifest) -> LatentSpace:
+    """Puts the statistics that a manifest has beside the parameters."""
     statistics = (manifest.latent_mean, manifest.latent_std)
-    mean, std = (jnp.asarray(values, jnp.float32) for values in statistics)
-    return LatentSpace(params, mean, std)
+    return LatentSpace(params, *(jnp.asarray(values, jnp.float32) for values in statistics))
