@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,7 @@ class Entry:
     path: Path
     caption: str
     tokens: tuple[int, ...]
+    unknown: tuple[str, ...]
     clips: int
 
 
@@ -68,6 +70,9 @@ class VideoFolder:
     """At most so many from the start of each video; None for all."""
     max_bad: float = 0.5
     """Share of videos that may be unusable; above it the run stops."""
+    max_unknown: float = 0.5
+    """Share of captions that may have words unknown to the tokenizer, which all look alike to
+    the model; above it the run does not start."""
 
     def open(self, workdir: Path | None = None) -> "FolderRecords":
         """Inspects every video; what is unusable goes to `workdir/quarantine.jsonl`.
@@ -92,6 +97,7 @@ class VideoFolder:
             where = quarantine.path or "nowhere, as there is no work directory"
             count = f"{len(quarantine.bad)} of {len(listed)} videos are left out"
             print(f"{count}; the reasons are in {where}", file=sys.stderr)
+        self._check_words(entries)
         return FolderRecords(self, entries, quarantine)
 
     def _inspect(self, item: tuple[Path, str | None], quarantine: "Quarantine") -> Entry | None:
@@ -99,7 +105,7 @@ class VideoFolder:
         try:
             if not caption:
                 raise Unusable("it has no caption")
-            tokens, _ = self.tokenizer.encode(caption)
+            tokens, unknown = self.tokenizer.encode(caption)
             frames = math.floor(seconds(path) * self.fps + 0.01)
             if frames < self.num_frames:
                 raise Unusable(
@@ -109,7 +115,19 @@ class VideoFolder:
             quarantine.add(path, str(error))
             return None
         clips = min(frames // self.num_frames, self.clips_per_video or frames)
-        return Entry(path, caption, tuple(int(token) for token in tokens), clips)
+        return Entry(path, caption, tuple(int(token) for token in tokens), unknown, clips)
+
+    def _check_words(self, entries: tuple[Entry, ...]) -> None:
+        """Says how many captions have unknown words, and which; refuses too many."""
+        words = Counter(word for entry in entries for word in entry.unknown)
+        count = sum(bool(entry.unknown) for entry in entries)
+        what = f"{count} of {len(entries)} captions have words that the model does not know"
+        which = ", ".join(f"{word} ({times})" for word, times in words.most_common(10))
+        if count > self.max_unknown * len(entries):
+            fix = f"use other words, or raise max_unknown (it is {self.max_unknown:g})"
+            raise ConfigError(what, f"most often {which}", fix)
+        if count:
+            print(f"{what}: most often {which}", file=sys.stderr)
 
 
 class FolderRecords:

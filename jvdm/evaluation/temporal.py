@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Frames
+from jvdm.errors import ConfigError
 from jvdm.world.ground_truth import warp
 
 _STILL = 1e-4  # Mean absolute change of a clip in which nothing moves, after rounding.
@@ -27,18 +28,30 @@ def jitter(frames: Frames) -> Float[Array, " B"]:
 
 
 def seam_index(frames: Frames, borders: Sequence[int] | None = None) -> Float[Array, " B"]:
-    """Largest change at a border over the median change of the clip.
+    """Largest change at a border over the median change elsewhere in the clip.
 
     Args:
         frames: Clips.
-        borders: Frames that begin a new chunk or scene; None looks at all frames.
+        borders: Frames that begin a new chunk or scene, 1 or later; None takes the frame of
+            each clip that changes most.
 
     Returns:
         About 1 where a border cannot be told from the other frames.
+
+    Raises:
+        ConfigError: If no frame begins there, or no other frame is left to compare with.
     """
     change = jnp.abs(frames[:, 1:] - frames[:, :-1]).mean((2, 3, 4))
-    at = change if borders is None else change[:, jnp.asarray(borders) - 1]
-    return (at.max(1) + _STILL) / (jnp.median(change, axis=1) + _STILL)
+    last = change.shape[1]
+    at = {last} if borders is None else set(borders)
+    if not at or not 1 <= min(at) <= max(at) <= last or len(at) == last:
+        what = f"borders {sorted(at)} in clips of {last + 1} frames"
+        why = f"a border is one of the frames 1 to {last}, and others must be left"
+        raise ConfigError(what, why, "give the first frame of every chunk but the first one")
+    change = jnp.sort(change, axis=1) if borders is None else change
+    border = jnp.zeros(last, bool).at[jnp.asarray(sorted(at)) - 1].set(True)
+    usual = jnp.nanmedian(jnp.where(border[None], jnp.nan, change), axis=1)
+    return (jnp.where(border[None], change, 0.0).max(1) + _STILL) / (usual + _STILL)
 
 
 def warp_residual(

@@ -5,6 +5,8 @@ steps of the next one; the main thread is never more than one interval ahead.
 """
 
 import contextlib
+import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +20,29 @@ from jvdm.training.sinks import Line, Sink
 
 PEAK_FLOPS = {
     2250e12: ("NVIDIA B200",),
-    989e12: ("NVIDIA H200", "NVIDIA H100"),
-    918e12: ("TPU v6",),
-    312e12: ("NVIDIA A100",),
+    989e12: ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB"),
+    835e12: ("NVIDIA H100 NVL",),
+    756e12: ("NVIDIA H100 PCIe",),
+    918e12: ("TPU v6 lite", "TPU v6e"),
+    459e12: ("TPU v5", "TPU v5p"),
+    362e12: ("NVIDIA L40S",),
+    312e12: tuple(
+        f"NVIDIA A100{kind}"
+        for kind in ("-SXM4-40GB", "-SXM4-80GB", "-PCIE-40GB", " 80GB PCIe", "-PCIE-80GB")
+    ),
     275e12: ("TPU v4",),
     197e12: ("TPU v5 lite", "TPU v5e"),
-    459e12: ("TPU v5",),
+    181e12: ("NVIDIA L40",),
     121e12: ("NVIDIA L4",),
     65e12: ("Tesla T4",),
 }
-"""Dense bfloat16 operations per second of a device, from the data sheets, and how the
-`device_kind` of such devices begins; the first that fits counts."""
+"""Dense bfloat16 operations per second of a device, from the data sheets, and the whole
+`device_kind` of such devices."""
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Returns the peak of one device in operations per second, None when unknown."""
-    fits = (peak for peak, kinds in PEAK_FLOPS.items() if device_kind.startswith(kinds))
-    return next(fits, None)
+    return next((peak for peak, kinds in PEAK_FLOPS.items() if device_kind in kinds), None)
 
 
 class Progress(contextlib.ExitStack):
@@ -58,8 +66,13 @@ class Progress(contextlib.ExitStack):
         max_skipped: int,
     ) -> None:
         super().__init__()
-        peak = peak_flops(device_kinds[0])
-        self._seconds_at_peak = flops_per_step / (peak * len(device_kinds)) if peak else None
+        peaks = {kind: peak_flops(kind) for kind in device_kinds}
+        unknown = [kind for kind, peak in peaks.items() if peak is None]
+        if unknown and unknown != ["cpu"]:
+            said = f"the peak of {', '.join(unknown)} is not known: utilisation (mfu) is not shown"
+            print(said, file=sys.stderr)
+        total = sum(peaks[kind] or math.inf for kind in device_kinds)
+        self._seconds_at_peak = flops_per_step / total
         self._batch_size, self._max_skipped = batch_size, max_skipped
         self._writes = [self.enter_context(sink) for sink in sinks]
         self._thread = self.enter_context(ThreadPoolExecutor(max_workers=1))

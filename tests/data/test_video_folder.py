@@ -234,6 +234,21 @@ def test_more_bad_files_than_the_limit_is_an_error(tmp_path):
         folder(tmp_path, max_bad=0.5).open()
 
 
+def test_words_outside_the_vocabulary_are_counted_shown_and_limited(tmp_path, capsys):
+    texts = ("a red ball", "a dog and a dog", "a pink dog", "a blue box")
+    for number, text in enumerate(texts):
+        caption(write(tmp_path / f"{number}.mp4", 5), text)
+    folder(tmp_path).open()
+    said = "2 of 4 captions have words that the model does not know"
+    assert f"{said}: most often dog (2), pink (1)\n" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=f"{said}; most often dog.*max_unknown"):
+        folder(tmp_path, max_unknown=0.4).open()
+    (tmp_path / "1.txt").write_text("a can")
+    (tmp_path / "2.txt").write_text("a can")
+    folder(tmp_path, max_unknown=0.0).open()
+    assert "captions" not in capsys.readouterr().err
+
+
 def damaged(tmp_path):
     """Three videos; the middle one is a download that broke off behind the header."""
     for name in ("a.mp4", "b.mp4", "c.mp4"):

@@ -1,6 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jvdm.errors import ConfigError
 from jvdm.evaluation.temporal import frame_change, jitter, seam_index, warp_residual
 
 
@@ -25,6 +27,21 @@ def test_the_seam_index_finds_the_border():
     assert seam_index(clip, [4])[0] > 15
     assert 0.9 < seam_index(clip, [3, 5])[0] < 1.1
     assert seam_index(clip)[0] == seam_index(clip, [4])[0]
+
+
+def test_borders_are_compared_with_the_other_frames():
+    """Three of five frames begin a chunk: their own jumps are not what is usual."""
+    clip = ramp([0.2, 0.2, 0.2, 0.01, 0.01])
+    assert seam_index(clip, [1, 2, 3])[0] > 15
+    assert seam_index(clip, [5])[0] < 1
+    assert seam_index(ramp([0.01] * 5), [1, 2, 3])[0] == pytest.approx(1, abs=1e-3)
+    assert seam_index(ramp([0.2, 0.1]))[0] == pytest.approx(2, rel=1e-2)
+
+
+@pytest.mark.parametrize("borders", [[], [0], [-1], [6], [3, 99], [1, 2, 3, 4, 5]])
+def test_a_border_that_is_none_is_refused(borders):
+    with pytest.raises(ConfigError, match="frames 1 to 5"):
+        seam_index(ramp([0.01] * 5), borders)
 
 
 def test_the_residual_is_zero_along_the_true_flow(rng):

@@ -24,9 +24,8 @@ class Kept:
         self.lines.append(line)
 
 
-def make(sink, **settings):
+def make(sink, kinds=("NVIDIA H200", "NVIDIA H200"), **settings):
     base = {"batch_size": 8, "flops_per_step": 989e12, "max_skipped": 3}
-    kinds = ["NVIDIA H200", "NVIDIA H200"]
     return Progress([contextlib.nullcontext(sink.write)], **(base | settings), device_kinds=kinds)
 
 
@@ -39,11 +38,29 @@ def make(sink, **settings):
         ("TPU v5 lite", 197e12),
         ("TPU v5", 459e12),
         ("TPU v6 lite", 918e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 MIG 1g.10gb", None),
+        ("TPU v50", None),
         ("cpu", None),
     ],
 )
 def test_the_peak_of_known_devices(kind, peak):
     assert peak_flops(kind) == peak
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["cpu", "cpu"], ""),
+        (["NVIDIA H200", "NVIDIA H900"], "the peak of NVIDIA H900 is not known"),
+    ],
+)
+def test_devices_without_a_known_peak_have_no_utilisation(kinds, said, capsys):
+    assert "mfu" not in make(Kept(), kinds=kinds)._speed(1, 1.0)
+    assert said in (printed := capsys.readouterr().err) and bool(printed) == bool(said)
 
 
 def test_speed_counts_all_steps_and_no_pause():
