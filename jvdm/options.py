@@ -1,7 +1,6 @@
 """The options of `jvdm generate`, and how a record becomes options again."""
 
 import dataclasses
-import hashlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,14 +56,6 @@ class GenerateOptions(Settings):
         asked = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         return Request(**asked | {"num_videos": len(self.seeds)})
 
-    @property
-    def files(self) -> dict[str, Path]:
-        """Files that the result depends on, by option."""
-        given = {name: getattr(self, name) for name in settings_of(PICTURE)}
-        if self.system is not None and Path(self.system).is_file():
-            given["system"] = Path(self.system)
-        return {name: path for name, path in given.items() if path is not None}
-
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -114,6 +105,9 @@ def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
     """Returns what the record of video `index` needs to make it again."""
     chosen = dataclasses.asdict(job.settings)
     pictures = {name: chosen[name] and str(chosen[name]) for name in settings_of(PICTURE)}
+    inputs = dict(job.inputs)
+    if options.system is not None and Path(options.system).is_file():
+        inputs["system"] = records.digest(options.system)
     return {
         **chosen,
         **pictures,
@@ -121,7 +115,7 @@ def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
         "seed": options.seed,
         "num_videos": len(options.seeds),
         "index": index,
-        "inputs": {name: _digest(path) for name, path in options.files.items()},
+        "inputs": inputs,
         **{name: getattr(options, name) for name in ("weights", "system", "sampling", "dtype")},
     }
 
@@ -158,15 +152,8 @@ def _check_unchanged(path: Path, digest: str) -> None:
     """Raises if a file that a record names is gone or another one now."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist", "the record was made with it", "restore it")
-    if _digest(path) != digest:
+    if records.digest(path) != digest:
         what = f"{path} has changed since the record was made"
         raise ConfigError(
             what, f"its sha256 began with {digest[:12]}", "restore it or name another"
         )
-
-
-def _digest(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist", "", "give the path of a file")
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,12 +2,15 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from jvdm.errors import ConfigError
 from jvdm.files import write_text
@@ -23,14 +26,16 @@ class Record:
     """How an output was made; `jvdm generate --like` makes it again.
 
     Attributes:
-        settings: Every option with the value that was used, defaults included.
+        settings: Every option with the value that was used, defaults included, and the
+            sha256 of what was given as `inputs`.
         weights: Family, folder and sha256 of each file of the weights.
         device: Platform, kind and number of the devices.
         seconds: Time of each stage.
         sha256: Digests of `latents` and, when they were made, of `frames`.
         outputs: Files that were written, by kind.
         warnings: What the user was warned of.
-        system: Process, prediction and sampling that were run, as in a manifest.
+        system: Process, prediction and sampling that were run, as in a manifest, and rows,
+            window and sha256 of the timestep matrix.
         status: "latents" if decoding was left out, "interrupted" if the latents are
             those at Ctrl-C.
         versions: Python and the packages that the result depends on.
@@ -95,6 +100,20 @@ def parse(content: Any, path: Path) -> Record:
     except (KeyError, TypeError) as error:
         fix = "give the .json file beside a video that jvdm made"
         raise ConfigError(f"{path} is not a record of jvdm", repr(error), fix) from error
+
+
+def digest(*inputs: Any) -> str:
+    """Returns the sha256 of files by their bytes, of arrays by type, shape and values."""
+    state = hashlib.sha256()
+    for item in inputs:
+        if isinstance(item, str | Path):
+            with Path(item).open("rb") as file:
+                hashlib.file_digest(file, lambda: state)
+            continue
+        array = np.asarray(getattr(item, "frames", item))
+        state.update(f"{array.dtype} {array.shape}".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -98,11 +98,11 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
         part, number = field.metadata["at"].split(".")
         rule = getattr(sampling, part)
         if not hasattr(rule, number):
-            raise ConfigError(
-                f"{field.name} is {value}",
-                f"the {part} of this system is {type(rule).__name__}, which has no {number}",
-                f"leave it out, or choose another {part} with --sampling.{part}",
-            )
+            why = f"the {part} of this system is {type(rule).__name__}, which has no {number}"
+            fix = f"leave it out, or choose another {part} with --sampling.{part}"
+            if rule is None:
+                why, fix = "the matrix that was given says it already", "leave one of them out"
+            raise ConfigError(f"{field.name} is {value}", why, fix)
         rule = dataclasses.replace(rule, **{number: value})
         sampling = dataclasses.replace(sampling, **{part: rule})
     return sampling

@@ -29,7 +29,7 @@ from jvdm.pipeline.request import Job, Request, prepare
 from jvdm.recipes import apply_system, load_system, nearest
 from jvdm.samplers.sampler import State
 from jvdm.stages import measuring, seen, stage
-from jvdm.system import System, rules_of
+from jvdm.system import System
 from jvdm.vae import tiling
 from jvdm.video import Video
 from jvdm.weights import Manifest, read_manifest
@@ -346,7 +346,7 @@ class Pipeline:
         return records.Record(
             settings={**job.recorded(), "dtype": self.system.model.dtype},
             weights={"family": self.manifest.family, "sha256": dict(self.identity)},
-            system=_recorded(job.system),
+            system=job.system_recorded(),
             device=records.device(),
             seconds={"load": self.load_seconds, **seen().seconds},
             sha256={},
@@ -434,14 +434,6 @@ def request_of(**settings: Any) -> Request:
             fix = nearest(name, known)
             raise ConfigError(f"{name} was given", "there is no such setting", fix)
     return Request(**settings)
-
-
-def _recorded(system: System) -> dict[str, Any]:
-    """Returns process, prediction and sampling for a record; as text what is no JSON."""
-    try:
-        return rules_of(system)
-    except ConfigError:
-        return {"process": repr(system.process), "sampling": repr(system.sampling)}
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jvdm import record as records
 from jvdm import samplers
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, place, read_channel
 from jvdm.samplers import TimestepMatrix
-from jvdm.samplers.matrices import level_at
+from jvdm.samplers.matrices import count_rows, level_at, unseen
 from jvdm.settings import (
+    PICTURE,
     RULE,
     SIZE,
     Settings,
@@ -25,7 +27,7 @@ from jvdm.settings import (
     settled,
     with_numbers,
 )
-from jvdm.system import System
+from jvdm.system import System, rules_of
 from jvdm.weights import Manifest
 
 MAX_SEED = 2**32 - 1
@@ -87,6 +89,7 @@ class Job:
         channel: Clip for the channel port, None for none.
         shape: Sizes of the latents.
         noise: Starting noise of `shape`, None for that of the seeds.
+        inputs: sha256 of every picture and of the starting noise, by setting.
         warnings: What the user should know.
     """
 
@@ -101,13 +104,27 @@ class Job:
     channel: np.ndarray | None
     shape: LatentShape
     noise: np.ndarray | None
+    inputs: Mapping[str, str]
     warnings: tuple[str, ...]
 
     def recorded(self) -> dict[str, Any]:
         """Returns the texts and numbers of the run, for its record."""
         names = ("negative_prompt", *settings_of(SIZE, RULE))
         values = {name: getattr(self.settings, name) for name in names}
-        return {"prompts": self.prompts, "seeds": self.seeds, **values}
+        inputs = dict(self.inputs)
+        if self.given:
+            inputs["given"] = records.digest(*(entry.latents for entry in self.given))
+        return {"prompts": self.prompts, "seeds": self.seeds, **values, "inputs": inputs}
+
+    def system_recorded(self) -> dict[str, Any]:
+        """Returns process, prediction, sampling and matrix of the run, for its record."""
+        try:
+            rules = rules_of(self.system)
+        except ConfigError:  # as text what is no JSON
+            rules = {"process": repr(self.system.process), "sampling": repr(self.system.sampling)}
+        sizes = {"rows": self.matrix.num_rows, "window": self.matrix.window}
+        digest = records.digest(*jax.tree.leaves(self.matrix))
+        return {**rules, "matrix": {**sizes, "sha256": digest}}
 
 
 def prepare(request: Request, system: System, manifest: Manifest) -> Job:
@@ -124,12 +141,15 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
     """
     prompts, seeds = _batch(request.prompt, request.seed, request.num_videos)
     check_numbers(request)
-    sampling = with_numbers(system.sampling, request)
+    sampling = system.sampling
+    if request.matrix is not None:  # it says all levels: no rule of the system has a say
+        sampling = dataclasses.replace(sampling, levels=None, matrix=None)
+    sampling = with_numbers(sampling, request)
     settings = settled(request, sampling, manifest.defaults)
     guidance = sampling.guidance.settled()
     system = dataclasses.replace(system, sampling=dataclasses.replace(sampling, guidance=guidance))
     if request.matrix is not None:
-        settings = dataclasses.replace(settings, num_inference_steps=request.matrix.num_rows)
+        settings = dataclasses.replace(settings, num_inference_steps=request.matrix.num_steps)
 
     shape = _latent_shape(system, settings, len(prompts))
     ids, unknown = system.text.read(_told(guidance.branches, prompts, settings.negative_prompt))
@@ -140,6 +160,7 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
     noisy = first > system.process.t_max - 1e-6
     known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
     matrix = _settle_columns(matrix, noisy, (*known, *request.given))
+    given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     _check_policy(system.network, matrix.window, shape.height, shape.width)
     return Job(
         settings=settings,
@@ -153,6 +174,7 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
         channel=read_channel(request.channel, canvas),
         shape=shape,
         noise=_noise(request.latents, shape),
+        inputs={name: records.digest(x) for name, x in given.items() if x is not None},
         warnings=(*unknown, *_beyond_training(settings, manifest), *notes),
     )
 
@@ -250,16 +272,27 @@ def _beyond_training(settings: Any, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _matrix(
-    matrix: TimestepMatrix | None, system: System, settings: Any, latent_frames: int
+    given: TimestepMatrix | None, system: System, settings: Any, latent_frames: int
 ) -> TimestepMatrix:
-    """Returns the matrix that was given, or the system's."""
-    if matrix is None:
-        return system.sampling.matrix(system.sampling.levels(), latent_frames)
+    """Returns the matrix that was given, or the system's; every frame of it ends clean."""
+    rules: Any = system.sampling
+    if given is None:
+        count_rows(getattr(rules.levels, "num_steps", 1))
+    matrix: TimestepMatrix = given or rules.matrix(rules.levels(), latent_frames)
     if matrix.latent_frames != latent_frames:
         raise ShapeError(
             f"the timestep matrix has {matrix.latent_frames} latent frames",
             f"{settings.num_frames} frames are {latent_frames} latent frames",
             f"use num_frames={system.vae.num_frames(matrix.latent_frames)}",
+        )
+    samplers.validate(matrix, system.process)
+    last = np.asarray(level_at(matrix, matrix.index[-1]))
+    if last.any():
+        frame = int(last.argmax())
+        raise ConfigError(
+            f"latent frame {frame} stays at noise level {last[frame]:g} to the last row",
+            "a frame of a video ends clean",
+            "freeze frames that are given without a level",
         )
     return matrix
 
@@ -277,7 +310,16 @@ def _settle_columns(
             "give image, last_image or video, or a matrix that starts at the noisiest level",
         )
     clean = [c for entry in known if not getattr(entry, "edited", False) for c in entry.columns]
-    return samplers.validate(samplers.freeze(matrix, clean) if clean else matrix)
+    if not clean:
+        return matrix
+    matrix = samplers.freeze(matrix, clean)
+    if hidden := unseen(matrix, clean):
+        raise ConfigError(
+            f"latent frames {', '.join(map(str, hidden))} are given",
+            f"no window of {matrix.window} latent frames shows them to the network",
+            "use a larger window, or give nothing",
+        )
+    return matrix
 
 
 def _noise(latents: Any, shape: LatentShape) -> np.ndarray | None:

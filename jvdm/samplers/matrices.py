@@ -15,6 +15,9 @@ import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int, UInt8
 from jvdm.errors import ConfigError
+from jvdm.samplers.process import Process
+
+MAX_ROWS = 1_000_000  # a row is a call of the network: years of work, and gigabytes of indices
 
 _ARRAYS = ("levels", "index", "start", "write")
 _STATIC = ("window", "lookback")
@@ -120,7 +123,8 @@ def lag_matrix(
         Matrix with `S + lag * (ceil(F / block) - 1)` steps.
 
     Raises:
-        ConfigError: If `lag` is negative, or `block` or `latent_frames` not positive.
+        ConfigError: If `lag` is negative, `block` or `latent_frames` not positive, or there
+            are more than `MAX_ROWS` rows.
 
     Reference: AR-Diffusion (arXiv:2503.07418) and SkyReels-V2 (arXiv:2504.13074)
     generate these rows with counters; the closed form is ours.
@@ -137,8 +141,21 @@ def lag_matrix(
         )
     steps = levels.shape[0] - 1
     blocks = np.arange(latent_frames) // block
-    rows = np.arange(steps + lag * int(blocks[-1]) + 1)
+    rows = np.arange(count_rows(steps, lag * int(blocks[-1])) + 1)
     return from_index(levels, np.clip(rows[:, None] - lag * blocks[None], 0, steps))
+
+
+def count_rows(steps: int, waiting: int = 0) -> int:
+    """Returns how many rows a run of `steps` has whose last frame waits for `waiting` rows.
+
+    Raises:
+        ConfigError: If they are more than `MAX_ROWS`; nothing is allocated before.
+    """
+    if steps + waiting > MAX_ROWS:
+        why = f"each is a call of the network, and {MAX_ROWS:,} are the most"
+        fix = f"use {max(MAX_ROWS - waiting, 1):,} steps or fewer, or a smaller lag"
+        raise ConfigError(f"a run of {steps + waiting:,} rows was asked for", why, fix)
+    return steps + waiting
 
 
 def synchronous(levels: Float[Array, " levels"], latent_frames: int) -> TimestepMatrix:
@@ -177,7 +194,8 @@ def truncate(matrix: TimestepMatrix, level: int) -> TimestepMatrix:
     """Starts every frame at a later level, to change a finished video instead of noise.
 
     The shape stays, so other strengths do not compile again; rows in which nothing moves
-    cost nothing. The run starts from data corrupted to `times(matrix)[0]`.
+    cost nothing. The run starts from data corrupted to `times(matrix)[0]`. Frames that
+    `freeze` keeps at a level keep it.
 
     Args:
         matrix: A matrix from noise to clean.
@@ -188,8 +206,9 @@ def truncate(matrix: TimestepMatrix, level: int) -> TimestepMatrix:
 
     Reference: Meng et al., SDEdit, arXiv:2108.01073.
     """
-    level = _existing(level, matrix.num_steps)
-    return dataclasses.replace(matrix, index=jnp.maximum(matrix.index, level))
+    level, index = _existing(level, matrix.num_steps), matrix.index
+    later = jnp.where(index[0] != index[-1], jnp.maximum(index, level), index)
+    return dataclasses.replace(matrix, index=later)
 
 
 def _existing(level: int, steps: int) -> int:
@@ -271,17 +290,32 @@ def cost(matrix: TimestepMatrix) -> Cost:
     return Cost(calls, calls * matrix.window, first)
 
 
-def validate(matrix: TimestepMatrix) -> TimestepMatrix:
+def unseen(matrix: TimestepMatrix, frames: Sequence[int]) -> list[int]:
+    """Returns those of `frames` that no call of the network is shown."""
+    index, start = np.asarray(matrix.index), np.asarray(matrix.start)
+    first = start[(index[1:] != index[:-1]).any(axis=1)]
+    return [
+        frame
+        for frame in frames
+        if len(first) and not ((first <= frame) & (frame < first + matrix.window)).any()
+    ]
+
+
+def validate(matrix: TimestepMatrix, process: Process | None = None) -> TimestepMatrix:
     """Checks a matrix on the host and returns it.
 
+    Args:
+        matrix: The matrix.
+        process: The process that bounds its levels; None leaves that out.
+
     Raises:
-        ConfigError: If the grid does not descend to 0, an index lies outside the grid or
-            goes back to more noise, a frame that moves does not end clean, a frame
-            moves outside its window, or a frame is written to the cache twice. The
-            message names the row and the frame.
+        ConfigError: If the grid does not descend to 0 or exceeds the process, an index lies
+            outside the grid or goes back to more noise, a frame that moves does not end
+            clean, a frame moves outside its window, or a frame is written to the cache
+            twice. The message names the row and the frame.
     """
     levels, index = np.asarray(matrix.levels), np.asarray(matrix.index)
-    _check_levels(levels)
+    _check_levels(levels, process)
     steps = matrix.num_steps
     _refuse(
         (index < 0) | (index > steps),
@@ -321,7 +355,7 @@ def validate(matrix: TimestepMatrix) -> TimestepMatrix:
     return matrix
 
 
-def _check_levels(levels: np.ndarray) -> None:
+def _check_levels(levels: np.ndarray, process: Process | None) -> None:
     grids = levels.reshape(levels.shape[0], -1)
     if not np.isfinite(grids).all() or (np.diff(grids, axis=0) > 0).any():
         raise ConfigError(
@@ -334,6 +368,12 @@ def _check_levels(levels: np.ndarray) -> None:
             f"the last noise level is {grids[-1].max():g}",
             "a run ends at exactly 0",
             "append 0 to the grid",
+        )
+    if process is not None and grids.max() > process.t_max * (1 + 1e-6):
+        raise ConfigError(
+            f"a noise level is {grids.max():g}",
+            f"the process of this system ends at {process.t_max:g}",
+            f"use levels of 0 to {process.t_max:g}",
         )
 
 

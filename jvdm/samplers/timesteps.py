@@ -7,6 +7,7 @@ jitted step. The draws of a clip are addressed by its index in the batch: anothe
 size does not change them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -169,16 +170,21 @@ class Mixture:
     Attributes:
         samplers: The samplers.
         weights: How often each is chosen; any positive scale.
+
+    Raises:
+        ConfigError: If there is no sampler that could be chosen.
     """
 
     samplers: tuple[TimestepSampler, ...]
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.samplers) != len(self.weights) or min(self.weights, default=0) < 0:
+        usable = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
+        if len(self.samplers) != len(self.weights) or not usable:
             raise ConfigError(
                 f"a mixture of {len(self.samplers)} samplers has weights {self.weights}",
-                "each sampler needs one weight of 0 or more",
+                "each sampler needs one weight of 0 or more, and one of them is above 0",
+                "give as many weights as samplers",
             )
 
     def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:

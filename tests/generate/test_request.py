@@ -1,12 +1,15 @@
 """Every request that cannot be run is refused before any work, with the fix in the message."""
 
+import hashlib
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jvdm import samplers
 from jvdm.errors import ConfigError, JvdmError, ShapeError
-from jvdm.pipeline.request import MAX_SEED, Request, prepare
-from jvdm.video import Video
+from jvdm.pipeline.request import MAX_SEED, Given, Request, prepare
+from jvdm.video import Video, write_image
 from tests.generate.nano import MANIFEST, SYSTEM
 
 IMAGE = np.zeros((16, 32, 3), np.uint8)
@@ -90,6 +93,66 @@ def test_a_matrix_of_another_length_names_the_frames_that_fit():
     matrix = samplers.synchronous(samplers.linspace_levels(2), 5)
     with pytest.raises(ShapeError, match="5 latent frames.*use num_frames=17"):
         job(matrix=matrix)
+
+
+LEVELS = samplers.shift_levels(samplers.linspace_levels(3), 2.0)
+SYNC = samplers.synchronous(LEVELS, 3)
+ONE_BY_ONE = samplers.windowed(samplers.lag_matrix(LEVELS, 3, lag=3))
+TOO_NOISY = samplers.synchronous(jnp.array([1.5, 0.5, 0.0]), 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"matrix": samplers.truncate(SYNC, 1)}, "latent frames 0, 1, 2 do not start as noise"),
+        ({"matrix": samplers.freeze(SYNC, (0,))}, "latent frames 0 do not start as noise"),
+        (
+            {"matrix": samplers.freeze(SYNC, (0,), level=2), "image": IMAGE},
+            "latent frame 0 stays at noise level 0.5 to the last row; a frame of a video ends",
+        ),
+        (
+            {"matrix": ONE_BY_ONE, "image": IMAGE},
+            "latent frames 0 are given; no window of 1 latent frames shows them",
+        ),
+        ({"matrix": TOO_NOISY}, "a noise level is 1.5; the process of this system ends at 1"),
+        ({"matrix": SYNC, "num_inference_steps": 5}, "num_inference_steps is 5; the matrix that"),
+        ({"matrix": SYNC, "shift": 5.0}, "shift is 5.0; the matrix that was given says it"),
+        ({"num_inference_steps": 10**8}, "100,000,000 rows was asked for; .*1,000,000 are the"),
+    ],
+)
+def test_a_matrix_is_run_as_it_says_or_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        job(**values)
+
+
+def test_a_matrix_that_keeps_a_frame_keeps_the_one_that_is_given():
+    made = job(matrix=samplers.windowed(samplers.freeze(SYNC, (0,)), context=1), image=IMAGE)
+    assert made.matrix.window == 3 and (np.asarray(samplers.times(made.matrix))[:, 0] == 0).all()
+
+
+def test_a_record_says_which_levels_were_run():
+    own, given = job(), job(matrix=samplers.synchronous(samplers.linspace_levels(2), 3))
+    steps = [made.recorded()["num_inference_steps"] for made in (own, given)]
+    assert steps == [3, 2] and own.recorded()["shift"] == 2.0
+    assert given.recorded()["shift"] is None  # none was applied
+    assert given.system_recorded()["sampling"]["levels"] is None
+    matrices = [made.system_recorded()["matrix"] for made in (own, given, job(matrix=SYNC))]
+    assert [matrix["rows"] for matrix in matrices] == [3, 2, 3]
+    assert matrices[0] == matrices[2] and matrices[0]["sha256"] != matrices[1]["sha256"]
+
+
+def test_a_record_says_what_was_given(tmp_path):
+    path = tmp_path / "a.png"
+    write_image(path, IMAGE)
+    noise = np.ones((3, 2, 4, 4), np.float32)
+    clean = Given(jnp.zeros((1, 1, 2, 4, 4)), (2,))
+    inputs = job(image=path, latents=noise, given=(clean,)).recorded()["inputs"]
+    assert inputs["image"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert inputs.keys() == {"image", "latents", "given"}
+    others = job(image=IMAGE, latents=noise + 1).recorded()["inputs"]
+    assert others["latents"] != inputs["latents"]
+    assert job(image=255 - IMAGE).recorded()["inputs"]["image"] != others["image"]
+    assert job().recorded()["inputs"] == {}
 
 
 def test_unknown_words_are_named_and_kept():

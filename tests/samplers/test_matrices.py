@@ -11,12 +11,14 @@ import pytest
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
     cost,
+    edm,
     freeze,
     from_index,
     lag_matrix,
     linspace_levels,
     pad_rows,
     picture,
+    rectified_flow,
     shift_levels,
     synchronous,
     times,
@@ -24,6 +26,7 @@ from jvdm.samplers import (
     validate,
     windowed,
 )
+from jvdm.samplers.matrices import unseen
 
 LEVELS = linspace_levels(4)
 wave = st.tuples(
@@ -104,6 +107,31 @@ def test_truncation_starts_later_in_the_same_shape():
     assert cost(matrix).calls == 3
     with pytest.raises(ConfigError, match="level index 9"):
         truncate(matrix, 9)
+
+
+def test_frames_that_are_kept_at_a_level_keep_it_when_the_others_start_later():
+    matrix = truncate(freeze(synchronous(LEVELS, 3), (1,), level=1), 2)
+    np.testing.assert_array_equal(times(matrix)[0], [0.5, 0.75, 0.5])
+    np.testing.assert_array_equal(times(matrix)[:, 1], 0.75)
+
+
+def test_the_process_bounds_the_levels():
+    matrix = synchronous(jnp.array([1.5, 0.5, 0.0]), 2)
+    assert validate(matrix) is matrix and validate(matrix, edm()) is matrix
+    with pytest.raises(ConfigError, match="a noise level is 1.5; the process .* ends at 1"):
+        validate(matrix, rectified_flow())
+
+
+def test_frames_that_no_window_shows_are_found():
+    one_by_one = lag_matrix(LEVELS, 4, lag=4)
+    assert unseen(windowed(freeze(one_by_one, (0, 2))), (0, 2)) == [0, 2]
+    assert unseen(windowed(freeze(one_by_one, (0, 2)), context=1), (0, 2)) == []
+    assert unseen(freeze(synchronous(LEVELS, 2), (0, 1)), (0, 1)) == []  # nothing is called
+
+
+def test_more_rows_than_anyone_could_run_are_refused_before_they_are_made():
+    with pytest.raises(ConfigError, match="300,000,004 rows .* use 1 steps or fewer"):
+        lag_matrix(LEVELS, 4, lag=10**8)
 
 
 def test_padding_repeats_the_last_row():

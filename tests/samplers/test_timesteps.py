@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,7 +173,9 @@ def test_mixtures_choose_whole_clips_at_the_given_rates():
     assert plausible(stats.binomtest(counts[0], CLIPS, 0.25).pvalue)
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), ()])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (), (0.0, 0.0), (1.0, math.inf)])
 def test_mixtures_need_a_weight_for_each_sampler(weights):
     with pytest.raises(ConfigError, match="mixture of 2 samplers .* one weight"):
         Mixture((Synchronous(), Independent()), weights)
+    with pytest.raises(ConfigError, match="mixture of 0 samplers .* above 0"):
+        Mixture((), ())
