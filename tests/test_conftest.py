@@ -1,6 +1,9 @@
 """The strictness that every other test relies on is really on."""
 
 import importlib.util
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,3 +35,23 @@ def test_child_processes_are_strict_too(run_python):
     process = run_python("-c", code)
     assert process.returncode == 1
     assert "rank_promotion" in process.stderr
+
+
+def test_ctrl_c_interrupts():
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_does_not_depend_on_what_started_it(root):
+    """Ctrl-C and termination ignored, no terminal, no standard input, no locale."""
+    ignoring = ["sh", "-c", 'trap "" INT TERM HUP; exec "$0" "$@" <&-', "env", "LANG=C"]
+    test = f"{__file__}::{test_ctrl_c_interrupts.__name__}"
+    process = subprocess.run(
+        [*ignoring, sys.executable, "-m", "pytest", "-q", test],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
