@@ -9,7 +9,7 @@ matrix. Names that differ in a function stand for axes that may differ.
 from typing import Any
 
 from jax import Array
-from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8, UInt16
 
 Latents = Float[Array, "B F H W C"]
 """Latent video; `H W` count latent cells."""
@@ -59,5 +59,6 @@ __all__ = [
     "TokenIds",
     "Tokens",
     "UInt8",
+    "UInt16",
     "no_type_check",
 ]

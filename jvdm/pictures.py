@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jvdm import media
 from jvdm.arrays import UInt8
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.settings import Settings
-from jvdm.video import Video, fit, read_image, read_video
+from jvdm.video import Video, fit, read_video
 
 PREFIX_LATENTS = 4  # enough to see how things move, most of a clip stays new
 STILL_LATENTS = 3  # a last image is encoded as a short still, because a latent spans frames
@@ -154,7 +155,7 @@ def _clip(video: Any, canvas: Canvas, count: int, name: str = "video") -> np.nda
 def _picture(name: str, image: Any, canvas: Canvas) -> np.ndarray:
     """Returns a picture as a clip of one frame, `[n, 1, H, W, 3]`."""
     if isinstance(image, str | Path):
-        image = read_image(image)
+        image = media.read_image(image)
     return _checked(name, image, 3, "[H, W, 3]", canvas)[:, None]
 
 

@@ -11,7 +11,7 @@ from tests.architecture.source import ROOT, Import, Module, imports, names, plan
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "features", "files", "keys", "stages", "values"),
+    ("cache", "features", "files", "keys", "media", "stages", "values"),
     ("recipes", "record"),
     ("fidelity", "parallel", "samplers", "video", "weights", "world"),
     ("data", "outputs"),
