@@ -414,8 +414,8 @@ def _one_by_one(
 
 
 def _weighted_sum(weights: BranchWeights, parts: list[Array]) -> Array:
-    """Adds one by one: for one sample, XLA on CPU (jaxlib 0.10.2) fuses the sums over a
-    branch axis of x0 and of eps to a wrong result.
+    """Adds one by one: XLA on CPU below jaxlib 0.11 adds two weighted sums over the first axis
+    of `[n, 1, ...]`, 4,096 numbers and more, to a wrong result that holds unwritten memory.
     """
     terms = [expand(weight, part) * part for weight, part in zip(weights, parts, strict=True)]
     return functools.reduce(jnp.add, terms)

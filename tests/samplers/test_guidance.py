@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxlib.version import __version_info__ as jaxlib_version
 
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
     Call,
     ClassifierFree,
+    Denoised,
     Guidance,
     Interval,
     PlusPlus,
@@ -90,6 +92,35 @@ def test_guidance_is_a_line_through_the_branches(scale):
     close(got, jax.tree.map(lambda u, c: u + scale * (c - u), without, condition))
     same, _, condition = guided_and_parts(WHATS[1], WHATS[1], scale)
     close(same, condition)
+
+
+def added(two_sums):
+    """What a step does with the sums over two branches, of data and of noise: it adds them."""
+    x0, eps = (noise_like((2, 1, 64, 64), seed) for seed in (1, 2))
+    weights = jnp.array([-3.0, 4.0])
+    close(
+        jax.jit(lambda *given: sum(two_sums(*given)))(weights, x0, eps),
+        -3.0 * (x0[0] + eps[0]) + 4.0 * (x0[1] + eps[1]),
+    )
+
+
+def test_sums_over_branches_are_right_for_one_sample():
+    def guidance(weights, x0, eps):
+        branches = [Denoised(*branch) for branch in zip(x0, eps, strict=True)]
+        return Weighted(("unconditional", "prompt"), weights).combine(branches, X, CALL, PROCESS)
+
+    added(guidance)
+
+
+@pytest.mark.xfail(
+    jax.default_backend() == "cpu" and jaxlib_version < (0, 11),
+    reason="XLA's fusion is wrong; where 0.11 is the oldest jaxlib, `_weighted_sum` can be one sum",
+)
+def test_xla_sums_over_an_axis_of_branches_rightly():
+    def one_sum(weights, branches):
+        return (weights[:, None, None, None] * branches).sum(axis=0)
+
+    added(lambda weights, x0, eps: (one_sum(weights, x0), one_sum(weights, eps)))
 
 
 def test_guidance_is_the_same_in_velocity_space():
