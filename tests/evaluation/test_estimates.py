@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jvdm.evaluation.estimates import Measure, estimate, gather, ratio
 
@@ -11,6 +12,31 @@ def test_the_interval_of_a_proportion_is_about_the_binomial_one():
     assert result.mean == 0.75 and result.count == 400
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     np.testing.assert_allclose([result.low, result.high], [0.75 - half, 0.75 + half], atol=0.006)
+
+
+@pytest.mark.parametrize("clips", [4, 16, 64, 256])
+def test_the_interval_of_a_share_covers_the_truth_whatever_that_is(clips):
+    """The exact coverage: the chance of every outcome, summed over those that cover."""
+    right = np.arange(clips + 1)
+    found = [estimate(np.arange(clips) < count, np.ones(clips, bool)) for count in right]
+    low, high = (np.array([getattr(one, end) for one in found])[:, None] for end in ("low", "high"))
+    truth = np.linspace(0.001, 0.999, 999)
+    covers = (low <= truth) & (truth <= high)
+    coverage = (stats.binom.pmf(right[:, None], clips, truth) * covers).sum(axis=0)
+    assert coverage.min() >= 0.95
+    # No wider than that takes: at either end, what was seen or less or more is a chance of 2.5 %.
+    np.testing.assert_allclose(stats.binom.cdf(right[:-1], clips, high[:-1, 0]), 0.025)
+    np.testing.assert_allclose(stats.binom.sf(right[:-1], clips, low[1:, 0]), 0.025)
+    assert low[0] == 0.0 and high[-1] == 1.0
+
+
+def test_objects_of_a_clip_do_not_make_a_share_sharper():
+    right = np.arange(16) < 12
+    one = estimate(right, np.ones(16, bool))
+    three = estimate(np.repeat(right[:, None], 3, 1), np.ones((16, 3), bool))
+    assert three.count == 48 and (one.low, one.high) == pytest.approx((three.low, three.high))
+    half = estimate(right, np.arange(16) % 2 == 0)
+    assert half.high - half.low > one.high - one.low
 
 
 def test_what_is_not_counted_does_not_matter():
