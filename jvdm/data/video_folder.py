@@ -3,11 +3,16 @@
 Captions are in a text file beside each video (`ball.mp4`, `ball.txt`), or in
 `metadata.csv` or `metadata.jsonl` in the folder. What cannot be used is left
 out and listed with the reason; it never ends a run, unless it is too much.
+Hidden files, such as `._ball.mp4`, are none. Pictures are shown as `jvdm.media`
+says: upright, with square pixels, transparent parts on white.
 """
 
+import codecs
+import contextlib
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import sys
@@ -20,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jvdm import media
 from jvdm.arrays import Int
 from jvdm.data.video_files import Unusable, decode_clip, seconds
 from jvdm.errors import ConfigError, JvdmError
@@ -29,6 +35,7 @@ FILE_COLUMNS = ("file_name", "video", "path", "file")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 METADATA = ("metadata.csv", "metadata.jsonl")
 QUARANTINE = "quarantine.jsonl"
+_LOST = {"\0", "\ufffd"}
 
 
 @runtime_checkable
@@ -78,8 +85,9 @@ class VideoFolder:
         """Inspects every video; what is unusable goes to `workdir/quarantine.jsonl`.
 
         Raises:
-            ConfigError: If the folder holds no usable video, or too few.
+            ConfigError: If the folder holds no usable video, or too few, or `fps` is no rate.
         """
+        media.check_fps("fps of the folder", self.fps)
         listed = _listed(Path(self.folder))
         quarantine = Quarantine(workdir, total=len(listed), max_bad=self.max_bad)
         with ThreadPoolExecutor() as pool:
@@ -100,11 +108,14 @@ class VideoFolder:
         self._check_words(entries)
         return FolderRecords(self, entries, quarantine)
 
-    def _inspect(self, item: tuple[Path, str | None], quarantine: "Quarantine") -> Entry | None:
+    def _inspect(self, item: tuple[Path, str | Path], quarantine: "Quarantine") -> Entry | None:
         path, caption = item
         try:
+            caption = (_text(caption) if isinstance(caption, Path) else caption).strip()
             if not caption:
                 raise Unusable("it has no caption")
+            if _LOST & set(caption):
+                raise Unusable("its caption has characters that were lost in a conversion")
             tokens, unknown = self.tokenizer.encode(caption)
             frames = math.floor(seconds(path) * self.fps + 0.01)
             if frames < self.num_frames:
@@ -221,33 +232,54 @@ class Quarantine:
             )
 
 
-def _listed(folder: Path) -> list[tuple[Path, str]]:
-    """Returns all videos with their captions, "" where there is none.
+def _listed(folder: Path) -> list[tuple[Path, str | Path]]:
+    """Returns all videos with their captions or the files of these, "" where there is none.
 
     Raises:
         ConfigError: If there is no such folder, or its metadata cannot be understood.
     """
     if not folder.is_dir():
         raise ConfigError(f"folder {folder} does not exist", fix="give the folder of your videos")
-    tables = [folder / name for name in METADATA if (folder / name).is_file()]
+    files = sorted(path for path in folder.rglob("*") if not _hidden(path.relative_to(folder)))
+    tables = [path for path in files if path.parent == folder and path.name.lower() in METADATA]
     if len(tables) > 1:
         raise ConfigError(f"{folder} has {' and '.join(METADATA)}", "one of them must say it all")
     if tables:
         return _from_table(tables[0])
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    return [(path, _text(path.with_suffix(".txt"))) for path in videos]
+    captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    return [(path, captions.get(path.with_suffix(""), "")) for path in videos]
+
+
+def _hidden(path: Path) -> bool:
+    """Whether a file is one of the system's, such as `._ball.mp4` or `__MACOSX/ball.mp4`."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    return path.read_text(encoding="utf-8-sig", errors="replace").strip()
+    """Reads UTF-8 with or without a mark, UTF-16 with one, or else the Windows code page 1252.
+
+    Raises:
+        Unusable: If it is none of them, or cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode("utf-8-sig")
+        return content.decode("cp1252")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unusable(f"{path.name} is no text in UTF-8 or code page 1252 ({error})") from error
 
 
-def _from_table(path: Path) -> list[tuple[Path, str]]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = csv.DictReader(file) if path.suffix == ".csv" else _json_lines(file, path)
+def _from_table(path: Path) -> list[tuple[Path, str | Path]]:
+    try:
+        file = io.StringIO(_text(path), newline="")
+        lines = csv.DictReader(file) if path.suffix.lower() == ".csv" else _json_lines(file, path)
         rows = [{key: value for key, value in row.items() if key} for row in lines]
+    except (Unusable, csv.Error) as error:
+        raise ConfigError(f"{path} is no table", str(error), "save it as UTF-8") from error
     columns = list(dict.fromkeys(key for row in rows for key in row))
     found = [
         next((n for n in names if n in columns), None) for names in (FILE_COLUMNS, TEXT_COLUMNS)
@@ -258,12 +290,11 @@ def _from_table(path: Path) -> list[tuple[Path, str]]:
             f"one of {', '.join(FILE_COLUMNS)} and one of {', '.join(TEXT_COLUMNS)} are needed",
             "rename the columns",
         )
+    cells = [[row.get(column) for column in found] for row in rows]
+    texts = [[cell if isinstance(cell, str) else "" for cell in row] for row in cells]
     return [
-        (
-            path.parent / str(row.get(found[0]) or f"{path.name} row {number}"),
-            str(row.get(found[1]) or "").strip(),
-        )
-        for number, row in enumerate(rows, 1)
+        (path.parent / (name or f"{path.name} row {number}"), caption)
+        for number, (name, caption) in enumerate(texts, 1)
     ]
 
 
@@ -273,7 +304,7 @@ def _json_lines(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} line {number} is not JSON", str(error)) from error
         if not isinstance(row, dict):
             raise ConfigError(

@@ -4,6 +4,8 @@ Light is in units of the reference white of 203 cd/m2 (ITU-R BT.2408). Highlight
 cd/m2 are compressed by the curve of ITU-R BT.2390, section 5.4.1, with the hue kept.
 """
 
+from typing import Any
+
 import numpy as np
 
 from jvdm.arrays import Float, UInt8, UInt16
@@ -58,15 +60,15 @@ def _pq_light(code: np.ndarray) -> np.ndarray:
     return 10000 * (np.maximum(power - _C1, 0) / (_C2 - _C3 * power)) ** (1 / _M1)
 
 
-def _pq_code(light: np.ndarray) -> np.ndarray:
+def _pq_code(light: Any) -> Any:
     power = (light / 10000) ** _M1
     return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
 
 
 def _compressed(light: np.ndarray) -> np.ndarray:
     """Returns cd/m2 up to `WHITE` for cd/m2 up to `PEAK`; dark ones stay as they are."""
-    top = _pq_code(np.array(PEAK))
-    largest = _pq_code(np.array(WHITE)) / top
+    top = _pq_code(PEAK)
+    largest = _pq_code(WHITE) / top
     knee = 1.5 * largest - 0.5
     code = np.minimum(_pq_code(light) / top, 1)
     t = np.maximum(code - knee, 0) / (1 - knee)

@@ -142,12 +142,11 @@ class Film:
 
         It reads all packets; open the film again to decode it.
         """
-        tick = float(self.stream.time_base)
+        stream, tick = self.stream, float(self.stream.time_base)
         times = np.sort([packet.pts for packet in self._packets()]) * tick
-        if len(times) < 2:
-            return DEFAULT_FPS
-        mean = (len(times) - 1) / max(times[-1] - times[0], tick)
-        stream = self.stream
+        if not len(times):
+            raise ValueError("its frames have no times")
+        mean = (len(times) - 1) / max(np.ptp(times), tick) if len(times) > 1 else DEFAULT_FPS
         for rate in (stream.average_rate, round(mean), stream.guessed_rate, mean):
             even = times[0] + np.arange(len(times)) / float(rate or math.inf)
             if np.abs(times - even).max() <= 1.01 * tick:

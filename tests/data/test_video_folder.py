@@ -20,7 +20,9 @@ pytest.importorskip("grain")
 HEIGHT, WIDTH, RATE = 24, 32, 12
 
 
-def write(path, num_frames=24, rate=RATE, height=HEIGHT, width=WIDTH, keyframes=6):
+def write(
+    path, num_frames=24, rate: int | Fraction = RATE, height=HEIGHT, width=WIDTH, keyframes=6
+):
     """Writes frames whose grey value tells their number: 8, 16, 24, ..."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
@@ -167,9 +169,92 @@ def test_captions_from_a_table(tmp_path, name, content):
     assert captions == ["a red ball", "a blue box"]
 
 
+BALL = "a café’s red ball"
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le-bom", "utf-16-be-bom"]
+)
+def test_captions_are_read_in_the_encodings_that_people_save(tmp_path, encoding):
+    mark = {"utf-16-le-bom": b"\xff\xfe", "utf-16-be-bom": b"\xfe\xff"}.get(encoding, b"")
+    content = mark + f" {BALL}\r\n".encode(encoding.removesuffix("-bom"))
+    write(tmp_path / "a.mp4", 5).with_suffix(".txt").write_bytes(content)
+    assert clip(folder(tmp_path, max_unknown=1.0).open(), 0)["caption"] == BALL
+    for name, table in (
+        ("metadata.csv", f"file_name,text\r\na.mp4,{BALL}\r\n"),
+        ("metadata.jsonl", json.dumps({"file_name": "a.mp4", "text": BALL}, ensure_ascii=False)),
+    ):
+        path = tmp_path / name
+        path.write_bytes(mark + table.encode(encoding.removesuffix("-bom")))
+        assert clip(folder(tmp_path, max_unknown=1.0).open(), 0)["caption"] == BALL
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a red \x81 ball", "a.txt is no text in UTF-8 or code page 1252"),
+        ("a red \ufffd ball".encode(), "characters that were lost"),
+        (b"a red \0 ball", "characters that were lost"),
+        (b"\xff\xfea", "is no text in UTF-8 or code page 1252"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_left_out(tmp_path, content, reason):
+    videos, workdir = two_folders(tmp_path)
+    write(videos / "a.mp4", 5).with_suffix(".txt").write_bytes(content)
+    caption(write(videos / "b.mp4", 5))
+    assert len(folder(videos).open(workdir)) == 1
+    assert reason in reasons(workdir)["a.mp4"]
+
+
+def test_files_of_the_system_are_no_videos_and_endings_have_any_case(tmp_path):
+    write(tmp_path / "A.MP4".lower(), 5).rename(tmp_path / "A.MP4")
+    (tmp_path / "A.TXT").write_text("a red ball")
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._A.MP4", "._A.TXT", "__MACOSX/A.MP4", ".hidden.mp4"):
+        (tmp_path / name).write_bytes(b"resources of a Macintosh")
+    records = folder(tmp_path, max_bad=0.0).open()
+    assert len(records) == 1 and clip(records, 0)["caption"] == "a red ball"
+    (tmp_path / "Metadata.CSV").write_text("file_name,text\nA.MP4,a blue box\n")
+    assert clip(folder(tmp_path, max_bad=0.0).open(), 0)["caption"] == "a blue box"
+
+
+def test_a_table_with_cells_that_are_no_text_leaves_these_out(tmp_path):
+    videos, workdir = two_folders(tmp_path)
+    rows = [("a.mp4", "a red ball"), ("b.mp4", ["a", "red", "ball"]), ("c.mp4", 7), (3, "a box")]
+    for name in "abc":
+        write(videos / f"{name}.mp4", 5)
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+    (videos / "metadata.jsonl").write_text("\n".join(lines))
+    assert len(folder(videos).open(workdir)) == 1
+    assert reasons(workdir) == {
+        "b.mp4": "it has no caption",
+        "c.mp4": "it has no caption",
+        "metadata.jsonl row 4": "there is no such file",
+    }
+
+
+def test_a_film_of_one_still_is_left_out_whatever_its_header_promises(tmp_path):
+    videos, workdir = two_folders(tmp_path)
+    caption(write(videos / "a.mp4", 5))
+    caption(write(videos / "b.mp4", 5, rate=Fraction(1, 100)))
+    assert len(folder(videos).open(workdir)) == 1
+    assert "fewer than one per second" in reasons(workdir)["b.mp4"]
+
+
+def test_a_rate_that_no_film_has_is_refused(tmp_path):
+    caption(write(tmp_path / "a.mp4", 5))
+    for fps in (0.0, 0.5, 300.0):
+        with pytest.raises(ConfigError, match="fps of the folder is .*from 1 to 240"):
+            folder(tmp_path, fps=fps).open()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"metadata.csv": b"file_name,text\na.mp4,\x81\n"}, "is no table.*save it as UTF-8"),
+        ({"metadata.csv": "file_name,text\na.mp4," + "x" * 200_000}, "is no table.*field larger"),
+        ({"metadata.jsonl": "[" * 100_000 + "\n"}, "line 1 is not JSON"),
         ({"metadata.csv": "name,words\na.mp4,ball\n"}, "columns name, words.*file_name.*text"),
         ({"metadata.jsonl": "{oops\n"}, "line 1 is not JSON"),
         ({"metadata.jsonl": "[1]\n"}, "line 1 is not a JSON object"),
@@ -180,7 +265,7 @@ def test_captions_from_a_table(tmp_path, name, content):
 )
 def test_a_folder_that_cannot_be_understood_is_an_error(tmp_path, content, message):
     for name, text in content.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
         folder(tmp_path).open()
 
