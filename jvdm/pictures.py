@@ -9,16 +9,16 @@ from jvdm import media
 from jvdm.arrays import UInt8
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.settings import Settings
-from jvdm.video import Video, fit, read_video
+from jvdm.video import Fit, Video, fit, read_video
 
 PREFIX_LATENTS = 4  # enough to see how things move, most of a clip stays new
 STILL_LATENTS = 3  # a last image is encoded as a short still, because a latent spans frames
 
-_NEED = "a file, or uint8 RGB of the shape {shape}, or one such array per prompt"
+_NEED = "a file, pictures of Pillow, or uint8 RGB of the shape {shape}, or one per prompt"
 
 
 class Canvas(NamedTuple):
-    """What pictures must fit into; `fps` is the rate that the model was trained at."""
+    """What pictures must fit into, and how; `fps` is the rate that the model was trained at."""
 
     vae: Any
     batch: int
@@ -26,6 +26,7 @@ class Canvas(NamedTuple):
     height: int
     width: int
     fps: float
+    fit: Fit = "crop"
 
 
 class Known(NamedTuple):
@@ -53,7 +54,7 @@ def place(
         edits: Whether the run starts from a whole video instead of noise.
 
     Returns:
-        The known frames, and notes about pictures that were cropped or resized.
+        The known frames, and notes about what was done to pictures.
 
     Raises:
         ConfigError: If pictures exclude each other or cannot be read.
@@ -66,7 +67,7 @@ def place(
     notes: list[str] = []
     if given.video is not None:
         count = canvas.num_frames if edits else _prefix_length(given, canvas)
-        clip = _fitted("video", _clip(given.video, canvas, count), canvas, notes)
+        clip = _clip("video", given.video, canvas, notes, last_frames=count)
         if edits and clip.shape[1] < count:
             what = f"the video to edit has {clip.shape[1]} frames at {canvas.fps:g} per second"
             raise ShapeError(what, f"{count} are made", "use a smaller num_frames")
@@ -75,11 +76,10 @@ def place(
         columns = tuple(range(vae.latent_frames(clip.shape[1])))
         known.append(Known(clip, columns, edits))
     if given.image is not None:
-        frame = _fitted("image", _picture("image", given.image, canvas), canvas, notes)
+        frame = _picture("image", given.image, canvas, notes)
         known.append(Known(frame, (0,)))
     if given.last_image is not None:
-        frame = _picture("last_image", given.last_image, canvas)
-        frame = _fitted("last_image", frame, canvas, notes)
+        frame = _picture("last_image", given.last_image, canvas, notes)
         still = np.repeat(frame, vae.num_frames(STILL_LATENTS), axis=1)
         known.append(Known(still, (latent_frames - 1,)))
     return tuple(known), tuple(notes)
@@ -94,11 +94,11 @@ def read_channel(channel: Any, canvas: Canvas) -> UInt8[np.ndarray, "n T H W 3"]
     if channel is None:
         return None
     if isinstance(channel, str | Path) and Path(channel).suffix.lower() in _PICTURES:
-        clip = _picture("channel", channel, canvas)
+        clip = _picture("channel", channel, canvas, [])
     else:
-        clip = _clip(channel, canvas, canvas.num_frames, "channel")
+        clip = _clip("channel", channel, canvas, [], last_frames=canvas.num_frames)
     legal = canvas.vae.num_frames(1 + (clip.shape[1] - 1) // canvas.vae.strides[0])
-    return _fitted("channel", clip[:, :legal], canvas, [])
+    return clip[:, :legal]
 
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -142,30 +142,35 @@ def _prefix_length(given: Settings, canvas: Canvas) -> int:
     return wanted
 
 
-def _clip(video: Any, canvas: Canvas, count: int, name: str = "video") -> np.ndarray:
-    """Returns the last `count` frames, or fewer, as `[n, T, H, W, 3]`."""
+def _clip(
+    name: str, video: Any, canvas: Canvas, notes: list[str], last_frames: int
+) -> UInt8[np.ndarray, "n T H W 3"]:
+    """Returns that many frames at the end, or fewer, at the rate and the size of the canvas."""
+    done: list[str] = []
     if isinstance(video, str | Path):
-        return read_video(video, canvas.fps, last_frames=count).frames[None]
-    if isinstance(video, Video):
-        video = video.resampled(canvas.fps).frames
-    clips = _checked(name, video, 4, "[T, H, W, 3]", canvas)
-    return clips[:, -count:]
+        clips = read_video(video, canvas.fps, last_frames, done).frames[None]
+    else:
+        clips = _checked(name, video, 4, "[T, H, W, 3]", canvas, done)[:, -last_frames:]
+    return _fitted(name, clips, canvas, notes, done)
 
 
-def _picture(name: str, image: Any, canvas: Canvas) -> np.ndarray:
-    """Returns a picture as a clip of one frame, `[n, 1, H, W, 3]`."""
-    if isinstance(image, str | Path):
-        image = media.read_image(image)
-    return _checked(name, image, 3, "[H, W, 3]", canvas)[:, None]
+def _picture(
+    name: str, image: Any, canvas: Canvas, notes: list[str]
+) -> UInt8[np.ndarray, "n 1 H W 3"]:
+    """Returns a picture as a clip of one frame."""
+    done: list[str] = []
+    clips = _checked(name, image, 3, "[H, W, 3]", canvas, done)[:, None]
+    return _fitted(name, clips, canvas, notes, done)
 
 
-def _checked(name: str, value: Any, rank: int, shape: str, canvas: Canvas) -> np.ndarray:
+def _checked(
+    name: str, value: Any, rank: int, shape: str, canvas: Canvas, done: list[str]
+) -> np.ndarray:
     """Returns uint8 pictures with a leading axis of 1 or of the batch."""
-    array = np.asarray(value)
-    if array.ndim == rank:
-        array = array[None]
+    given = np.asarray(_pixels(name, value, canvas.fps, done))
+    array = given[None] if given.ndim == rank else given
     if array.ndim != rank + 1 or array.dtype != np.uint8 or array.shape[-1] != 3 or not array.size:
-        what = f"{name} is a {type(value).__name__} ({array.dtype}, shape {np.shape(value)})"
+        what = f"{name} is a {type(value).__name__} ({given.dtype}, shape {given.shape})"
         raise ConfigError(what, f"needed is {_NEED.format(shape=shape)}", "convert it")
     if len(array) not in (1, canvas.batch):
         what = f"{len(array)} pictures were given as {name} for {canvas.batch} prompts"
@@ -173,13 +178,40 @@ def _checked(name: str, value: Any, rank: int, shape: str, canvas: Canvas) -> np
     return array
 
 
-def _fitted(name: str, clips: np.ndarray, canvas: Canvas, notes: list[str]) -> np.ndarray:
-    """Crops and resizes to the canvas, and notes it."""
+def _pixels(name: str, value: Any, fps: float, done: list[str]) -> Any:
+    """Returns files, pictures of Pillow and videos, also in lists, as arrays; the rest as it is."""
+    if isinstance(value, str | Path):
+        return media.read_image(value, done)
+    if hasattr(value, "getbands"):
+        return media.rgb_of(value, done)
+    if isinstance(value, Video):
+        return value.resampled(fps).frames
+    if not isinstance(value, list | tuple):
+        return value
+    parts = [np.asarray(_pixels(name, part, fps, done)) for part in value]
+    if len({part.shape for part in parts}) > 1:
+        shapes = ", ".join(str(part.shape) for part in parts[:4])
+        raise ConfigError(f"the {len(parts)} parts of {name} differ", shapes, "give equal shapes")
+    return np.stack(parts) if parts else np.zeros(0)
+
+
+_FITTED = {
+    "crop": "cropped in the centre and resized",
+    "pad": "resized and padded with black",
+    "stretch": "stretched",
+}
+
+
+def _fitted(
+    name: str, clips: np.ndarray, canvas: Canvas, notes: list[str], done: list[str]
+) -> np.ndarray:
+    """Brings clips to the size of the canvas; notes that and what was done before."""
+    notes += [f"{name}: {text}" for text in done]
     size, wanted = clips.shape[2:4], (canvas.height, canvas.width)
     if size == wanted:
         return clips
     notes.append(
-        f"{name} of {size[0]}x{size[1]} (height x width) was cropped in the centre and resized "
+        f"{name} of {size[0]}x{size[1]} (height x width) was {_FITTED[canvas.fit]} "
         f"to {wanted[0]}x{wanted[1]}"
     )
-    return np.stack([fit(clip, *wanted) for clip in clips])
+    return np.stack([fit(clip, *wanted, how=canvas.fit) for clip in clips])

@@ -7,19 +7,28 @@ one field here, and its use.
 
 import dataclasses
 import math
+import numbers
+import typing
 from pathlib import Path
 from typing import Any
 
 from jvdm.errors import ConfigError
+from jvdm.media import check_fps
 from jvdm.system import Sampling
+from jvdm.video import Fit
 
 SIZE, RULE, PICTURE, OTHER = "size", "rule", "picture", "other"
 """Kinds: a size of the canvas, a number of a rule of sampling, something to look at, the rest."""
+LEAVE_OUT = "change it, or leave it out"
 
 
-def _setting(kind: str, at: str = "", positive: bool = False) -> Any:
-    """A setting that may be left out. `at` says which number of the sampling it is."""
-    return dataclasses.field(default=None, metadata={"kind": kind, "at": at, "positive": positive})
+def _setting(kind: str, at: str = "", positive: bool = False, usual: Any = None) -> Any:
+    """A setting that may be left out, which means `usual`.
+
+    `at` says which number of the sampling it is.
+    """
+    about = {"kind": kind, "at": at, "positive": positive, "usual": usual}
+    return dataclasses.field(default=None, metadata=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,8 @@ class Settings:
     """Frames of the video that the result begins with; those of four latents if left out."""
     channel: Path | None = _setting(PICTURE)
     """Video for the channel port of a model that has one."""
+    fit: Fit | None = _setting(OTHER, usual="crop")
+    """How pictures of another shape fit: cut off at both sides, with black beside, or stretched."""
 
 
 def settings_of(*kinds: str) -> tuple[str, ...]:
@@ -66,23 +77,52 @@ def settings_of(*kinds: str) -> tuple[str, ...]:
     return tuple(field.name for field in fields if field.metadata.get("kind") in kinds)
 
 
-def check_numbers(settings: Settings) -> None:
-    """Refuses numbers that no model can use.
+def check_numbers(settings: Any) -> Any:
+    """Returns the settings with numbers of Python; refuses what no model can use.
 
     Raises:
         ConfigError: It names the setting and its value.
     """
-    if settings.num_inference_steps is not None and settings.num_inference_steps < 1:
-        what = f"num_inference_steps is {settings.num_inference_steps}"
+    found = {}
+    for field in dataclasses.fields(Settings):
+        value, about = getattr(settings, field.name), field.metadata
+        if value is None or field.name in ("prompt", "seed", *settings_of(PICTURE)):
+            continue
+        found[field.name] = value = typed(field.name, value, typing.get_args(field.type)[0])
+        if about.get("positive") or about.get("at"):
+            needed = "a positive number" if about["positive"] else "a finite number"
+            if not math.isfinite(value) or about["positive"] and value <= 0:
+                raise ConfigError(f"{field.name} is {value}", f"it must be {needed}", LEAVE_OUT)
+    if found.get("num_inference_steps", 1) < 1:
+        what = f"num_inference_steps is {found['num_inference_steps']}"
         why = "one step or more leads from noise to a video"
         raise ConfigError(what, why, "16 is a good start")
-    for field in dataclasses.fields(Settings):
-        value, positive = getattr(settings, field.name), field.metadata.get("positive")
-        if value is None or not (positive or field.metadata.get("at")):
-            continue
-        if not math.isfinite(value) or positive and value <= 0:
-            needed = "a positive number" if positive else "a finite number"
-            raise ConfigError(f"{field.name} is {value}", f"it must be {needed}", "leave it out")
+    check_fps("fps", found.get("fps", 12.0))
+    return dataclasses.replace(settings, **found)
+
+
+def typed(name: str, value: Any, kind: Any) -> Any:
+    """Returns a value as `int`, `float`, `str` or one of a `Literal`.
+
+    Numbers of NumPy and JAX are numbers; text, truth values and lists are none.
+
+    Raises:
+        ConfigError: If it is something else; it names the setting.
+    """
+    number: Any = value.item() if getattr(value, "ndim", None) == 0 else value
+    is_number = issubclass(type(number), numbers.Real) and not isinstance(number, bool)
+    if kind is int and is_number and math.isfinite(number) and number == int(number):
+        return int(number)
+    if kind is float and is_number:
+        return float(number)
+    if kind is str and isinstance(value, str):
+        return value
+    choices = typing.get_args(kind)
+    if choices and isinstance(value, str) and value in choices:
+        return value
+    needed = {int: "a whole number", float: "a number", str: "text"}.get(kind)
+    what = f"{name} is {value!r:.80}" + ("" if is_number else f" ({type(value).__name__})")
+    raise ConfigError(what, f"it must be {needed or ' or '.join(choices)}", LEAVE_OUT)
 
 
 def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
@@ -113,6 +153,8 @@ def settled(settings: Settings, sampling: Sampling, sizes: Any) -> Any:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         value = getattr(settings, field.name)
+        if value is None:
+            value = field.metadata.get("usual")
         if field.metadata.get("kind") == SIZE and value is None:
             value = getattr(sizes, field.name)
         if field.metadata.get("at"):
