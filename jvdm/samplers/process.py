@@ -6,7 +6,7 @@ linear system per element, so one solve converts every kind of prediction.
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,21 +28,21 @@ the network `F` of Karras et al. (arXiv:2206.00364, equation 7) for data of devi
 """
 
 
+def _identity(t: Array) -> Array:
+    return t
+
+
 @dataclass(frozen=True)
 class Process:
     """How data turns into noise; hashable, so it can be a static argument of jit.
 
-    Two processes are equal when they are built from equal parts.
+    A subclass has the element-wise functions of the level that are declared here; those that
+    are written out hold for any process with `alpha^2 + sigma^2 = 1`. Two processes are equal
+    when they are of one class and built from equal parts.
 
     Attributes:
-        alpha: Share of data in `x_t`, a function of `t`.
-        sigma: Share of noise in `x_t`.
-        d_alpha: Derivative of `alpha`.
-        d_sigma: Derivative of `sigma`; 0 at `t = 0` where `singular_at_zero`.
-        lam: Half the log signal-to-noise ratio `log(alpha / sigma)`, infinite at the ends.
-        inv_lam: The level with a given `lam`.
+        told: What the network is told instead of `t`, unless `model_time` says otherwise.
         t_max: The noisiest level.
-        model_time: What the network is told instead of `t`.
         singular_at_zero: Whether `sigma'` grows without bound at `t = 0`. Solvers then
             take `x0` for the last step instead of a step along the velocity.
         data_std: Standard deviation of the data, for the prediction `edm`.
@@ -51,50 +51,60 @@ class Process:
         recipe: The function that made the process, with its arguments (`jvdm.values`).
     """
 
-    alpha: LevelFunction
-    sigma: LevelFunction
-    d_alpha: LevelFunction
-    d_sigma: LevelFunction
-    lam: LevelFunction
-    inv_lam: LevelFunction
-    t_max: float
-    model_time: LevelFunction
+    told: LevelFunction = _identity
+    t_max: float = 1.0
     singular_at_zero: bool = False
     data_std: float = 1.0
     scale_input: bool = False
     recipe: Any = field(default=None, compare=False)
 
+    def alpha(self, t: Array) -> Array:
+        """Returns the share of data in `x_t`."""
+        raise NotImplementedError
 
-@dataclass(frozen=True)
-class Bound:
-    """A level function with its parameter; equal to another when both are equal."""
+    def sigma(self, t: Array) -> Array:
+        """Returns the share of noise in `x_t`."""
+        raise NotImplementedError
 
-    function: Callable[[Array, Any], Array]
-    parameter: Hashable
+    def d_alpha(self, t: Array) -> Array:
+        """Returns the derivative of `alpha`."""
+        raise NotImplementedError
 
-    def __call__(self, t: Array) -> Array:
-        """Returns the function's value with its parameter."""
-        return self.function(t, self.parameter)
+    def d_sigma(self, t: Array) -> Array:
+        """Returns the derivative of `sigma`; 0 at `t = 0` where `singular_at_zero`."""
+        return divide(-self.alpha(t) * self.d_alpha(t), self.sigma(t))
 
+    def lam(self, t: Array) -> Array:
+        """Returns half the log signal-to-noise ratio `log(alpha / sigma)`, infinite at the ends."""
+        return jnp.log(self.alpha(t)) - jnp.log(self.sigma(t))
 
-def _identity(t: Array) -> Array:
-    return t
+    def inv_lam(self, lam: Array) -> Array:
+        """Returns the level with a given `lam`."""
+        raise NotImplementedError
 
-
-def _linear_alpha(t: Array) -> Array:
-    return 1.0 - t
-
-
-def _minus_one(t: Array) -> Array:
-    return -jnp.ones_like(t)
-
-
-def _linear_lam(t: Array) -> Array:
-    return jnp.log1p(-t) - jnp.log(t)
+    def model_time(self, t: Array) -> Array:
+        """Returns what the network is told instead of `t`."""
+        return self.told(t)
 
 
-def _linear_inv_lam(lam: Array) -> Array:
-    return jax.nn.sigmoid(-lam)
+class _RectifiedFlow(Process):
+    def alpha(self, t: Array) -> Array:
+        return 1.0 - t
+
+    def sigma(self, t: Array) -> Array:
+        return t
+
+    def d_alpha(self, t: Array) -> Array:
+        return -jnp.ones_like(t)
+
+    def d_sigma(self, t: Array) -> Array:
+        return jnp.ones_like(t)
+
+    def lam(self, t: Array) -> Array:
+        return jnp.log1p(-t) - jnp.log(t)
+
+    def inv_lam(self, lam: Array) -> Array:
+        return jax.nn.sigmoid(-lam)
 
 
 @recipe
@@ -103,60 +113,45 @@ def rectified_flow(model_time: LevelFunction = _identity) -> Process:
 
     Reference: Liu et al., arXiv:2209.03003; Lipman et al., arXiv:2210.02747.
     """
-    return Process(
-        alpha=_linear_alpha,
-        sigma=_identity,
-        d_alpha=_minus_one,
-        d_sigma=jnp.ones_like,
-        lam=_linear_lam,
-        inv_lam=_linear_inv_lam,
-        t_max=1.0,
-        model_time=model_time,
-    )
+    return _RectifiedFlow(model_time)
 
 
-# The cosine process in angles: alpha = cos(start + a) / cos(start), a = rate t. The
-# products of sines below say the same without the cancellation of 1 - alpha^2 near t = 0
-# and of cos near t = 1, so the ends are exact.
-def _rate(s: float) -> float:
-    return math.pi / 2 / (1 + s)
+@dataclass(frozen=True)
+class _Cosine(Process):
+    """In angles: `alpha = cos(start + a) / cos(start)`, `a = rate t`.
 
+    The products of sines below say the same without the cancellation of `1 - alpha^2` near
+    `t = 0` and of the cosine near `t = 1`, so the ends are exact.
+    """
 
-def _start(s: float) -> float:
-    return s * _rate(s)
+    s: float = 0.008
 
+    @property
+    def _rate(self) -> float:
+        return math.pi / 2 / (1 + self.s)
 
-def _cosine_alpha(t: Array, s: float) -> Array:
-    alpha = jnp.sin(_rate(s) * (1.0 - t)) / math.cos(_start(s))
-    return jnp.where(t == 0, 1.0, alpha)
+    @property
+    def _start(self) -> float:
+        return self.s * self._rate
 
+    def alpha(self, t: Array) -> Array:
+        alpha = jnp.sin(self._rate * (1.0 - t)) / math.cos(self._start)
+        return jnp.where(t == 0, 1.0, alpha)
 
-def _cosine_sigma(t: Array, s: float) -> Array:
-    angle = _rate(s) * t
-    variance = jnp.sin(angle) * jnp.sin(angle + 2 * _start(s))
-    return jnp.sqrt(variance) / math.cos(_start(s))
+    def sigma(self, t: Array) -> Array:
+        angle = self._rate * t
+        variance = jnp.sin(angle) * jnp.sin(angle + 2 * self._start)
+        return jnp.sqrt(variance) / math.cos(self._start)
 
+    def d_alpha(self, t: Array) -> Array:
+        return -self._rate * jnp.cos(self._rate * (1.0 - t)) / math.cos(self._start)
 
-def _cosine_d_alpha(t: Array, s: float) -> Array:
-    return -_rate(s) * jnp.cos(_rate(s) * (1.0 - t)) / math.cos(_start(s))
-
-
-def _cosine_d_sigma(t: Array, s: float) -> Array:
-    # From alpha^2 + sigma^2 = 1.
-    slope = -_cosine_alpha(t, s) * _cosine_d_alpha(t, s)
-    return divide(slope, _cosine_sigma(t, s))
-
-
-def _cosine_lam(t: Array, s: float) -> Array:
-    return jnp.log(_cosine_alpha(t, s)) - jnp.log(_cosine_sigma(t, s))
-
-
-def _cosine_inv_lam(lam: Array, s: float) -> Array:
-    alpha = jnp.sqrt(jax.nn.sigmoid(2 * lam))
-    variance = jax.nn.sigmoid(-2 * lam)
-    cosine, sine = math.cos(_start(s)), math.sin(_start(s))
-    angle = jnp.arctan2(jnp.sqrt(sine**2 + cosine**2 * variance), cosine * alpha)
-    return (angle - _start(s)) / _rate(s)
+    def inv_lam(self, lam: Array) -> Array:
+        alpha = jnp.sqrt(jax.nn.sigmoid(2 * lam))
+        variance = jax.nn.sigmoid(-2 * lam)
+        cosine, sine = math.cos(self._start), math.sin(self._start)
+        angle = jnp.arctan2(jnp.sqrt(sine**2 + cosine**2 * variance), cosine * alpha)
+        return (angle - self._start) / self._rate
 
 
 @recipe
@@ -170,17 +165,7 @@ def vp_cosine(s: float = 0.008, model_time: LevelFunction = _identity) -> Proces
     Reference: Nichol and Dhariwal, arXiv:2102.09672, equation 17, without their cap on
     the last step, so `alpha(1)` is 0.
     """
-    return Process(
-        alpha=Bound(_cosine_alpha, s),
-        sigma=Bound(_cosine_sigma, s),
-        d_alpha=Bound(_cosine_d_alpha, s),
-        d_sigma=Bound(_cosine_d_sigma, s),
-        lam=Bound(_cosine_lam, s),
-        inv_lam=Bound(_cosine_inv_lam, s),
-        t_max=1.0,
-        model_time=model_time,
-        singular_at_zero=True,
-    )
+    return _Cosine(model_time, singular_at_zero=True, s=s)
 
 
 def divide(numerator: Array, denominator: Array) -> Array:

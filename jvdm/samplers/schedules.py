@@ -7,7 +7,7 @@ level `t = (k + 1) / n` here, so that `t = 0` is clean data and `t = 1` the last
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,76 @@ import numpy as np
 
 from jvdm.arrays import Array, Float
 from jvdm.errors import ConfigError
-from jvdm.samplers.process import Bound, Process, divide
+from jvdm.samplers.process import Process, divide
 from jvdm.values import recipe
 
 
 @dataclass(frozen=True)
-class _Table:
-    """The recipe of a variance preserving table; its arrays are made where they are used."""
+class _Table(Process):
+    """A variance preserving table; its arrays are made where they are used."""
 
-    kind: Literal["linear", "scaled linear", "cosine"]
-    first: float
-    last: float
-    steps: int
+    kind: Literal["linear", "scaled linear", "cosine"] = "linear"
+    first: float = 0.0
+    last: float = 0.0
+    steps: int = 1000
     zero_terminal: bool = False
+
+    def alpha(self, t: Array) -> Array:
+        angle = self._angle(t)[0]
+        # The right angle is rounded, and with it its cosine.
+        almost_right = math.pi / 2 - 4 * jnp.finfo(t.dtype).eps
+        return jnp.where(angle >= almost_right, 0.0, jnp.cos(angle))
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sin(self._angle(t)[0])
+
+    def d_alpha(self, t: Array) -> Array:
+        angle, slope = self._angle(t)
+        return -jnp.sin(angle) * slope
+
+    def d_sigma(self, t: Array) -> Array:
+        angle, slope = self._angle(t)
+        return jnp.cos(angle) * slope
+
+    def inv_lam(self, lam: Array) -> Array:
+        angles, lams = _angles_and_lams(self)
+        angle = jnp.arctan(jnp.exp(-lam))
+        known = jnp.asarray(angles, lam.dtype)
+        k = jnp.clip(jnp.searchsorted(known, angle, side="right") - 1, 0, self.steps - 1)
+        finite, first, slope = _cells(lams, k, lam.dtype)
+        by_lam = divide(lam - first, slope)
+        by_angle = (angle - known[k]) / jnp.asarray(np.diff(angles), lam.dtype)[k]
+        return (k + jnp.where(finite, by_lam, by_angle)) / self.steps
+
+    def model_time(self, t: Array) -> Array:
+        """Returns the step that the network is told; clean data count as step 0."""
+        k, share = self._cell(t)
+        return jnp.maximum(k + share - 1.0, 0.0)
+
+    def _cell(self, t: Array) -> tuple[Array, Array]:
+        """Returns the interval `[k, k + 1]` that holds `t`, and the place in it, 0 to 1."""
+        place = t * self.steps
+        nearest = jnp.round(place)
+        # Levels made from step numbers are those steps, whatever rounding did to them.
+        place = jnp.where(jnp.abs(place - nearest) < 2e-4, nearest, place)
+        k = jnp.clip(jnp.floor(place), 0, self.steps - 1)
+        return k.astype(jnp.int32), place - k
+
+    def _angle(self, t: Array) -> tuple[Array, Array]:
+        """Returns `atan(sigma / alpha)` and its derivative.
+
+        Between steps `lambda` is linear, as in k-diffusion; where it is infinite at one end,
+        at clean data and at a zero terminal signal, the angle is linear instead.
+        """
+        angles, lams = _angles_and_lams(self)
+        k, share = self._cell(t)
+        start, gain = jnp.asarray(angles[:-1], t.dtype)[k], jnp.asarray(np.diff(angles), t.dtype)[k]
+        use_lam, first, slope = _cells(lams, k, t.dtype)
+        by_lam = jnp.arctan(jnp.exp(-(first + slope * share)))
+        # d angle / d lambda = -sin cos.
+        by_lam_slope = -0.5 * jnp.sin(2 * by_lam) * slope
+        angle = jnp.where(use_lam, by_lam, start + gain * share)
+        return angle, jnp.where(use_lam, by_lam_slope, gain) * self.steps
 
 
 @functools.lru_cache(maxsize=32)
@@ -51,91 +108,12 @@ def _angles_and_lams(table: _Table) -> tuple[np.ndarray, np.ndarray]:
         return np.arctan2(sigmas, alphas), np.log(alphas) - np.log(sigmas)
 
 
-def _cell(table: _Table, t: Array) -> tuple[Array, Array]:
-    """Returns the table's interval `[k, k + 1]` that holds `t`, and the place in it, 0 to 1."""
-    place = t * table.steps
-    nearest = jnp.round(place)
-    # Levels made from step numbers are those steps, whatever rounding did to them.
-    place = jnp.where(jnp.abs(place - nearest) < 2e-4, nearest, place)
-    k = jnp.clip(jnp.floor(place), 0, table.steps - 1)
-    return k.astype(jnp.int32), place - k
-
-
-def _angle(t: Array, table: _Table) -> tuple[Array, Array]:
-    """Returns `atan(sigma / alpha)` and its derivative.
-
-    Between steps `lambda` is linear, as in k-diffusion; where it is infinite at one end,
-    at clean data and at a zero terminal signal, the angle is linear instead.
-    """
-    angles, lams = _angles_and_lams(table)
-    k, share = _cell(table, t)
+def _cells(lams: np.ndarray, k: Array, dtype: Any) -> tuple[Array, Array, Array]:
+    """Returns whether `lambda` is finite at both ends of intervals, its start and its gain."""
     finite = np.isfinite(lams[:-1]) & np.isfinite(lams[1:])
     safe = np.where(np.isfinite(lams), lams, 0.0)
-    start, gain = jnp.asarray(angles[:-1], t.dtype)[k], jnp.asarray(np.diff(angles), t.dtype)[k]
-    first, slope = jnp.asarray(safe[:-1], t.dtype)[k], jnp.asarray(np.diff(safe), t.dtype)[k]
-    by_lam = jnp.arctan(jnp.exp(-(first + slope * share)))
-    # d angle / d lambda = -sin cos.
-    by_lam_slope = -0.5 * jnp.sin(2 * by_lam) * slope
-    use_lam = jnp.asarray(finite)[k]
-    angle = jnp.where(use_lam, by_lam, start + gain * share)
-    return angle, jnp.where(use_lam, by_lam_slope, gain) * table.steps
-
-
-def _table_alpha(t: Array, table: _Table) -> Array:
-    angle = _angle(t, table)[0]
-    # The right angle is rounded, and with it its cosine.
-    almost_right = math.pi / 2 - 4 * jnp.finfo(t.dtype).eps
-    return jnp.where(angle >= almost_right, 0.0, jnp.cos(angle))
-
-
-def _table_sigma(t: Array, table: _Table) -> Array:
-    return jnp.sin(_angle(t, table)[0])
-
-
-def _table_d_alpha(t: Array, table: _Table) -> Array:
-    angle, slope = _angle(t, table)
-    return -jnp.sin(angle) * slope
-
-
-def _table_d_sigma(t: Array, table: _Table) -> Array:
-    angle, slope = _angle(t, table)
-    return jnp.cos(angle) * slope
-
-
-def _table_lam(t: Array, table: _Table) -> Array:
-    return jnp.log(_table_alpha(t, table)) - jnp.log(_table_sigma(t, table))
-
-
-def _table_inv_lam(lam: Array, table: _Table) -> Array:
-    angles, lams = _angles_and_lams(table)
-    angle = jnp.arctan(jnp.exp(-lam))
-    known = jnp.asarray(angles, lam.dtype)
-    k = jnp.clip(jnp.searchsorted(known, angle, side="right") - 1, 0, table.steps - 1)
-    finite = np.isfinite(lams[:-1]) & np.isfinite(lams[1:])
-    safe = np.where(np.isfinite(lams), lams, 0.0)
-    first, slope = jnp.asarray(safe[:-1], lam.dtype)[k], jnp.asarray(np.diff(safe), lam.dtype)[k]
-    by_lam = divide(lam - first, slope)
-    by_angle = (angle - known[k]) / jnp.asarray(np.diff(angles), lam.dtype)[k]
-    return (k + jnp.where(jnp.asarray(finite)[k], by_lam, by_angle)) / table.steps
-
-
-def _step(t: Array, table: _Table) -> Array:
-    """Returns the step that the network is told; clean data count as step 0."""
-    k, share = _cell(table, t)
-    return jnp.maximum(k + share - 1.0, 0.0)
-
-
-def _from_table(table: _Table) -> Process:
-    return Process(
-        alpha=Bound(_table_alpha, table),
-        sigma=Bound(_table_sigma, table),
-        d_alpha=Bound(_table_d_alpha, table),
-        d_sigma=Bound(_table_d_sigma, table),
-        lam=Bound(_table_lam, table),
-        inv_lam=Bound(_table_inv_lam, table),
-        t_max=1.0,
-        model_time=Bound(_step, table),
-    )
+    first, slope = jnp.asarray(safe[:-1], dtype)[k], jnp.asarray(np.diff(safe), dtype)[k]
+    return jnp.asarray(finite)[k], first, slope
 
 
 @recipe
@@ -144,13 +122,13 @@ def vp_linear(beta_0: float = 1e-4, beta_1: float = 0.02, steps: int = 1000) -> 
 
     The network is told the step, `0 .. steps - 1`.
     """
-    return _from_table(_Table("linear", beta_0, beta_1, steps))
+    return _Table(kind="linear", first=beta_0, last=beta_1, steps=steps)
 
 
 @recipe
 def vp_scaled_linear(beta_0: float = 0.00085, beta_1: float = 0.012, steps: int = 1000) -> Process:
     """Variance preserving, the root of `beta` linear in the step: Stable Diffusion, CogVideoX."""
-    return _from_table(_Table("scaled linear", beta_0, beta_1, steps))
+    return _Table(kind="scaled linear", first=beta_0, last=beta_1, steps=steps)
 
 
 @recipe
@@ -160,7 +138,7 @@ def vp_cosine_table(s: float = 0.008, beta_max: float = 0.999, steps: int = 1000
     Reference: Nichol and Dhariwal, arXiv:2102.09672, equation 17; `vp_cosine` is its limit
     of many steps.
     """
-    return _from_table(_Table("cosine", s, beta_max, steps))
+    return _Table(kind="cosine", first=s, last=beta_max, steps=steps)
 
 
 @recipe
@@ -173,58 +151,42 @@ def zero_terminal_snr(process: Process) -> Process:
 
     Reference: Lin et al., arXiv:2305.08891, algorithm 1.
     """
-    table = process.alpha.parameter if isinstance(process.alpha, Bound) else None
-    if not isinstance(table, _Table):
+    if not isinstance(process, _Table):
         raise ConfigError(
             "a process without a table of steps is to get zero terminal signal",
             "the rule of arXiv:2305.08891 rescales a table",
             "use vp_linear, vp_scaled_linear or vp_cosine_table",
         )
-    return replace(
-        _from_table(replace(table, zero_terminal=True)),
-        data_std=process.data_std,
-        scale_input=process.scale_input,
-    )
+    return replace(process, zero_terminal=True)
 
 
 @dataclass(frozen=True)
-class _Slope:
-    """`beta(t) = low + rise t` of a continuous variance preserving process."""
+class _Continuous(Process):
+    """`beta(t) = low + rise t`, variance preserving."""
 
-    low: float
-    rise: float
+    low: float = 0.0
+    rise: float = 0.0
 
+    def _log_alpha(self, t: Array) -> Array:
+        return -0.5 * self.low * t - 0.25 * self.rise * t**2
 
-def _log_alpha(t: Array, beta: _Slope) -> Array:
-    return -0.5 * beta.low * t - 0.25 * beta.rise * t**2
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(self._log_alpha(t))
 
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(-jnp.expm1(2 * self._log_alpha(t)))
 
-def _continuous_alpha(t: Array, beta: _Slope) -> Array:
-    return jnp.exp(_log_alpha(t, beta))
+    def d_alpha(self, t: Array) -> Array:
+        return -0.5 * (self.low + self.rise * t) * self.alpha(t)
 
+    def lam(self, t: Array) -> Array:
+        return self._log_alpha(t) - jnp.log(self.sigma(t))
 
-def _continuous_sigma(t: Array, beta: _Slope) -> Array:
-    return jnp.sqrt(-jnp.expm1(2 * _log_alpha(t, beta)))
-
-
-def _continuous_d_alpha(t: Array, beta: _Slope) -> Array:
-    return -0.5 * (beta.low + beta.rise * t) * _continuous_alpha(t, beta)
-
-
-def _continuous_d_sigma(t: Array, beta: _Slope) -> Array:
-    slope = -_continuous_alpha(t, beta) * _continuous_d_alpha(t, beta)
-    return divide(slope, _continuous_sigma(t, beta))
-
-
-def _continuous_lam(t: Array, beta: _Slope) -> Array:
-    return _log_alpha(t, beta) - jnp.log(_continuous_sigma(t, beta))
-
-
-def _continuous_inv_lam(lam: Array, beta: _Slope) -> Array:
-    # The stable root of rise/4 t^2 + low/2 t + log(alpha) = 0.
-    log_alpha = 0.5 * jax.nn.log_sigmoid(2 * lam)
-    root = jnp.sqrt(0.25 * beta.low**2 - beta.rise * log_alpha)
-    return -2.0 * log_alpha / (root + 0.5 * beta.low)
+    def inv_lam(self, lam: Array) -> Array:
+        # The stable root of rise/4 t^2 + low/2 t + log(alpha) = 0.
+        log_alpha = 0.5 * jax.nn.log_sigmoid(2 * lam)
+        root = jnp.sqrt(0.25 * self.low**2 - self.rise * log_alpha)
+        return -2.0 * log_alpha / (root + 0.5 * self.low)
 
 
 @recipe
@@ -235,50 +197,27 @@ def vp_continuous(beta_min: float = 0.1, beta_d: float = 19.9) -> Process:
 
     Reference: Song et al., arXiv:2011.13456, equation 33.
     """
-    beta = _Slope(beta_min, beta_d)
-    return Process(
-        alpha=Bound(_continuous_alpha, beta),
-        sigma=Bound(_continuous_sigma, beta),
-        d_alpha=Bound(_continuous_d_alpha, beta),
-        d_sigma=Bound(_continuous_d_sigma, beta),
-        lam=Bound(_continuous_lam, beta),
-        inv_lam=Bound(_continuous_inv_lam, beta),
-        t_max=1.0,
-        model_time=_identity,
-        singular_at_zero=True,
-    )
+    return _Continuous(singular_at_zero=True, low=beta_min, rise=beta_d)
 
 
-def _identity(t: Array) -> Array:
-    return t
+class _Trig(Process):
+    def alpha(self, t: Array) -> Array:
+        return jnp.where(t == 1, 0.0, jnp.cos(self.model_time(t)))
 
+    def sigma(self, t: Array) -> Array:
+        return jnp.sin(self.model_time(t))
 
-def _quarter_turn(t: Array) -> Array:
-    return (math.pi / 2) * t
+    def d_alpha(self, t: Array) -> Array:
+        return -(math.pi / 2) * self.sigma(t)
 
+    def d_sigma(self, t: Array) -> Array:
+        return (math.pi / 2) * self.alpha(t)
 
-def _cosine(t: Array) -> Array:
-    return jnp.where(t == 1, 0.0, jnp.cos(_quarter_turn(t)))
+    def inv_lam(self, lam: Array) -> Array:
+        return jnp.arctan(jnp.exp(-lam)) * (2 / math.pi)
 
-
-def _sine(t: Array) -> Array:
-    return jnp.sin(_quarter_turn(t))
-
-
-def _minus_sine(t: Array) -> Array:
-    return -(math.pi / 2) * _sine(t)
-
-
-def _plus_cosine(t: Array) -> Array:
-    return (math.pi / 2) * _cosine(t)
-
-
-def _trig_lam(t: Array) -> Array:
-    return jnp.log(_cosine(t)) - jnp.log(_sine(t))
-
-
-def _trig_inv_lam(lam: Array) -> Array:
-    return jnp.arctan(jnp.exp(-lam)) * (2 / math.pi)
+    def model_time(self, t: Array) -> Array:
+        return (math.pi / 2) * t
 
 
 @recipe
@@ -290,29 +229,30 @@ def trig_flow(data_std: float = 1.0) -> Process:
 
     Reference: Lu and Song, arXiv:2410.11081, where the angle itself is called `t`.
     """
-    return Process(
-        alpha=_cosine,
-        sigma=_sine,
-        d_alpha=_minus_sine,
-        d_sigma=_plus_cosine,
-        lam=_trig_lam,
-        inv_lam=_trig_inv_lam,
-        t_max=1.0,
-        model_time=_quarter_turn,
-        data_std=data_std,
-    )
+    return _Trig(data_std=data_std)
 
 
-def _minus_log(t: Array) -> Array:
-    return -jnp.log(t)
+class _Edm(Process):
+    def alpha(self, t: Array) -> Array:
+        return jnp.ones_like(t)
 
+    def sigma(self, t: Array) -> Array:
+        return t
 
-def _inverse_minus_log(lam: Array) -> Array:
-    return jnp.exp(-lam)
+    def d_alpha(self, t: Array) -> Array:
+        return jnp.zeros_like(t)
 
+    def d_sigma(self, t: Array) -> Array:
+        return jnp.ones_like(t)
 
-def _quarter_log(t: Array) -> Array:
-    return 0.25 * jnp.log(jnp.where(t == 0, 1.0, t))
+    def lam(self, t: Array) -> Array:
+        return -jnp.log(t)
+
+    def inv_lam(self, lam: Array) -> Array:
+        return jnp.exp(-lam)
+
+    def model_time(self, t: Array) -> Array:
+        return 0.25 * jnp.log(jnp.where(t == 0, 1.0, t))
 
 
 @recipe
@@ -328,18 +268,7 @@ def edm(data_std: float = 0.5, t_max: float = 80.0) -> Process:
 
     Reference: Karras et al., arXiv:2206.00364, table 1.
     """
-    return Process(
-        alpha=jnp.ones_like,
-        sigma=_identity,
-        d_alpha=jnp.zeros_like,
-        d_sigma=jnp.ones_like,
-        lam=_minus_log,
-        inv_lam=_inverse_minus_log,
-        t_max=t_max,
-        model_time=_quarter_log,
-        data_std=data_std,
-        scale_input=True,
-    )
+    return _Edm(t_max=t_max, data_std=data_std, scale_input=True)
 
 
 def step_levels(
