@@ -68,9 +68,7 @@ class Prompts(NamedTuple):
 def prompts(prompt_set: PromptSet, world: World, indices: Int[Array, " B"]) -> Prompts:
     """Draws the prompts `indices` (from 0) of a set; nothing is rendered."""
     options = SceneOptions(
-        num_objects=prompt_set.num_objects,
-        camera=prompt_set.camera,
-        held_out=prompt_set.held_out,
+        num_objects=prompt_set.num_objects, camera=prompt_set.camera, held_out=prompt_set.held_out
     )
 
     def one(index: Array) -> tuple[Any, ...]:

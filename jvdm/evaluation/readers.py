@@ -9,14 +9,7 @@ from jvdm.arrays import Array, Bool, Frames, PyTree
 from jvdm.errors import WeightsError
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.measure import everywhere
-from jvdm.evaluation.reader import (
-    NUM_FRAMES,
-    RESOLUTION,
-    Reader,
-    Reading,
-    attributes_right,
-    shrink,
-)
+from jvdm.evaluation.reader import NUM_FRAMES, RESOLUTION, Reader, Reading, attributes_right, shrink
 from jvdm.weights import read_manifest, safetensors
 from jvdm.world.scene import Facts
 

@@ -117,11 +117,7 @@ class TimeEmbedding(nn.Module):
 
 
 def rotary_table(
-    frames: Float[Array, " F"],
-    height: int,
-    width: int,
-    axes: tuple[int, int, int],
-    base: float,
+    frames: Float[Array, " F"], height: int, width: int, axes: tuple[int, int, int], base: float
 ) -> tuple[Float[Array, "L R"], Float[Array, "L R"]]:
     """Returns cosines and sines of 3-D rotary positions for a flattened token grid.
 

@@ -12,13 +12,7 @@ from jvdm.features import fold, unfold
 from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
-from jvdm.models.layers import (
-    FeedForward,
-    Linear,
-    RMSNorm,
-    TimeEmbedding,
-    rotary_table,
-)
+from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding, rotary_table
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat, layer_stack
 from jvdm.samplers import Call, Row
@@ -109,11 +103,7 @@ class VideoDiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Latents,
-        call: Call,
-        conditions: Conditions,
-        carry: Carry | None = None,
+        self, x: Latents, call: Call, conditions: Conditions, carry: Carry | None = None
     ) -> tuple[Latents, Carry]:
         """Predicts the velocity `noise - clean` of every latent.
 
@@ -157,21 +147,9 @@ class VideoDiT(nn.Module):
             text = TextStates(states, text.lengths)
 
         layers = layer_stack(VideoDiTLayer, self.depth, self.remat, self.unroll)(
-            self.head_dim,
-            self.mlp_ratio,
-            policy,
-            grid,
-            keep,
-            self.dtype,
-            name="layers",
+            self.head_dim, self.mlp_ratio, policy, grid, keep, self.dtype, name="layers"
         )
-        shared = Shared(
-            modulation.reshape(b, f, 6, self.width),
-            rotary,
-            text,
-            call.row,
-            call.t,
-        )
+        shared = Shared(modulation.reshape(b, f, 6, self.width), rotary, text, call.row, call.t)
         tokens, (states, features) = layers(tokens, (jnp.arange(self.depth), carry.layers), shared)
         if features is not None:
             features = features[jnp.array(self.collect)]

@@ -64,9 +64,7 @@ def exp_shift_levels(levels: Float[Array, "*grid"], mu: float) -> Float[Array, "
 
 
 def resolution_mu(
-    tokens: int,
-    base: tuple[int, float] = (256, 0.5),
-    largest: tuple[int, float] = (4096, 1.15),
+    tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)
 ) -> float:
     """Returns the `mu` of a video of `tokens` tokens, on a line through two known points.
 

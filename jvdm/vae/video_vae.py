@@ -15,14 +15,7 @@ from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.errors import ShapeError
 from jvdm.features import fold, unfold
 from jvdm.vae.autoencoder import Autoencoder, Posterior, check_multiple
-from jvdm.vae.conv import (
-    NormSilu,
-    SpatialConv,
-    Stage,
-    TimeDouble,
-    TimeHalve,
-    fan_in_normal,
-)
+from jvdm.vae.conv import NormSilu, SpatialConv, Stage, TimeDouble, TimeHalve, fan_in_normal
 
 Carry = tuple[tuple[Float[Array, "B 2 _ _ _"], ...], ...]
 """Contexts of the temporal mixes: one tuple per stage, one entry per block."""

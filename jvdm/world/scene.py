@@ -19,25 +19,9 @@ from jvdm.keys import named
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "orange")
 SHAPES = ("ball", "box", "can")
 SIZES = ("small", "large")
-VERBS = (
-    "rests",
-    "moves left",
-    "moves right",
-    "comes closer",
-    "moves away",
-    "drops",
-    "wanders",
-)
+VERBS = ("rests", "moves left", "moves right", "comes closer", "moves away", "drops", "wanders")
 SPEEDS = ("none", "slow", "fast")
-CAMERAS = (
-    "static",
-    "pan left",
-    "pan right",
-    "orbit left",
-    "orbit right",
-    "zoom in",
-    "zoom out",
-)
+CAMERAS = ("static", "pan left", "pan right", "orbit left", "orbit right", "zoom in", "zoom out")
 PROGRAMMES = ("rest", "left", "right", "closer", "away", "drop")
 """What an object is meant to do; what it does is a verb."""
 

@@ -32,11 +32,7 @@ class SegmentCaptions(NamedTuple):
 
 
 def segment_captions(
-    key: Key,
-    facts: Facts,
-    impulse: Float[Array, "T K"],
-    fps: float,
-    style: Style = "mixed",
+    key: Key, facts: Facts, impulse: Float[Array, "T K"], fps: float, style: Style = "mixed"
 ) -> SegmentCaptions:
     """Cuts a clip at its events and draws a caption for each part.
 

@@ -47,13 +47,7 @@ def dense_attention(
         raise NotImplementedError(f"cudnn: {reason}; use implementation='xla'")
     chosen = implementation or ("xla" if reason else "cudnn")
     return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        mask=mask,
-        scale=scale,
-        key_value_seq_lengths=kv_lengths,
-        implementation=chosen,
+        q, k, v, mask=mask, scale=scale, key_value_seq_lengths=kv_lengths, implementation=chosen
     )
 
 

@@ -12,19 +12,8 @@ from jvdm.arrays import Array, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import expand
-from jvdm.samplers.solvers.exponential import (
-    SlopeRule,
-    first_order,
-    node_weights,
-    phi,
-    span,
-)
-from jvdm.samplers.solvers.solver import (
-    Context,
-    OneEvaluation,
-    Trial,
-    TwoEvaluations,
-)
+from jvdm.samplers.solvers.exponential import SlopeRule, first_order, node_weights, phi, span
+from jvdm.samplers.solvers.solver import Context, OneEvaluation, Trial, TwoEvaluations
 
 
 class Past(NamedTuple):

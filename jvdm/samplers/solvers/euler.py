@@ -7,13 +7,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, PyTree
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import expand
-from jvdm.samplers.solvers.solver import (
-    Context,
-    OneEvaluation,
-    Trial,
-    TwoEvaluations,
-    velocity,
-)
+from jvdm.samplers.solvers.solver import Context, OneEvaluation, Trial, TwoEvaluations, velocity
 
 
 def _euler(denoised: Denoised, x: Array, context: Context) -> Array:
