@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jvdm import outputs
+from jvdm import files, outputs
 from jvdm.errors import ConfigError
-from jvdm.files import unused_stem
-from jvdm.outputs import LATENTS_SUFFIX, Outputs
+from jvdm.media import check_fps
+from jvdm.outputs import LATENTS_SUFFIX
 from jvdm.pipeline import load
 from jvdm.stages import measuring, table
 from jvdm.video import Video
@@ -24,7 +24,7 @@ class DecodeOptions:
     fps: float | None = None
     """Frame rate of the file; that of the run if left out."""
     output: Path | None = None
-    """Folder, or the name of the .mp4 file; beside the latents if left out."""
+    """Folder, or the name of an .mp4, .webm or .gif file; beside the latents if left out."""
 
 
 def run(options: DecodeOptions) -> dict[str, Any]:
@@ -37,9 +37,13 @@ def run(options: DecodeOptions) -> dict[str, Any]:
         WeightsError: If the latents or the weights are missing or broken.
         ConfigError: If the latents belong to other weights, or nothing can be written.
     """
-    latents, record = outputs.load_latents(options.latents)
-    names = _names(options)
-    outputs.probe(names)
+    if options.fps is not None:
+        check_fps("--fps", options.fps)
+    path = options.latents.expanduser()
+    latents, record = outputs.load_latents(path)
+    stem = path.name.removesuffix(LATENTS_SUFFIX)
+    wanted = outputs.named(options.output or path.parent, stem)
+    outputs.probe(wanted)
     settings = dict(record.settings)
     pipe = load(options.weights or settings.get("weights"), dtype=settings.get("dtype"))
     file = pipe.manifest.file_of("vae")
@@ -50,11 +54,19 @@ def run(options: DecodeOptions) -> dict[str, Any]:
             f"the sha256 of its {file} begins with {str(made_by)[:12]}",
             "name its weights folder with --weights",
         )
-    with measuring(show=True) as stages:
+    if record.status == "interrupted":
+        outputs.say(f"{path} is unfinished: {'; '.join(record.warnings) or 'the run was stopped'}")
+    status = "interrupted" if record.status == "interrupted" else "done"
+    suffixes = {wanted.ending, ".png", ".json"}
+    if wanted.latents == path:  # a record that has no video yet is completed
+        suffixes.remove(".json")
+    reserving = files.reserving(wanted.folder, wanted.stem, suffixes)
+    with reserving as stem, measuring(show=True) as stages:
         video = Video(pipe.decode(latents[None])[0], options.fps or settings["fps"])
         stages.seconds["load"] = pipe.load_seconds
         settings["fps"] = video.fps
-        record = dataclasses.replace(record, settings=settings, status="done")
+        record = dataclasses.replace(record, settings=settings, status=status)
+        names = dataclasses.replace(wanted, stem=stem)
         record = outputs.save_video(names, video, record)
     return {"videos": [record.as_data()], "seconds": stages.seconds}
 
@@ -62,12 +74,3 @@ def run(options: DecodeOptions) -> dict[str, Any]:
 def text(result: dict[str, Any]) -> str:
     """Says where the files are and how long each stage took."""
     return f"{outputs.listing(result['videos'][0])}\n\n{table(result['seconds'])}"
-
-
-def _names(options: DecodeOptions) -> Outputs:
-    """Names the files after the latents; a record that has no video yet is completed."""
-    stem = options.latents.name.removesuffix(LATENTS_SUFFIX)
-    output = options.output or options.latents.parent
-    if output.suffix == ".mp4":
-        output, stem = output.parent, output.stem
-    return Outputs(output, unused_stem(output, stem, (".mp4", ".png")))

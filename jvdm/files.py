@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from jvdm.errors import ConfigError
 
+MAX_STEM = 200  # bytes; with seed, counter and suffix file systems allow 255
 SLUG_LENGTH = 60  # leaves room for seed, counter and suffix in 255-byte file systems
 
 
@@ -26,9 +28,12 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        permissions = temporary.stat().st_mode  # what the umask gives
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        temporary.chmod(permissions)  # some libraries write files that only the owner may read
         temporary.replace(path)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -62,22 +67,44 @@ def probe_writable(folder: Path) -> None:
     """
     with replacing(folder / ".probe") as temporary:
         temporary.write_bytes(b"\0")
-    (folder / ".probe").unlink()
+    (folder / ".probe").unlink(missing_ok=True)  # another run may have probed meanwhile
 
 
-def unused_stem(folder: Path, stem: str, suffixes: Sequence[str]) -> str:
-    """Returns `stem`, or `stem-2`, `stem-3`, ... such that no listed file exists.
+@contextlib.contextmanager
+def reserving(folder: Path, stem: str, suffixes: Collection[str]) -> Iterator[str]:
+    """Gives `stem`, or `stem-2`, `stem-3`, ... such that no listed file exists.
+
+    No other run, in this process or another, gets the name until the end.
 
     Args:
-        folder: Where the files will be.
+        folder: Where the files will be; it is made.
         stem: Preferred name without suffix.
         suffixes: All endings that will be written, each with its dot.
+
+    Raises:
+        ConfigError: If the name is too long, or nothing can be written there.
     """
-    candidate, count = stem, 1
-    while any((folder / f"{candidate}{suffix}").exists() for suffix in suffixes):
-        count += 1
-        candidate = f"{stem}-{count}"
-    return candidate
+    if len(os.fsencode(stem)) > MAX_STEM:
+        what = f"the name {stem[:20]}... has {len(os.fsencode(stem))} bytes"
+        raise ConfigError(what, f"names of {MAX_STEM} are written", "use a shorter one")
+    for count in itertools.count(1):
+        name = stem if count == 1 else f"{stem}-{count}"
+        marker = folder / f".{name}.reserved"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            marker.open("x").close()
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise unwritable(folder, error) from error
+            continue
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        try:
+            if not any((folder / f"{name}{suffix}").exists() for suffix in suffixes):
+                yield name
+                return
+        finally:
+            marker.unlink(missing_ok=True)
 
 
 def slug(text: str) -> str:

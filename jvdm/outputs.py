@@ -4,7 +4,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +17,8 @@ import numpy as np
 
 from jvdm import record as records
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.files import probe_writable, unused_stem
+from jvdm.files import probe_writable, reserving
+from jvdm.media import WRITERS
 from jvdm.record import Record
 from jvdm.stages import seen, stage
 from jvdm.video import Video
@@ -27,15 +31,16 @@ _HEADER = "jvdm.latents"
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Names of the files of one video."""
+    """Names of the files of one video; the ending is that of the video."""
 
     folder: Path
     stem: str
+    ending: str = ".mp4"
 
     @property
     def video(self) -> Path:
         """The video."""
-        return self.folder / f"{self.stem}.mp4"
+        return self.folder / f"{self.stem}{self.ending}"
 
     @property
     def sheet(self) -> Path:
@@ -53,15 +58,57 @@ class Outputs:
         return self.folder / f"{self.stem}{LATENTS_SUFFIX}"
 
 
-def reserve(output: Path, name: str) -> Outputs:
-    """Chooses names that no file has yet.
+def named(output: Path, stem: str) -> Outputs:
+    """Returns the names that `--output` asks for.
 
     Args:
-        output: A folder, or the name of an .mp4 file.
-        name: Stem of the files when `output` is a folder.
+        output: A folder, or the name of a video with the ending of one.
+        stem: Stem of the files when `output` is a folder.
+
+    Raises:
+        ConfigError: If it has the ending of a file that is not written.
     """
-    folder, stem = (output.parent, output.stem) if output.suffix == ".mp4" else (output, name)
-    return Outputs(folder, unused_stem(folder, stem, SUFFIXES))
+    output = output.expanduser()
+    if os.path.isdir(output) or not output.suffix[1:2].isalpha():
+        return Outputs(output, stem)
+    if output.suffix.lower() in WRITERS:
+        return Outputs(output.parent, output.stem, output.suffix)
+    raise ConfigError(
+        f"--output ends in {output.suffix[:20]}",
+        f"videos are written as {', '.join(WRITERS)}",
+        f"end it in .mp4, or make that folder first: {output.parent / output.stem[:80]}.mp4",
+    )
+
+
+@contextlib.contextmanager
+def reserved(output: Path, name: str, seeds: Mapping[int, int]) -> Iterator[dict[int, Outputs]]:
+    """Gives names to the files of several videos; no other run gets them until the end.
+
+    Args:
+        output: A folder, or the name of a video; several videos get their seed in it.
+        name: Stem of the files when `output` is a folder; the seed is added.
+        seeds: Seed of each video, by its index.
+
+    Raises:
+        ConfigError: If the names cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for index, seed in seeds.items():
+            wanted = named(output, f"{name}_{seed}")
+            stem = wanted.stem
+            if len(seeds) > 1 and stem != f"{name}_{seed}":
+                stem = f"{stem}_{seed}"
+            stem = stack.enter_context(reserving(wanted.folder, stem, {wanted.ending, *SUFFIXES}))
+            files[index] = dataclasses.replace(wanted, stem=stem)
+        yield files
+
+
+def reserve(output: Path, name: str) -> Outputs:
+    """Chooses names that no file has yet."""
+    wanted = named(output, name)
+    with reserving(wanted.folder, wanted.stem, {wanted.ending, *SUFFIXES}) as stem:
+        return dataclasses.replace(wanted, stem=stem)
 
 
 def probe(outputs: Outputs, *, encode: bool = True) -> None:
@@ -73,7 +120,7 @@ def probe(outputs: Outputs, *, encode: bool = True) -> None:
     probe_writable(outputs.folder)
     if not encode:
         return
-    path = outputs.folder / f".{outputs.stem}.probe.mp4"
+    path = outputs.folder / f".{os.getpid()}.probe{outputs.ending}"
     try:
         Video(np.zeros((1, 16, 16, 3), np.uint8), 12.0).save(path)
     except ImportError as error:
@@ -140,10 +187,35 @@ def save_record(outputs: Outputs, record: Record, **changes: Any) -> Record:
 
 
 def listing(record: Mapping[str, Any]) -> str:
-    """Returns one line per file of a record, the video first."""
+    """Returns one line per file of a record, the video first, and how to finish it if need be."""
     order = ("video", "sheet", "record", "latents")
     files = record["outputs"]
-    return "\n".join(f"{name:>8}  {files[name]}" for name in order if name in files)
+    lines = [f"{name:>8}  {files[name]}" for name in order if name in files]
+    if record["status"] == "latents":
+        lines.append(f"{'next':>8}  {_finishing(files)}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def finishable(saved: Mapping[int, Record]) -> Iterator[None]:
+    """Says how the videos whose latents are saved can be finished, if what is inside stops."""
+    try:
+        yield
+    except BaseException:
+        for record in saved.values():
+            if record.status == "latents":
+                say(f"the latents are saved; finish the video with {_finishing(record.outputs)}")
+        raise
+
+
+def _finishing(files: Mapping[str, str]) -> str:
+    return f"jvdm decode {shlex.quote(files['latents'])}"
+
+
+def say(*messages: str) -> None:
+    """Prints what the user should know where it does not mix with the result."""
+    for message in messages:
+        print(f"jvdm: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
