@@ -39,7 +39,7 @@ class Video:
         record: How it was made, see `jvdm.record`; None for a file that was read.
 
     Raises:
-        ConfigError: If the rate is another.
+        ConfigError: If the rate is another, or the frames are.
     """
 
     frames: Frames
@@ -48,6 +48,10 @@ class Video:
 
     def __post_init__(self) -> None:
         media.check_fps("fps", self.fps)
+        shape, kind = np.shape(self.frames), getattr(self.frames, "dtype", type(self.frames))
+        if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+            what = f"frames are {kind} of the shape {shape}"
+            raise ConfigError(what, "needed is uint8 RGB of the shape [T, H, W, 3]", "convert them")
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
@@ -138,6 +142,7 @@ class Video:
         """Returns the frames shown at each instant of another rate; the duration stays."""
         if fps == self.fps:
             return self
+        media.check_fps("fps", fps)
         count = max(1, round(len(self.frames) * fps / self.fps))
         shown = np.minimum(np.arange(count) * self.fps / fps + 1e-6, len(self.frames) - 1)
         return Video(self.frames[shown.astype(int)], fps, self.record)

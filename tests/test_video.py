@@ -111,6 +111,85 @@ def test_a_contact_sheet_shows_first_and_last_frame():
     assert clip(9).contact_sheet(columns=3, rows=3).shape == (100, 148, 3)
 
 
+def test_a_video_is_a_sequence_of_frames():
+    video = clip()
+    assert len(video) == 9 and all(map(np.array_equal, video, video.frames))
+    assert np.array_equal(video[-1], video.frames[8]) and video[0].shape == (32, 48, 3)
+    part = video[2:5]
+    assert isinstance(part, Video) and part.fps == 12.0
+    assert np.array_equal(part.frames, video.frames[2:5])
+    with pytest.raises(IndexError):
+        video[9]
+
+
+def test_a_video_is_an_array():
+    video = clip()
+    assert np.asarray(video) is video.frames or np.shares_memory(video, video.frames)
+    assert np.asarray(video, np.float32).dtype == np.float32
+    assert not np.shares_memory(np.array(video), video.frames)
+    with pytest.raises(ValueError):
+        np.array(video, np.float32, copy=False)
+
+
+def test_frames_of_pillow_are_the_frames():
+    frames = clip(3).to_pil()
+    assert all(map(np.array_equal, frames, clip(3).frames)) and len(frames) == 3
+
+
+REFUSED = """
+import numpy as np
+from jvdm import ConfigError, Video
+frame = np.zeros((4, 4, 3), np.uint8)
+for frames in (np.zeros((2, 4, 4, 3)), frame, np.zeros((2, 4, 4, 4), np.uint8), [1], "frames"):
+    try:
+        Video(frames, 12.0)
+    except ConfigError as error:
+        assert "needed is uint8 RGB of the shape [T, H, W, 3]" in str(error), error
+    else:
+        raise SystemExit(f"{frames} were taken")
+try:
+    Video(frame[None], "12")
+except ConfigError as error:
+    assert "fps is '12'; it must be a positive number from 1 to 240" in str(error), error
+else:
+    raise SystemExit("text was taken as a rate")
+"""
+
+
+def test_frames_and_rates_of_another_kind_are_refused(run_python):
+    """In a process of its own: in here every annotation is checked before."""
+    run_python("-c", REFUSED, check=True)
+
+
+@pytest.mark.parametrize("fps", [0.0, 0.99, 241.0, float("nan"), -1.0])
+def test_a_rate_that_no_film_has_is_refused(fps):
+    with pytest.raises(ConfigError, match="fps is .*from 1 to 240"):
+        clip(fps=fps)
+    with pytest.raises(ConfigError, match="fps is .*from 1 to 240"):
+        clip().resampled(fps)
+
+
+def test_a_gif_is_not_slowed_down_silently(tmp_path):
+    clip(fps=50.0).save(tmp_path / "a.gif")
+    with pytest.raises(ConfigError, match="fps is 60; a GIF is shown at 50"):
+        clip(fps=60.0).save(tmp_path / "b.gif")
+
+
+def test_the_home_folder_is_written_as_people_write_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert clip().save("~/a.mp4") == tmp_path / "a.mp4"
+    assert np.array_equal(read_video("~/a.mp4").frames, read_video(tmp_path / "a.mp4").frames)
+    assert clip().save_sheet("~/a.png") == tmp_path / "a.png"
+    assert clip(2).save_frames("~/frames") == tmp_path / "frames"
+    assert len(list((tmp_path / "frames").iterdir())) == 2
+
+
+def test_a_webm_plays_in_browsers(tmp_path):
+    with stream_of(clip().save(tmp_path / "a.WEBM")) as stream:
+        assert stream.codec_context.name in ("vp9", "libvpx-vp9")
+        assert (stream.codec_context.pix_fmt, stream.codec_context.colorspace) == ("yuv420p", 1)
+
+
 def test_a_notebook_gets_an_mp4():
     html = clip()._repr_html_()
     (encoded,) = re.findall(r"base64,([^\"]+)\"", html)

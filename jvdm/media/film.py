@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,16 @@ class Undecodable(ConfigError):
         super().__init__(f"{path} cannot be decoded as video", why, fix)
 
 
-def check_fps(name: str, fps: float) -> None:
+def check_fps(name: str, fps: Any) -> None:
     """Refuses rates that no film has.
 
     Raises:
         ConfigError: It names the setting and the range.
     """
     low, high = FPS_RANGE
-    if not low <= fps <= high:
+    if not isinstance(fps, numbers.Real) or not low <= float(fps) <= high:
         why = f"it must be a positive number from {low:g} to {high:g}"
-        raise ConfigError(f"{name} is {fps}", why, "12 to 60 are usual")
+        raise ConfigError(f"{name} is {fps!r:.80}", why, "12 to 60 are usual")
 
 
 @contextlib.contextmanager

@@ -43,8 +43,6 @@ def write(path, pictures, *, codec="libx264", pix_fmt="yuv420p", times=None, tag
             setattr(stream.codec_context, name, value)
         if codec == "libx264":
             stream.options = {"crf": "2", "preset": "ultrafast"}
-        if codec == "libx265":
-            stream.options = {"x265-params": "log-level=none:lossless=1"}
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number, picture in enumerate(pictures):

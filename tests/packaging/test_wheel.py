@@ -72,6 +72,11 @@ def test_it_holds_every_module_and_nothing_else(wheel):
     assert held == expected | configs
 
 
+def test_it_tells_type_checkers_that_it_has_types(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {"jvdm/py.typed", "pallas_kernels/py.typed"} <= held
+
+
 def test_it_holds_the_embedded_weights(wheel):
     held = {
         item.filename: item.file_size
