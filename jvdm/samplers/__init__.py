@@ -56,7 +56,6 @@ from jvdm.samplers.process import (
     Process,
     corrupt,
     rectified_flow,
-    velocity_target,
     vp_cosine,
 )
 from jvdm.samplers.rules import (
@@ -236,7 +235,6 @@ __all__ = [
     "truncate",
     "uniform_lambda_levels",
     "validate",
-    "velocity_target",
     "vp_continuous",
     "vp_cosine",
     "vp_cosine_table",

@@ -189,16 +189,6 @@ def corrupt(
     return mix(process.alpha(t), process.sigma(t), x0, eps)
 
 
-def velocity_target(
-    process: Process,
-    x0: Float[Array, "B F ..."],
-    t: Float[Array, "B F"],
-    eps: Float[Array, "B F ..."],
-) -> Float[Array, "B F ..."]:
-    """Returns `d x_t / d t = alpha' x0 + sigma' eps`; `eps - x0` for rectified flow."""
-    return from_x0_eps(process, "velocity", x0, eps, t)
-
-
 def from_x0_eps(
     process: Process,
     kind: PredictionKind,

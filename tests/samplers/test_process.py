@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.samplers import corrupt, rectified_flow, velocity_target, vp_cosine
+from jvdm.samplers import corrupt, rectified_flow, vp_cosine
 from jvdm.samplers.process import divide, expand, from_x0_eps, to_x0_eps
 from tests.samplers.problems import noise_like
 
@@ -89,13 +89,13 @@ def test_velocity_is_the_direction_of_corruption(process):
     x0, eps = noise_like((7, 2, 3)), noise_like((7, 2, 3), 1)
     path = lambda t: corrupt(process, x0, t, eps)  # noqa: E731
     _, direction = jax.jvp(path, (t,), (jnp.ones_like(t),))
-    target = velocity_target(process, x0, t, eps)
+    target = from_x0_eps(process, "velocity", x0, eps, t)
     np.testing.assert_allclose(target, direction, rtol=1e-3, atol=1e-4)
 
 
 def test_flow_velocity_is_noise_minus_data():
     x0, eps = noise_like((2, 2, 3)), noise_like((2, 2, 3), 1)
-    target = velocity_target(rectified_flow(), x0, levels(0.0, 0.7), eps)
+    target = from_x0_eps(rectified_flow(), "velocity", x0, eps, levels(0.0, 0.7))
     np.testing.assert_array_equal(target, eps - x0)
 
 

@@ -21,7 +21,8 @@ from jvdm.samplers import (
     synchronous,
     vp_cosine,
 )
-from jvdm.samplers.solvers import EDM, Context, velocity
+from jvdm.samplers.process import from_x0_eps
+from jvdm.samplers.solvers import EDM, Context
 from tests.samplers.problems import mixture_denoiser, mixture_end, noise_like
 
 FLOW, COSINE = rectified_flow(), vp_cosine()
@@ -138,9 +139,9 @@ def test_heun_is_the_mean_of_both_ends():
     got, _ = step(Heun(), FLOW, 0.8, 0.6)
     denoise = mixture_denoiser(FLOW)
     t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (0.8, 0.6))
-    first = velocity(FLOW, denoise(NOISE, Call.at(t), None)[0], t)
+    first = from_x0_eps(FLOW, "velocity", *denoise(NOISE, Call.at(t), None)[0], t)
     ahead = denoise(NOISE - 0.2 * first, Call.at(t_next), None)[0]
-    second = velocity(FLOW, ahead, t_next)
+    second = from_x0_eps(FLOW, "velocity", *ahead, t_next)
     np.testing.assert_allclose(got, NOISE - 0.1 * (first + second), atol=1e-6)
 
 

@@ -12,7 +12,6 @@ from jvdm.samplers.solvers.solver import (
     Stepped,
     Trial,
     TwoEvaluations,
-    velocity,
 )
 from jvdm.samplers.solvers.unipc import UniPC
 
@@ -35,5 +34,4 @@ __all__ = [
     "TwoEvaluations",
     "UniPC",
     "solver_named",
-    "velocity",
 ]

@@ -9,7 +9,7 @@ from jvdm.arrays import Array, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import corrupt, divide, expand, mix
-from jvdm.samplers.solvers.solver import Context, OneEvaluation
+from jvdm.samplers.solvers.solver import Context, Moved, OneEvaluation
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,12 @@ class DDIM(OneEvaluation):
                 "use 0 (deterministic) to 1 (ancestral)",
             )
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the latents at `t_next`."""
-        process = context.process
         if self.eta == 0:
-            return corrupt(process, denoised.x0, context.t_next, denoised.eps), state
+            return corrupt(context.process, denoised.x0, context.t_next, denoised.eps), state
         fresh = self.eta * _posterior_std(context)
-        kept = jnp.sqrt(jnp.maximum(process.sigma(context.t_next) ** 2 - fresh**2, 0.0))
-        mean = mix(process.alpha(context.t_next), kept, denoised.x0, denoised.eps)
-        return mean + expand(fresh, x) * context.noise(0), state
+        return _renoised(denoised, context, fresh, fresh), state
 
 
 @dataclass(frozen=True)
@@ -59,20 +54,14 @@ class DDPM(OneEvaluation):
 
     variance: Literal["small", "large"] = "small"
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the latents at `t_next`."""
-        process = context.process
-        sigma_next = process.sigma(context.t_next)
-        small = _posterior_std(context)
-        kept = jnp.sqrt(jnp.maximum(sigma_next**2 - small**2, 0.0))
-        mean = mix(process.alpha(context.t_next), kept, denoised.x0, denoised.eps)
+        process, small = context.process, _posterior_std(context)
         std = small
         if self.variance == "large":
             # small = sigma_next / sigma * large, by the definition of the posterior.
-            std = divide(small * process.sigma(context.t), sigma_next)
-        return mean + expand(std, x) * context.noise(0), state
+            std = divide(small * process.sigma(context.t), process.sigma(context.t_next))
+        return _renoised(denoised, context, small, std), state
 
 
 @dataclass(frozen=True)
@@ -82,9 +71,7 @@ class Consistency(OneEvaluation):
     Reference: Song et al., arXiv:2303.01469, algorithm 1.
     """
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the latents at `t_next`."""
         return corrupt(context.process, denoised.x0, context.t_next, context.noise(0)), state
 
@@ -95,3 +82,13 @@ def _posterior_std(context: Context) -> NoiseLevels:
     sigma, sigma_next = process.sigma(t), process.sigma(t_next)
     ratio = process.alpha(t) * sigma_next / (process.alpha(t_next) * sigma)
     return sigma_next * jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
+
+
+def _renoised(
+    denoised: Denoised, context: Context, replaced: NoiseLevels, std: NoiseLevels
+) -> Array:
+    """Returns `x_next` with noise of `std` instead of a part of deviation `replaced` of its own."""
+    process, t_next = context.process, context.t_next
+    kept = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - replaced**2, 0.0))
+    mean = mix(process.alpha(t_next), kept, denoised.x0, denoised.eps)
+    return mean + expand(std, mean) * context.noise(0)

@@ -4,28 +4,23 @@ Reference: Lu et al., arXiv:2211.01095.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, NoiseLevels, PyTree
+from jvdm.arrays import Array, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import expand
-from jvdm.samplers.solvers.exponential import SlopeRule, first_order, node_weights, phi, span
-from jvdm.samplers.solvers.solver import Context, OneEvaluation, Trial, TwoEvaluations
-
-
-class Past(NamedTuple):
-    """An earlier estimate of the clean data; `lam` is not finite where there is none."""
-
-    lam: NoiseLevels
-    x0: Array
-
-
-def no_past(x: Array) -> Past:
-    """Returns the memory of frames that have not started."""
-    return Past(jnp.full(x.shape[:2], -jnp.inf, x.dtype), jnp.zeros_like(x))
+from jvdm.samplers.solvers.exponential import (
+    Past,
+    SlopeRule,
+    add_past,
+    first_order,
+    no_past,
+    phi,
+    span,
+)
+from jvdm.samplers.solvers.solver import Both, Context, Moved, OneEvaluation, Trial, TwoEvaluations
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,15 @@ class DPMSolverPP2M(OneEvaluation):
         """Remembers the last estimate."""
         return no_past(x)
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the latents at `t_next`, and the estimate."""
         over, now = span(context), denoised.x0
         past = Past(over.lam, now)
-        offset, usable = state.lam - over.lam, jnp.isfinite(state.lam)
         if self.eta == 0:
-            (weight,) = node_weights(over.h, [offset], [usable], self.rule)
-            correction = expand(over.alpha_next * weight, x) * (state.x0 - now)
-            return first_order(denoised, over) + correction, past
-        usable = usable & jnp.isfinite(over.h)
-        slope = jnp.where(usable, over.h / jnp.where(usable, offset, 1.0), 0.0)
+            x_next = first_order(denoised, over)
+            return add_past(x_next, over, now, (state,), rule=self.rule), past
+        usable = jnp.isfinite(state.lam) & jnp.isfinite(over.h)
+        slope = jnp.where(usable, over.h / jnp.where(usable, state.lam - over.lam, 1.0), 0.0)
         gain = -0.5 * over.alpha_next * jnp.expm1(-(1 + self.eta) * over.h) * slope
         fresh = over.sigma_next * jnp.sqrt(-jnp.expm1(-2 * self.eta * over.h))
         kept = over._replace(sigma_next=over.sigma_next * jnp.exp(-self.eta * over.h))
@@ -95,20 +86,13 @@ class DPMSolverPP3M(OneEvaluation):
         """Remembers the last two estimates."""
         return no_past(x), no_past(x)
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the latents at `t_next`, and the two estimates."""
         over, now = span(context), denoised.x0
-        usable = [jnp.isfinite(past.lam) for past in state]
-        if self.lower_order_final:
-            usable = [use & (context.remaining > i + 1) for i, use in enumerate(usable)]
-        offsets = [past.lam - over.lam for past in state]
+        remaining = context.remaining if self.lower_order_final else None
         curvature = 0.5 if self.compat else 1.0
-        weights = node_weights(over.h, offsets, usable, curvature=curvature)
         x_next = first_order(denoised, over)
-        for weight, past in zip(weights, state, strict=True):
-            x_next = x_next + expand(over.alpha_next * weight, x) * (past.x0 - now)
+        x_next = add_past(x_next, over, now, state, remaining, curvature=curvature)
         return x_next, (Past(over.lam, now), state[0])
 
 
@@ -132,9 +116,7 @@ class DPMSolverPP2S(TwoEvaluations):
         shown = first_order(denoised, span(context._replace(t_next=middle)))
         return Trial(first_order(denoised, over), shown, middle, twice)
 
-    def correct(
-        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
-    ) -> Array:
+    def correct(self, trial: Trial, both: Both, x: Array, context: Context) -> Array:
         """Returns the step that takes the data to be what the middle says."""
         over = span(context)
         h = jnp.where(trial.again, over.h, 1.0)

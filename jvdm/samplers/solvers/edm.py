@@ -14,7 +14,7 @@ from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import divide, expand
 from jvdm.samplers.solvers.exponential import first_order, span
-from jvdm.samplers.solvers.solver import Context, Trial, TwoEvaluations
+from jvdm.samplers.solvers.solver import Both, Context, Trial, TwoEvaluations
 
 _LARGEST_GAMMA = math.sqrt(2.0) - 1.0  # algorithm 2, line 4
 
@@ -60,9 +60,7 @@ class EDM(TwoEvaluations):
         again = jnp.isfinite(over.h) & context.moving & self.corrector
         return Trial(x_next, x_next, context.t_next, again)
 
-    def correct(
-        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
-    ) -> Array:
+    def correct(self, trial: Trial, both: Both, x: Array, context: Context) -> Array:
         """Returns the step along the mean of both slopes."""
         process, over, t = context.process, span(context), context.t
         ratio = divide(process.sigma(t) * over.alpha_next, process.alpha(t))

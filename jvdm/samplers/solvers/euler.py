@@ -4,16 +4,21 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, PyTree
+from jvdm.arrays import Array, NoiseLevels, PyTree
 from jvdm.samplers.denoiser import Denoised
-from jvdm.samplers.process import expand
-from jvdm.samplers.solvers.solver import Context, OneEvaluation, Trial, TwoEvaluations, velocity
+from jvdm.samplers.process import Process, expand, from_x0_eps
+from jvdm.samplers.solvers.solver import Both, Context, Moved, OneEvaluation, Trial, TwoEvaluations
+
+
+def _velocity(process: Process, denoised: Denoised, t: NoiseLevels) -> Array:
+    """Returns `d x / d t`, the direction in which `x_t` moves."""
+    return from_x0_eps(process, "velocity", denoised.x0, denoised.eps, t)
 
 
 def _euler(denoised: Denoised, x: Array, context: Context) -> Array:
     """One Euler step; a singular process ends with `x0`, where the velocity has no limit."""
     process, t, t_next = context.process, context.t, context.t_next
-    x_next = x + expand(t_next - t, x) * velocity(process, denoised, t)
+    x_next = x + expand(t_next - t, x) * _velocity(process, denoised, t)
     if not process.singular_at_zero:
         return x_next
     return jnp.where(expand(t_next, x) == 0, denoised.x0, x_next)
@@ -23,9 +28,7 @@ def _euler(denoised: Denoised, x: Array, context: Context) -> Array:
 class Euler(OneEvaluation):
     """First order: follows the velocity of the current level."""
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the latents at `t_next`."""
         return _euler(denoised, x, context), state
 
@@ -55,10 +58,8 @@ class Heun(TwoEvaluations):
             again = again & (context.t_next > 0)
         return Trial(predicted, predicted, context.t_next, again)
 
-    def correct(
-        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
-    ) -> Array:
+    def correct(self, trial: Trial, both: Both, x: Array, context: Context) -> Array:
         """Returns a step along the mean of both velocities."""
         (first, second), t, t_next = both, context.t, context.t_next
-        slope = velocity(context.process, first, t) + velocity(context.process, second, t_next)
+        slope = _velocity(context.process, first, t) + _velocity(context.process, second, t_next)
         return x + expand(0.5 * (t_next - t), x) * slope

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, NoiseLevels
 from jvdm.samplers.denoiser import Denoised
-from jvdm.samplers.process import mix
+from jvdm.samplers.process import expand, mix
 from jvdm.samplers.solvers.solver import Context
 
 SlopeRule = Literal["bh2", "bh1", "exact"]
@@ -56,6 +56,48 @@ def span(context: Context) -> Span:
 def first_order(denoised: Denoised, over: Span) -> Float[Array, "B F ..."]:
     """Returns where constant `x0` and `eps` lead: the step of DDIM."""
     return mix(over.alpha_next, over.sigma_next, denoised.x0, denoised.eps)
+
+
+class Past(NamedTuple):
+    """An earlier estimate of the clean data; `lam` is not finite where there is none."""
+
+    lam: NoiseLevels
+    x0: Array
+
+
+def no_past(x: Array) -> Past:
+    """Returns the memory of frames that have not started."""
+    return Past(jnp.full(x.shape[:2], -jnp.inf, x.dtype), jnp.zeros_like(x))
+
+
+def add_past(
+    x_next: Array,
+    over: Span,
+    x0: Array,
+    past: Sequence[Past],
+    remaining: Array | None = None,
+    rule: SlopeRule = "bh2",
+    curvature: float = 1.0,
+) -> Float[Array, "B F ..."]:
+    """Adds to a step of first order what the polynomial through further estimates changes.
+
+    Args:
+        x_next: Where `x0` alone leads, or 0 for the change alone.
+        over: The span of the step, from the place of `x0` on.
+        x0: The estimate that the first order takes to be constant.
+        past: At most three others, the nearest first.
+        remaining: Steps that each frame still makes, where it is to use one estimate less.
+        rule: Of `node_weights`, and so is `curvature`.
+        curvature: Factor of the second derivative.
+    """
+    usable = [jnp.isfinite(node.lam) for node in past]
+    if remaining is not None:
+        usable = [use & (remaining > i + 1) for i, use in enumerate(usable)]
+    offsets = [node.lam - over.lam for node in past]
+    weights = node_weights(over.h, offsets, usable, rule, curvature)
+    for weight, node in zip(weights, past, strict=True):
+        x_next = x_next + expand(over.alpha_next * weight, x0) * (node.x0 - x0)
+    return x_next
 
 
 def phi(order: int, h: NoiseLevels) -> NoiseLevels:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Row
-from jvdm.samplers.process import Process, expand, mix
+from jvdm.samplers.process import Process, expand
 
 
 class Context(NamedTuple):
@@ -80,9 +80,11 @@ class Solver(Protocol):
         ...
 
 
-def velocity(process: Process, denoised: Denoised, t: NoiseLevels) -> Float[Array, "B F ..."]:
-    """Returns `d x / d t`, the direction in which `x_t` moves."""
-    return mix(process.d_alpha(t), process.d_sigma(t), denoised.x0, denoised.eps)
+Moved = tuple[Array, PyTree]
+"""The latents at `context.t_next`, and the solver's new state."""
+
+Both = tuple[Denoised, Denoised]
+"""What the first and the second evaluation of a step say."""
 
 
 class OneEvaluation:
@@ -97,10 +99,8 @@ class OneEvaluation:
         """Remembers nothing, unless a subclass does."""
         return None
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
-        """Returns the latents at `context.t_next` and the new state."""
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
+        """Returns the step as one evaluation has it."""
         raise NotImplementedError
 
     def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
@@ -145,9 +145,7 @@ class TwoEvaluations:
         """Returns the step as the first evaluation has it."""
         raise NotImplementedError
 
-    def correct(
-        self, trial: Trial, both: tuple[Denoised, Denoised], x: Array, context: Context
-    ) -> Array:
+    def correct(self, trial: Trial, both: Both, x: Array, context: Context) -> Array:
         """Returns the latents at `t_next` by both evaluations."""
         raise NotImplementedError
 

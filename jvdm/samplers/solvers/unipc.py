@@ -13,9 +13,8 @@ from jvdm.arrays import Array, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import divide, expand
-from jvdm.samplers.solvers.dpm import Past, no_past
-from jvdm.samplers.solvers.exponential import Span, first_order, node_weights, span
-from jvdm.samplers.solvers.solver import Context, OneEvaluation
+from jvdm.samplers.solvers.exponential import Past, Span, add_past, first_order, no_past, span
+from jvdm.samplers.solvers.solver import Context, Moved, OneEvaluation
 
 
 class Predicted(NamedTuple):
@@ -56,9 +55,7 @@ class UniPC(OneEvaluation):
         """Remembers the last step and as many estimates as the order."""
         return Predicted(jnp.zeros_like(x), (no_past(x),) * self.order)
 
-    def move(
-        self, denoised: Denoised, x: Array, state: PyTree, context: Context
-    ) -> tuple[Array, PyTree]:
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the prediction at `t_next`, made from the corrected latents at `t`."""
         process, over, now = context.process, span(context), denoised.x0
         base = first_order(denoised, over)
@@ -69,7 +66,7 @@ class UniPC(OneEvaluation):
             shrinkage = divide(over.sigma_next, process.sigma(context.t))
             base = base + expand(shrinkage, x) * (corrected - x)
         earlier = state.past[: self.order - 1]
-        x_next = base + self._sum(over, now, earlier, context.remaining)
+        x_next = base + self._change(over, now, earlier, context.remaining)
         return x_next, Predicted(base, (Past(over.lam, now), *state.past[:-1]))
 
     def _correct(
@@ -79,18 +76,11 @@ class UniPC(OneEvaluation):
         last, *earlier = state.past
         over = Span(alpha, alpha, last.lam, new.lam - last.lam)
         nodes = (new, *earlier[: self.order - 1])
-        change = self._sum(over, last.x0, nodes, context.remaining + 2)
+        change = self._change(over, last.x0, nodes, context.remaining + 2)
         started = expand(context.updates > 0, x)
         return jnp.where(started, state.first_order + change, x)
 
-    def _sum(self, over: Span, origin: Array, nodes: tuple[Past, ...], remaining: Array) -> Array:
+    def _change(self, over: Span, x0: Array, nodes: tuple[Past, ...], remaining: Array) -> Array:
         """Returns what the estimates at `nodes` add to a step of first order."""
-        usable = [jnp.isfinite(node.lam) for node in nodes]
-        if self.lower_order_final:
-            usable = [use & (remaining > i + 1) for i, use in enumerate(usable)]
-        offsets = [node.lam - over.lam for node in nodes]
-        weights = node_weights(over.h, offsets, usable, self.rule)
-        total = jnp.zeros_like(origin)
-        for weight, node in zip(weights, nodes, strict=True):
-            total = total + expand(over.alpha_next * weight, origin) * (node.x0 - origin)
-        return total
+        left = remaining if self.lower_order_final else None
+        return add_past(jnp.zeros_like(x0), over, x0, nodes, left, self.rule)
