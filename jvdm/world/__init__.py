@@ -27,12 +27,11 @@ from jvdm.world.ground_truth import (
     edges,
     flow,
     geometry,
-    instants,
     visible_fraction,
     warp,
 )
 from jvdm.world.physics import Trajectory, simulate
-from jvdm.world.render import Buffers, Camera, Shot, camera_path, orbit_camera
+from jvdm.world.render import Buffers, Camera, Shot, camera_path, instants, orbit_camera
 from jvdm.world.scene import SPLITS, Facts, Scene, World, sample_scene, scene_key
 from jvdm.world.segments import SegmentCaptions, segment_captions
 from jvdm.world.tracks import Tracks, tracking_video

@@ -5,14 +5,14 @@ pixels that differ are those of the change, with its shadows. `resimulate` lets 
 changed scene take its own course instead of the old one's.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int
 from jvdm.world.physics import simulate
-from jvdm.world.render import Shot, camera_path, shade
+from jvdm.world.render import Shot, camera_path, instants, shade
 from jvdm.world.scene import RADII, World
 
 Slot = int | Int[Array, ""]
@@ -28,31 +28,24 @@ class Edit(NamedTuple):
 
 def recolor(shot: Shot, slot: Slot, color: int | Int[Array, ""]) -> Shot:
     """Gives an object another colour (an index of `COLORS`)."""
-    scene = shot.scene
-    return shot._replace(scene=scene._replace(color=scene.color.at[slot].set(color)))
+    return _changed(shot, slot, color=color)
 
 
 def reshape(shot: Shot, slot: Slot, shape: int | Int[Array, ""]) -> Shot:
     """Gives an object another shape (an index of `SHAPES`) with the same centre."""
-    scene = shot.scene
-    return shot._replace(scene=scene._replace(shape=scene.shape.at[slot].set(shape)))
+    return _changed(shot, slot, shape=shape)
 
 
 def resize(shot: Shot, slot: Slot, size: int | Int[Array, ""]) -> Shot:
     """Gives an object another size (an index of `SIZES`); its lowest point stays."""
-    scene = shot.scene
     radius = jnp.asarray(RADII)[size]
-    raised = jnp.stack([0 * radius, radius - scene.radius[slot], 0 * radius])
-    scene = scene._replace(
-        size=scene.size.at[slot].set(size), radius=scene.radius.at[slot].set(radius)
-    )
-    return move(shot._replace(scene=scene), slot, raised)
+    raised = jnp.stack([0 * radius, radius - shot.scene.radius[slot], 0 * radius])
+    return move(_changed(shot, slot, size=size, radius=radius), slot, raised)
 
 
 def remove(shot: Shot, slot: Slot) -> Shot:
     """Takes an object away."""
-    scene = shot.scene
-    return shot._replace(scene=scene._replace(active=scene.active.at[slot].set(False)))
+    return _changed(shot, slot, active=False)
 
 
 def add(shot: Shot, slot: Slot) -> Shot:
@@ -61,8 +54,14 @@ def add(shot: Shot, slot: Slot) -> Shot:
     Empty slots have looks, a start cell of their own and a course like all others, so
     the scene stays one that could have been drawn, except that nothing bounced off it.
     """
+    return _changed(shot, slot, active=True)
+
+
+def _changed(shot: Shot, slot: Slot, **values: Any) -> Shot:
+    """Sets fields of the scene for one object."""
     scene = shot.scene
-    return shot._replace(scene=scene._replace(active=scene.active.at[slot].set(True)))
+    fields = {name: getattr(scene, name).at[slot].set(value) for name, value in values.items()}
+    return shot._replace(scene=scene._replace(**fields))
 
 
 def move(shot: Shot, slot: Slot, offset: Float[Array, " 3"]) -> Shot:
@@ -95,12 +94,10 @@ def compare(before: Shot, after: Shot, world: World) -> Edit:
     s, height, width = world.supersample, world.height, world.width
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), before, after)
 
-    def frame(scene, camera, position, rotation):
-        return shade(camera, position, rotation, scene, (s * height, s * width))
+    def film(shot):
+        return jax.vmap(lambda now: shade(now, shot.scene, (s * height, s * width)))(instants(shot))
 
-    over_frames = jax.vmap(frame, in_axes=(None, 0, 0, 0))
-    moving = (both.camera, both.trajectory.position, both.trajectory.rotation)
-    fine = jax.vmap(over_frames)(both.scene, *moving)
+    fine = jax.vmap(film)(both)
     fine = fine.reshape(2, -1, height, s, width, s, 3)
     video = fine.mean((3, 5))
     return Edit(video[0], video[1], (fine[0] != fine[1]).any((2, 4, 5)))

@@ -18,7 +18,9 @@ from jvdm.world.render import (
     FAR,
     Buffers,
     Camera,
+    Instant,
     Shot,
+    instants,
     intersect,
     into_object,
     out_of_object,
@@ -39,14 +41,6 @@ class Surface(NamedTuple):
 
     seg: Int[Array, "*P"]
     local: Float[Array, "*P 3"]
-
-
-class Instant(NamedTuple):
-    """Camera and object poses at one time, or with a leading axis at many times."""
-
-    camera: Camera
-    position: Float[Array, "*T K 3"]
-    rotation: Float[Array, "*T K 3 3"]
 
 
 class Seen(NamedTuple):
@@ -81,19 +75,11 @@ class CameraMatrices(NamedTuple):
     camera_to_world: Float[Array, "*T 4 4"]
 
 
-def instants(shot: Shot) -> Instant:
-    """Returns cameras and poses of all frames of a shot."""
-    return Instant(shot.camera, shot.trajectory.position, shot.trajectory.rotation)
-
-
 def geometry(shot: Shot, world: World) -> Buffers:
     """Casts one ray per pixel and frame; see `Buffers` for the fields `[T, H, W, ...]`."""
 
-    def frame(now):
-        size = (world.height, world.width)
-        return shade_buffers(now.camera, now.position, now.rotation, shot.scene, size)
-
-    return jax.vmap(frame)(instants(shot))
+    size = (world.height, world.width)
+    return jax.vmap(lambda now: shade_buffers(now, shot.scene, size))(instants(shot))
 
 
 def correspond(surface: Surface, now: Instant, scene: Scene, size: tuple[int, int]) -> Seen:
@@ -161,8 +147,8 @@ def flow(shot: Shot, world: World, buffers: Buffers | None = None) -> Flow:
     """
     found = geometry(shot, world) if buffers is None else buffers
     surface, moments = Surface(found.seg, found.local), instants(shot)
-    first, last = (jax.tree.map(lambda x, s=s: x[s], surface) for s in (_FIRST, _LAST))
-    before, after = (jax.tree.map(lambda x, s=s: x[s], moments) for s in (_FIRST, _LAST))
+    first, before = jax.tree.map(lambda x: x[:-1], (surface, moments))
+    last, after = jax.tree.map(lambda x: x[1:], (surface, moments))
     size = (world.height, world.width)
 
     def one(points, moment):
@@ -171,9 +157,6 @@ def flow(shot: Shot, world: World, buffers: Buffers | None = None) -> Flow:
     ahead, back = jax.vmap(one)(first, after), jax.vmap(one)(last, before)
     grid = pixel_grid(*size)[None]
     return Flow(ahead.uv - grid, back.uv - grid, ~ahead.visible, ~back.visible)
-
-
-_FIRST, _LAST = slice(None, -1), slice(1, None)
 
 
 def edges(buffers: Buffers) -> Bool[Array, "T H W"]:

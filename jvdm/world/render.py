@@ -61,6 +61,14 @@ class Shot(NamedTuple):
     camera: Camera
 
 
+class Instant(NamedTuple):
+    """Camera and object poses at one time, or with a leading axis at many times."""
+
+    camera: Camera
+    position: Float[Array, "*T K 3"]
+    rotation: Float[Array, "*T K 3 3"]
+
+
 class Buffers(NamedTuple):
     """What the ray through each pixel hits first; with a leading axis for many frames.
 
@@ -79,6 +87,11 @@ class Buffers(NamedTuple):
     normal: Float[Array, "*T h w 3"]
     world: Float[Array, "*T h w 3"]
     local: Float[Array, "*T h w 3"]
+
+
+def instants(shot: Shot) -> Instant:
+    """Returns cameras and poses of all frames of a shot."""
+    return Instant(shot.camera, shot.trajectory.position, shot.trajectory.rotation)
 
 
 def look_at(eye: Float[Array, "*T 3"], target: Float[Array, "*T 3"]) -> Float[Array, "*T 3 3"]:
@@ -135,14 +148,13 @@ def render(
     """
     s, height, width = world.supersample, world.height, world.width
 
-    def draw(camera, position, rotation):
-        hit = _cast(camera, position, rotation, shot.scene, (s * height, s * width))
-        return _light(hit, position, shot.scene)
+    def draw(now):
+        return _light(_cast(now, shot.scene, (s * height, s * width)), now, shot.scene)
 
-    moving = (shot.camera, shot.trajectory.position, shot.trajectory.rotation)
+    moments = instants(shot)
     if frames is not None:
-        moving = jax.tree.map(lambda leaf: leaf[frames], moving)
-    fine = [part.reshape(-1, height, s, width, s) for part in jax.vmap(draw)(*moving)]
+        moments = jax.tree.map(lambda leaf: leaf[frames], moments)
+    fine = [part.reshape(-1, height, s, width, s) for part in jax.vmap(draw)(moments)]
     return jnp.stack(_means(*fine), -1)
 
 
@@ -162,32 +174,20 @@ def _means(*channels: Array) -> tuple[Array, ...]:
     return jax.lax.optimization_barrier(tuple(part / count for part in sums))
 
 
-def shade(
-    camera: Camera,
-    position: Float[Array, "K 3"],
-    rotation: Float[Array, "K 3 3"],
-    scene: Scene,
-    size: tuple[int, int],
-) -> Float[Array, "h w 3"]:
+def shade(now: Instant, scene: Scene, size: tuple[int, int]) -> Float[Array, "h w 3"]:
     """Returns the colour at the centre of each pixel of a `(height, width)` image."""
-    return jnp.stack(_light(_cast(camera, position, rotation, scene, size), position, scene), -1)
+    return jnp.stack(_light(_cast(now, scene, size), now, scene), -1)
 
 
-def shade_buffers(
-    camera: Camera,
-    position: Float[Array, "K 3"],
-    rotation: Float[Array, "K 3 3"],
-    scene: Scene,
-    size: tuple[int, int],
-) -> Buffers:
+def shade_buffers(now: Instant, scene: Scene, size: tuple[int, int]) -> Buffers:
     """Returns `shade`'s colour with the geometry behind it."""
-    hit = _cast(camera, position, rotation, scene, size)
-    rgb = _light(hit, position, scene)
+    hit = _cast(now, scene, size)
+    rgb = _light(hit, now, scene)
     seg = jnp.where(hit.depth < FAR, 0, -1)
     local = hit.point
     for k in range(MAX_OBJECTS):
         here = hit.near[k]
-        own = into_object(rotation[k], [hit.point[i] - position[k, i] for i in range(3)])
+        own = into_object(now.rotation[k], [hit.point[i] - now.position[k, i] for i in range(3)])
         seg = jnp.where(here, k + 1, seg)
         local = [jnp.where(here, own[i], local[i]) for i in range(3)]
     stacked = [jnp.stack(triple, -1) for triple in (rgb, hit.normal, hit.point, local)]
@@ -206,10 +206,10 @@ class _Hit(NamedTuple):
     near: list[Array]  # Per object: whether it is the first.
 
 
-def _cast(camera, position, rotation, scene, size):
+def _cast(now, scene, size):
     """Finds the first surface and its unlit colour."""
-    direction = _rays(camera, size)
-    eye = [camera.eye[i] for i in range(3)]
+    direction = _rays(now.camera, size)
+    eye = [now.camera.eye[i] for i in range(3)]
     downward = jnp.minimum(direction[1], -1e-4)
     depth = jnp.where(direction[1] < -1e-4, -eye[1] / downward, _NOTHING)
     depth = jnp.where(depth < FAR, depth, _NOTHING)
@@ -217,8 +217,8 @@ def _cast(camera, position, rotation, scene, size):
     color, zero = [tile] * 3, jnp.zeros(size)
     normal, near = [zero, zero + 1.0, zero], []
     for k in range(MAX_OBJECTS):
-        turn, shape, radius = rotation[k], scene.shape[k], scene.radius[k]
-        start = into_object(turn, [eye[i] - position[k, i] for i in range(3)])
+        turn, shape, radius = now.rotation[k], scene.shape[k], scene.radius[k]
+        start = into_object(turn, [eye[i] - now.position[k, i] for i in range(3)])
         along = into_object(turn, direction)
         reach = intersect(start, along, shape, radius)
         first = (reach > 1e-3) & (reach < depth) & scene.active[k]
@@ -343,13 +343,13 @@ def _paint(place):
     return jnp.where(mark, 0.42, tone)
 
 
-def _light(hit, position, scene):
+def _light(hit, now, scene):
     """Lights the surfaces: ambient, one distant light with cast shadows, sky."""
     above = [hit.point[i] + 0.05 * hit.normal[i] for i in range(3)]
     dark = jnp.zeros(hit.depth.shape, bool)
     for k in range(MAX_OBJECTS):
         radius = scene.radius[k]
-        offset = [above[i] - position[k, i] for i in range(3)]
+        offset = [above[i] - now.position[k, i] for i in range(3)]
         height = _dot(offset, _LIGHT)
         aside = _dot(offset, offset) - height * height
         covered = (aside < (0.95 * radius) ** 2) & (height < -0.5 * radius)

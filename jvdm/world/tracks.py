@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int, Key
-from jvdm.world.ground_truth import Surface, correspond, geometry, instants
-from jvdm.world.render import Shot, shade_buffers
+from jvdm.world.ground_truth import Surface, correspond, geometry
+from jvdm.world.render import Shot, instants, shade_buffers
 from jvdm.world.scene import World
 
 
@@ -47,7 +47,7 @@ def tracks(
     size = (world.height, world.width)
     moments = instants(shot)
     now = jax.tree.map(lambda leaf: leaf[frame], moments)
-    start = shade_buffers(now.camera, now.position, now.rotation, shot.scene, size)
+    start = shade_buffers(now, shot.scene, size)
     seg = start.seg.reshape(-1)
     weight = jnp.where(seg > 0, 2.0, jnp.where(seg < 0, -1e9, 0.0))
     chosen = jax.random.categorical(key, weight, shape=(num_points,))

@@ -9,9 +9,9 @@ import numpy as np
 
 from jvdm.arrays import Array, Bool, Float
 from jvdm.errors import ConfigError
-from jvdm.world.ground_truth import Surface, correspond, geometry, instants, sample_at
+from jvdm.world.ground_truth import Surface, correspond, geometry, sample_at
 from jvdm.world.physics import simulate
-from jvdm.world.render import Camera, Shot, camera_path, orbit_camera, render, shade
+from jvdm.world.render import Camera, Shot, camera_path, instants, orbit_camera, render, shade
 from jvdm.world.scene import Scene, World
 
 _GAMMA = 2.2
@@ -100,12 +100,9 @@ def motion_blur(
     index = np.minimum(index, world.num_frames * sub - 1)
     s, size = world.supersample, (world.supersample * world.height, world.supersample * world.width)
 
-    def instant(now):
-        return shade(now.camera, now.position, now.rotation, scene, size) ** _GAMMA
-
     def frame(steps):
         open_ = jax.tree.map(lambda leaf: leaf[steps], moments)
-        light = jax.vmap(instant)(open_).mean(0)
+        light = jax.vmap(lambda now: shade(now, scene, size) ** _GAMMA)(open_).mean(0)
         light = light.reshape(world.height, s, world.width, s, 3).mean((1, 3))
         return light ** (1 / _GAMMA)
 

@@ -12,12 +12,11 @@ from tests.world.shots import SMALL, flops, many, pick, small, small_geometry
 
 
 def one_frame(shot, frame=3):
-    course = shot.trajectory
-    return pick(shot.camera, frame), course.position[frame], course.rotation[frame], shot.scene
+    return pick(r.instants(shot), frame), shot.scene
 
 
-SHADE = jax.jit(r.shade, static_argnums=4)
-BUFFERS = jax.jit(r.shade_buffers, static_argnums=4)
+SHADE = jax.jit(r.shade, static_argnums=2)
+BUFFERS = jax.jit(r.shade_buffers, static_argnums=2)
 RENDER = jax.jit(r.render, static_argnums=1)
 
 
@@ -29,13 +28,13 @@ def test_color_is_equal_with_and_without_buffers():
 
 
 def test_unused_buffers_cost_nothing():
-    camera, position, rotation, scene = one_frame(pick(small(), 0))
+    (camera, position, rotation), scene = one_frame(pick(small(), 0))
 
     def plain(camera, position):
-        return r.shade(camera, position, rotation, scene, (40, 56))
+        return r.shade(r.Instant(camera, position, rotation), scene, (40, 56))
 
     def full(camera, position):
-        return r.shade_buffers(camera, position, rotation, scene, (40, 56))
+        return r.shade_buffers(r.Instant(camera, position, rotation), scene, (40, 56))
 
     cost = flops(plain, camera, position)
     assert flops(lambda *pose: full(*pose).rgb, camera, position) <= 1.02 * cost
@@ -109,12 +108,13 @@ def test_normals_are_unit_and_face_the_camera():
 def test_no_half_turn_looks_like_the_start():
     """Points of an object are told apart by its paint."""
     shot = many(SMALL, 16, programme=0, num_objects=1, camera=0)
-    camera, position, rotation, scene = one_frame(pick(shot, 0))
+    now, scene = one_frame(pick(shot, 0))
+    turned = now.rotation.at[0]
     half = jnp.diag(jnp.array([-1.0, 1.0, -1.0]))
     for shape in range(3):
         scene = scene._replace(shape=scene.shape.at[0].set(shape))
-        front = SHADE(camera, position, rotation, scene, (40, 56))
-        back = SHADE(camera, position, rotation.at[0].set(rotation[0] @ half), scene, (40, 56))
+        front = SHADE(now, scene, (40, 56))
+        back = SHADE(now._replace(rotation=turned.set(now.rotation[0] @ half)), scene, (40, 56))
         assert float(jnp.abs(front - back).max()) > 0.05
 
 
