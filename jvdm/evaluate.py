@@ -22,6 +22,7 @@ from jvdm.training.showing import write_rows
 from jvdm.world.captions import caption_text
 
 SHEET_CLIPS = 12
+MAX_PROMPTS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     pipe = load(options.weights, system=options.system, sampling=options.sampling)
     asked = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale")}
     judge = make_judge(pipe, options.reader, Request(**asked))
+    pipe.prepare(Request(**asked, prompt="", seed=0, num_videos=options.batch_size))
     summaries, seconds = {}, []
     total = options.num_prompts * len(options.sets)
     with measuring(True), stage("evaluate", total=total, unit="prompt") as bar:
@@ -106,6 +108,9 @@ def _check(options: EvaluateOptions) -> None:
         why = "prompts are made in whole batches, so that one program serves all"
         fix = f"use {max(count // max(size, 1), 1) * size} prompts, or another batch size"
         raise ConfigError(f"{count} prompts in batches of {size}", why, fix)
+    if count > MAX_PROMPTS:
+        what, why = f"{count:,} prompts per set", f"{MAX_PROMPTS:,} tell shares to .1 %"
+        raise ConfigError(what, why, "use fewer")
 
 
 def _measure_batch(

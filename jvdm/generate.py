@@ -36,12 +36,14 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     resolved = resolve(options)
     options = resolved.options
     request = options.request()
-    files = _reserve(resolved)
+    first = outputs.reserve(options.output, slug(options.prompt or ""))
+    outputs.probe(first, encode=not options.latents_only)
     names = {name: getattr(options, name) for name in ("system", "sampling", "dtype")}
     pipe = load(options.weights, **names)
     check_weights(resolved, pipe.identity)
     job = pipe.prepare(request)
     _say(*resolved.notes, *job.warnings)
+    files = _reserve(resolved)
 
     with measuring(show=True) as stages:
         with outputs.stop_requested() as stop:
@@ -68,7 +70,7 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def _reserve(resolved: Resolved) -> dict[int, Outputs]:
-    """Chooses file names and finds out whether they can be written."""
+    """Chooses file names."""
     options, files = resolved.options, {}
     for index, seed in enumerate(options.seeds):
         if resolved.only not in (None, index):
@@ -77,7 +79,6 @@ def _reserve(resolved: Resolved) -> dict[int, Outputs]:
         if output.suffix == ".mp4" and len(options.seeds) > 1 and resolved.only is None:
             output = output.with_stem(f"{output.stem}_{seed}")
         files[index] = outputs.reserve(output, f"{slug(options.prompt or '')}_{seed}")
-    outputs.probe(next(iter(files.values())), encode=not options.latents_only)
     return files
 
 

@@ -32,7 +32,7 @@ class GenerateOptions(Settings):
     """Record of a video to make again; other options that are given change it."""
 
     @property
-    def seeds(self) -> tuple[int, ...]:
+    def seeds(self) -> range:
         """One seed per video.
 
         Raises:
@@ -42,7 +42,7 @@ class GenerateOptions(Settings):
         if count < 1:
             raise ConfigError(f"--num-videos is {count}", "one or more are made", "use 1")
         first = self.seed or 0
-        return tuple(range(first, first + count))
+        return range(first, first + count)
 
     def request(self) -> Request:
         """Returns the request that these options are.

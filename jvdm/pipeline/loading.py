@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
+from jvdm.pricing import parameter_shapes
 from jvdm.stages import stage
 from jvdm.system import System
 from jvdm.vae.latent_space import latent_space
@@ -49,7 +50,7 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
     Raises:
         WeightsError: If a file is missing or broken, or a shape is not that of the system.
     """
-    expected = jax.eval_shape(system.init, jax.random.key(0))
+    expected = parameter_shapes(system)
     expected["vae"] = expected["vae"].params
     params: dict[str, Any] = {}
     with stage("load", total=len(expected), unit="part") as bar:

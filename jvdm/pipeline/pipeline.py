@@ -185,12 +185,14 @@ class Pipeline:
         Raises:
             ConfigError: If a value cannot be used.
             ShapeError: If a size does not fit; it names the two nearest that do.
+            DeviceMemoryError: If it cannot be held; it names the largest that can.
         """
-        job = prepare(request, self.system, self.manifest)
-        if self.mesh is not None and job.shape.batch % self.mesh.size:
-            what = f"{job.shape.batch} videos for {self.mesh.size} devices"
+        devices = 1 if self.mesh is None else self.mesh.size
+        job = prepare(request, self.system, self.manifest, devices)
+        if job.shape.batch % devices:
+            what = f"{job.shape.batch} videos for {devices} devices"
             why = "a mesh splits the videos evenly"
-            raise ConfigError(what, why, f"make a multiple of {self.mesh.size}, or use no mesh")
+            raise ConfigError(what, why, f"make a multiple of {devices}, or use no mesh")
         return job
 
     def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Latents:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jvdm import pricing
 from jvdm import record as records
-from jvdm import samplers
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, place, read_channel
+from jvdm.rows import keep_given, matrix_of
 from jvdm.samplers import TimestepMatrix
-from jvdm.samplers.matrices import count_rows, level_at, unseen
+from jvdm.samplers.matrices import level_at
 from jvdm.settings import (
     PICTURE,
     RULE,
@@ -127,19 +128,20 @@ class Job:
         return {**rules, "matrix": {**sizes, "sha256": digest}}
 
 
-def prepare(request: Request, system: System, manifest: Manifest) -> Job:
+def prepare(request: Request, system: System, manifest: Manifest, devices: int = 1) -> Job:
     """Checks a request and settles what it leaves open.
 
     Args:
         request: What was asked for.
         system: The system that is to make it.
         manifest: Sizes that its model was trained on.
+        devices: Devices over which the videos are split.
 
     Raises:
         ConfigError: If a value or a combination cannot be used, or a file not be read.
         ShapeError: If a size does not fit; it names the two nearest that do.
+        DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
-    prompts, seeds = _batch(request.prompt, request.seed, request.num_videos)
     check_numbers(request)
     sampling = system.sampling
     if request.matrix is not None:  # it says all levels: no rule of the system has a say
@@ -151,15 +153,17 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
     if request.matrix is not None:
         settings = dataclasses.replace(settings, num_inference_steps=request.matrix.num_steps)
 
-    shape = _latent_shape(system, settings, len(prompts))
-    ids, unknown = system.text.read(_told(guidance.branches, prompts, settings.negative_prompt))
-    matrix = _matrix(request.matrix, system, settings, shape.frames)
     size = (settings.num_frames, settings.height, settings.width)
+    shape = _latent_shape(system, settings, _count(request.prompt, request.num_videos))
+    matrix = matrix_of(request.matrix, system, settings, shape.frames)
+    estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
+    prompts, seeds = _batch(request.prompt, request.seed, request.num_videos)
+    ids, unknown = system.text.read(_told(guidance.branches, prompts, settings.negative_prompt))
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps)
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = first > system.process.t_max - 1e-6
     known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
-    matrix = _settle_columns(matrix, noisy, (*known, *request.given))
+    matrix = keep_given(matrix, noisy, (*known, *request.given))
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     _check_policy(system.network, matrix.window, shape.height, shape.width)
     return Job(
@@ -175,7 +179,7 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
         shape=shape,
         noise=_noise(request.latents, shape),
         inputs={name: records.digest(x) for name, x in given.items() if x is not None},
-        warnings=(*unknown, *_beyond_training(settings, manifest), *notes),
+        warnings=(*unknown, *_beyond_training(settings, manifest), *notes, *estimate),
     )
 
 
@@ -185,18 +189,23 @@ def _check_policy(network: Any, window: int, height: int, width: int) -> None:
     jax.eval_shape(lambda: network.start(window, height, width))
 
 
+def _count(prompt: Any, num_videos: int | None) -> int:
+    """Returns the number of videos that are made."""
+    num_videos = 1 if num_videos is None else num_videos
+    if num_videos < 1:
+        raise ConfigError(f"num_videos is {num_videos}", "one or more are made", "use 1")
+    return num_videos * (len(prompt) if isinstance(prompt, list | tuple) else 1)
+
+
 def _batch(
     prompt: Any, seed: Any, num_videos: int | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Returns one prompt and one seed per video; draws a seed if there is none."""
-    num_videos = 1 if num_videos is None else num_videos
-    if num_videos < 1:
-        raise ConfigError(f"num_videos is {num_videos}", "one or more are made", "use 1")
     given = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     for text in given:
         if not isinstance(text, str):
             raise ConfigError(f"the prompt is {text!r}", "it must be text", "use '' for none")
-    prompts = tuple(text for text in given for _ in range(num_videos))
+    prompts = tuple(text for text in given for _ in range(num_videos or 1))
     if seed is None:
         seed = secrets.randbelow(1_000_000)
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
@@ -269,57 +278,6 @@ def _beyond_training(settings: Any, manifest: Manifest) -> tuple[str, ...]:
             f"trained: {trained}"
         )
     return tuple(warnings)
-
-
-def _matrix(
-    given: TimestepMatrix | None, system: System, settings: Any, latent_frames: int
-) -> TimestepMatrix:
-    """Returns the matrix that was given, or the system's; every frame of it ends clean."""
-    rules: Any = system.sampling
-    if given is None:
-        count_rows(getattr(rules.levels, "num_steps", 1))
-    matrix: TimestepMatrix = given or rules.matrix(rules.levels(), latent_frames)
-    if matrix.latent_frames != latent_frames:
-        raise ShapeError(
-            f"the timestep matrix has {matrix.latent_frames} latent frames",
-            f"{settings.num_frames} frames are {latent_frames} latent frames",
-            f"use num_frames={system.vae.num_frames(matrix.latent_frames)}",
-        )
-    samplers.validate(matrix, system.process)
-    last = np.asarray(level_at(matrix, matrix.index[-1]))
-    if last.any():
-        frame = int(last.argmax())
-        raise ConfigError(
-            f"latent frame {frame} stays at noise level {last[frame]:g} to the last row",
-            "a frame of a video ends clean",
-            "freeze frames that are given without a level",
-        )
-    return matrix
-
-
-def _settle_columns(
-    matrix: TimestepMatrix, starts_noisy: np.ndarray, known: Sequence[Known | Given]
-) -> TimestepMatrix:
-    """Freezes the frames that are given clean; refuses a start that nothing is known of."""
-    there = {column for entry in known for column in entry.columns}
-    missing = sorted(set(np.flatnonzero(~starts_noisy).tolist()) - there)
-    if missing:
-        raise ConfigError(
-            f"latent frames {', '.join(map(str, missing))} do not start as noise",
-            "nothing says what they show",
-            "give image, last_image or video, or a matrix that starts at the noisiest level",
-        )
-    clean = [c for entry in known if not getattr(entry, "edited", False) for c in entry.columns]
-    if not clean:
-        return matrix
-    matrix = samplers.freeze(matrix, clean)
-    if hidden := unseen(matrix, clean):
-        raise ConfigError(
-            f"latent frames {', '.join(map(str, hidden))} are given",
-            f"no window of {matrix.window} latent frames shows them to the network",
-            "use a larger window, or give nothing",
-        )
-    return matrix
 
 
 def _noise(latents: Any, shape: LatentShape) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from jvdm.arrays import Array, Bool, Float, Int, UInt8
 from jvdm.errors import ConfigError
 from jvdm.samplers.process import Process
 
-MAX_ROWS = 1_000_000  # a row is a call of the network: years of work, and gigabytes of indices
+MAX_CELLS = 10_000_000  # of a matrix: days of work even where a call takes a millisecond
 
 _ARRAYS = ("levels", "index", "start", "write")
 _STATIC = ("window", "lookback")
@@ -124,7 +124,7 @@ def lag_matrix(
 
     Raises:
         ConfigError: If `lag` is negative, `block` or `latent_frames` not positive, or there
-            are more than `MAX_ROWS` rows.
+            are more than `MAX_CELLS` cells.
 
     Reference: AR-Diffusion (arXiv:2503.07418) and SkyReels-V2 (arXiv:2504.13074)
     generate these rows with counters; the closed form is ours.
@@ -140,22 +140,25 @@ def lag_matrix(
             "reverse the frame order to start from the last frame",
         )
     steps = levels.shape[0] - 1
+    rows = np.arange(count_rows(steps, latent_frames, lag * ((latent_frames - 1) // block)) + 1)
     blocks = np.arange(latent_frames) // block
-    rows = np.arange(count_rows(steps, lag * int(blocks[-1])) + 1)
     return from_index(levels, np.clip(rows[:, None] - lag * blocks[None], 0, steps))
 
 
-def count_rows(steps: int, waiting: int = 0) -> int:
+def count_rows(steps: int, latent_frames: int, waiting: int = 0) -> int:
     """Returns how many rows a run of `steps` has whose last frame waits for `waiting` rows.
 
     Raises:
-        ConfigError: If they are more than `MAX_ROWS`; nothing is allocated before.
+        ConfigError: If there are more than `MAX_CELLS` cells; nothing is allocated before.
     """
-    if steps + waiting > MAX_ROWS:
-        why = f"each is a call of the network, and {MAX_ROWS:,} are the most"
-        fix = f"use {max(MAX_ROWS - waiting, 1):,} steps or fewer, or a smaller lag"
-        raise ConfigError(f"a run of {steps + waiting:,} rows was asked for", why, fix)
-    return steps + waiting
+    rows, most = steps + waiting, MAX_CELLS // latent_frames
+    if rows > most:
+        raise ConfigError(
+            f"a run of {rows:,} rows of {latent_frames:,} latent frames was asked for",
+            f"{most:,} rows of so many frames are the most",
+            "use fewer steps, a smaller lag or fewer frames",
+        )
+    return rows
 
 
 def synchronous(levels: Float[Array, " levels"], latent_frames: int) -> TimestepMatrix:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jvdm.arrays import Array, PyTree
-from jvdm.training.flops import product_flops
+from jvdm.products import product_flops
 from jvdm.training.objective import HasUpdate, Objective, Source, TrainCall, Transform, Updated
 from jvdm.training.state import TrainState
 

@@ -11,14 +11,14 @@ from tests.architecture.source import ROOT, Import, Module, imports, names, plan
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "features", "files", "keys", "media", "stages", "values"),
+    ("cache", "features", "files", "keys", "machine", "media", "products", "stages", "values"),
     ("recipes", "record"),
     ("fidelity", "parallel", "samplers", "video", "weights", "world"),
     ("data", "outputs"),
     ("attention",),
     ("models", "text", "vae"),
     ("system",),
-    ("choices", "settings"),
+    ("choices", "pricing", "rows", "settings"),
     ("pictures",),
     ("pipeline",),
     ("evaluation", "training"),

@@ -24,8 +24,8 @@ from jvdm.evaluation.reader_training import (
 from jvdm.evaluation.readers import load_reader, measure_reading, read
 from jvdm.experiment import Experiment
 from jvdm.parallel.mesh import data_mesh
+from jvdm.products import product_flops
 from jvdm.training.export import export
-from jvdm.training.flops import product_flops
 from jvdm.training.objective import Objective, Source, TrainCall
 from jvdm.training.showing import write_preview
 from jvdm.vae.video_vae import VideoVAE

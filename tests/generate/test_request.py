@@ -117,7 +117,8 @@ TOO_NOISY = samplers.synchronous(jnp.array([1.5, 0.5, 0.0]), 3)
         ({"matrix": TOO_NOISY}, "a noise level is 1.5; the process of this system ends at 1"),
         ({"matrix": SYNC, "num_inference_steps": 5}, "num_inference_steps is 5; the matrix that"),
         ({"matrix": SYNC, "shift": 5.0}, "shift is 5.0; the matrix that was given says it"),
-        ({"num_inference_steps": 10**8}, "100,000,000 rows was asked for; .*1,000,000 are the"),
+        ({"num_frames": 4 * 10**9 + 1}, "3 rows of 1,000,000,001 latent frames was asked for"),
+        ({"num_inference_steps": 10**8}, "100,000,000 rows of 3 latent frames .* 3,333,333 rows"),
     ],
 )
 def test_a_matrix_is_run_as_it_says_or_refused(values, message):

@@ -130,8 +130,10 @@ def test_frames_that_no_window_shows_are_found():
 
 
 def test_more_rows_than_anyone_could_run_are_refused_before_they_are_made():
-    with pytest.raises(ConfigError, match="300,000,004 rows .* use 1 steps or fewer"):
+    with pytest.raises(ConfigError, match="300,000,004 rows of 4 .* 2,500,000 rows of so"):
         lag_matrix(LEVELS, 4, lag=10**8)
+    with pytest.raises(ConfigError, match="4 rows of 10,000,000,000 latent frames"):
+        lag_matrix(LEVELS, 10**10)
 
 
 def test_padding_repeats_the_last_row():

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from jvdm.configs import tiny_t2v
 from jvdm.parallel.mesh import DATA, data_mesh
-from jvdm.training.flops import product_flops
+from jvdm.products import product_flops
 from jvdm.training.objective import TrainCall
 from jvdm.training.state import init_state
 from jvdm.training.step import make_step

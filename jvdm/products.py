@@ -1,4 +1,4 @@
-"""How many operations a function needs, counted from its matrix products and convolutions."""
+"""What a function needs, counted from its matrix products and convolutions."""
 
 import math
 from collections.abc import Callable
@@ -24,6 +24,28 @@ def product_flops(function: Callable[..., Any], *arguments: Any) -> float:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def product_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """Returns the bytes of the largest product in `function`, what goes in and what comes out.
+
+    A function cannot do with less memory: what is multiplied is there at once.
+
+    Args:
+        function: Traceable function.
+        *arguments: Its arguments, arrays or `jax.ShapeDtypeStruct`.
+    """
+    return _largest(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _largest(jaxpr: Any) -> int:
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            values = [value.aval for value in (*equation.invars, *equation.outvars)]
+            sizes.append(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in values))
+        sizes += map(_largest, _bodies(equation))
+    return max(sizes)
+
+
 def _count(jaxpr: Any) -> float:
     return float(sum(map(_equation, jaxpr.eqns)))
 
@@ -44,11 +66,17 @@ def _equation(equation: Any) -> float:
         return 2.0 * math.prod(shapes[0][:3]) * keys * (shapes[0][3] + shapes[2][3])
     if estimate := given.get("cost_estimate"):
         return float(estimate.flops)
-    leaves = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves([*given.values()])]
-    bodies = [_count(leaf) for leaf in leaves if hasattr(leaf, "eqns")]
+    bodies = [_count(body) for body in _bodies(equation)]
     if name == "cond":
         return max(bodies)
     return _repeats(name, given) * sum(bodies) if bodies else 0.0
+
+
+def _bodies(equation: Any) -> list[Any]:
+    """Returns the programs inside an equation, such as the body of a loop."""
+    leaves = jax.tree.leaves([*equation.params.values()])
+    leaves = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
+    return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 
 
 def _repeats(name: str, given: dict[str, Any]) -> int:

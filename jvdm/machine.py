@@ -1,0 +1,30 @@
+"""What this machine has left: memory of the host and of a device."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+CGROUP = Path("/sys/fs/cgroup")  # limits of a container
+
+
+def free_memory() -> int | None:
+    """Returns the bytes that a new program can use, None where the system does not say."""
+    table, free = Path("/proc/meminfo"), []
+    if table.exists() and (found := re.search(r"MemAvailable: *(\d+)", table.read_text())):
+        free.append(int(found[1]) * 1024)
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limits = [CGROUP / f"memory.{name}" for name in ("max", "current")]
+    values = [path.read_text().strip() if path.is_file() else "max" for path in limits]
+    if all(map(str.isdecimal, values)):
+        free.append(max(int(values[0]) - int(values[1]), 0))
+    return min(free, default=None)
+
+
+def free_device_memory(device: Any) -> int | None:
+    """Returns the bytes that are free on a device of JAX; those of the host for a CPU."""
+    if device.platform == "cpu":
+        return free_memory()
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
