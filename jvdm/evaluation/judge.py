@@ -1,6 +1,7 @@
 """A loaded model together with what judges it: batches of held-out clips on the device."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,19 +98,18 @@ class Judge:
 
     def measure(self, frames: Bytes, prompts: Prompts) -> tuple[Mapping[str, Measure], Any]:
         """Measures clips against their captions; also returns reader features."""
-        arguments = (self.reader_params, frames, prompts.facts, prompts.relation)
-        return _measure(self.reader, self.world.fps, *arguments)
+        return _read(self.reader, self.world.fps, self.reader_params, frames, prompts)
 
     def measure_reconstruction(self, frames: Bytes, truth: Bytes) -> Mapping[str, Measure]:
         """Measures what the autoencoder loses."""
-        return _measure_reconstruction(frames, truth)
+        return _measure(measure_reconstruction, (frames, truth))
 
     def measure_known_frames(
         self, frames: Bytes, truth: Bytes, reconstruction: Bytes, task: KnownFrames
     ) -> Mapping[str, Measure]:
         """Measures clips made around known frames."""
         where = (jnp.asarray(task.known), jnp.asarray(task.judged), jnp.asarray(task.copies))
-        return _measure_known_frames(frames, truth, reconstruction, *where)
+        return _measure(measure_known_frames, (frames, truth, reconstruction), *where)
 
     @property
     def latent_frames(self) -> int:
@@ -164,24 +164,16 @@ def _float(frames: Bytes) -> Frames:
     return frames.astype(jnp.float32) / 255.0
 
 
-@jax.jit
-def _measure_reconstruction(frames, truth):
-    return measure_reconstruction(_float(frames), _float(truth))
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(measure, clips, *where):
+    return measure(*map(_float, clips), *where)
 
 
-@jax.jit
-def _measure_known_frames(frames, truth, reconstruction, known, judged, copies):
-    clips = (_float(frames), _float(truth), _float(reconstruction))
-    return measure_known_frames(*clips, known, judged, copies)
-
-
-def _measure_all(reader, fps, params, frames, facts, relation):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read(reader, fps, params, frames, prompts):
     clips = _float(frames)
-    measures = measure_clips(clips, facts, relation, fps)
+    measures = measure_clips(clips, prompts.facts, prompts.relation, fps)
     if reader is None:
         return measures, None
     reading = read(reader, params, clips)
-    return measures | measure_reading(reading, facts), reading.features
-
-
-_measure = jax.jit(_measure_all, static_argnums=(0, 1))
+    return measures | measure_reading(reading, prompts.facts), reading.features

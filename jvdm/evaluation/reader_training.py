@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
 from jvdm.evaluation.reader import (
@@ -24,7 +24,7 @@ from jvdm.evaluation.reader import (
     present_colors,
     shrink,
 )
-from jvdm.parallel.mesh import constrain_batch
+from jvdm.parallel.mesh import constrain_batch, replicate
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.weights.package import Component, Components
 from jvdm.world.clips import WorldClip, clips
@@ -169,8 +169,7 @@ class ReaderClips:
         """Loads the autoencoder."""
         if self.vae is None or self.vae_weights is None:
             return ReaderData(None, mesh)
-        replicated = NamedSharding(mesh, PartitionSpec())
-        return ReaderData(jax.device_put(load_latent_space(self.vae_weights), replicated), mesh)
+        return ReaderData(replicate(load_latent_space(self.vae_weights), mesh), mesh)
 
     def feed(self, data: ReaderData) -> ReaderData:
         """Nothing to do on the host."""
@@ -196,7 +195,8 @@ class ReaderClips:
         )
         if coded:
             whole = clips(self.world, "reader", first + jnp.arange(coded), held_out="any")
-            plain = self._join(self._reconstruct(data, whole, stride), plain)
+            both = (self._reconstruct(data, whole, stride), plain)
+            plain = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
         return constrain_batch(plain, data.mesh), data
 
     def _reconstruct(self, data: ReaderData, clip: WorldClip, stride: int) -> WorldClip:
@@ -207,7 +207,3 @@ class ReaderClips:
             position=facts.position[:, ::stride], velocity=facts.velocity[:, ::stride]
         )
         return clip._replace(video=shrink(jnp.clip(video, 0.0, 1.0)), facts=facts)
-
-    @staticmethod
-    def _join(one: WorldClip, other: WorldClip) -> WorldClip:
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)

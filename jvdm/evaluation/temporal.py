@@ -1,13 +1,11 @@
-"""How frames follow each other: change, seams, and flicker against known motion."""
+"""How frames follow each other: change, flicker and seams."""
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Bool, Float, Frames
+from jvdm.arrays import Array, Float, Frames
 from jvdm.errors import ConfigError
-from jvdm.world.ground_truth import warp
 
 _STILL = 1e-4  # Mean absolute change of a clip in which nothing moves, after rounding.
 
@@ -52,18 +50,3 @@ def seam_index(frames: Frames, borders: Sequence[int] | None = None) -> Float[Ar
     border = jnp.zeros(last, bool).at[jnp.asarray(sorted(at)) - 1].set(True)
     usual = jnp.nanmedian(jnp.where(border[None], jnp.nan, change), axis=1)
     return (jnp.where(border[None], change, 0.0).max(1) + _STILL) / (usual + _STILL)
-
-
-def warp_residual(
-    frames: Frames, flow: Float[Array, "B S H W 2"], visible: Bool[Array, "B S H W"]
-) -> Float[Array, " B"]:
-    """Mean squared difference between each frame and its next one, fetched along the flow.
-
-    Args:
-        frames: Clips of `S + 1` frames.
-        flow: Motion `(u, v)` in pixels, columns first, from frame `t` to `t + 1`.
-        visible: Pixels of frame `t` whose point is seen in frame `t + 1`.
-    """
-    warped = jax.vmap(jax.vmap(warp))(frames[:, 1:], flow)
-    error = ((warped - frames[:, :-1]) ** 2).mean(-1) * visible
-    return error.sum((1, 2, 3)) / jnp.maximum(visible.sum((1, 2, 3)), 1)
