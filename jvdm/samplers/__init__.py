@@ -1,5 +1,6 @@
 """Noise levels: processes, timestep matrices, solvers, guidance and the one loop."""
 
+from jvdm.samplers import solvers
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Predict, Row, ask, make_denoiser
 from jvdm.samplers.guidance import (
     ClassifierFree,
@@ -12,7 +13,6 @@ from jvdm.samplers.guidance import (
     ZeroStar,
     guided,
     guided_carry,
-    stack_branches,
 )
 from jvdm.samplers.initialisers import (
     NoiseInitialiser,
@@ -85,26 +85,7 @@ from jvdm.samplers.schedules import (
     vp_scaled_linear,
     zero_terminal_snr,
 )
-from jvdm.samplers.solvers import (
-    DDIM,
-    DDPM,
-    EDM,
-    SOLVERS,
-    Consistency,
-    Context,
-    DPMSolverPP2M,
-    DPMSolverPP2S,
-    DPMSolverPP3M,
-    Euler,
-    Heun,
-    OneEvaluation,
-    Solver,
-    Stepped,
-    Trial,
-    TwoEvaluations,
-    UniPC,
-    solver_named,
-)
+from jvdm.samplers.solvers import *  # noqa: F403
 from jvdm.samplers.stream import (
     StreamRows,
     StreamState,
@@ -131,24 +112,14 @@ __all__ = [
     "Call",
     "ClassifierFree",
     "CleanPrefix",
-    "Consistency",
-    "Context",
     "Cost",
-    "DDIM",
-    "DDPM",
-    "DPMSolverPP2M",
-    "DPMSolverPP2S",
-    "DPMSolverPP3M",
     "Denoised",
     "Denoiser",
-    "EDM",
-    "Euler",
     "ExpShiftedLevels",
     "ExplicitLevels",
     "ExponentialLevels",
     "GivenMatrix",
     "Guidance",
-    "Heun",
     "Independent",
     "Interval",
     "KarrasLevels",
@@ -159,7 +130,6 @@ __all__ = [
     "Mixture",
     "NoiseInitialiser",
     "NoiseReport",
-    "OneEvaluation",
     "PlusPlus",
     "Predict",
     "PredictionKind",
@@ -167,12 +137,9 @@ __all__ = [
     "ProgressiveNoise",
     "Rescaled",
     "Row",
-    "SOLVERS",
     "SharedNoise",
     "ShiftedLevels",
-    "Solver",
     "State",
-    "Stepped",
     "StreamRows",
     "StreamState",
     "Synchronous",
@@ -180,11 +147,8 @@ __all__ = [
     "TimestepMatrix",
     "TimestepSampler",
     "TrainTimes",
-    "Trial",
     "TruncatedMatrix",
-    "TwoEvaluations",
     "Unguided",
-    "UniPC",
     "Weighted",
     "WindowShuffle",
     "WindowedMatrix",
@@ -218,9 +182,7 @@ __all__ = [
     "run_rows",
     "sample",
     "shift_levels",
-    "solver_named",
     "spaced_steps",
-    "stack_branches",
     "start",
     "step_levels",
     "stream",
@@ -244,3 +206,4 @@ __all__ = [
     "windowed",
     "zero_terminal_snr",
 ]
+__all__ += solvers.__all__

@@ -1,6 +1,7 @@
 """What the samplers know of a network: a function from `x` and a call to data and noise."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -58,29 +59,18 @@ class Call(NamedTuple):
         return cls(t, jnp.zeros_like(t) if t_next is None else t_next, row)
 
 
-@runtime_checkable
-class Denoiser(Protocol):
-    """`(x, call, carry) -> (Denoised, carry)`: one evaluation of a network.
+Denoiser = Callable[[Array, Call, PyTree], tuple[Denoised, PyTree]]
+"""`(x, call, carry) -> (Denoised, carry)`: one evaluation of a network on the frames of one window.
 
-    `carry` is whatever the network remembers between calls (caches, the state of an
-    attention policy, momentum); None when it remembers nothing.
-    """
+`carry` is whatever the network remembers between calls (caches, the state of an
+attention policy, momentum); None when it remembers nothing.
+"""
 
-    def __call__(self, x: Array, call: Call, carry: PyTree, /) -> tuple[Denoised, PyTree]:
-        """Evaluates the network on the frames of one window."""
-        ...
+Predict = Callable[[Array, Call, PyTree], tuple[Array, PyTree]]
+"""`(x, call, carry) -> (prediction, carry)`: a network with its conditions.
 
-
-@runtime_checkable
-class Predict(Protocol):
-    """`(x, call, carry) -> (prediction, carry)`: a network with its conditions.
-
-    `call.t` and `call.t_next` are `process.model_time` of the levels.
-    """
-
-    def __call__(self, x: Array, call: Call, carry: PyTree, /) -> tuple[Array, PyTree]:
-        """Evaluates the network on the frames of one window."""
-        ...
+`call.t` and `call.t_next` are `process.model_time` of the levels.
+"""
 
 
 def make_denoiser(

@@ -35,29 +35,40 @@ UNCONDITIONAL, PROMPT = "unconditional", "prompt"
 
 @runtime_checkable
 class Guidance(Protocol):
-    """A rule: a frozen dataclass that is registered as a pytree."""
+    """A rule: a frozen dataclass that is registered as a pytree.
 
-    @property
-    def execution(self) -> Execution:
-        """How the branches are evaluated (static)."""
-        ...
+    Unless it says otherwise, it is the weighted sum of its branches. The sum is the same in
+    `x0`, `eps` and velocity as long as the weights sum to 1.
+    """
+
+    execution: Execution = "batched"
+    """How the branches are evaluated (static)."""
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Names of the branches (static); the last one is told the most."""
-        ...
+        return UNCONDITIONAL, PROMPT
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weight of each branch."""
+        raise NotImplementedError
 
     def needed(self, call: Call) -> Bool[Array, " n"]:
         """Returns which branches matter; others are left out where they run one by one."""
-        ...
+        weights = self.weigh(call)
+        return jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
 
     def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
         """Returns what the branches say together; one that is not needed says 0."""
-        ...
+        weights = self.weigh(call)
+        return Denoised(
+            _weighted_sum(weights, [branch.x0 for branch in branches]),
+            _weighted_sum(weights, [branch.eps for branch in branches]),
+        )
 
     def settled(self) -> "Guidance":
         """Returns the rule with the fewest branches that says the same."""
-        ...
+        return self
 
 
 def guided(
@@ -97,46 +108,6 @@ def guided_carry(rule: Guidance, carry_of: Callable[[tuple[str, ...]], PyTree]) 
     return carry_of(rule.branches)
 
 
-def stack_branches(*branches: PyTree) -> PyTree:
-    """Joins the conditions of the branches, trees of `[B, ...]`, to one of `[n B, ...]`."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
-
-
-class Linear:
-    """A weighted sum of branches: the base of most rules, which says the weights.
-
-    The sum is the same in `x0`, `eps` and velocity as long as the weights sum to 1.
-    """
-
-    execution: Execution = "batched"
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """No condition and all of them, unless a rule says otherwise."""
-        return UNCONDITIONAL, PROMPT
-
-    def weigh(self, call: Call) -> BranchWeights:
-        """Returns the weight of each branch."""
-        raise NotImplementedError
-
-    def needed(self, call: Call) -> Bool[Array, " n"]:
-        """Branches whose weight is not 0 in some frame."""
-        weights = self.weigh(call)
-        return jnp.any(weights != 0, axis=tuple(range(1, weights.ndim)))
-
-    def combine(self, branches: list[Denoised], x: Array, call: Call, process: Process) -> Denoised:
-        """Returns the sum, in data and in noise."""
-        weights = self.weigh(call)
-        return Denoised(
-            _weighted_sum(weights, [branch.x0 for branch in branches]),
-            _weighted_sum(weights, [branch.eps for branch in branches]),
-        )
-
-    def settled(self) -> Guidance:
-        """Returns itself."""
-        return self
-
-
 _rule = jax.tree_util.register_dataclass
 _STATIC = {"static": True}
 
@@ -144,7 +115,7 @@ _STATIC = {"static": True}
 @no_type_check
 @_rule
 @dataclass(frozen=True)
-class Unguided(Linear):
+class Unguided(Guidance):
     """The network itself: one branch.
 
     Attributes:
@@ -170,7 +141,7 @@ class Unguided(Linear):
 @no_type_check
 @_rule
 @dataclass(frozen=True)
-class ClassifierFree(Linear):
+class ClassifierFree(Guidance):
     """Away from what is said without condition, towards what is said with it.
 
     Attributes:
@@ -331,7 +302,7 @@ class ZeroStar(ClassifierFree):
 @no_type_check
 @_rule
 @dataclass(frozen=True)
-class Weighted(Linear):
+class Weighted(Guidance):
     """A weighted sum of any branches: two nested conditions are `(1 - s1, s1 - s2, s2)`.
 
     Attributes:

@@ -6,7 +6,7 @@ positions, never the intention, so a caption built from them cannot be false.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, TypedDict, get_args
+from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,8 @@ class SceneOptions(TypedDict, total=False):
 
     Keys: `held_out` is `"never"` (no held-out colour and shape: the default), `"only"`
     (object 0 has a held-out pair, the others do not) or `"any"` (no rule, neither for
-    pairs nor for motions); `num_objects` 1..3; `camera` an index of `CAMERAS`;
+    pairs nor for motions); `num_objects` 1..3, else drawn with chances .4, .4, .2;
+    `camera` an index of `CAMERAS`, else static with chance .4, the others .1 each;
     `programme` an index of `PROGRAMMES` for object 0.
     """
 
@@ -147,49 +148,40 @@ def scene_key(split: str, index: int | Int[Array, ""]) -> Key:
 
 def held_out_pairs() -> np.ndarray:
     """Returns the bool table `[color, shape]` of pairs that training never shows."""
-    table = np.zeros((len(COLORS), len(SHAPES)), bool)
-    for color, shape in HELD_OUT_PAIRS:
-        table[COLORS.index(color), SHAPES.index(shape)] = True
-    return table
+    return _table(HELD_OUT_PAIRS, COLORS, SHAPES)
 
 
 def held_out_motions() -> np.ndarray:
     """Returns the bool table `[verb, camera]` of pairs that training never shows."""
-    table = np.zeros((len(VERBS), len(CAMERAS)), bool)
-    for verb, camera in HELD_OUT_MOTIONS:
-        table[VERBS.index(verb), CAMERAS.index(camera)] = True
-    return table
+    return _table(HELD_OUT_MOTIONS, VERBS, CAMERAS)
 
 
-def sample_scene(
-    key: Key,
-    *,
-    held_out: str = "never",
-    num_objects: int | Int[Array, ""] | None = None,
-    camera: int | Int[Array, ""] | None = None,
-    programme: int | Int[Array, ""] | None = None,
-) -> Scene:
+def _table(pairs, rows, columns):
+    """Marks pairs of names in a table of all."""
+    return np.array([[(row, column) in pairs for column in columns] for row in rows])
+
+
+def sample_scene(key: Key, **options: Unpack[SceneOptions]) -> Scene:
     """Draws a scene: looks, start cells, motion programmes and camera.
 
     Args:
         key: Key of the clip.
-        held_out: See `SceneOptions`; only its rule for colours and shapes applies here.
-        num_objects: Number of objects; None draws 1, 2, 3 with chances .4, .4, .2.
-        camera: Camera programme; None draws static with chance .4, the others .1 each.
-        programme: Motion programme of object 0; None draws it.
+        **options: See `SceneOptions`; of `held_out`, only the rule for colours and shapes
+            applies here.
 
     Raises:
         ConfigError: If `held_out` is not one of its three values.
     """
     draw = _draws(key)
+    num_objects, camera = options.get("num_objects"), options.get("camera")
     if num_objects is None:
         num_objects = 1 + (draw["count"][0] > 0.4) + (draw["count"][0] > 0.8)
     if camera is None:
         camera = jnp.clip(jnp.floor((draw["camera"][0] - 0.3) * 10), 0, len(CAMERAS) - 1)
-    color, shape = _looks(draw, held_out)
+    color, shape = _looks(draw, options.get("held_out", "never"))
     size = _choice(draw["size"], len(SIZES))
     radius = jnp.asarray(RADII)[size]
-    motion = _motions(draw, programme)
+    motion = _motions(draw, options.get("programme"))
     fast = draw["fast"] < 0.5
     position = _starts(draw, motion, fast, radius)
     return Scene(

@@ -25,9 +25,7 @@ from jvdm.samplers import (
     guided_carry,
     make_denoiser,
     rectified_flow,
-    stack_branches,
 )
-from jvdm.samplers.guidance import Linear
 from jvdm.samplers.process import from_x0_eps
 from tests.samplers.problems import noise_like
 
@@ -40,7 +38,7 @@ WHATS = [noise_like((2, 1, 1), seed) for seed in (1, 2, 3)]
 
 def branched(*whats):
     """A network whose condition says what is added; one branch per argument."""
-    condition = stack_branches(*whats)
+    condition = jnp.concatenate(whats)
 
     def predict(x, call, carry):
         velocity = jnp.sin(3 * x + condition) * (1 + call.t[..., None])
@@ -141,7 +139,7 @@ def test_three_branches_reduce_to_two_where_two_coincide():
 
 
 def test_weights_may_differ_between_frames_and_depend_on_the_level():
-    class OnlyInNoise(Linear):
+    class OnlyInNoise(Guidance):
         def weigh(self, call):
             scale = jnp.where(call.t > 0.45, 3.0, 1.0)
             return jnp.stack([1 - scale, scale])

@@ -66,18 +66,16 @@ class Solver(Protocol):
     window and keeps the old value of frozen frames.
     """
 
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per step."""
-        ...
+    evaluations: int
+    """Network evaluations per step."""
 
     def init(self, x: Array) -> PyTree:
-        """Returns the state before the first step."""
-        ...
+        """Returns the state before the first step; None remembers nothing."""
+        return None
 
     def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
         """Moves every frame from its level `context.t` to `context.t_next`."""
-        ...
+        raise NotImplementedError
 
 
 Moved = tuple[Array, PyTree]
@@ -87,17 +85,13 @@ Both = tuple[Denoised, Denoised]
 """What the first and the second evaluation of a step say."""
 
 
-class OneEvaluation:
+class OneEvaluation(Solver):
     """A solver that asks the network once per step, where the frame is.
 
     A subclass says in `move` what it makes of the answer.
     """
 
     evaluations = 1
-
-    def init(self, x: Array) -> PyTree:
-        """Remembers nothing, unless a subclass does."""
-        return None
 
     def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the step as one evaluation has it."""
@@ -125,17 +119,13 @@ class Trial(NamedTuple):
     again: Bool[Array, "B F"]
 
 
-class TwoEvaluations:
+class TwoEvaluations(Solver):
     """A solver that tries a step, asks the network again and corrects; it has no history.
 
     The second evaluation is left out where no frame uses it.
     """
 
-    evaluations: int = 2
-
-    def init(self, x: Array) -> PyTree:
-        """Remembers nothing."""
-        return None
+    evaluations = 2
 
     def begin(self, x: Array, context: Context) -> tuple[Array, NoiseLevels]:
         """Returns where the step begins: here, unless a subclass adds noise."""
