@@ -122,28 +122,19 @@ class VideoVAE(Autoencoder, nn.Module):
         return 1 + coarse + _half_up(fine + 1)  # the ones are conv_in and conv_out
 
     def encode(self, frames: Frames) -> Posterior:
-        """Encodes a whole video.
-
-        Args:
-            frames: RGB in 0..1, `T = 1 + 4n`, height and width multiples of eight.
-
-        Returns:
-            Distribution of `1 + n` latent frames, float32.
-
-        Raises:
-            ShapeError: If a size does not fit; it names the two nearest that do.
-        """
+        """Encodes a whole video, `1 + 4n` frames to `1 + n` latent ones; see `encode_chunk`."""
         return self.encode_chunk(frames, None)[0]
 
     def encode_chunk(self, frames: Frames, carry: Carry | None) -> tuple[Posterior, Carry]:
         """Encodes the next frames of a video.
 
         Args:
-            frames: `1 + 4n` frames when `carry` is None, which starts a video, else `4n`.
+            frames: RGB in 0..1, `1 + 4n` frames when `carry` is None, which starts a video,
+                else `4n`; height and width are multiples of eight.
             carry: What the call for the frames just before returned.
 
         Returns:
-            The distribution of the new latent frames, and the carry for the next call.
+            The distribution of the new latent frames, float32, and the carry for the next call.
 
         Raises:
             ShapeError: If a size does not fit; it names the two nearest that do.
