@@ -35,7 +35,7 @@ types: $(READY_TO_TEST)
 check: lint types test
 
 clean:
-	rm -rf .venv .jax_cache build dist jvdm.egg-info
+	rm -rf .venv .venv-newer .jax_cache build dist jvdm.egg-info
 
 .venv/bin/python:
 	@python=""; \

@@ -101,7 +101,7 @@ def _descend(
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     (loss, metrics), gradient = gradient_of(params, batch, call)
     updates, opt_state = transform.update(gradient, opt_state, params)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     return Updated(optax.apply_updates(params, updates), opt_state, loss, norm, metrics)
 
 

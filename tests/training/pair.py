@@ -83,7 +83,7 @@ class Pair:
                     {**params, name: optax.apply_updates(mine, change)},
                     {**opt_state, name: state},
                     value,
-                    optax.global_norm(gradient[name]),
+                    optax.tree.norm(gradient[name]),
                     {"generator_moves": jnp.float32(name == "generator")},
                 )
 
