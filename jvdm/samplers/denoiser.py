@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int, PyTree
-from jvdm.samplers.process import PredictionKind, Process, expand, to_x0_eps
+from jvdm.samplers.process import PredictionKind, Process, Values, expand, to_x0_eps
 
 
 class Denoised(NamedTuple):
@@ -85,7 +85,7 @@ def make_denoiser(
         prediction: What it predicts.
     """
 
-    def denoise(x: Float[Array, "B F ..."], call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+    def denoise(x: Values, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
         value, carry = ask(predict, process, x, call, carry)
         return Denoised(*to_x0_eps(process, prediction, value, x, call.t)), carry
 
@@ -93,8 +93,8 @@ def make_denoiser(
 
 
 def ask(
-    predict: Predict, process: Process, x: Float[Array, "B F ..."], call: Call, carry: PyTree
-) -> tuple[Float[Array, "B F ..."], PyTree]:
+    predict: Predict, process: Process, x: Values, call: Call, carry: PyTree
+) -> tuple[Values, PyTree]:
     """Asks a network in the way that its process says, in training as in sampling.
 
     Returns:

@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Shaped
 
-from jvdm.arrays import Array, Float
+from jvdm.arrays import Array, Float, NoiseLevels
 from jvdm.values import recipe
 
 LevelFunction = Callable[[Array], Array]
 """An element-wise function of the noise level or of `lambda`."""
+
+Values = Float[Array, "B F ..."]
+"""Data, noise, a mixture of both or a prediction: anything per latent frame."""
 
 PredictionKind = Literal["velocity", "x0", "eps", "v", "score", "edm"]
 """What a network predicts.
@@ -179,44 +182,26 @@ def expand(t: Shaped[Array, "..."], x: Shaped[Array, "..."]) -> Shaped[Array, ".
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
-def corrupt(
-    process: Process,
-    x0: Float[Array, "B F ..."],
-    t: Float[Array, "B F"],
-    eps: Float[Array, "B F ..."],
-) -> Float[Array, "B F ..."]:
+def corrupt(process: Process, x0: Values, t: NoiseLevels, eps: Values) -> Values:
     """Returns `x_t`, data `x0` with the share of noise `eps` that belongs to level `t`."""
     return mix(process.alpha(t), process.sigma(t), x0, eps)
 
 
 def from_x0_eps(
-    process: Process,
-    kind: PredictionKind,
-    x0: Float[Array, "B F ..."],
-    eps: Float[Array, "B F ..."],
-    t: Float[Array, "B F"],
-) -> Float[Array, "B F ..."]:
+    process: Process, kind: PredictionKind, x0: Values, eps: Values, t: NoiseLevels
+) -> Values:
     """Returns what a network that predicts `kind` should have said."""
     return mix(*_shares(process, kind, t), x0, eps)
 
 
-def mix(
-    share_x0: Float[Array, "B F"],
-    share_eps: Float[Array, "B F"],
-    x0: Float[Array, "B F ..."],
-    eps: Float[Array, "B F ..."],
-) -> Float[Array, "B F ..."]:
+def mix(share_x0: NoiseLevels, share_eps: NoiseLevels, x0: Values, eps: Values) -> Values:
     """Returns `share_x0 x0 + share_eps eps` with one share per frame."""
     return expand(share_x0, x0) * x0 + expand(share_eps, x0) * eps
 
 
 def to_x0_eps(
-    process: Process,
-    kind: PredictionKind,
-    prediction: Float[Array, "B F ..."],
-    x: Float[Array, "B F ..."],
-    t: Float[Array, "B F"],
-) -> tuple[Float[Array, "B F ..."], Float[Array, "B F ..."]]:
+    process: Process, kind: PredictionKind, prediction: Values, x: Values, t: NoiseLevels
+) -> tuple[Values, Values]:
     """Splits a prediction made at `x_t` into clean data and noise.
 
     Args:
@@ -245,8 +230,8 @@ def to_x0_eps(
 
 
 def _shares(
-    process: Process, kind: PredictionKind, t: Float[Array, "B F"]
-) -> tuple[Float[Array, "B F"], Float[Array, "B F"]]:
+    process: Process, kind: PredictionKind, t: NoiseLevels
+) -> tuple[NoiseLevels, NoiseLevels]:
     """Returns `c, d` of the prediction `c x0 + d eps`."""
     if kind == "velocity":
         return process.d_alpha(t), process.d_sigma(t)

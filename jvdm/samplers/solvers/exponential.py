@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, NoiseLevels
+from jvdm.arrays import Array, NoiseLevels
 from jvdm.samplers.denoiser import Denoised
-from jvdm.samplers.process import expand, mix
+from jvdm.samplers.process import Values, expand, mix
 from jvdm.samplers.solvers.solver import Context
 
 SlopeRule = Literal["bh2", "bh1", "exact"]
@@ -53,7 +53,7 @@ def span(context: Context) -> Span:
     return Span(process.alpha(t_next), process.sigma(t_next), lam, process.lam(t_next) - lam)
 
 
-def first_order(denoised: Denoised, over: Span) -> Float[Array, "B F ..."]:
+def first_order(denoised: Denoised, over: Span) -> Values:
     """Returns where constant `x0` and `eps` lead: the step of DDIM."""
     return mix(over.alpha_next, over.sigma_next, denoised.x0, denoised.eps)
 
@@ -78,7 +78,7 @@ def add_past(
     remaining: Array | None = None,
     rule: SlopeRule = "bh2",
     curvature: float = 1.0,
-) -> Float[Array, "B F ..."]:
+) -> Values:
     """Adds to a step of first order what the polynomial through further estimates changes.
 
     Args:
