@@ -45,3 +45,9 @@ class Preempted(JvdmError):
     """The run was asked to stop and has saved its state; start it again."""
 
     exit_code = 75
+
+
+class Interrupted(Preempted):
+    """Ctrl-C stopped the run, which has saved its state; start it again."""
+
+    exit_code = 130

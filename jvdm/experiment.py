@@ -1,7 +1,6 @@
 """What a config file returns: everything that determines a training run."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from jvdm.errors import ConfigError
 from jvdm.training.objective import Objective, Preview, Source
 from jvdm.training.optimizer import Optimizer
 from jvdm.values import fields_of
+from jvdm.weights.folder import located
 from jvdm.weights.package import Packaging
 
 
@@ -55,13 +55,27 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without a device."""
+        for name in ("batch_size", "num_steps", "keep_checkpoints", "max_skipped"):
+            if (value := getattr(self, name)) < 1:
+                fix = "use 1 or more"
+                if name == "num_steps":
+                    fix += "; `jvdm export WORKDIR` exports the last checkpoint of a run"
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is {value}", "nothing would be trained or kept", fix)
+        if not 0 <= self.ema_decay < 1:
+            what = f"--ema-decay is {self.ema_decay}"
+            raise ConfigError(what, "it is a share of the average that is kept", "use .9 to .9999")
         if self.sample_every and self.preview is None:
             what = f"--sample-every {self.sample_every}: {self.name} has no preview"
             raise ConfigError(what, "there is nothing to show", "use 0, or set `preview`")
 
 
 def describe(value: Any) -> Any:
-    """Returns `value` as JSON data: dataclasses become `{"class": ..., fields}`."""
+    """Returns `value` as JSON data, for people and comparisons.
+
+    Dataclasses become `{"class": ..., fields}`; paths `{"path": ..., "sha256": ...}`, of which
+    only the content of weights counts in comparisons.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {name: describe(item) for name, item in fields_of(value).items()}
         return {"class": type(value).__qualname__, **fields}
@@ -69,11 +83,8 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [describe(item) for item in value]
+    if isinstance(value, Path):
+        return located(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return getattr(value, "__name__", str(value))
-
-
-def write_json(experiment: Experiment, path: Path) -> None:
-    """Writes the resolved experiment to `path` for people and for comparisons."""
-    path.write_text(json.dumps(describe(experiment), indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""Main path 2: data -> objective -> optimizer -> checkpoint.
+"""Main path 2: data -> objective -> optimizer -> checkpoint; only composition.
 
-Only composition. A run is a function of its experiment: killed anywhere and
-started again, it ends with the same bits.
+A run is a function of its experiment: killed anywhere and started again, it ends the same.
 """
 
 import dataclasses
 import functools
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,17 +13,20 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jvdm.experiment import Experiment, describe, write_json
+from jvdm.experiment import Experiment, describe
+from jvdm.files import write_text
 from jvdm.parallel.mesh import data_mesh
 from jvdm.record import device, versions
 from jvdm.training import setup
 from jvdm.training.checkpoint import Checkpoints, Resume
-from jvdm.training.export import WEIGHTS, check_export, export
-from jvdm.training.preemption import Background, StopRequest
+from jvdm.training.export import WEIGHTS, check_export, export, text
+from jvdm.training.preemption import StopRequest
 from jvdm.training.progress import Progress
 from jvdm.training.showing import write_preview
 from jvdm.training.sinks import Heartbeat, open_sinks
 from jvdm.training.step import make_step
+
+__all__ = ["TrainOptions", "run", "text", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +45,8 @@ class TrainOptions:
 
 def run(options: TrainOptions, experiment: Experiment) -> dict[str, Any]:
     """Carries out `jvdm train`; `experiment` is the resolved `options.config`."""
-    settings = {"resume": options.resume, "profile_steps": options.profile_steps}
-    return train(experiment, options.workdir, **settings)
-
-
-def text(result: dict[str, Any]) -> str:
-    """Says what a finished run reached, one number per line."""
-    shown = {name: f"{value:.4g}" for name, value in result.items() if isinstance(value, float)}
-    return "\n".join(f"{name:>20}  {shown.get(name, value)}" for name, value in result.items())
+    how = {"resume": options.resume, "profile_steps": options.profile_steps}
+    return train(experiment, options.workdir, **how)
 
 
 def train(
@@ -73,18 +70,23 @@ def train(
         Summary: last loss, times and speed, where it started, where the weights are.
 
     Raises:
-        Preempted: After SIGTERM, when the state is saved.
+        Preempted: After SIGTERM, when the state is saved; `Interrupted` after Ctrl-C.
         NumericsError: After `experiment.max_skipped` non-finite steps in a row.
-        CheckpointError: If a checkpoint is missing, broken or of another run.
+        CheckpointError: If one is missing, broken or of another run, or cannot be written.
+        ConfigError: If the experiment does not fit.
     """
     began = time.perf_counter()
     workdir, mesh = Path(workdir).absolute(), mesh or data_mesh()
     heartbeat = Heartbeat(workdir / "heartbeat.json")
     heartbeat.note("prepare", 0)
+    about = {"experiment": describe(experiment), "versions": versions() | device()}
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep_checkpoints)
+    save = functools.partial(checkpoints.save, about=about)
     with StopRequest() as stop, checkpoints:
-        start = _prepare(experiment, checkpoints, resume, mesh, stop)
-        write_json(experiment, workdir / "experiment.json")
+        stop.state = "while preparing; nothing was unsaved"
+        prepare = functools.partial(_prepare, experiment, checkpoints, resume, mesh, stop)
+        start = stop.background(lambda: prepare(about["experiment"])).result()
+        write_text(workdir / "experiment.json", json.dumps(about["experiment"], indent=2) + "\n")
         begin = {"resumed_from": start.position, "prepare_seconds": time.perf_counter() - began}
         print("ready at step {} after {:.1f} s".format(*begin.values()), file=sys.stderr)
         progress = Progress(
@@ -94,33 +96,32 @@ def train(
             device_kinds=[device.device_kind for device in mesh.devices.flat],
             max_skipped=experiment.max_skipped,
         )
-        about = {"experiment": describe(experiment), "versions": versions() | device()}
-        save = functools.partial(checkpoints.save, about=about)
-        with progress, setup.Tracer(workdir, profile_steps) as tracer:
+        with stop.later(), progress, setup.Tracer(workdir, profile_steps) as tracer:
             state, data = _loop(experiment, start, progress, tracer, save, stop)
-        checkpoints.wait()
+            checkpoints.wait()
         done = int(state.step)
-        stop.check_finished(done, experiment.num_steps)
+        stop.state = f"at step {done} of {experiment.num_steps}; the state is saved"
+        stop.check()
         heartbeat.note("export", done)
         reached = export(experiment.objective, experiment.package, workdir / WEIGHTS, state.ema)
         heartbeat.note("done", done)
     return {"step": done, **begin, **progress.overall(), **reached}
 
 
-def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop) -> setup.Start:
+def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop, described):
     """Compiles the step while the state is made or read."""
     objective, source = experiment.objective, experiment.source
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
     origin = (objective, transform, experiment.seed, mesh)
     shapes = setup.state_shapes(*origin)
     check_export(objective, experiment.package, checkpoints.workdir / WEIGHTS, shapes.ema)
-    restored = checkpoints.resume(resume, shapes, describe(experiment))
+    restored = checkpoints.resume(resume, shapes, described)
     position, saved = (restored.step, restored.data) if restored else (0, None)
     data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
-    compiling = Background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
+    compiling = stop.background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
     state = restored.state if restored else setup.make_state(*origin, experiment.start_from)
-    return setup.Start(position, state, data, *compiling.result(stop))
+    return setup.Start(position, state, data, *compiling.result())
 
 
 def _loop(experiment, start: setup.Start, progress: Progress, tracer: setup.Tracer, save, stop):

@@ -7,9 +7,15 @@ name, shape and dtype of every array. Random keys are stored as their key data.
 
 import base64
 import contextlib
+import errno
 import functools
 import logging
+import os
+import re
+import shutil
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +26,9 @@ from flax import traverse_util
 
 from jvdm.arrays import PyTree
 from jvdm.errors import CheckpointError
+from jvdm.files import reserving
 from jvdm.training import inventory
+from jvdm.weights.folder import located
 
 Arrays = dict[str, np.ndarray]
 Description = dict[str, Any]
@@ -33,10 +41,12 @@ FREE_FIELDS = {"num_steps", "max_skipped", "keep_checkpoints", "package", "previ
     f"{what}_every" for what in ("log", "checkpoint", "sample")
 }
 """Fields of an experiment that may differ between a checkpoint and the run that continues it."""
+FREE_SETTINGS = {"threads", "workdir", "max_bad", "max_unknown"}
+"""Fields of its parts that may: they say how clips are read, not which."""
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _nest = functools.partial(traverse_util.unflatten_dict, sep="/")
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 
 
 class Restored(NamedTuple):
@@ -47,7 +57,7 @@ class Restored(NamedTuple):
     data: bytes
 
 
-class Checkpoints(contextlib.ExitStack):
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in one folder; at its end it waits for pending writes.
 
     Args:
@@ -56,16 +66,42 @@ class Checkpoints(contextlib.ExitStack):
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        import orbax.checkpoint as ocp
-
-        super().__init__()
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self._ocp, self._folder = ocp, Path(folder).absolute()
+        self._folder = Path(folder).absolute()
         self.workdir = self._folder.parent
         self._torn = sorted(path.name for path in self._folder.glob(f"*{_TEMPORARY}*"))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = self.enter_context(ocp.CheckpointManager(self._folder, options=options))
-        self.wait = self._manager.wait_until_finished
+        for times in self._folder.glob("*/_CHECKPOINT_METADATA"):
+            if not times.read_bytes().startswith(b"{"):  # orbax refuses the whole folder then
+                times.unlink()
+        options = _orbax().CheckpointManagerOptions(max_to_keep=keep, create=True)
+        with self._writing():
+            self._manager = _orbax().CheckpointManager(self._folder, options=options)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Ends pending writes; explains a full disk, whatever was written below `workdir`."""
+        with contextlib.suppress(Exception) if error else self._writing():
+            self._manager.close()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise self._unwritten(os.strerror(error.errno)) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Explains what the storage below raises, now or about a write before."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore have many
+            codes = re.findall(r"os_error_code='(\d+)'", str(error))
+            why = os.strerror(int(codes[-1])) if codes else _first_line(error)
+            raise self._unwritten(why) from error
+
+    def _unwritten(self, why: str) -> CheckpointError:
+        steps = finished_steps(self._folder)
+        fix = f"mend it and start the same command again; it continues at step {max(steps or [0])}"
+        return CheckpointError(f"{self.workdir} cannot be written", why, fix)
 
     def save(self, step: int, state: PyTree, data: bytes, about: Description) -> None:
         """Starts to write `state`; returns when its buffers may be donated.
@@ -77,6 +113,10 @@ class Checkpoints(contextlib.ExitStack):
             about: `experiment` and `versions`, JSON data.
         """
         arrays, keys = inventory.plain(state), inventory.random_keys(state)
+        self.wait()
+        size, free = sum(x.nbytes for x in arrays.values()), shutil.disk_usage(self._folder).free
+        if size > free:
+            raise self._unwritten(f"it has {size / 1e6:.1f} MB, the disk has {free / 1e6:.1f} left")
         meta = {
             **about,
             "data": base64.b64encode(data).decode(),
@@ -87,9 +127,10 @@ class Checkpoints(contextlib.ExitStack):
         if jax.default_backend() == "cpu":
             # On the CPU a host copy may share the buffer, which the next step overwrites.
             arrays = jax.block_until_ready(jax.tree.map(jnp.copy, arrays))
-        args = self._ocp.args
+        args = _orbax().args
         items = {"state": args.StandardSave(_nest(arrays)), "meta": args.JsonSave(meta)}
-        self._manager.save(step, args=args.Composite(**items), force=True)
+        with self._writing():
+            self._manager.save(step, args=args.Composite(**items), force=True)
 
     def resume(self, how: Resume, like: PyTree, experiment: Description) -> Restored | None:
         """Returns the newest checkpoint that can be read, or None for the beginning.
@@ -111,15 +152,18 @@ class Checkpoints(contextlib.ExitStack):
                 "use --resume auto, another --workdir, or delete the folder",
             )
         for name in self._torn if how != "never" else ():
-            _pass_over(f"checkpoint {name} was not finished", how)
+            _pass_over(f"checkpoint {name} was not finished: {self._folder / name}", how)
         for step in reversed(steps):
+            broken, aside = self._folder / str(step), self.workdir / "broken_checkpoints"
             try:
                 return self._read(step, like, experiment)
-            except _UNREADABLE as error:
-                _pass_over(f"checkpoint {step} cannot be read ({_first_line(error)})", how)
-            target = self.workdir / "broken_checkpoints" / str(step)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (self._folder / str(step)).rename(target)
+            except (CheckpointError, MemoryError):
+                raise
+            except Exception as error:  # whatever a damaged file makes of the reader
+                why = f"{broken}: {_first_line(error)}"
+                _pass_over(f"checkpoint {step} cannot be read ({why})", how)
+            with reserving(aside, str(step), ("",)) as name:
+                broken.rename(aside / name)
             self._manager.reload()
         if how == "must" or steps:
             found = f"none of the checkpoints of steps {steps} can be read" if steps else "none"
@@ -133,6 +177,10 @@ class Checkpoints(contextlib.ExitStack):
     def _read(self, step: int, like: PyTree, experiment: Description) -> Restored:
         meta = _meta(self._folder / str(step))
         _check_same(meta["experiment"], experiment, f"checkpoint {step} is of another experiment")
+        if step > experiment.get("num_steps", step):
+            what = f"{self.workdir} is at step {step} of {experiment['num_steps']}"
+            fix = f"use --num-steps {step} or more, or `jvdm export {self.workdir}`"
+            raise CheckpointError(what, "it was trained for longer than is asked for", fix)
         _check_same(meta["arrays"], inventory.shapes(like), f"checkpoint {step} holds other arrays")
         arrays = _arrays(self._folder / str(step), meta, inventory.plain(like))
         for name, kind in meta["keys"].items():
@@ -174,19 +222,37 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[Arrays, Desc
             for name, (shape, dtype) in meta["arrays"].items()
         }
         return _arrays(folder / str(step), meta, like), meta
-    except _UNREADABLE as error:
+    except Exception as error:  # whatever a damaged file makes of the reader
         what = f"checkpoint {step} in {folder} is broken"
         raise CheckpointError(what, _first_line(error), others) from error
 
 
+@functools.cache
+def _orbax() -> Any:
+    """Imports orbax, and silences what it and tensorstore print of errors that they raise too."""
+    import orbax.checkpoint
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        # One for each array that was under way when another one failed.
+        late = ("Event loop is closed", "Python is likely shutting down")
+        if not any(text in str(unraisable.exc_value) for text in late):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
+    return orbax.checkpoint
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    said = (str(error).splitlines() or [""])[0][:200]
+    return said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}"
 
 
 def _meta(root: Path) -> Description:
-    import orbax.checkpoint as ocp
-
-    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "meta")
+    return _orbax().Checkpointer(_orbax().JsonCheckpointHandler()).restore(root / "meta")
 
 
 def _arrays(root: Path, meta: Description, like: dict[str, Any]) -> dict[str, Any]:
@@ -195,9 +261,8 @@ def _arrays(root: Path, meta: Description, like: dict[str, Any]) -> dict[str, An
     Raises:
         ValueError: If the values are not those that were saved.
     """
-    import orbax.checkpoint as ocp
-
-    arrays = inventory.by_name(ocp.StandardCheckpointer().restore(root / "state", _nest(like)))
+    stored = _orbax().StandardCheckpointer().restore(root / "state", _nest(like))
+    arrays = inventory.by_name(stored)
     found = inventory.checksums(arrays)
     wrong = [name for name in found if found[name] != meta["checksums"][name]]
     if wrong:
@@ -215,10 +280,17 @@ def _pass_over(what: str, how: Resume) -> None:
 def _check_same(old: Description, new: Description, what: str) -> None:
     """Raises `CheckpointError` with the values that differ, by dotted path."""
     old, new = (traverse_util.flatten_dict(side, sep=".") for side in (old, new))
+    places = {name.removesuffix(".sha256") for name in new if name.endswith(".sha256")}
+    for name in places & old.keys():  # a checkpoint of the time when only paths were kept
+        old |= {f"{name}.{key}": value for key, value in located(old.pop(name)).items()}
+    free = {f"{name}.path" for name in places}  # the content counts, and where it is known
+    free |= {f"{name}.sha256" for name in places if new[f"{name}.sha256"] is None}
     different = [
         f"{name}: {old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
         if name.partition(".")[0] not in FREE_FIELDS
+        and name.rpartition(".")[2] not in FREE_SETTINGS
+        and name not in free
         and old.get(name, "absent") != new.get(name, "absent")
     ]
     if different:

@@ -51,3 +51,9 @@ def export(
 def _rules(objective: Objective) -> Mapping[str, Any]:
     """Returns process, prediction and sampling, if a system is trained."""
     return objective.rules if isinstance(objective, HasRules) else {}
+
+
+def text(result: dict[str, Any]) -> str:
+    """Says what a run reached, one number per line."""
+    shown = {name: f"{value:.4g}" for name, value in result.items() if isinstance(value, float)}
+    return "\n".join(f"{name:>20}  {shown.get(name, value)}" for name, value in result.items())

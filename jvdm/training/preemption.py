@@ -1,77 +1,115 @@
-"""SIGTERM as a flag that the training loop reads, instead of a death."""
+"""SIGTERM and Ctrl-C: heard at once, answered as soon as nothing is lost."""
 
+import atexit
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
 
-from jvdm.errors import Preempted
+from jvdm.errors import Interrupted, Preempted
 
-Result = TypeVar("Result")
+_ERRORS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
 class StopRequest:
-    """While entered, SIGTERM sets `requested`; the handler before it comes back after.
+    """While entered, SIGTERM and Ctrl-C end the run with `Preempted` or `Interrupted`.
 
-    Outside the main thread Python allows no handlers, so nothing is installed.
+    Inside `later()` the first one only sets `requested`, and says so: the main thread may sit
+    in a device or a compiler, where Python runs no handlers, so a thread of its own listens.
+    Handlers that were there before come back at the end. A signal that the process ignores, as
+    Ctrl-C in a background job, stays ignored; outside the main thread nothing is installed.
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._before: Any = None
+        self.state = "before it began"
+        """What an error says of the run if it ends now."""
+        self._first: signal.Signals | None = None
+        self._later = False
+        self._restore = contextlib.ExitStack()
+        self._working: list[Future] = []
 
     @property
     def requested(self) -> bool:
         """Whether somebody asked the run to stop."""
-        return self._event.is_set()
+        return self._first is not None
 
-    def check_finished(self, done: int, num_steps: int) -> None:
-        """Raises `Preempted` if a run that has saved `done` steps wants more."""
-        if done < num_steps:
-            what = f"stopped by SIGTERM at step {done} of {num_steps}; the state is saved"
-            raise Preempted(what, fix="start the same command again to continue")
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """Lets what happens inside look at `requested` itself; a second Ctrl-C ends it."""
+        self._later = True
+        try:
+            yield
+        finally:
+            self._later = False
+
+    def check(self) -> None:
+        """Ends the run if somebody asked for it."""
+        if self._first is None:
+            return
+        name = "Ctrl-C" if self._first == signal.SIGINT else self._first.name
+        fix = "start the same command again to continue"
+        error = _ERRORS[self._first](f"stopped by {name} {self.state}", fix=fix)
+        if not all(future.done() for future in self._working):
+            atexit.register(_leave, error.exit_code)
+        raise error
+
+    def background(self, work: Callable[[], Any]) -> Future:
+        """Runs `work` in a thread, so that the main thread can hear signals meanwhile.
+
+        A compilation cannot be interrupted and may take a minute, and a process that is
+        finalised while it runs may crash: such a process is left at once.
+        """
+        future: Future = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised again by `result()`
+                future.set_exception(error)
+
+        self._working.append(future)
+        threading.Thread(target=run, daemon=True).start()
+        return future
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._event.set())
+            ears, mouth = socket.socketpair()
+            mouth.setblocking(False)
+            old = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+            for number in _ERRORS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    before = signal.signal(number, self._handle)
+                    self._restore.callback(signal.signal, number, before)
+            listener = threading.Thread(target=self._listen, args=(ears,), daemon=True)
+            for undo in (ears.close, listener.join, mouth.close):
+                self._restore.callback(undo)
+            self._restore.callback(signal.set_wakeup_fd, old)
+            listener.start()
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        self._restore.close()
+        if kind is KeyboardInterrupt:
+            self.check()
+
+    def _handle(self, number: int, frame: Any) -> None:
+        again, self._first = self._first, self._first or signal.Signals(number)
+        if not self._later or again == number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def _listen(self, ears: socket.socket) -> None:
+        while heard := ears.recv(1):  # empty when the other end is closed
+            if heard[0] in map(int, _ERRORS):
+                said = "the state is saved after this step; Ctrl-C again ends the run at once"
+                print(said if self._later else "stopping", file=sys.stderr, flush=True)
 
 
-class Background:
-    """Runs `work` in a thread, so that the main thread can hear signals meanwhile."""
-
-    def __init__(self, work: Callable[[], Result]) -> None:
-        self._work = work
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result = self._work()
-        except BaseException as error:  # noqa: BLE001 - raised again in `result`
-            self._error = error
-
-    def result(self, stop: StopRequest) -> Any:
-        """Returns what `work` returned; leaves the process if a stop is requested.
-
-        A compilation cannot be interrupted and may take a minute, and a process
-        that ends while it runs may crash on its way out. Nothing is unsaved at
-        that moment, so the process ends at once, with the exit code of `Preempted`.
-        """
-        while self._thread.is_alive():
-            self._thread.join(timeout=0.1)
-            if stop.requested:
-                print("stopped while preparing; nothing was unsaved", file=sys.stderr, flush=True)
-                sys.stdout.flush()
-                os._exit(Preempted.exit_code)
-        if self._error is not None:
-            raise self._error
-        return self._result
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

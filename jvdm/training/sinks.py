@@ -51,14 +51,23 @@ def tensorboard(folder: Path, start: int) -> Iterator[Write]:
         print("tensorboardX is not installed; metrics go to metrics.jsonl only", file=sys.stderr)
         yield lambda line: None
         return
-    with SummaryWriter(str(folder), purge_step=start + 1 if start else None) as writer:
+    writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+    events: Any = getattr(writer.file_writer, "event_writer", None)
 
-        def write(line: Line) -> None:
-            for name, value in line.items():
-                if name != "step" and isinstance(value, int | float):
-                    writer.add_scalar(name, value, line["step"])
+    def write(line: Line) -> None:
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                writer.add_scalar(name, value, line["step"])
 
+    try:
         yield write
+    finally:
+        try:
+            writer.close()
+        except OSError:  # a full disk: it would be tried again at exit, and fail there too
+            events._worker.stop()
+            events._closed = True
+            raise
 
 
 @contextlib.contextmanager

@@ -153,4 +153,27 @@ def embedded(name: str = "tiny_t2v") -> Path:
 def identity(folder: str | Path) -> dict[str, str]:
     """Returns the sha256 of every file of a weights folder, by file name."""
     files = [Path(folder) / MANIFEST, *sorted(Path(folder).glob("*.safetensors"))]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.name: _sha256(path) for path in files}
+
+
+def located(path: str | Path | None) -> dict[str, str | None]:
+    """Returns `path`, and in `sha256` what weights lie there, which is the same anywhere.
+
+    It covers the arrays and the latent statistics of a weights folder, the bytes of a file,
+    and is None where neither is.
+    """
+    place = Path(path or "")
+    digest = None
+    if path and (place / MANIFEST).is_file():
+        manifest, files = read_manifest(place), identity(place)
+        del files[MANIFEST]
+        said = json.dumps([files, manifest.latent_mean, manifest.latent_std])
+        digest = hashlib.sha256(said.encode()).hexdigest()
+    elif place.is_file():
+        digest = _sha256(place)
+    return {"path": str(path), "sha256": digest}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
