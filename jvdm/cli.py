@@ -5,19 +5,17 @@ JSON data, and `text(result)` that says the same to people. Verbs are imported w
 they are called, so that `jvdm --help` needs neither JAX nor a device.
 """
 
-import dataclasses
 import importlib
 import json
 import os
 import sys
-import types
-import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jvdm
 from jvdm.cache import keep_compiled_programs
 from jvdm.errors import ConfigError, JvdmError
+from jvdm.flags import Verb, parse
 from jvdm.recipes import load_experiment, nearest, shipped
 
 if TYPE_CHECKING:
@@ -25,25 +23,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
 USAGE_ERROR = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """Where a verb lives and how it is called.
-
-    Attributes:
-        module: Module with `run` and `text`.
-        options: Name of its dataclass of options.
-        positional: Fields that are given without a flag.
-        summary: One line for `jvdm --help`.
-        compiles: Whether compiled programs are worth keeping.
-    """
-
-    module: str
-    options: str
-    positional: tuple[str, ...]
-    summary: str
-    compiles: bool = True
+LONG = 600  # characters of a part of a message; more is cut in the middle
 
 
 VERBS = {
@@ -93,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except JvdmError as error:
-        print(f"jvdm: {error}", file=sys.stderr)
+        parts = {name: _short(getattr(error, name)) for name in ("what", "why", "fix")}
+        print(f"jvdm: {'; '.join(filter(None, parts.values()))}", file=sys.stderr)
         if wants_json:
-            print(json.dumps({"ok": False, "error": _as_data(error)}))
+            print(json.dumps({"ok": False, "error": {"kind": type(error).__name__, **parts}}))
         return error.exit_code
     except KeyboardInterrupt:
         print("jvdm: interrupted", file=sys.stderr)
@@ -120,7 +101,7 @@ def _dispatch(arguments: list[str]) -> int:
     verb = VERBS[name]
     module = importlib.import_module(verb.module)
     experiment = _experiment_of(rest) if name == "train" else None
-    command = _parse(name, getattr(module, verb.options), rest, experiment)
+    command = parse(name, verb, module, rest, experiment)
     if verb.compiles:
         keep_compiled_programs()
     if name == "train":
@@ -129,83 +110,6 @@ def _dispatch(arguments: list[str]) -> int:
         result = module.run(command.options)
     print(json.dumps(result, indent=2, default=str) if command.json else module.text(result))
     return 0 if result.get("ok", True) else 1
-
-
-def _parse(name: str, options: type, arguments: list[str], experiment: "Experiment | None") -> Any:
-    """Reads the flags: those of `options`, `--json`, and the fields of `experiment` if any.
-
-    Returns:
-        An object with `options`, `json` and `experiment`.
-    """
-    import tyro
-
-    hints = typing.get_type_hints(options, include_extras=True)
-    fields: list[tuple] = [
-        (field.name, tyro.conf.Positional[hints[field.name]], _default_of(field))
-        for field in dataclasses.fields(options)
-        if field.name in VERBS[name].positional
-    ]
-    as_json = typing.Annotated[
-        tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="Print the result as JSON.")
-    ]
-    fields.append(("json", as_json, dataclasses.field(default=False)))
-    bases: tuple[type, ...] = (options,)
-    if experiment is not None:
-        hints = typing.get_type_hints(type(experiment), include_extras=True)
-        bases = (type(experiment), options)
-        for field in dataclasses.fields(experiment):
-            value = getattr(experiment, field.name)
-            # The class that is there, not a protocol or None, says which flags there are.
-            kind = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
-            fields.append((field.name, kind, dataclasses.field(default=value)))
-    # A subclass of both, so that help texts are found; checks run when the parts are made.
-    together = dataclasses.make_dataclass(
-        "Command", fields, bases=bases, frozen=True, namespace={"__post_init__": _unchecked}
-    )
-    parsed = tyro.cli(
-        together,
-        args=_gathered(arguments),
-        prog=f"jvdm {name}",
-        description=VERBS[name].summary,
-        config=(tyro.conf.PositionalMetavarFromFieldName,),
-    )
-    return types.SimpleNamespace(
-        options=options(**_fields_for(options, parsed)),
-        json=parsed.json,
-        experiment=experiment
-        and dataclasses.replace(experiment, **_fields_for(type(experiment), parsed)),
-    )
-
-
-def _gathered(arguments: list[str]) -> list[str]:
-    """Writes `--sampling.PART VALUE`, wherever it stands, as tyro's dictionary."""
-    rest, chosen, waiting = [], [], iter(arguments)
-    for argument in waiting:
-        if not argument.startswith("--sampling."):
-            rest.append(argument)
-            continue
-        key, equals, value = argument.removeprefix("--sampling.").partition("=")
-        value = value if equals else next(waiting, None)
-        if value is None:
-            raise ConfigError(f"{argument} has no value", "", f"write {argument} VALUE")
-        chosen += [key, value]
-    return [*rest, "--sampling", *chosen] if chosen else rest
-
-
-def _default_of(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return dataclasses.field(default=field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=field.default_factory)
-    return dataclasses.field()
-
-
-def _fields_for(kind: type, parsed: Any) -> dict[str, Any]:
-    return {field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)}
-
-
-def _unchecked(_: Any) -> None:
-    pass
 
 
 def _experiment_of(arguments: list[str]) -> "Experiment | None":
@@ -222,9 +126,9 @@ def _experiment_of(arguments: list[str]) -> "Experiment | None":
     )
 
 
-def _as_data(error: JvdmError) -> dict[str, str]:
-    kind = type(error).__name__
-    return {"kind": kind, "what": error.what, "why": error.why, "fix": error.fix}
+def _short(text: str) -> str:
+    """Returns a part of a message without the middle of what is very long, such as a prompt."""
+    return text if len(text) <= LONG else f"{text[: LONG // 2]} … {text[-LONG // 4 :]}"
 
 
 def _help() -> str:

@@ -16,10 +16,13 @@ from jvdm.evaluation import report
 from jvdm.evaluation.held_out import SETS, Prompts, draw, part_of
 from jvdm.evaluation.judge import Judge, make_judge
 from jvdm.files import probe_writable, write_text
+from jvdm.options import shown_defaults
 from jvdm.pipeline import Request, load
 from jvdm.stages import measuring, stage
 from jvdm.training.showing import write_rows
 from jvdm.world.captions import caption_text
+
+__all__ = ["EvaluateOptions", "run", "shown_defaults", "text"]
 
 SHEET_CLIPS = 12
 MAX_PROMPTS = 1_000_000

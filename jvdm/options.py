@@ -9,7 +9,8 @@ from typing import Any, Literal
 from jvdm import record as records
 from jvdm.errors import ConfigError
 from jvdm.pipeline import Job, Request
-from jvdm.settings import PICTURE, Settings, settings_of
+from jvdm.settings import PICTURE, SIZE, Settings, settings_of
+from jvdm.weights.folder import embedded, read_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class GenerateOptions(Settings):
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the computation; what is faster here if left out."""
     output: Path = Path("out")
-    """Folder, or the name of the .mp4 file."""
+    """Folder, or the name of an .mp4, .webm or .gif file."""
     latents_only: bool = False
     """Stop before decoding; `jvdm decode` goes on from there."""
     like: Path | None = None
@@ -55,6 +56,19 @@ class GenerateOptions(Settings):
             raise ConfigError("there is no prompt", "", fix)
         asked = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         return Request(**asked | {"num_videos": len(self.seeds)})
+
+
+def shown_defaults() -> dict[str, str]:
+    """Returns what an option is if it is left out, with the shipped weights, for `--help`."""
+    manifest = read_manifest(embedded())
+    sampling, shown = manifest.rules["sampling"], {"weights": embedded().name, "seed": "drawn"}
+    for field in dataclasses.fields(Settings):
+        if field.metadata.get("kind") == SIZE:
+            shown[field.name] = f"{getattr(manifest.defaults, field.name):g}"
+        if field.metadata.get("at"):
+            part, number = field.metadata["at"].split(".")
+            shown[field.name] = f"{sampling[part][number]:g}"
+    return {**shown, "num_videos": "1", "dtype": "float32 on a CPU, else bfloat16"}
 
 
 @dataclasses.dataclass(frozen=True)

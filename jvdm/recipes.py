@@ -90,12 +90,49 @@ def load_file(path: Path) -> types.ModuleType:
     return module
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns what was probably meant, or all that is known."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], mark: str = "") -> str:
+    """Returns what was probably meant, or all that is known.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        mark: Put before every name, such as the dashes of a flag.
+    """
+    known = list(known)
+    meant = SPELLINGS.get(name.lower().replace("-", "_"), "")
+    near = [other for other in known if other.replace("-", "_") == meant]
+    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known are {', '.join(sorted(known))}"
+        return f"did you mean {' or '.join(mark + other for other in near)}?"
+    return f"known are {', '.join(mark + other for other in sorted(known))}"
+
+
+SPELLINGS = {
+    "num_videos_per_prompt": "num_videos",
+    "num_images_per_prompt": "num_videos",
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+    "sample_steps": "num_inference_steps",
+    "sampling_steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "true_cfg_scale": "guidance_scale",
+    "frames": "num_frames",
+    "video_length": "num_frames",
+    "frame_num": "num_frames",
+    "frame_rate": "fps",
+    "flow_shift": "shift",
+    "sample_shift": "shift",
+    "generator": "seed",
+    "end_image": "last_image",
+    "model": "weights",
+    "model_id": "weights",
+    "pretrained_model_name_or_path": "weights",
+    "scheduler": "sampling",
+    "callback_on_step_end": "callback",
+    "torch_dtype": "dtype",
+}
+"""What others call a setting, and its name here."""
 
 
 def _function(name: str, package: str, function: str, example: str) -> Callable[..., Any]:

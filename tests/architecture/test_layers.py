@@ -13,6 +13,7 @@ LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
     ("cache", "features", "files", "keys", "machine", "media", "products", "stages", "values"),
     ("recipes", "record"),
+    ("flags",),
     ("fidelity", "parallel", "samplers", "video", "weights", "world"),
     ("data", "outputs"),
     ("attention",),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -97,6 +98,43 @@ def test_wrong_usage_says_what_is_right(play, capsys, arguments, message):
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert not printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "ball", "--height", "128"], "'ball' is left over; .*; quote the prompt"),
+        (["a", "--num-frame", "9"], "no option --num-frame; did you mean --num-frames"),
+        (["a", "--cfg_scale", "3"], "did you mean --guidance-scale"),
+        (["a", "--num_videos_per_prompt=2"], "--num_videos_per_prompt; did you mean --num-videos"),
+        (["a", "--steps", "3"], r"did you mean --num-inference-steps\?"),
+        (["a", "--height", "many"], r"--height is \['many'\]; it must be INT"),
+        (["x " * 5000], r"^jvdm: .{0,900}$"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_json_if_wanted(capsys, arguments, message):
+    assert cli.main(["generate", *arguments, "--json"]) == 2
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("jvdm: ")]
+    assert re.search(message, line), line
+    error = json.loads(printed.out)["error"]
+    assert error["what"] in line and error["fix"] in line
+
+
+def test_help_shows_the_defaults_of_the_shipped_model(capsys, monkeypatch):
+    assert cli.main(["generate", "--help"]) == 0
+    shown = " ".join(re.sub(r"[\u2500-\u257f]+", " ", capsys.readouterr().out).split())
+    assert "None" not in shown and "[PROMPT]" in shown
+    for flag, default in {
+        "--num-frames INT": "33",
+        "--guidance-scale FLOAT": "4",
+        "--num-inference-steps INT": "16",
+        "--weights STR": "tiny_t2v",
+        "--seed INT": "drawn",
+        "--image PATH": "none",
+        "--dtype {float32,bfloat16}": "float32 on a CPU, else bfloat16",
+    }.items():
+        assert re.search(f"{re.escape(flag)} [^-]*[(]default: {default}[)]", shown), flag
 
 
 @pytest.mark.parametrize(
