@@ -2,10 +2,10 @@
 
 import flax.linen as nn
 
-from jvdm.arrays import Array, Float, PyTree
+from jvdm.arrays import Array, Float, PyTree, Tokens
 from jvdm.attention import AttentionCall, Policy
 from jvdm.models.conditions import TextStates
-from jvdm.models.layers import Linear, RMSNorm, rotate
+from jvdm.models.layers import Linear, RMSNorm, Rotary, rotate
 from pallas_kernels import block_sparse_attention, dense_attention
 
 
@@ -18,12 +18,8 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        rotary: tuple[Array, Array],
-        state: PyTree,
-        call: AttentionCall,
-    ) -> tuple[Float[Array, "B L D"], PyTree]:
+        self, x: Tokens, rotary: Rotary, state: PyTree, call: AttentionCall
+    ) -> tuple[Tokens, PyTree]:
         """Returns attended features and the policy's next state."""
         width = x.shape[-1]
         q, k, v = (
@@ -44,7 +40,7 @@ class CrossAttention(nn.Module):
     dtype: str = "bfloat16"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], text: TextStates) -> Float[Array, "B L D"]:
+    def __call__(self, x: Tokens, text: TextStates) -> Tokens:
         """Returns what was read; padding of the prompt is never attended to."""
         width = x.shape[-1]
         (q,) = Linear((width,), self.dtype, name="q")(x)
@@ -56,5 +52,5 @@ class CrossAttention(nn.Module):
         return y
 
 
-def _heads(x: Float[Array, "B L D"], head_dim: int) -> Float[Array, "B L N E"]:
+def _heads(x: Tokens, head_dim: int) -> Float[Array, "B L N E"]:
     return x.reshape(*x.shape[:2], -1, head_dim)

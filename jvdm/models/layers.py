@@ -116,9 +116,13 @@ class TimeEmbedding(nn.Module):
         return out
 
 
+Rotary = tuple[Float[Array, "L R"], Float[Array, "L R"]]
+"""Cosines and sines of the angles by which a head of `2 R` features is turned, per token."""
+
+
 def rotary_table(
     frames: Float[Array, " F"], height: int, width: int, axes: tuple[int, int, int], base: float
-) -> tuple[Float[Array, "L R"], Float[Array, "L R"]]:
+) -> Rotary:
     """Returns cosines and sines of 3-D rotary positions for a flattened token grid.
 
     Args:
@@ -147,9 +151,7 @@ def rotary_table(
     return jnp.cos(flat), jnp.sin(flat)
 
 
-def rotate(
-    x: Float[Array, "B L N D"], table: tuple[Float[Array, "L R"], Float[Array, "L R"]]
-) -> Float[Array, "B L N D"]:
+def rotate(x: Float[Array, "B L N D"], table: Rotary) -> Float[Array, "B L N D"]:
     """Turns pairs (first half, second half of a head) by the angles of `table`.
 
     Written with a flip of the halves, which XLA fuses into the product around

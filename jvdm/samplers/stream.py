@@ -224,20 +224,13 @@ def stream_step(
     )
     clean = jnp.zeros_like(noise) if incoming is None else incoming.astype(jnp.float32)
     new = start(solver, _entering(process, rows, clean, noise), state.noise)
-    old = (run.x, run.solver, run.updates, run.bad_row)
-    entering = (new.x, new.solver, new.updates, new.bad_row)
 
     def move(leaf: Array, at_end: Array) -> Array:
         return jnp.concatenate([leaf[:, rows.block :], at_end], 1)
 
-    x, solver_state, updates, bad_row = jax.tree.map(move, old, entering)
-    run = run._replace(
-        x=x,
-        solver=solver_state,
-        updates=updates,
-        bad_row=bad_row,
-        address=Address(samples, frames + rows.block),
-    )
+    by_frame = ("x", "solver", "updates", "bad_row")
+    moved = {name: jax.tree.map(move, getattr(run, name), getattr(new, name)) for name in by_frame}
+    run = run._replace(**moved, address=Address(samples, frames + rows.block))
     return StreamState(run, state.noise, state.chunks + 1), emitted
 
 

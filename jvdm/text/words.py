@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Float, Int, TokenIds, Tokens
+from jvdm.arrays import Array, Int, TokenIds, Tokens
 from jvdm.errors import ShapeError
 from jvdm.text.tokenizer import WordTokenizer
 from pallas_kernels import dense_attention
@@ -68,9 +68,7 @@ class _EncoderLayer(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B L D"], lengths: Int[Array, " B"]
-    ) -> Float[Array, "B L D"]:
+    def __call__(self, x: Tokens, lengths: Int[Array, " B"]) -> Tokens:
         width = x.shape[-1]
         dense = {"use_bias": False, "dtype": self.dtype}
         y = nn.RMSNorm(name="mix_norm", dtype=self.dtype)(x)

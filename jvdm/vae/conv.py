@@ -14,6 +14,9 @@ from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
 
 TAPS = 3  # frames that one temporal mix sees, the newest is the frame itself
+Features = Float[Array, "B T H W C"]
+"""Channels of every cell of a video."""
+
 Context = Float[Array, "B 2 H W C"]
 """The `TAPS - 1` frames that a temporal mix saw last."""
 
@@ -24,7 +27,7 @@ def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
 
 
 @jax.checkpoint
-def _norm_silu(x: Float[Array, "B T H W C"], scale: Float[Array, " C"]) -> Array:
+def _norm_silu(x: Features, scale: Float[Array, " C"]) -> Array:
     # Recomputed in the backward pass: the float32 values live in registers of one fused
     # kernel, and what is kept for the gradient is the input in the compute dtype.
     return jax.nn.silu(rms_normalize(x) * scale[None, None, None, None]).astype(x.dtype)
@@ -34,7 +37,7 @@ class NormSilu(nn.Module):
     """Root-mean-square norm over channels with a learned scale, then SiLU."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    def __call__(self, x: Features) -> Features:
         """Returns `x` normalised, scaled and passed through SiLU."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         return _norm_silu(x, scale)
@@ -48,7 +51,7 @@ class SpatialConv(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W c"]:
+    def __call__(self, x: Features) -> Float[Array, "B T H W c"]:
         """Returns `x` with `features` channels."""
         init = fan_in_normal(self.gain)
         return nn.Conv(self.features, (3, 3), dtype=self.dtype, kernel_init=init, name="conv")(x)
@@ -64,9 +67,7 @@ class TemporalMix(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], context: Context | None
-    ) -> tuple[Float[Array, "B T H W C"], Context]:
+    def __call__(self, x: Features, context: Context | None) -> tuple[Features, Context]:
         """Returns the mixed frames and the context of the next chunk."""
         batch, frames, height, width, channels = x.shape
         if context is None:
@@ -93,9 +94,7 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], context: Context | None
-    ) -> tuple[Float[Array, "B T H W C"], Context]:
+    def __call__(self, x: Features, context: Context | None) -> tuple[Features, Context]:
         """Returns the new features and the context of the next chunk."""
         h = NormSilu(name="norm_space")(x)
         h = SpatialConv(x.shape[-1], dtype=self.dtype, name="space")(h)
@@ -113,8 +112,8 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], contexts: tuple[Context, ...] | None
-    ) -> tuple[Float[Array, "B T H W C"], tuple[Context, ...]]:
+        self, x: Features, contexts: tuple[Context, ...] | None
+    ) -> tuple[Features, tuple[Context, ...]]:
         """Returns the new features and one context per block."""
         news = []
         for index in range(self.blocks):
@@ -131,9 +130,7 @@ class TimeHalve(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], starts_video: bool
-    ) -> Float[Array, "B t H W c"]:
+    def __call__(self, x: Features, starts_video: bool) -> Float[Array, "B t H W c"]:
         """Returns `1 + n` frames for `1 + 2n` if they start a video, else `n` for `2n`."""
         dense = _dense(self.features, self.dtype, "first")
         settings = {"dtype": self.dtype, "kernel_init": fan_in_normal(), "name": "pairs"}
@@ -152,9 +149,7 @@ class TimeDouble(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], starts_video: bool
-    ) -> Float[Array, "B t H W c"]:
+    def __call__(self, x: Features, starts_video: bool) -> Float[Array, "B t H W c"]:
         """Returns `1 + 2n` frames for `1 + n` if they start a video, else `2n` for `n`."""
         dense = _dense(self.features, self.dtype, "first")
         pairs = _dense(2 * self.features, self.dtype, "pairs")
