@@ -56,7 +56,6 @@ def run(options: DecodeOptions) -> dict[str, Any]:
         )
     if record.status == "interrupted":
         outputs.say(f"{path} is unfinished: {'; '.join(record.warnings) or 'the run was stopped'}")
-    status = "interrupted" if record.status == "interrupted" else "done"
     suffixes = {wanted.ending, ".png", ".json"}
     if wanted.latents == path:  # a record that has no video yet is completed
         suffixes.remove(".json")
@@ -65,7 +64,7 @@ def run(options: DecodeOptions) -> dict[str, Any]:
         video = Video(pipe.decode(latents[None])[0], options.fps or settings["fps"])
         stages.seconds["load"] = pipe.load_seconds
         settings["fps"] = video.fps
-        record = dataclasses.replace(record, settings=settings, status=status)
+        record = dataclasses.replace(record, settings=settings)
         names = dataclasses.replace(wanted, stem=stem)
         record = outputs.save_video(names, video, record)
     return {"videos": [record.as_data()], "seconds": stages.seconds}

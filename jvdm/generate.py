@@ -4,7 +4,6 @@ Only composition: each line is a stage, and each stage has a file of its own.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,14 +12,14 @@ import numpy as np
 from jvdm import outputs
 from jvdm.arrays import Latents
 from jvdm.files import slug
-from jvdm.options import GenerateOptions, Resolved, check_weights, recorded, resolve
+from jvdm.options import GenerateOptions, check_weights, recorded, resolve, shown_defaults
 from jvdm.outputs import Outputs
 from jvdm.pipeline import Job, Pipeline, load
-from jvdm.record import Record
+from jvdm.record import Record, Status
 from jvdm.stages import measuring, stage, table
 from jvdm.video import Video
 
-__all__ = ["GenerateOptions", "run", "text"]
+__all__ = ["GenerateOptions", "run", "shown_defaults", "text"]
 
 
 def run(options: GenerateOptions) -> dict[str, Any]:
@@ -36,26 +35,31 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     resolved = resolve(options)
     options = resolved.options
     request = options.request()
-    first = outputs.reserve(options.output, slug(options.prompt or ""))
-    outputs.probe(first, encode=not options.latents_only)
+    name = slug(options.prompt or "")
+    outputs.probe(outputs.named(options.output, name), encode=not options.latents_only)
     names = {name: getattr(options, name) for name in ("system", "sampling", "dtype")}
     pipe = load(options.weights, **names)
     check_weights(resolved, pipe.identity)
     job = pipe.prepare(request)
-    _say(*resolved.notes, *job.warnings)
-    files = _reserve(resolved)
+    outputs.say(*resolved.notes, *job.warnings)
 
-    with measuring(show=True) as stages:
+    seeds = dict(enumerate(options.seeds))
+    seeds = seeds if resolved.only is None else {resolved.only: seeds[resolved.only]}
+    with outputs.reserved(options.output, name, seeds) as files, measuring(show=True) as stages:
+        rows: list[int] = []
         with outputs.stop_requested() as stop:
             decodes = 0 if options.latents_only else 1
-            latents = pipe.sample(job, lambda *_: stop.is_set(), decodes=decodes)
-        saved = _save_latents(options, pipe, job, latents, files)
-        if stop.is_set():
-            _interrupt(saved, files)
-        for index, record in saved.items():
-            if options.latents_only:
-                saved[index] = outputs.save_record(files[index], record, status="latents")
-            else:
+            latents = pipe.sample(
+                job, lambda row, _: rows.append(row) or stop.is_set(), decodes=decodes
+            )
+        saved = _save_latents(options, pipe, job, latents, files, len(rows))
+        with outputs.finishable(saved):
+            for index, record in saved.items():
+                if options.latents_only or stop.is_set():
+                    saved[index] = outputs.save_record(files[index], record)
+            if stop.is_set():
+                raise KeyboardInterrupt
+            for index, record in () if options.latents_only else saved.items():
                 frames = pipe.decode(latents[index : index + 1])[0]
                 video = Video(frames, job.settings.fps)
                 saved[index] = outputs.save_video(files[index], video, record)
@@ -69,41 +73,25 @@ def text(result: Mapping[str, Any]) -> str:
     return f"{files}\n\n{table(result['seconds'])}"
 
 
-def _reserve(resolved: Resolved) -> dict[int, Outputs]:
-    """Chooses file names."""
-    options, files = resolved.options, {}
-    for index, seed in enumerate(options.seeds):
-        if resolved.only not in (None, index):
-            continue
-        output = options.output
-        if output.suffix == ".mp4" and len(options.seeds) > 1 and resolved.only is None:
-            output = output.with_stem(f"{output.stem}_{seed}")
-        files[index] = outputs.reserve(output, f"{slug(options.prompt or '')}_{seed}")
-    return files
-
-
 def _save_latents(
-    options: GenerateOptions, pipe: Pipeline, job: Job, latents: Latents, files: dict[int, Outputs]
+    options: GenerateOptions,
+    pipe: Pipeline,
+    job: Job,
+    latents: Latents,
+    files: Mapping[int, Outputs],
+    rows: int,
 ) -> dict[int, Record]:
-    """Writes the latents of every video, so that nothing after this can lose them."""
+    """Writes the latents of every video after `rows`, so that nothing after this can lose them."""
     values, record = np.asarray(latents), pipe.record(job)
+    status: Status = "latents"
+    if rows < job.matrix.num_rows:
+        status = "interrupted"
+        note = f"the run was stopped after {rows} of {job.matrix.num_rows} steps"
+        record = dataclasses.replace(record, warnings=(*record.warnings, note))
     saved = {}
     with stage("save"):
         for index, names in files.items():
-            one = dataclasses.replace(record, settings=recorded(options, job, index))
+            settings = recorded(options, job, index)
+            one = dataclasses.replace(record, settings=settings, status=status)
             saved[index] = outputs.save_latents(names, values[index], one)
     return saved
-
-
-def _interrupt(saved: dict[int, Record], files: dict[int, Outputs]) -> None:
-    """Notes what is there after Ctrl-C and passes the interruption on."""
-    for index, record in saved.items():
-        record = outputs.save_record(files[index], record, status="interrupted")
-        _say(f"stopped early; unfinished latents are in {record.outputs['latents']}")
-    raise KeyboardInterrupt
-
-
-def _say(*messages: str) -> None:
-    """Prints warnings where they do not mix with the result."""
-    for message in messages:
-        print(f"jvdm: {message}", file=sys.stderr)

@@ -104,13 +104,6 @@ def reserved(output: Path, name: str, seeds: Mapping[int, int]) -> Iterator[dict
         yield files
 
 
-def reserve(output: Path, name: str) -> Outputs:
-    """Chooses names that no file has yet."""
-    wanted = named(output, name)
-    with reserving(wanted.folder, wanted.stem, {wanted.ending, *SUFFIXES}) as stem:
-        return dataclasses.replace(wanted, stem=stem)
-
-
 def probe(outputs: Outputs, *, encode: bool = True) -> None:
     """Finds out before the work whether its result can be written.
 
@@ -163,7 +156,7 @@ def load_latents(path: Path) -> tuple[np.ndarray, Record]:
 
 
 def save_video(outputs: Outputs, video: Video, record: Record) -> Record:
-    """Writes video, contact sheet and record.
+    """Writes video, contact sheet and record; what was interrupted stays so.
 
     Returns:
         The record that was written.
@@ -173,7 +166,9 @@ def save_video(outputs: Outputs, video: Video, record: Record) -> Record:
         video.save_sheet(outputs.sheet)
         files = {"video": str(outputs.video), "sheet": str(outputs.sheet)}
         sha256 = {**record.sha256, "frames": video.digest()}
-        record = dataclasses.replace(record, sha256=sha256, outputs={**record.outputs, **files})
+        status = "interrupted" if record.status == "interrupted" else "done"
+        written = {**record.outputs, **files}
+        record = dataclasses.replace(record, sha256=sha256, outputs=written, status=status)
     return save_record(outputs, record)
 
 
@@ -203,8 +198,11 @@ def finishable(saved: Mapping[int, Record]) -> Iterator[None]:
         yield
     except BaseException:
         for record in saved.values():
+            how = _finishing(record.outputs)
+            if record.status == "interrupted":
+                say(f"{record.warnings[-1]}; see what is there with {how}")
             if record.status == "latents":
-                say(f"the latents are saved; finish the video with {_finishing(record.outputs)}")
+                say(f"the latents are saved; finish the video with {how}")
         raise
 
 

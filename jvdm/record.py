@@ -106,8 +106,11 @@ def digest(*inputs: Any) -> str:
     """Returns the sha256 of files by their bytes, of arrays by type, shape and values."""
     state = hashlib.sha256()
     for item in inputs:
+        if isinstance(item, list | tuple):
+            state.update(digest(*item).encode())
+            continue
         if isinstance(item, str | Path):
-            with Path(item).open("rb") as file:
+            with Path(item).expanduser().open("rb") as file:
                 hashlib.file_digest(file, lambda: state)
             continue
         array = np.asarray(getattr(item, "frames", item))

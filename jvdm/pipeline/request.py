@@ -19,6 +19,8 @@ from jvdm.rows import keep_given, matrix_of
 from jvdm.samplers import TimestepMatrix
 from jvdm.samplers.matrices import level_at
 from jvdm.settings import (
+    LEAVE_OUT,
+    OTHER,
     PICTURE,
     RULE,
     SIZE,
@@ -26,6 +28,7 @@ from jvdm.settings import (
     check_numbers,
     settings_of,
     settled,
+    typed,
     with_numbers,
 )
 from jvdm.system import System, rules_of
@@ -110,7 +113,7 @@ class Job:
 
     def recorded(self) -> dict[str, Any]:
         """Returns the texts and numbers of the run, for its record."""
-        names = ("negative_prompt", *settings_of(SIZE, RULE))
+        names = ("negative_prompt", *settings_of(SIZE, RULE, OTHER))
         values = {name: getattr(self.settings, name) for name in names}
         inputs = dict(self.inputs)
         if self.given:
@@ -142,7 +145,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         ShapeError: If a size does not fit; it names the two nearest that do.
         DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
-    check_numbers(request)
+    request = check_numbers(request)
     sampling = system.sampling
     if request.matrix is not None:  # it says all levels: no rule of the system has a say
         sampling = dataclasses.replace(sampling, levels=None, matrix=None)
@@ -159,7 +162,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
     prompts, seeds = _batch(request.prompt, request.seed, request.num_videos)
     ids, unknown = system.text.read(_told(guidance.branches, prompts, settings.negative_prompt))
-    canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps)
+    canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = first > system.process.t_max - 1e-6
     known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
@@ -204,12 +207,15 @@ def _batch(
     given = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     for text in given:
         if not isinstance(text, str):
-            raise ConfigError(f"the prompt is {text!r}", "it must be text", "use '' for none")
+            raise ConfigError(f"the prompt is {text!r:.80}", "it must be text", "use '' for none")
     prompts = tuple(text for text in given for _ in range(num_videos or 1))
     if seed is None:
         seed = secrets.randbelow(1_000_000)
-    seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
-    seeds = tuple(int(value) for value in seeds)
+    if isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1:
+        seeds = tuple(typed("a seed", value, int) for value in seed)
+    else:
+        first = typed("the seed", seed, int)
+        seeds = tuple(range(first, first + len(prompts)))
     if not prompts or len(prompts) != len(seeds):
         what = f"{len(prompts)} prompts and {len(seeds)} seeds"
         raise ConfigError(what, "each video needs one of both", "give as many seeds as prompts")
@@ -284,7 +290,11 @@ def _noise(latents: Any, shape: LatentShape) -> np.ndarray | None:
     """Returns the user's starting noise as float32 of the shape of the run."""
     if latents is None:
         return None
-    noise = np.asarray(latents, np.float32)
+    try:
+        noise = np.asarray(latents, np.float32)
+    except (TypeError, ValueError) as error:
+        what = f"latents are a {type(latents).__name__}"
+        raise ConfigError(what, f"they cannot be read as numbers ({error})", LEAVE_OUT) from error
     if noise.ndim == len(shape) - 1:
         noise = np.broadcast_to(noise, shape[:1] + noise.shape)
     if noise.shape != tuple(shape):

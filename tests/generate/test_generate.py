@@ -73,6 +73,45 @@ def test_a_file_name_may_be_given(make, tmp_path):
     assert [r["outputs"]["video"][-9:] for r in (one, two)] == ["two_0.mp4", "two_1.mp4"]
 
 
+@pytest.mark.parametrize("ending", [".gif", ".webm", ".MP4"])
+def test_the_ending_of_the_name_says_the_format(make, tmp_path, ending):
+    (record,) = make(output=tmp_path / f"ball{ending}")
+    assert record["outputs"]["video"] == str(tmp_path / f"ball{ending}")
+    assert read_video(tmp_path / f"ball{ending}").frames.shape == (9, 16, 32, 3)
+    (latents,) = tmp_path.glob("*.safetensors")
+    (again,) = decode.run(DecodeOptions(latents, output=tmp_path / f"again{ending}"))["videos"]
+    assert contents(again) == contents(record)
+
+
+def test_runs_of_one_folder_that_overlap_leave_two_sets_of_files(make, monkeypatch, tmp_path):
+    """The second run begins while the first one, which has no files yet, denoises."""
+    advance, inner = Pipeline.advance, []
+
+    def overlapped(self, *arguments, **options):
+        if not inner:
+            inner.append(None)
+            inner[0] = make()
+        return advance(self, *arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "advance", overlapped)
+    (outer,), ((other,),) = make(), inner
+    assert outer["outputs"]["video"].endswith("_0.mp4")
+    assert other["outputs"]["video"].endswith("_0-2.mp4")
+    assert len(list(tmp_path.iterdir())) == 2 * len(outputs.SUFFIXES)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_how_a_picture_fits_is_recorded_and_repeated(make, tmp_path, fit):
+    rng = np.random.default_rng(0)
+    image = write_image(tmp_path / "in.png", rng.integers(0, 256, (40, 20, 3)).astype(np.uint8))
+    (made,) = make(image=image, fit=fit)
+    assert made["settings"]["fit"] == fit
+    (again,) = make(None, seed=None, weights=None, like=path_of(made))
+    assert contents(again) == contents(made) and again["settings"] == made["settings"]
+    (usual,) = make(image=image)
+    assert (contents(usual) == contents(made)) == (fit == "crop")
+
+
 def test_several_videos_have_consecutive_seeds(make):
     made = make(num_videos=2, seed=5)
     assert [record["outputs"]["video"][-6:] for record in made] == ["_5.mp4", "_6.mp4"]
@@ -152,14 +191,17 @@ def test_a_record_of_another_device_warns(make, capsys):
     assert "made with device TPU v9, this is cpu: rounding may differ" in capsys.readouterr().err
 
 
-def test_latents_are_on_disk_before_decoding_starts(make, monkeypatch, tmp_path):
+def test_latents_are_on_disk_before_decoding_starts(make, monkeypatch, tmp_path, capsys):
     def no_memory(*_):
         raise jvdm.DeviceMemoryError("too large")
 
     monkeypatch.setattr(Pipeline, "decode", no_memory)
     with pytest.raises(jvdm.DeviceMemoryError):
         make()
-    assert [path.name for path in tmp_path.iterdir()] == [f"{STEM}_0.latents.safetensors"]
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"{STEM}_0.latents.safetensors"
+    assert f"finish the video with jvdm decode {path}" in capsys.readouterr().err
+    assert outputs.load_latents(path)[1].status == "latents"
 
 
 def test_decode_finishes_what_latents_only_began(make, tmp_path):
@@ -199,7 +241,7 @@ def test_decode_refuses_other_files(weights):
         decode.run(DecodeOptions(weights / "vae.safetensors"))
 
 
-def test_ctrl_c_saves_what_is_there(make, monkeypatch, tmp_path):
+def test_ctrl_c_saves_what_is_there(make, monkeypatch, tmp_path, capsys):
     advance = Pipeline.advance
 
     def interrupted(self, run, num_rows=None, callback=None):
@@ -218,8 +260,36 @@ def test_ctrl_c_saves_what_is_there(make, monkeypatch, tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {f"{STEM}_0.latents.safetensors", f"{STEM}_0.json"}
     assert records.read(tmp_path / f"{STEM}_0.json").status == "interrupted"
-    latents, _ = outputs.load_latents(tmp_path / f"{STEM}_0.latents.safetensors")
-    assert latents.shape == (3, 2, 4, 4)
+    path = tmp_path / f"{STEM}_0.latents.safetensors"
+    latents, record = outputs.load_latents(path)
+    assert latents.shape == (3, 2, 4, 4) and record.status == "interrupted"
+    assert f"stopped after 2 of 3 steps; see what is there with jvdm decode {path}" in (
+        capsys.readouterr().err
+    )
+    (shown,) = decode.run(DecodeOptions(path))["videos"]
+    assert shown["status"] == "interrupted"
+    assert "is unfinished: the run was stopped after 2 of 3 steps" in capsys.readouterr().err
+    assert records.read(tmp_path / f"{STEM}_0.json").status == "interrupted"
+
+
+def test_ctrl_c_after_the_last_step_leaves_a_video_that_can_be_finished(
+    make, monkeypatch, tmp_path, capsys
+):
+    (direct,) = make(output=tmp_path / "direct")
+    advance = Pipeline.advance
+
+    def late(self, *arguments, **options):
+        end = advance(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return end
+
+    monkeypatch.setattr(Pipeline, "advance", late)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    path = tmp_path / f"{STEM}_0.latents.safetensors"
+    assert f"finish the video with jvdm decode {path}" in capsys.readouterr().err
+    (done,) = decode.run(DecodeOptions(path))["videos"]
+    assert done["status"] == "done" and contents(done) == contents(direct)
 
 
 def test_the_first_ctrl_c_is_a_request_and_the_second_an_interruption():
@@ -295,6 +365,10 @@ def not_a_number(content):
         (["--weights", "huge"], "no weights called 'huge'"),
         (["--weights", "./nowhere"], "nowhere/model.json does not exist"),
         (["--output", "/proc/out"], "/proc/out.* cannot be written"),
+        (["--output", "/tmp/x.mov"], "--output ends in .mov; videos are written as .mp4, .webm"),
+        (["--output", "x" * 300 + ".mp4"], "has 300 bytes; names of 200"),
+        (["--output", "x" * 300], "x{300}.* cannot be written; File name too long"),
+        (["--fps", "0.5"], "fps is 0.5; it must be a positive number from 1 to 240"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(weights, tmp_path, capsys, arguments, message):

@@ -212,3 +212,56 @@ def test_a_video_file_is_read_at_the_models_rate(tmp_path):
 def test_a_seed_is_needed_for_each_prompt():
     with pytest.raises(JvdmError, match="2 prompts and 1 seeds"):
         prepare(Request(prompt=("a", "b"), seed=(0,)), SYSTEM, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (np.int64(3), (3, 4)),
+        (np.array(3), (3, 4)),
+        (3.0, (3, 4)),
+        (range(5, 7), (5, 6)),
+        ([np.int64(8), 1], (8, 1)),
+        (np.array([8, 1]), (8, 1)),
+    ],
+)
+def test_seeds_may_be_numbers_of_any_library(seed, expected):
+    made = prepare(Request(prompt=("a", "b"), seed=seed), SYSTEM, MANIFEST)
+    assert made.seeds == expected and all(type(one) is int for one in made.seeds)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": "3"}, "the seed is '3' .str.; it must be a whole number"),
+        ({"seed": 3.5}, "the seed is 3.5; it must be a whole number"),
+        ({"seed": True}, "the seed is True .bool."),
+        ({"seed": ["3"]}, "a seed is '3' .str."),
+        ({"seed": {3}}, "the seed is .* .set.; it must be"),
+        ({"height": "16"}, "height is '16' .str.; it must be a whole number"),
+        ({"num_videos": "2"}, "num_videos is '2' .str."),
+        ({"negative_prompt": ["a"]}, "negative_prompt is .*list.; it must be text"),
+        ({"fit": "zoom"}, "fit is 'zoom' .str.; it must be crop or pad or stretch"),
+        ({"latents": "noise"}, "latents are a str; they cannot be read as numbers"),
+        ({"latents": [[1.0], [1.0, 2.0]]}, "latents are a list; they cannot be read"),
+        ({"prompt": 7}, "the prompt is 7; it must be text"),
+        ({"prompt": [None]}, "the prompt is None; it must be text"),
+    ],
+)
+def test_values_of_another_type_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(Request(**{"prompt": "a ball", "seed": 0} | values), SYSTEM, MANIFEST)
+
+
+def test_how_pictures_fit_is_settled_and_recorded():
+    image = np.full((32, 32, 3), 90, np.uint8)
+    assert job(image=image).recorded()["fit"] == job().settings.fit == "crop"
+    padded = job(image=image, fit="pad")
+    assert padded.recorded()["fit"] == "pad"
+    assert set(np.unique(padded.known[0].frames)) == {0, 90}
+
+
+def test_lists_of_pictures_and_files_have_digests(tmp_path):
+    path = write_image(tmp_path / "a.png", IMAGE)
+    one = job(image=[str(path)]).inputs["image"]
+    assert one == job(image=[str(path)]).inputs["image"] != job(image=[IMAGE]).inputs["image"]
