@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,13 @@ from jvdm.choices import choose
 from jvdm.errors import ConfigError, DeviceMemoryError, NumericsError
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
-from jvdm.pipeline import programs
+from jvdm.pipeline import callbacks, programs
+from jvdm.pipeline.callbacks import Callback
 from jvdm.pipeline.loading import chosen_dtype, load_parameters, system_of
 from jvdm.pipeline.request import Job, Request, prepare
 from jvdm.recipes import apply_system, load_system, nearest
 from jvdm.samplers.sampler import State
+from jvdm.settings import typed
 from jvdm.stages import measuring, seen, stage
 from jvdm.system import System
 from jvdm.vae import tiling
@@ -35,8 +37,12 @@ from jvdm.video import Video
 from jvdm.weights import Manifest, read_manifest
 from jvdm.weights.folder import embedded, identity
 
-Callback = Callable[[int, Latents], Any]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 HostVideo = UInt8[np.ndarray, "B T height width 3"]
+Prompts = str | Sequence[str]
+OutputType = Literal["video", "np", "pil", "latent"]
 AnySystem = str | Path | Callable[[System], System] | None
 
 
@@ -127,12 +133,42 @@ class Pipeline:
         size = f"{defaults.num_frames} frames of {defaults.height}x{defaults.width}"
         return f"Pipeline({self.manifest.family}, {size}, {jax.default_backend()})"
 
+    @overload
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str,
         *,
-        output_type: Literal["video", "latent"] = "video",
-        callback: Callback | None = None,
+        output_type: Literal["video"] = ...,
+        num_videos: None = ...,
+        **settings: Any,
+    ) -> Video: ...
+    @overload
+    def __call__(
+        self, prompt: str, *, output_type: Literal["pil"], num_videos: None = ..., **settings: Any
+    ) -> "list[Image]": ...
+    @overload
+    def __call__(
+        self, prompt: Prompts, *, output_type: Literal["video"] = ..., **settings: Any
+    ) -> list[Video]: ...
+    @overload
+    def __call__(
+        self, prompt: Prompts, *, output_type: Literal["pil"], **settings: Any
+    ) -> "list[list[Image]]": ...
+    @overload
+    def __call__(
+        self, prompt: Prompts, *, output_type: Literal["np"], **settings: Any
+    ) -> np.ndarray: ...
+    @overload
+    def __call__(
+        self, prompt: Prompts, *, output_type: Literal["latent"], **settings: Any
+    ) -> jax.Array: ...
+    def __call__(
+        self,
+        prompt: Prompts,
+        *,
+        output_type: Any = "video",
+        callback: Any = None,
+        callback_on_step_end: Any = None,
         progress: bool = True,
         **settings: Any,
     ) -> Any:
@@ -140,21 +176,25 @@ class Pipeline:
 
         Args:
             prompt: What is to be seen; several prompts make several videos at once.
-            output_type: "video", or "latent" for standardised latents
-                `[B, F, H, W, C]` that `decode` takes.
+            output_type: "video"; "np" for uint8 frames `[T, H, W, 3]`; "pil" for `PIL.Image`s;
+                "latent" for standardised latents `[B, F, H, W, C]` that `decode` takes.
             callback: Called with the number of each finished step and its latents;
-                returning True ends the run there.
+                returning True ends the run there, returning latents goes on from these.
+            callback_on_step_end: The same for functions written for Diffusers: called with
+                pipeline, step, noise level and `{"latents": x}`; may return such a dictionary.
             progress: Whether progress bars are drawn.
             **settings: Fields of `jvdm.pipeline.Request`: `negative_prompt`, `height`, `width`,
                 `num_frames`, `fps`, `num_inference_steps`, `guidance_scale`, `shift`, `seed`
                 (0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list; drawn and
                 recorded if left out), `num_videos` per prompt; `image`, `last_image` (a file, or
                 uint8 RGB `[H, W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at
-                the model's frame rate), `prefix_frames`, `channel`; `latents` (starting noise
+                the model's frame rate; pictures may be `PIL.Image`s), `fit`, `prefix_frames`,
+                `channel`; `latents` (starting noise
                 instead of the seed's), `matrix` (timestep matrix instead of the system's).
 
         Returns:
-            A `Video`, or a list of them if there are several; or latents.
+            A `Video`, or what `output_type` says; with several prompts or `num_videos` a list
+            of them, or an array with one more axis.
 
         Raises:
             ConfigError: If a value cannot be used.
@@ -162,22 +202,26 @@ class Pipeline:
             NumericsError: If a step gives non-finite values.
             DeviceMemoryError: If the device is too small.
         """
-        if output_type not in ("video", "latent"):
-            what = f"output_type is {output_type!r}"
-            raise ConfigError(what, "known are 'video' and 'latent'", "leave it out")
+        typed("output_type", output_type, OutputType)
+        callbacks.check(callback=callback, callback_on_step_end=callback_on_step_end)
         job = self.prepare(request_of(prompt=prompt, **settings))
+        if callback_on_step_end is not None:
+            callback = callbacks.of_step_end(callback_on_step_end, self, job.matrix)
         for message in job.warnings:
             warnings.warn(message, stacklevel=2)
         with measuring(progress):
-            latents = self.sample(
-                job, callback, decodes=job.shape.batch if output_type == "video" else 0
-            )
+            decodes = 0 if output_type == "latent" else job.shape.batch
+            latents = self.sample(job, callback, decodes=decodes)
             if output_type == "latent":
                 return latents
             frames = self.decode(latents)
             record = self.record(job).as_data()
+        alone = isinstance(prompt, str) and settings.get("num_videos") is None
+        if output_type == "np":
+            return frames[0] if alone else frames
         videos = [Video(clip, job.settings.fps, record) for clip in frames]
-        return videos[0] if isinstance(prompt, str) and len(videos) == 1 else videos
+        made = [video.to_pil() for video in videos] if output_type == "pil" else videos
+        return made[0] if alone else made
 
     def prepare(self, request: Request) -> Job:
         """Checks a request and settles what it leaves open; computes nothing.
@@ -268,7 +312,7 @@ class Pipeline:
             run: Where the run is.
             num_rows: Rows to do, at most; None is all that are left.
             callback: Called with the number of each finished step and its latents;
-                returning True ends there.
+                returning True ends there, returning latents goes on from these.
 
         Raises:
             NumericsError: If a step gives non-finite values; it names step and frame.
@@ -278,11 +322,12 @@ class Pipeline:
         count = left if num_rows is None else min(num_rows, left)
         systems, fixed = self._rows(run), self._fixed(run)
 
-        def step(state: State, row: np.int32) -> State:
-            row = np.int32(run.row + row)
-            return programs.denoise_row(systems[row], *fixed, state, row, mesh=self.mesh)
+        end, row, stops = run.state, run.row, False
 
-        end, row = run.state, run.row
+        def step(_: State, row: np.int32) -> State:  # from `end`: a callback may have changed it
+            row = np.int32(run.row + row)
+            return programs.denoise_row(systems[row], *fixed, end, row, mesh=self.mesh)
+
         with (
             stage("denoise", total=count, unit="step") as bar,
             self._enough_memory(run.job.shape),
@@ -290,8 +335,10 @@ class Pipeline:
             for end in samplers.run_rows(step, run.state, count):
                 row += 1
                 bar.update()
-                # A copy, because the next step overwrites the state.
-                if callback is not None and callback(row - 1, jnp.copy(end.x)) is True:
+                if callback is not None:
+                    changed, stops = callbacks.after_step(callback, row - 1, end.x)
+                    end = end if changed is None else end._replace(x=changed)
+                if stops:
                     break
         return run._replace(state=end, row=row)
 

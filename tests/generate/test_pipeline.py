@@ -319,6 +319,72 @@ def test_less_than_one_video_is_refused(pipe):
         pipe(PROMPT, num_videos=0, progress=False)
 
 
+def test_a_callback_may_change_the_latents(pipe):
+    """What it returns after a step is what the next step starts from."""
+    job = pipe.prepare(Request(prompt=PROMPT, seed=0))
+    run = pipe.advance(pipe.start(job), 1)
+    halved = 0.5 * np.asarray(run.state.x)
+    expected = pipe.advance(run._replace(state=run.state._replace(x=jnp.asarray(halved))))
+    given = latents_of(pipe, callback=lambda step, x: 0.5 * x if step == 0 else None)
+    assert np.array_equal(given, np.asarray(expected.state.x))
+    assert not np.array_equal(given, latents_of(pipe))
+    from_numpy = latents_of(pipe, callback=lambda step, x: halved if step == 0 else False)
+    assert np.array_equal(from_numpy, given)
+    end = latents_of(pipe, callback=lambda step, x: jnp.zeros_like(x) if step == 2 else None)
+    assert (end == 0).all()
+
+
+def test_a_callback_that_is_written_for_diffusers_works(pipe):
+    seen = []
+
+    def step_end(pipeline, step, timestep, values):
+        seen.append((pipeline is pipe, step, timestep))
+        return {"latents": 0.5 * values["latents"]} if step == 0 else values
+
+    changed = latents_of(pipe, callback_on_step_end=step_end)
+    assert np.array_equal(
+        changed, latents_of(pipe, callback=lambda step, x: 0.5 * x if step == 0 else None)
+    )
+    same, steps, levels = zip(*seen, strict=True)
+    assert all(same) and steps == (0, 1, 2) and levels[0] == 1.0
+    assert levels == tuple(sorted(levels, reverse=True))
+    assert np.array_equal(latents_of(pipe, callback_on_step_end=lambda *_: None), latents_of(pipe))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"callback": lambda *_: "stop"}, "the callback of step 0 returned 'stop'; it may return"),
+        ({"callback": lambda *_: 0}, "the callback of step 0 returned 0; it may return nothing"),
+        ({"callback": lambda *_: np.zeros((2, 2), np.float32)}, r"float32 of the shape \(2, 2\)"),
+        ({"callback": lambda _, x: np.asarray(x).astype(int)}, "returned int64 of the shape"),
+        ({"callback": 3}, "callback is 3; it is called after each step; give a function"),
+        ({"callback_on_step_end": lambda *_: 3}, "callback_on_step_end returned a int"),
+        ({"callback": print, "callback_on_step_end": print}, "were given; one is called"),
+    ],
+)
+def test_what_a_callback_may_not_return_is_refused(pipe, arguments, message):
+    with pytest.raises(jvdm.ConfigError, match=message):
+        latents_of(pipe, **arguments)
+
+
+def test_what_is_returned_is_what_was_asked_for(pipe):
+    video = pipe(PROMPT, seed=0, progress=False)
+    made = {kind: pipe(PROMPT, seed=0, output_type=kind, progress=False) for kind in ("np", "pil")}
+    assert made["np"].dtype == np.uint8 and np.array_equal(made["np"], video.frames)
+    assert isinstance(made["pil"], list) and all(map(np.array_equal, made["pil"], video))
+    several = pipe([PROMPT], seed=0, output_type="np", progress=False)
+    assert np.array_equal(several, video.frames[None])
+    ((first, *_),) = pipe(PROMPT, num_videos=1, seed=0, output_type="pil", progress=False)
+    assert np.array_equal(first, video[0])
+    (alone,) = pipe(PROMPT, num_videos=1, seed=0, progress=False)
+    assert isinstance(alone, Video) and np.array_equal(alone, video)
+    with pytest.raises(
+        jvdm.ConfigError, match="output_type is 'gif' .str.; it must be video or np"
+    ):
+        pipe(PROMPT, output_type="gif")
+
+
 def test_a_setting_that_is_not_there_names_the_nearest(pipe):
     with pytest.raises(jvdm.ConfigError, match="num_frame was given.*did you mean num_frames"):
         pipe(PROMPT, num_frame=9, progress=False)
