@@ -9,6 +9,7 @@ from jvdm.errors import ConfigError
 from jvdm.media import check_fps
 from jvdm.outputs import LATENTS_SUFFIX
 from jvdm.pipeline import load
+from jvdm.reading import checked
 from jvdm.stages import measuring, table
 from jvdm.video import Video
 
@@ -45,9 +46,14 @@ def run(options: DecodeOptions) -> dict[str, Any]:
     wanted = outputs.named(options.output or path.parent, stem)
     outputs.probe(wanted)
     settings = dict(record.settings)
+    for name, kind in {"fps": float, "weights": str | None, "dtype": str | None}.items():
+        settings[name] = checked(kind, settings.get(name), f"settings.{name}", options.latents)
     pipe = load(options.weights or settings.get("weights"), dtype=settings.get("dtype"))
+    if latents.shape[-1] != (channels := pipe.system.vae.latent_channels):
+        what = f"{options.latents} holds latents of {latents.shape[-1]} channels"
+        raise ConfigError(what, f"this autoencoder has {channels}", "give other latents")
     file = pipe.manifest.file_of("vae")
-    made_by, here = (entry.get(file) for entry in (record.weights["sha256"], pipe.identity))
+    made_by, here = (entry.get(file) for entry in (record.weights.get("sha256", {}), pipe.identity))
     if made_by != here:
         raise ConfigError(
             f"{options.latents} was made with another autoencoder than that of {pipe.folder}",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from jvdm import record as records
 from jvdm.errors import ConfigError
 from jvdm.pipeline import Job, Request
+from jvdm.reading import checked
 from jvdm.settings import PICTURE, SIZE, Settings, settings_of
 from jvdm.weights.folder import embedded, read_manifest
 
@@ -99,18 +101,26 @@ def resolve(options: GenerateOptions) -> Resolved:
             options = dataclasses.replace(options, seed=secrets.randbelow(1_000_000))
         return Resolved(options)
     record = records.read(options.like)
-    settings = dict(record.settings)
+    settings, hints = dict(record.settings), typing.get_type_hints(GenerateOptions)
+    hints |= {"inputs": Mapping[str, str], "index": int}
+    settings = {"inputs": {}, "index": 0} | {
+        name: checked(hints[name], value, f"settings.{name}", options.like, "take another record")
+        for name, value in settings.items()
+        if name in hints
+    }
     names = [field.name for field in dataclasses.fields(options) if field.name in settings]
     missing = {name: settings[name] for name in names if getattr(options, name) in (None, {})}
     for name in missing.keys() & settings["inputs"].keys():
-        _check_unchanged(Path(missing[name]), settings["inputs"][name])
-    for name in missing.keys() & set(settings_of(PICTURE)):
-        missing[name] = missing[name] and Path(missing[name])
+        _check_unchanged(Path(missing[name] or name), settings["inputs"][name])
+    videos = settings.get("num_videos") or 1
+    if not 0 <= settings["index"] < videos:
+        what = f"{options.like} is the record of video {settings['index']} of {videos}"
+        raise ConfigError(what, "there is none", "take another record")
     same_batch = {"seed", "num_videos"} <= missing.keys()
     return Resolved(
         dataclasses.replace(options, **missing),
         settings["index"] if same_batch else None,
-        record.weights["sha256"] if "weights" in missing else {},
+        record.weights.get("sha256", {}) if "weights" in missing else {},
         _differences(record),
     )
 
@@ -153,7 +163,7 @@ def check_weights(resolved: Resolved, identity: Mapping[str, str]) -> None:
 def _differences(record: records.Record) -> tuple[str, ...]:
     """Says what may make the result differ in its last bits."""
     now = {"device": records.device()["kind"], "jax": records.versions()["jax"]}
-    then = {"device": record.device["kind"], "jax": record.versions["jax"]}
+    then = {"device": record.device.get("kind"), "jax": record.versions.get("jax")}
     return tuple(
         f"the record was made with {name} {then[name]}, this is {now[name]}: "
         "rounding may differ, and the file with it"

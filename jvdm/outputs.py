@@ -19,6 +19,7 @@ from jvdm import record as records
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.files import probe_writable, reserving
 from jvdm.media import WRITERS
+from jvdm.reading import parse_json
 from jvdm.record import Record
 from jvdm.stages import seen, stage
 from jvdm.video import Video
@@ -152,7 +153,12 @@ def load_latents(path: Path) -> tuple[np.ndarray, Record]:
     if _HEADER not in metadata or "latents" not in tree:
         what = f"{path} holds no latents of jvdm"
         raise WeightsError(what, "", f"give a file that ends in {LATENTS_SUFFIX}")
-    return tree["latents"], records.parse(json.loads(metadata[_HEADER]), path)
+    latents = np.asarray(tree["latents"])
+    if latents.ndim != 4 or latents.dtype != np.float32 or not latents.size:
+        what = f"{path} holds {latents.dtype} of the shape {latents.shape}"
+        raise WeightsError(what, "latents are float32 [F, H, W, C]", "give other latents")
+    content = parse_json(metadata[_HEADER], path, "record", WeightsError)
+    return latents, records.parse(content, path)
 
 
 def save_video(outputs: Outputs, video: Video, record: Record) -> Record:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jvdm.errors import ConfigError
 from jvdm.files import write_text
+from jvdm.reading import checked, made_of, read_json
 
 SCHEMA = "jvdm.record/1"
 PACKAGES = ("jvdm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av")
@@ -74,13 +75,12 @@ def read(path: str | Path) -> Record:
         ConfigError: If the file is missing, is no record, or of another schema.
     """
     path = Path(path)
-    fix = "give the .json file beside a video that jvdm made"
     if not path.is_file():
-        raise ConfigError(f"record {path} does not exist", "", fix)
-    try:
-        return parse(json.loads(path.read_text(encoding="utf-8")), path)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a record of jvdm", str(error), fix) from error
+        raise ConfigError(f"record {path} does not exist", "", _FIX)
+    return parse(read_json(path, "record", fix=_FIX), path)
+
+
+_FIX = "give the .json file beside a video that jvdm made"
 
 
 def parse(content: Any, path: Path) -> Record:
@@ -89,17 +89,13 @@ def parse(content: Any, path: Path) -> Record:
     Raises:
         ConfigError: If it is no record, or of another schema.
     """
-    try:
-        schema = content["schema"]
-        if schema != SCHEMA:
-            why = f"this jvdm reads {SCHEMA}"
-            raise ConfigError(
-                f"{path} has the schema {schema!r}", why, "use the jvdm that wrote it"
-            )
-        return Record(**content | {"warnings": tuple(content["warnings"])})
-    except (KeyError, TypeError) as error:
-        fix = "give the .json file beside a video that jvdm made"
-        raise ConfigError(f"{path} is not a record of jvdm", repr(error), fix) from error
+    schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
+    if schema != SCHEMA:
+        why = f"this jvdm reads {SCHEMA}"
+        raise ConfigError(f"{path} has the schema {schema!r}", why, "use the jvdm that wrote it")
+    record = made_of(Record, content, path, fix=_FIX)
+    checked(Mapping[str, str], record.weights.get("sha256", {}), "weights.sha256", path, _FIX)
+    return record
 
 
 def digest(*inputs: Any) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import PyTree
-from jvdm.errors import ConfigError
+from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.pricing import parameter_shapes
 from jvdm.stages import stage
 from jvdm.system import System
@@ -24,8 +24,20 @@ def system_of(manifest: Manifest) -> System:
     Raises:
         WeightsError: If a network is missing, or this jvdm cannot build one.
     """
-    networks = {name: manifest.component(name) for name in ("text", "model", "vae")}
-    return System(**networks, **{name: from_data(rule) for name, rule in manifest.rules.items()})
+    try:
+        networks = {name: manifest.component(name) for name in ("text", "model", "vae")}
+        rules = {name: from_data(rule) for name, rule in manifest.rules.items()}
+        system = System(**networks, **rules)
+        sampling: Any = system.sampling
+        sampling.matrix(sampling.levels(), 2)  # what cannot make one is no rule
+        parameter_shapes(system)
+        return system
+    except JvdmError:
+        raise
+    except Exception as error:  # whatever a manifest that was edited may hold
+        what = f"the manifest of {manifest.family[:80]!r} describes what cannot be built"
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise WeightsError(what, why, "export or copy the weights folder again") from error
 
 
 def chosen_dtype(dtype: str | None) -> str:

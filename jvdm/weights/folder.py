@@ -15,6 +15,8 @@ from typing import Any
 
 from jvdm.errors import WeightsError
 from jvdm.files import write_text
+from jvdm.reading import made_of, read_json
+from jvdm.recipes import nearest
 from jvdm.values import from_data
 from jvdm.weights import safetensors
 from jvdm.weights.migration import from_version_1
@@ -120,20 +122,21 @@ def read_manifest(folder: str | Path) -> Manifest:
         why = f"a weights folder holds {MANIFEST} and the safetensors files it names"
         raise WeightsError(what, why, "give the folder that `jvdm train` exported, or none")
     fix = "export or copy the weights folder again"
+    content = read_json(path, "manifest", WeightsError, fix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] == 1:
             content = from_version_1(content)
-        if content["version"] != VERSION:
-            why = f"this jvdm reads versions 1 to {VERSION}"
-            raise WeightsError(f"{path} has version {content['version']}", why, "update jvdm")
-        content["defaults"] = Defaults(**content["defaults"])
-        for name in ("latent_mean", "latent_std"):
-            content[name] = tuple(content[name])
-        content["trained_sizes"] = tuple((int(h), int(w)) for h, w in content["trained_sizes"])
-        return Manifest(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a manifest", f"{error!r}", fix) from error
+        version = content["version"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{path} is not a manifest", f"{error!r}"[:200], fix) from error
+    if version != VERSION:
+        why = f"this jvdm reads versions 1 to {VERSION}"
+        raise WeightsError(f"{path} has version {str(version)[:20]}", why, "update jvdm")
+    manifest = made_of(Manifest, content, path, WeightsError, fix)
+    files = [*manifest.components, *(manifest.file_of(name) for name in manifest.files)]
+    if any(Path(file).name != file for file in files):
+        raise WeightsError(f"{path} names a file elsewhere", "weights lie beside it", fix)
+    return manifest
 
 
 def embedded(name: str = "tiny_t2v") -> Path:
@@ -146,7 +149,8 @@ def embedded(name: str = "tiny_t2v") -> Path:
     if not (folder / MANIFEST).is_file():
         present = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MANIFEST}"))
         why = f"it has {', '.join(present) or 'none'}"
-        raise WeightsError(f"this jvdm has no weights called {name!r}", why, "reinstall jvdm")
+        fix = nearest(name, present) if present else "reinstall jvdm"
+        raise WeightsError(f"this jvdm has no weights called {name!r}", why, fix)
     return folder
 
 

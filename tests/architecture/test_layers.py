@@ -11,7 +11,18 @@ from tests.architecture.source import ROOT, Import, Module, imports, names, plan
 
 LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
-    ("cache", "features", "files", "keys", "machine", "media", "products", "stages", "values"),
+    (
+        "cache",
+        "features",
+        "files",
+        "keys",
+        "machine",
+        "media",
+        "products",
+        "reading",
+        "stages",
+        "values",
+    ),
     ("recipes", "record"),
     ("flags",),
     ("fidelity", "parallel", "samplers", "video", "weights", "world"),
