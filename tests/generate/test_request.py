@@ -265,3 +265,11 @@ def test_lists_of_pictures_and_files_have_digests(tmp_path):
     path = write_image(tmp_path / "a.png", IMAGE)
     one = job(image=[str(path)]).inputs["image"]
     assert one == job(image=[str(path)]).inputs["image"] != job(image=[IMAGE]).inputs["image"]
+    write_image(path, 255 - IMAGE)
+    assert job(image=[str(path)]).inputs["image"] != one
+
+
+def test_settled_numbers_are_those_of_python():
+    made = job(height=16.0, width=np.int64(32), num_videos=np.int64(1), fps=np.float32(12))
+    numbers = made.settings.height, made.settings.width, made.settings.fps
+    assert numbers == (16, 32, 12.0) and [type(one) for one in numbers] == [int, int, float]
