@@ -57,11 +57,9 @@ class Experiment:
         """Checks what can be checked without a device."""
         for name in ("batch_size", "num_steps", "keep_checkpoints", "max_skipped"):
             if (value := getattr(self, name)) < 1:
-                fix = "use 1 or more"
-                if name == "num_steps":
-                    fix += "; `jvdm export WORKDIR` exports the last checkpoint of a run"
                 flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} is {value}", "nothing would be trained or kept", fix)
+                why = "nothing would be trained or kept"
+                raise ConfigError(f"{flag} is {value}", why, "use 1 or more")
         if not 0 <= self.ema_decay < 1:
             what = f"--ema-decay is {self.ema_decay}"
             raise ConfigError(what, "it is a share of the average that is kept", "use .9 to .9999")

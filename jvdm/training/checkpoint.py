@@ -179,7 +179,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         _check_same(meta["experiment"], experiment, f"checkpoint {step} is of another experiment")
         if step > experiment.get("num_steps", step):
             what = f"{self.workdir} is at step {step} of {experiment['num_steps']}"
-            fix = f"use --num-steps {step} or more, or `jvdm export {self.workdir}`"
+            fix = f"use --num-steps {step} or more, or another --workdir"
             raise CheckpointError(what, "it was trained for longer than is asked for", fix)
         _check_same(meta["arrays"], inventory.shapes(like), f"checkpoint {step} holds other arrays")
         arrays = _arrays(self._folder / str(step), meta, inventory.plain(like))

@@ -89,8 +89,8 @@ def test_weights_of_version_1_make_the_same_video(tmp_path):
     (tmp_path / "model.json").write_bytes((VERSION_1 / "model.json").read_bytes())
     old, new = (jvdm.load(path, progress=False) for path in (tmp_path, folder.embedded("nano")))
     assert old.system == new.system
-    frames = [pipe("a red ball", seed=0, progress=False).frames for pipe in (old, new)]
-    assert np.array_equal(*frames)
+    was, now = (pipe("a red ball", seed=0, progress=False).frames for pipe in (old, new))
+    assert np.array_equal(was, now)
 
 
 @pytest.mark.parametrize(
