@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from jvdm import __version__
 from jvdm.errors import ConfigError, JvdmError
+from jvdm.machine import free_memory
 
 GENERATION_NEEDS = ("av", "flax", "jax", "jaxlib", "jaxtyping", "ml_dtypes", "numpy", "safetensors")
 PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin")
@@ -205,7 +206,7 @@ def _cache() -> Finding:
 
 def _memory() -> Finding:
     """Looks at free host memory and at the disk of the current folder."""
-    memory, disk = _free_memory(), shutil.disk_usage(".").free
+    memory, disk = free_memory(), shutil.disk_usage(".").free
     known = f"{memory / 1e9:.1f} GB" if memory is not None else "an unknown amount"
     found = f"{known} of memory and {disk / 1e9:.1f} GB of disk are free"
     data = {"free_memory_bytes": memory, "free_disk_bytes": disk, "cpus": os.cpu_count()}
@@ -213,13 +214,6 @@ def _memory() -> Finding:
     if memory is not None and memory < LITTLE_MEMORY:
         fix = "close other programs, or make smaller videos"
     return Finding("warning" if fix else "ok", found, fix, data)
-
-
-def _free_memory() -> int | None:
-    """Returns the bytes that a new program can use, None where the system does not say."""
-    table = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: *(\d+)", table.read_text()) if table.exists() else None
-    return int(found[1]) * 1024 if found else None
 
 
 _ALL = (_system, _packages, _jax, _devices, _video, _weights, _cache, _memory)

@@ -17,6 +17,7 @@ from jvdm.errors import WeightsError
 from jvdm.files import write_text
 from jvdm.reading import made_of, read_json
 from jvdm.recipes import nearest
+from jvdm.record import digest
 from jvdm.values import from_data
 from jvdm.weights import safetensors
 from jvdm.weights.migration import from_version_1
@@ -157,7 +158,7 @@ def embedded(name: str = "tiny_t2v") -> Path:
 def identity(folder: str | Path) -> dict[str, str]:
     """Returns the sha256 of every file of a weights folder, by file name."""
     files = [Path(folder) / MANIFEST, *sorted(Path(folder).glob("*.safetensors"))]
-    return {path.name: _sha256(path) for path in files}
+    return {path.name: digest(path) for path in files}
 
 
 def located(path: str | Path | None) -> dict[str, str | None]:
@@ -167,17 +168,12 @@ def located(path: str | Path | None) -> dict[str, str | None]:
     and is None where neither is.
     """
     place = Path(path or "")
-    digest = None
+    content = None
     if path and (place / MANIFEST).is_file():
         manifest, files = read_manifest(place), identity(place)
         del files[MANIFEST]
         said = json.dumps([files, manifest.latent_mean, manifest.latent_std])
-        digest = hashlib.sha256(said.encode()).hexdigest()
+        content = hashlib.sha256(said.encode()).hexdigest()
     elif place.is_file():
-        digest = _sha256(place)
-    return {"path": str(path), "sha256": digest}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        content = digest(place)
+    return {"path": str(path), "sha256": content}

@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(only, monkeypatch, tmp_path
 
 
 def test_little_memory_is_a_warning(only, monkeypatch):
-    monkeypatch.setattr(diagnosis, "_free_memory", lambda: 10**9)
+    monkeypatch.setattr(diagnosis, "free_memory", lambda: 10**9)
     assert only("memory")["state"] == "warning"
 
 
