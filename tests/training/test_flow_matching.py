@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.configs import nano
-from jvdm.samplers.timesteps import CleanPrefix, TrainTimes
+from jvdm.samplers.timesteps import CleanPrefix, Synchronous, TrainTimes
 from jvdm.training.objective import TrainCall
 from jvdm.world.vocabulary import NULL
 
@@ -73,3 +73,45 @@ def test_equal_keys_give_equal_losses_and_other_keys_others():
     one, same, other = (float(loss(call(seed))) for seed in (3, 3, 4))
     assert one == same != other
     assert 1.0 < one < 4.0  # the velocity of noise and standardised latents has variance 2
+
+
+def asked(seed, **changes):
+    """What the network is shown of 64 equal clips: noise, levels, and which prompts are gone."""
+    clean = jnp.ones((64, 3, 2, 2, 8))
+    tokens = jnp.broadcast_to(BATCH["tokens"][:1], (64, 64))
+    seen = []
+
+    class Shown(type(OBJECTIVE)):
+        def predict(self, params, x, t, tokens):
+            wide = t[:, :, None, None, None]
+            seen.extend([(x - (1 - wide) * clean) / wide, t, tokens])
+            return x
+
+    fields = {f.name: getattr(OBJECTIVE, f.name) for f in dataclasses.fields(OBJECTIVE)}
+    Shown(**{**fields, "rows": Synchronous(), **changes}).loss(
+        {}, {"latents": clean, "tokens": tokens}, call(seed)
+    )
+    noise, t, told = map(np.asarray, seen)
+    gone = told[:, 0] == NULL
+    assert not told[gone, 1:].any() and (told[~gone] == np.asarray(tokens)[~gone]).all()
+    return noise, t, gone
+
+
+def test_noise_levels_and_lost_prompts_are_drawn_anew_for_every_key():
+    one, other = asked(1, drop_text=0.5), asked(2, drop_text=0.5)
+    for left, right in zip(one, other, strict=True):
+        assert (left != right).mean() > 0.3
+    correlations = np.corrcoef(np.concatenate([one[0].reshape(64, -1), other[0].reshape(64, -1)]))
+    assert np.abs(correlations - np.eye(128)).max() < 0.6  # 96 numbers a clip: six deviations
+
+
+def test_the_loss_drops_prompts_at_the_rate_asked_for():
+    assert [asked(1, drop_text=share)[2].sum() for share in (0.0, 1.0)] == [0, 64]
+    assert 16 < asked(1, drop_text=0.5)[2].sum() < 48  # four standard deviations
+
+
+def test_a_batch_of_context_alone_teaches_nothing():
+    def nothing(key, batch, latent_frames):
+        return TrainTimes(jnp.zeros((batch, latent_frames)), jnp.zeros((batch, latent_frames)))
+
+    assert known(rows=nothing, error=0.5).loss({}, BATCH, call(1))[0] == 0
