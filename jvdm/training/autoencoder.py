@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Key, PyTree
@@ -37,6 +38,8 @@ def autoencoder_loss(
     frames: Frames,
     key: Key,
     weights: AutoencoderWeights = AutoencoderWeights(),  # noqa: B008 (frozen)
+    decoder_only: bool = False,
+    noise: float = 1.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Reconstruction error through sampled latents, plus the price of their information.
 
@@ -46,13 +49,17 @@ def autoencoder_loss(
         frames: RGB in 0..1, `T = 1 + 4n`.
         key: Draws the latents.
         weights: Weights of the terms.
+        decoder_only: Gives the encoder no gradient: the latents stay what they are.
+        noise: Standard deviations of the posterior by which latents are disturbed.
 
     Returns:
         The loss, and the unweighted terms with the PSNR in dB of the sampled reconstruction.
     """
     model = vae.bind({"params": params})
     posterior = model.encode(frames)
-    error = model.decode(posterior.sample(key)) - frames
+    if decoder_only:
+        posterior = jax.lax.stop_gradient(posterior)
+    error = model.decode(posterior.sample(key, noise)) - frames
     weight = 1.0 + (weights.object_pixels - 1.0) * _on_objects(frames)
 
     rows = _mean(jnp.abs(error[:, :, 1:] - error[:, :, :-1]), weight[:, :, 1:])

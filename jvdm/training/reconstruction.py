@@ -29,6 +29,10 @@ class Reconstruction:
     weights: AutoencoderWeights = AutoencoderWeights()
     held_out: int = 256
     """Clips of split `vae_val` for latent statistics and fidelity at the end."""
+    decoder_only: bool = False
+    """Leaves the encoder, and with it the latents that a video model has learnt, as it is."""
+    noise: float = 1.0
+    """Standard deviations of the posterior by which latents are disturbed before decoding."""
 
     def init(self, key: Key) -> PyTree:
         """Returns fresh parameters."""
@@ -39,7 +43,8 @@ class Reconstruction:
         self, params: PyTree, batch: WorldClip, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
         """Returns `autoencoder_loss` of a batch."""
-        return autoencoder_loss(self.vae, params, batch.video, call.key, self.weights)
+        told = (self.weights, self.decoder_only, self.noise)
+        return autoencoder_loss(self.vae, params, batch.video, call.key, *told)
 
     def components(self, params: PyTree) -> Components:
         """Returns `vae.safetensors`."""

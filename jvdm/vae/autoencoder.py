@@ -15,10 +15,10 @@ class Posterior(NamedTuple):
     mean: Float[Array, "B F H W C"]
     log_variance: Float[Array, "B F H W _"]
 
-    def sample(self, key: Key) -> Latents:
-        """Draws latents with float32 noise."""
+    def sample(self, key: Key, scale: float = 1.0) -> Latents:
+        """Draws latents with float32 noise of `scale` standard deviations."""
         noise = jax.random.normal(key, self.mean.shape, jnp.float32)
-        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
+        return self.mean + scale * jnp.exp(0.5 * self.log_variance) * noise
 
     def divergence(self) -> Float[Array, ""]:
         """Mean Kullback-Leibler divergence from the standard normal, in nats per value."""

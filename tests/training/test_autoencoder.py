@@ -120,3 +120,12 @@ def test_differences_in_time_and_space_of_a_known_error(blank, key):
     along = (3 + 1) * 6 * 0.4 / (5 * 15 * 16 + 2 * 36)
     assert float(terms["gradient"]) == pytest.approx(2 * along, rel=1e-5)
     assert _loss(NANO, blank, jnp.repeat(frames[:, -1:], 5, 1), key)[1]["flicker"] == 0
+
+
+def test_a_decoder_that_trains_alone_leaves_the_latents_as_they_are(params, key):
+    gradient = jax.jit(
+        jax.grad(lambda p: autoencoder_loss(NANO, p, _scene(), key, decoder_only=True)[0]),
+        compiler_options=nano.QUICK,
+    )(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["decoder"]))
