@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Int
@@ -54,7 +53,7 @@ class HostLatents:
         batch, frames = self.frames.draw(data.frames, step, batch_size)
         posterior: Any = self.vae.apply({"params": data.space.params}, batch.video, method="encode")
         latents = data.space.standardize(posterior.mean)
-        found = {"latents": jax.lax.stop_gradient(latents), "tokens": batch.tokens}
+        found = {"latents": latents, "tokens": batch.tokens}
         return found, dataclasses.replace(data, frames=frames)
 
     def saved(self, data: HostLatentState) -> bytes:

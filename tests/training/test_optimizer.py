@@ -75,13 +75,55 @@ def test_both_kinds_solve_a_regression(kind):
     assert values[-1] < 0.02 * values[0]
 
 
-def test_gradients_are_clipped_by_their_global_norm():
-    transform = Optimizer(kind="adamw", clip_norm=1.0, weight_decay=0.0).build(10)
-    params = {"a": jnp.ones((2, 2)), "b": jnp.ones(3)}
-    grads = jax.tree.map(lambda leaf: 100.0 * leaf, params)
-    scaled = jax.tree.map(lambda leaf: 1e4 * leaf, params)
-    one, other = (transform.update(g, transform.init(params), params)[1] for g in (grads, scaled))
-    chex.assert_trees_all_close(one, other, rtol=1e-5)
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_gradients_are_clipped_by_their_global_norm(kind):
+    transform = Optimizer(kind=kind, clip_norm=2.0, weight_decay=0.0).build(10)
+    params: Any = {"layers": {"kernel": jnp.ones((2, 2))}, "b": jnp.ones(3)}
+    grads: Any = {"layers": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, "b": jnp.arange(3.0)}
+    norm = optax.tree.norm(grads)
+
+    def after(size):
+        scaled = jax.tree.map(lambda leaf: size / norm * leaf, grads)
+        return transform.update(scaled, transform.init(params), params)[1]
+
+    chex.assert_trees_all_close(after(2.0), after(1e4), rtol=1e-5)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(after(1.9), after(2.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_adam_forgets_the_size_of_a_gradient_in_a_hundred_steps(kind):
+    """After one gradient the first moment falls by .9 a step and the second by .99, exactly."""
+    optimizer = Optimizer(kind=kind, warmup_steps=1, weight_decay=0.0, clip_norm=1e9)
+    transform = optimizer.build(10_000)
+    params: Any = {"out": {"kernel": jnp.ones((2, 2))}}
+
+    def step(state, gradient):
+        updates: Any
+        updates, state = transform.update({"out": {"kernel": gradient}}, state, params)
+        return state, updates["out"]["kernel"][0, 0]
+
+    gradients = jnp.zeros((100, 2, 2)).at[0].set(1.0)
+    updates = np.asarray(jax.lax.scan(step, transform.init(params), gradients)[1], float)
+
+    def root(step):
+        return np.sqrt(0.99 ** (step - 1) / (1 - 0.99**step))
+
+    np.testing.assert_allclose(updates[99] / updates[59], 0.9**40 * root(60) / root(100), rtol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_decay_follows_the_rate(kind):
+    optimizer = Optimizer(kind=kind, learning_rate=0.5, warmup_steps=4, weight_decay=0.1)
+    transform, rate = optimizer.build(10), optimizer.schedule(10)
+    params: Any = {"layers": {"kernel": jnp.ones((2, 2))}, "out": {"kernel": jnp.ones((2, 2))}}
+    nothing, state, left = jax.tree.map(jnp.zeros_like, params), transform.init(params), 1.0
+    for step in range(10):
+        updates, state = transform.update(nothing, state, params)
+        params = optax.apply_updates(params, updates)
+        left *= 1 - 0.1 * float(rate(step))  # pyright: ignore[reportArgumentType]
+    for leaf in jax.tree.leaves(params):
+        np.testing.assert_allclose(leaf, left, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])

@@ -24,6 +24,7 @@ pytest.importorskip("grain")
 
 WORLD = World(height=16, width=16, num_frames=5, fps=6.0, supersample=1, substeps=2)
 VAE = nano_vae.VAE.clone(latent_channels=4, widths=(8, 16))
+MEAN, STD = 0.25, 2.0  # of the latents, as if they had been measured
 RUN = {"num_steps": 6, "batch_size": 4, "log_every": 2, "checkpoint_every": 3}
 
 
@@ -39,7 +40,7 @@ def weights(monkeypatch, untrained):
 
     def load(folder):
         params = jax.tree.map(jnp.array, untrained)
-        return LatentSpace(params, jnp.zeros(VAE.latent_channels), jnp.ones(VAE.latent_channels))
+        return LatentSpace(params, jnp.full(VAE.latent_channels, MEAN), jnp.full(4, STD))
 
     for module in ("jvdm.training.host_latents", "jvdm.training.world_source"):
         monkeypatch.setattr(f"{module}.load_latent_space", load)
@@ -75,7 +76,7 @@ def test_latents_of_host_clips_are_those_of_the_encoder(untrained):
     batch, _ = jax.jit(lambda data: source.draw(data, jnp.int32(0), 4))(data)
     frames = data.frames.video.astype(jnp.float32) / 255
     expected = VAE.apply({"params": untrained}, frames, method="encode").mean
-    np.testing.assert_allclose(batch["latents"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch["latents"], (expected - MEAN) / STD, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(batch["tokens"], data.frames.tokens)
 
 

@@ -11,6 +11,7 @@ import pytest
 from jvdm.configs import nano
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.parallel.mesh import data_mesh
+from jvdm.training.world_source import WorldClips, WorldLatents
 from jvdm.vae.latent_space import load_latent_space
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
@@ -58,6 +59,66 @@ def test_two_devices_hold_the_same_clips():
     assert {shard.data.shape for shard in two.tokens.addressable_shards} == {(1, 8, 64)}
     rows = [sorted(map(tuple, np.asarray(d.tokens).reshape(-1, 64).tolist())) for d in (one, two)]
     assert rows[0] == rows[1]
+
+
+class Numbered(WorldLatents):
+    """A ring of numbers in place of encoded clips: which ones, in which slots, is all there is."""
+
+    def _encoded(self, space, indices):
+        return indices.astype(jnp.bfloat16)[:, None, None, None, None], indices[:, None]
+
+
+def numbered(**changes) -> Any:
+    fields = {f.name: getattr(SOURCE, f.name) for f in dataclasses.fields(SOURCE)}
+    return Numbered(**{**fields, **changes})
+
+
+def seen(source, mesh, steps, first=0):
+    """The numbers of the batches and their slots, `[steps, 8]`, and the ring after them."""
+    data, draw = source.start(first, None, mesh), jax.jit(source.draw, static_argnums=2)
+    batches, slots = [], []
+    for step in range(first, first + steps):
+        batch, data = draw(data, jnp.int32(step), 8)
+        batches.append(np.asarray(batch["tokens"])[:, 0])
+        slots.append([np.argwhere(np.asarray(data.tokens).ravel() == n)[0, 0] for n in batches[-1]])
+    return np.array(batches), np.array(slots), np.sort(np.asarray(data.tokens).ravel())
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_ring_holds_the_newest_clips_and_each_is_drawn_as_often(devices):
+    source, mesh = numbered(), data_mesh(devices)
+    batches, slots, ring = seen(source, mesh, 40)
+    np.testing.assert_array_equal(ring, np.arange(160, 176))  # 4 fresh ones a step
+    for step, batch in enumerate(batches):
+        assert set(batch) <= set(range(4 * step + 4, 4 * step + 20))
+    # A clip stays for four steps, of which each draws half as many as there are: it is drawn
+    # twice, and not at all with a chance of (15 / 16)^32 = .13, .10 with two halves of eight.
+    counts = np.bincount(batches.ravel(), minlength=176)[19:160]
+    assert 1.7 < counts.mean() < 2.3 and (counts == 0).mean() < 0.22
+    assert len(set(map(tuple, slots))) == 40
+    assert not np.array_equal(slots[:, :4] % 8, slots[:, 4:] % 8)
+    again = seen(source, mesh, 5, first=35)
+    np.testing.assert_array_equal(again[0], batches[35:])
+    np.testing.assert_array_equal(again[2], ring)
+
+
+def test_another_seed_draws_others_from_the_same_ring():
+    one, other = (seen(numbered(seed=seed), data_mesh(1), 3) for seed in (0, 1))
+    assert not np.array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[2], other[2])
+
+
+def test_clips_that_are_passed_over_are_those_of_the_run_before():
+    _, _, ring = seen(numbered(skip=100), data_mesh(1), 0)
+    np.testing.assert_array_equal(ring, np.arange(100, 116))
+
+
+def test_rendered_clips_of_two_steps_share_none():
+    source = WorldClips(SOURCE.world, num_frames=1)
+    data, draw = source.start(0, None, data_mesh(1)), jax.jit(source.draw, static_argnums=2)
+    first, second = (draw(data, jnp.int32(step), 4)[0].video for step in (0, 1))
+    clips = np.concatenate([first, second]).reshape(8, -1)
+    assert len(np.unique(clips, axis=0)) == 8
 
 
 def test_sizes_that_do_not_fit_are_named():

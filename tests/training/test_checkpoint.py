@@ -1,0 +1,44 @@
+"""Which settings a run that goes on may have changed: those that do not change what it computes."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from jvdm.errors import CheckpointError
+from jvdm.experiment import Experiment
+from jvdm.train import train
+from jvdm.training.checkpoint import FREE_FIELDS
+from jvdm.training.optimizer import Optimizer
+from tests.training import toy
+
+BASE = toy.experiment(num_steps=2, checkpoint_every=2)
+OTHERS: dict[str, Any] = {
+    "name": "another",
+    "objective": toy.Line(width=32),
+    "source": toy.HostLines(batch_size=16),
+    "optimizer": Optimizer(warmup_steps=3, weight_decay=0.5),
+    "batch_size": 16,
+    "seed": 7,
+    "ema_decay": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(BASE, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "start_from"])
+def test_a_run_does_not_go_on_as_another_one(workdir, name, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    value = OTHERS.get(name, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}.*in the checkpoint, .* now"):
+        train(dataclasses.replace(BASE, **{name: value}), workdir)
+
+
+def test_every_setting_is_free_or_tried_above():
+    names = {field.name for field in dataclasses.fields(Experiment)}
+    assert names == FREE_FIELDS | OTHERS.keys() | {"start_from"}
