@@ -88,6 +88,23 @@ def test_correspondence_with_the_own_frame_is_the_identity():
     assert np.asarray(seen.visible)[~border].mean() > 0.999
 
 
+def test_the_far_side_of_a_ball_is_hidden():
+    """Of its surface is seen what faces the camera, whatever the size of the ball."""
+    shot = pick(many(SMALL, 16, num_objects=1, programme=0, camera=0), 0)
+    shot = shot._replace(scene=shot.scene._replace(shape=jnp.zeros(3, jnp.int32)))
+    now = pick(g.instants(shot), 0)
+    outward = jax.random.normal(jax.random.key(0), (500, 3))
+    outward = outward / jnp.linalg.norm(outward, axis=-1, keepdims=True)
+    surface = g.Surface(jnp.ones(500, jnp.int32), outward * shot.scene.radius[0])
+    seen = g.correspond(surface, now, shot.scene, (40, 56))
+    turned = np.asarray(outward) @ np.asarray(now.rotation[0]).T
+    toward = np.asarray(now.camera.eye - now.position[0]) - turned * float(shot.scene.radius[0])
+    facing = (turned * toward).sum(-1) / np.linalg.norm(toward, axis=-1)
+    visible, inside = np.asarray(seen.visible), (np.asarray(seen.uv) > 0).all(-1)
+    assert inside.all() and (np.abs(facing) < 0.2).mean() < 0.25
+    np.testing.assert_array_equal(visible[np.abs(facing) > 0.2], facing[np.abs(facing) > 0.2] > 0)
+
+
 def test_tracks_start_at_pixels_and_show_their_object_when_visible():
     shot, buffers, _ = truth()
     tracks = TRACKS(jax.random.split(jax.random.key(1), 16), shot)

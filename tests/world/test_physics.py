@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jvdm.world.physics import simulate
-from jvdm.world.scene import ARENA, World
+from jvdm.world.scene import ARENA, FRICTION, World
 from tests.world.shots import FULL, many, whole
 
 
@@ -101,6 +101,51 @@ def test_balls_roll_without_slipping():
     moved = np.linalg.norm(np.diff(course[:, :, 0], axis=1), axis=-1)
     rolled = angle * np.asarray(shot.scene.radius[:, :1])
     np.testing.assert_allclose(rolled[balls], moved[balls], atol=2e-3)
+
+
+def turns(rotation):
+    """Rotation vectors `[n, T - 1, 3]` between frames: axis times angle."""
+    step = np.einsum("ntij,ntkj->ntik", rotation[:, 1:], rotation[:, :-1])
+    axis = np.stack([step[..., i, j] - step[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
+    sine = np.linalg.norm(axis, axis=-1, keepdims=True) / 2
+    return axis / 2 * np.arcsin(np.minimum(sine, 1)) / np.maximum(sine, 1e-9)
+
+
+def test_balls_roll_the_way_they_go_and_other_shapes_turn_at_their_rate():
+    """The lowest point of a ball that rolls stands still: it turns about `up x velocity`."""
+    shot = many(FULL, 64, programme=2, num_objects=1)
+    turned = turns(np.asarray(shot.trajectory.rotation[:, :, 0]))
+    moved = np.diff(np.asarray(shot.trajectory.position[:, :, 0]), axis=1)
+    balls = np.asarray(shot.scene.shape[:, 0] == 0)
+    rolled = np.cross([0.0, 1.0, 0.0], moved) / np.asarray(shot.scene.radius)[:, :1, None]
+    np.testing.assert_allclose(turned[balls], rolled[balls], atol=5e-3)
+    rate = np.asarray(shot.scene.yaw_rate)[~balls, :1, None] / FULL.fps * np.array([0.0, 1.0, 0.0])
+    assert np.abs(rate).max() > 0.01
+    np.testing.assert_allclose(
+        turned[~balls], np.broadcast_to(rate, turned[~balls].shape), atol=2e-3
+    )
+
+
+def test_what_touches_is_pushed_apart():
+    shot = whole()
+    place, active = np.asarray(shot.trajectory.position), np.asarray(shot.scene.active)
+    apart = np.linalg.norm(place[:, :, :, None] - place[:, :, None], axis=-1)
+    radius = np.asarray(shot.scene.radius)
+    reach = (radius[:, :, None] + radius[:, None])[:, None]
+    pair = (active[:, :, None] & active[:, None] & ~np.eye(3, dtype=bool))[:, None]
+    assert np.where(pair, apart - reach, 1.0).min() > -0.15
+
+
+def test_what_slides_is_slowed_at_one_rate_and_what_rolls_is_not():
+    shot = many(FULL, 64, programme=2, num_objects=1)
+    free = quiet(shot.trajectory)[..., 0]
+    speed = np.linalg.norm(np.asarray(shot.trajectory.velocity[:, :, 0, ::2]), axis=-1)
+    kept = (speed[:, 1:] / speed[:, :-1])[:, :-1]
+    balls = np.asarray(shot.scene.shape[:, 0] == 0)[:, None] & free
+    np.testing.assert_allclose(kept[balls], 1.0, rtol=1e-5)
+    slid = kept[~np.asarray(shot.scene.shape[:, 0] == 0)[:, None] & free]
+    assert len(slid) > 50
+    np.testing.assert_allclose(slid, np.exp(-FRICTION / FULL.fps), rtol=5e-3)
 
 
 def test_the_frame_rate_changes_when_not_what():

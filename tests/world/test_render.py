@@ -18,6 +18,7 @@ def one_frame(shot, frame=3):
 SHADE = jax.jit(r.shade, static_argnums=2)
 BUFFERS = jax.jit(r.shade_buffers, static_argnums=2)
 RENDER = jax.jit(r.render, static_argnums=1)
+LIGHT = np.array([0.45, 0.8, 0.4]) / np.linalg.norm([0.45, 0.8, 0.4])
 
 
 def test_color_is_equal_with_and_without_buffers():
@@ -93,6 +94,39 @@ def test_hit_points_lie_on_the_surface_that_was_hit():
                 np.maximum(np.linalg.norm(q[:, ::2], axis=-1) / 0.85, np.abs(q[:, 1])),
             )[shape]
             np.testing.assert_allclose(level, 1.0, atol=1e-3)
+
+
+def test_an_object_darkens_what_is_behind_it_as_seen_from_the_light_and_nothing_else():
+    """The shadow of a sphere is a cylinder along the light; its rim is left out."""
+    shot, size = many(SMALL, 16, programme=0, num_objects=1, camera=0), (80, 112)
+    dark = 0
+    for clip in range(8):
+        now, scene = one_frame(pick(shot, clip))
+        alone, beside = (
+            BUFFERS(now, scene._replace(active=scene.active & there), size)
+            for there in (False, True)
+        )
+        ground = (np.asarray(alone.seg) == 0) & (np.asarray(beside.seg) == 0)
+        offset = (np.asarray(alone.world) - np.asarray(now.position[0]))[ground]
+        radius = float(scene.radius[0])
+        along, aside = offset @ LIGHT, np.linalg.norm(np.cross(offset, LIGHT), axis=-1)
+        ratio = (np.asarray(beside.rgb) / np.asarray(alone.rgb))[ground][:, 0]
+        covered = (along < -0.6 * radius) & (aside < 0.9 * radius)
+        np.testing.assert_allclose(ratio[(along > 0) | (aside > radius)], 1.0, rtol=1e-5)
+        assert (ratio[covered] < 0.8).all()
+        dark += covered.sum()
+    assert dark > 50
+
+
+def test_light_comes_from_above_and_from_the_right():
+    """The brightness of a ball grows with how far it faces the light, up to its paint."""
+    now, scene = one_frame(pick(many(SMALL, 16, programme=0, num_objects=1, camera=0), 0))
+    scene = scene._replace(shape=jnp.zeros(3, jnp.int32))
+    buffers = BUFFERS(now, scene, (160, 224))
+    ball = np.asarray(buffers.seg) == 1
+    facing = np.asarray(buffers.normal)[ball] @ LIGHT
+    value = np.asarray(buffers.rgb)[ball].max(-1)
+    assert value[facing > 0.8].max() > 1.3 * value[facing < 0].max()
 
 
 def test_normals_are_unit_and_face_the_camera():

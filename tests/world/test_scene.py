@@ -152,6 +152,22 @@ def test_a_slow_object_moves_in_a_short_window_too():
     assert int(w.speed_labels(slow, 12.0, 11, 22)[0]) == w.SPEEDS.index("slow")
 
 
+def test_a_path_is_counted_to_its_last_frame_and_no_further():
+    """Both windows have seven frames; only in the second one the object comes back."""
+    aside = jnp.zeros(33).at[16].set(0.0445)
+    position = jnp.broadcast_to(aside[:, None, None] * jnp.array([[[1.0, 0.0, 1.0]]]), (33, 3, 3))
+    assert int(w.verb_labels(position, 12.0, 10, 17)[0]) == REST
+    assert int(w.verb_labels(position, 12.0, 11, 18)[0]) == WANDERS
+
+
+@pytest.mark.parametrize(("speed", "word"), [(0.16, 1), (0.45, 1), (0.53, 2), (0.14, 0), (0.5, 0)])
+def test_a_steady_speed_has_one_word_in_windows_of_any_length(speed, word):
+    steady = (jnp.arange(33) / 12 * speed)[:, None, None] * jnp.eye(3)[None, :1]
+    position = jnp.broadcast_to(steady, (33, 3, 3))
+    words = [int(w.speed_labels(position, 12.0, 4, stop)[0]) for stop in (6, 7, 12, 33)]
+    assert words == [word] * 4
+
+
 def test_labels_of_a_window_depend_on_its_frames_alone():
     position = whole().trajectory.position[:64]
     for labels in (w.verb_labels, w.speed_labels):
