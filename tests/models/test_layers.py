@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from jvdm.features import fold, rms_normalize, unfold
-from jvdm.models.layers import (
-    Linear,
-    gelu,
-    rotary_table,
-    rotate,
-)
+from jvdm.models.layers import FeedForward, Linear, TimeEmbedding, gelu, rotary_table, rotate
 from jvdm.models.modulation import gate, modulate
 
 
@@ -84,3 +79,38 @@ def test_gelu_has_the_values_and_the_slope_of_flax():
     np.testing.assert_array_equal(gelu(x), nn.gelu(x))
     ours, theirs = (jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2))(x) for f in (gelu, nn.gelu))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e3])
+def test_norms_are_one_whatever_the_size_of_what_is_normed(size):
+    """Also of a hundredth, to half a percent: features of a fresh network are as small."""
+    normed = np.asarray(rms_normalize(size * jax.random.normal(jax.random.key(0), (5, 512))))
+    np.testing.assert_allclose(np.sqrt((normed**2).mean(-1)), 1.0, rtol=6e-3)
+
+
+def test_levels_turn_waves_from_a_thousand_radians_down_to_less_than_one():
+    """Wave `i` of `n` turns by `1000 t / 10000^(i / n)`: the embedding that Diffusers has."""
+    layer = TimeEmbedding(8, frequencies=4, dtype="float32")
+    one = {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}
+    embed = jax.jit(lambda t: layer.apply({"params": {"hidden": one, "out": one}}, t))
+    period = 2 * np.pi / 1000 * 10.0 ** np.arange(4)
+    start = np.asarray(embed(jnp.zeros((1, 1))))[0, 0]
+    quarter, half, whole = (
+        np.asarray(embed(jnp.asarray(share * period[None])))[0] for share in (0.25, 0.5, 1.0)
+    )
+    cosines, opposite = nn.silu(jnp.ones(())), nn.silu(-jnp.ones(()))
+    np.testing.assert_allclose(start, [*[cosines] * 4, *[0.0] * 4], atol=1e-6)
+    np.testing.assert_allclose(np.diagonal(whole[:, :4]), cosines, atol=1e-4)
+    np.testing.assert_allclose(np.diagonal(half[:, :4]), opposite, atol=1e-4)
+    np.testing.assert_allclose(np.diagonal(half[:, 4:]), 0.0, atol=1e-3)
+    assert (
+        np.asarray(embed(jnp.asarray(period[None] / 4)))[0][np.arange(4), 4:].diagonal() > 0.7
+    ).all()
+
+
+def test_a_fresh_layer_adds_a_third_of_what_it_is_given():
+    """Its second product is scaled by .3, and a GELU leaves .65 of unit inputs."""
+    x = jax.random.normal(jax.random.key(0), (64, 256))
+    layer = FeedForward(dtype="float32")
+    out: Any = layer.apply(layer.init(jax.random.key(1), x), x)
+    assert 0.3 * 0.5 < float(jnp.std(out)) < 0.3 * 0.8

@@ -40,6 +40,7 @@ from jvdm.samplers import (
     windowed,
 )
 from jvdm.samplers.process import expand
+from jvdm.samplers.solvers import Stepped
 from tests.samplers.problems import NoisyAverage, mixture_denoiser, noise_like
 
 FLOW, COSINE = rectified_flow(), vp_cosine()
@@ -271,6 +272,26 @@ def test_fresh_noise_follows_the_absolute_frame():
     chex.assert_trees_all_equal(part, everything[:, 3:])
     elsewhere = run(NoisyAverage(), matrix, NOISE[:, 3:]).x
     assert not jnp.allclose(elsewhere, part)
+
+
+class DrawTwice(NoisyAverage):
+    """A solver that draws twice in a step: it leaves the second draw, and keeps the first."""
+
+    def step(self, x, state, context):
+        first, second = context.noise(0), context.noise(1)
+        return Stepped(second, first, context.carry)
+
+
+def test_the_draws_of_one_step_and_of_two_are_independent():
+    matrix = synchronous(linspace_levels(2), 1)
+    x = noise_like((1, 1, 4000))
+    draws = [x]
+    state = start(DrawTwice(), x, KEY)
+    for row in range(2):
+        state = advance(mixture_denoiser(FLOW), DrawTwice(), FLOW, matrix, state, row, 1)
+        draws += [state.solver, state.x]
+    correlations = np.corrcoef(np.concatenate(draws).reshape(5, -1))
+    assert np.abs(correlations - np.eye(5)).max() < 5 / 4000**0.5
 
 
 # What the denoiser carries.
