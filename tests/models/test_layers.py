@@ -98,7 +98,7 @@ def test_levels_turn_waves_from_a_thousand_radians_down_to_less_than_one():
     quarter, half, whole = (
         np.asarray(embed(jnp.asarray(share * period[None])))[0] for share in (0.25, 0.5, 1.0)
     )
-    cosines, opposite = nn.silu(jnp.ones(())), nn.silu(-jnp.ones(()))
+    cosines, opposite = (float(nn.silu(jnp.float32(value))) for value in (1, -1))
     np.testing.assert_allclose(start, [*[cosines] * 4, *[0.0] * 4], atol=1e-6)
     np.testing.assert_allclose(np.diagonal(whole[:, :4]), cosines, atol=1e-4)
     np.testing.assert_allclose(np.diagonal(half[:, :4]), opposite, atol=1e-4)

@@ -142,6 +142,8 @@ def test_padding_repeats_the_last_row():
     np.testing.assert_array_equal(times(padded)[:7], times(matrix))
     assert (times(padded)[7:] == 0).all() and padded.num_rows == 10
     assert cost(padded) == cost(matrix)
+    written = dataclasses.replace(matrix, write=matrix.write.at[-1, 2].set(True))
+    assert int(validate(pad_rows(written, 10)).write.sum()) == 1
     with pytest.raises(ConfigError, match="3 rows .* 6"):
         pad_rows(matrix, 3)
 

@@ -129,6 +129,14 @@ def test_every_prediction_can_be_split_again(process, kind):
     np.testing.assert_allclose(found[1], eps, atol=2e-4)
 
 
+def test_v_is_the_velocity_per_angle():
+    """On the circle `x = cos x0 + sin eps` it is `dx / d angle`: Salimans and Ho, appendix D."""
+    process, t = trig_flow(), jnp.full((1, 2), 0.3)
+    x0, eps = noise_like((1, 2, 3)), noise_like((1, 2, 3), 1)
+    v, velocity = (from_x0_eps(process, kind, x0, eps, t) for kind in ("v", "velocity"))
+    np.testing.assert_allclose(v, velocity / (np.pi / 2), rtol=1e-5, atol=1e-6)
+
+
 def test_edm_feeds_unit_variance_and_its_own_time():
     process, seen = edm(0.5), {}
 
@@ -179,8 +187,12 @@ def test_grids_descend_end_clean_and_say_when_they_cannot():
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
     steps = jnp.diff(flow.lam(grids["lambda"][:-1]))
     np.testing.assert_allclose(steps, steps[0], rtol=1e-3)
-    even = jnp.diff(grids["quadratic"])[:5]
+    even, rest = jnp.split(jnp.diff(grids["quadratic"]), [5])
     np.testing.assert_allclose(even, -0.005, rtol=1e-4)
+    bends = jnp.diff(rest)
+    np.testing.assert_allclose(bends, bends[0], rtol=1e-4)
+    # The slope at the start of a parabola is half a bend before its first step.
+    np.testing.assert_allclose(rest[0] - bends[0] / 2, even[0], rtol=1e-3)
     assert len(grids["explicit"]) == 4 == len(explicit_levels([1.0, 0.7, 0.2, 0.0]))
     for wrong in (
         lambda: explicit_levels([0.5, 0.7]),
