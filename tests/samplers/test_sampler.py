@@ -207,6 +207,20 @@ def test_a_run_in_pieces_is_the_run(solver):
     chex.assert_trees_all_equal(state._replace(key=None), whole._replace(key=None))
 
 
+def test_rows_past_the_end_do_nothing():
+    """Also where the last row moves frames and writes them to a cache."""
+    matrix = synchronous(LEVELS, FRAMES)
+    matrix = dataclasses.replace(matrix, write=matrix.write.at[-1].set(True))
+
+    def network(x, call, calls):
+        return mixture_denoiser(FLOW)(x, call, None)[0], calls + 1
+
+    end = sample(network, Euler(), FLOW, matrix, NOISE, KEY, carry=jnp.array(0))
+    later = advance(network, Euler(), FLOW, matrix, end, STEPS, 3)
+    chex.assert_trees_all_equal(end._replace(key=None), later._replace(key=None))
+    assert later.carry == STEPS
+
+
 def test_rows_from_the_host_are_the_run():
     matrix = wave(2)
 
@@ -292,6 +306,24 @@ def test_the_draws_of_one_step_and_of_two_are_independent():
         draws += [state.solver, state.x]
     correlations = np.corrcoef(np.concatenate(draws).reshape(5, -1))
     assert np.abs(correlations - np.eye(5)).max() < 5 / 4000**0.5
+
+
+class Count(NoisyAverage):
+    """A solver whose latents are the steps that a frame has made, and those still to come."""
+
+    def step(self, x, state, context):
+        made, left = (
+            expand(count.astype(x.dtype), x) for count in (context.updates, context.remaining)
+        )
+        return Stepped(x * 0 + made + left, state * 0 + left, context.carry)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 4])
+def test_a_solver_is_told_how_many_steps_are_still_to_come(lag):
+    state = sample(mixture_denoiser(FLOW), Count(), FLOW, freeze(wave(lag), (1,)), NOISE, KEY)
+    moved = jnp.array([0, 2, 3, 4])
+    assert (state.x[:, moved] == STEPS).all()  # whatever the row, what it leaves out and pads
+    assert (state.solver[:, moved] == 1).all()  # the last step is the only one that remains
 
 
 # What the denoiser carries.

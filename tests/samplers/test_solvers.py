@@ -9,10 +9,13 @@ import pytest
 from jvdm.samplers import (
     Call,
     Denoised,
+    DPMSolverPP2M,
     DPMSolverPP2S,
+    DPMSolverPP3M,
     Euler,
     Heun,
     Solver,
+    UniPC,
     from_index,
     linspace_levels,
     rectified_flow,
@@ -23,6 +26,8 @@ from jvdm.samplers import (
 )
 from jvdm.samplers.process import from_x0_eps
 from jvdm.samplers.solvers import EDM, Context
+from jvdm.samplers.solvers.exponential import Past
+from jvdm.samplers.solvers.unipc import Predicted
 from tests.samplers.problems import mixture_denoiser, mixture_end, noise_like
 
 FLOW, COSINE = rectified_flow(), vp_cosine()
@@ -106,6 +111,24 @@ def test_normal_data_under_a_variance_preserving_process_do_not_move(solver):
     np.testing.assert_allclose(run(NOISE), NOISE, atol=1e-2)
 
 
+def context_of(process, t, t_next, denoise=None, x=NOISE, **fields):
+    """A step outside of the loop, of all frames alike."""
+    t, t_next = (jnp.full(x.shape[:2], level) for level in (t, t_next))
+    moving = jnp.ones(x.shape[:2], bool)
+    counts = {name: jnp.full(x.shape[:2], fields.get(name, 1)) for name in ("updates", "remaining")}
+    return Context(
+        denoise=denoise or mixture_denoiser(process),
+        t=t,
+        t_next=t_next,
+        carry=None,
+        process=process,
+        moving=moving,
+        noise=lambda number: fields.get("noise", x),
+        row=Call.at(t).row,
+        **counts,
+    )
+
+
 def step(solver, process, t, t_next, poison=None):
     """One step outside of the loop; returns the result and the calls of the network."""
     asked = []
@@ -118,20 +141,7 @@ def step(solver, process, t, t_next, poison=None):
             denoised = jax.tree.map(lambda v: jnp.where(bad, jnp.nan, v), denoised)
         return denoised, carry
 
-    t, t_next = (jnp.full(NOISE.shape[:2], level) for level in (t, t_next))
-    moving = jnp.ones(NOISE.shape[:2], bool)
-    context = Context(
-        denoise=denoise,
-        t=t,
-        t_next=t_next,
-        carry=None,
-        process=process,
-        moving=moving,
-        updates=moving + 0,
-        noise=lambda number: NOISE,
-        remaining=moving + 0,
-        row=Call.at(t).row,
-    )
+    context = context_of(process, t, t_next, denoise)
     return solver.step(NOISE, solver.init(NOISE), context).x, asked
 
 
@@ -174,6 +184,96 @@ def test_a_singular_process_ends_with_the_clean_estimate():
     got, _ = step(Euler(), COSINE, 0.1, 0.0)
     t = jnp.full(NOISE.shape[:2], 0.1)
     np.testing.assert_array_equal(got, mixture_denoiser(COSINE)(NOISE, Call.at(t), None)[0].x0)
+
+
+def last_step(solver, past, remaining):
+    """One step with a history that is given."""
+    context = context_of(FLOW, 0.6, 0.5, updates=3, remaining=remaining)
+    return np.asarray(solver.step(NOISE, past, context).x)
+
+
+def history(levels=(0.7, 0.8, 0.9)):
+    return tuple(
+        Past(FLOW.lam(jnp.full(NOISE.shape[:2], level)), noise_like(NOISE.shape, seed))
+        for seed, level in enumerate(levels)
+    )
+
+
+def test_no_more_estimates_are_used_than_steps_remain():
+    """With two steps left an order of three is one of two, and with one left one of one."""
+    past = history()
+    three, two = DPMSolverPP3M(lower_order_final=True), DPMSolverPP2M()
+    np.testing.assert_array_equal(last_step(three, past[:2], 2), last_step(two, past[0], 2))
+    assert not np.allclose(last_step(three, past[:2], 3), last_step(two, past[0], 3), atol=1e-3)
+    full = last_step(DPMSolverPP3M(), past[:2], 2)
+    np.testing.assert_array_equal(full, last_step(three, past[:2], 3))
+
+    def unipc(order, remaining, **settings):
+        state = Predicted(noise_like(NOISE.shape, 9), past[:order])
+        return last_step(UniPC(order, **settings), state, remaining)
+
+    plain = {"corrector": False}
+    np.testing.assert_array_equal(unipc(3, 2, **plain), unipc(2, 2, **plain))
+    assert not np.allclose(unipc(3, 3, **plain), unipc(2, 3, **plain), atol=1e-3)
+    # The corrector of the step before has one order more than that step had.
+    np.testing.assert_array_equal(unipc(3, 1), unipc(2, 1))
+    assert not np.allclose(unipc(3, 1), unipc(1, 1), atol=1e-3)
+    late = {"lower_order_final": False}
+    np.testing.assert_array_equal(unipc(3, 1, **late), unipc(3, 4))
+
+
+def test_the_sde_without_noise_is_the_ode():
+    """As the strength of the noise goes to 0 its step becomes that of the same order."""
+    past = history()[0]
+    np.testing.assert_allclose(
+        last_step(DPMSolverPP2M(eta=1e-6), past, 3), last_step(DPMSolverPP2M(), past, 3), atol=5e-3
+    )
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_sde_keeps_the_noise_of_the_level(eta):
+    """Data of nothing leave noise alone: what is kept and what is fresh make up the level's."""
+    x = noise_like((1, 1, 20_000))
+    nothing = lambda x, call, carry: (Denoised(0 * x, x / 0.6), carry)  # noqa: E731
+    context = context_of(FLOW, 0.6, 0.3, nothing, 0.6 * x, noise=noise_like(x.shape, 1))
+    solver = DPMSolverPP2M(eta)
+    got = solver.step(0.6 * x, solver.init(x), context).x
+    np.testing.assert_allclose(float(jnp.std(got)), 0.3, rtol=0.02)
+    # A share exp(-eta h) of it is the noise that was there; h is the gain in log(alpha / sigma).
+    h = float(FLOW.lam(jnp.float32(0.3)) - FLOW.lam(jnp.float32(0.6)))
+    kept = float(jnp.vdot(got, x) / jnp.vdot(x, x))
+    np.testing.assert_allclose(kept, 0.3 * np.exp(-eta * h), atol=0.01)
+
+
+def churned(solver, x, t=0.6, **fields):
+    """What churn makes of latents, and the level that it raises them to."""
+    context = context_of(FLOW, t, 0.3, x=x, noise=noise_like(x.shape, 1), **fields)
+    noisier, raised = solver.begin(x, context)
+    return np.asarray(noisier), float(raised[0, 0])
+
+
+def ratio(t):
+    return t / (1 - t)
+
+
+def test_churn_raises_the_level_and_adds_the_noise_that_belongs_to_it():
+    x = 0.6 * noise_like((1, 1, 20_000))  # no data, and the noise of level .6
+    noisier, raised = churned(EDM(s_churn=2.0), x, updates=3, remaining=17)
+    np.testing.assert_allclose(ratio(raised), ratio(0.6) * 1.1, rtol=1e-5)  # 2 in 20 steps
+    np.testing.assert_allclose(noisier.std(), raised, rtol=0.02)
+    _, most = churned(EDM(s_churn=100.0), x, updates=3, remaining=17)
+    np.testing.assert_allclose(ratio(most), ratio(0.6) * 2**0.5, rtol=1e-5)
+    double, single = (churned(EDM(s_churn=2.0, s_noise=s), 0 * x)[0].std() for s in (2.0, 1.0))
+    np.testing.assert_allclose(double, 2 * single, rtol=1e-5)
+
+
+def test_churn_keeps_the_share_of_data_and_its_range():
+    data = jnp.full((1, 1, 20_000), 0.4)  # data of 1 at level .6
+    noisier, raised = churned(EDM(s_churn=2.0), data, updates=3, remaining=17)
+    np.testing.assert_allclose(noisier.mean(), 1 - raised, atol=0.01)
+    for solver in (EDM(s_churn=2.0, s_max=1.4), EDM(s_churn=2.0, s_min=1.6)):  # the ratio is 1.5
+        same, level = churned(solver, data)
+        assert level == np.float32(0.6) and (same == np.float32(0.4)).all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)

@@ -11,6 +11,7 @@ from jvdm.errors import ConfigError
 from jvdm.samplers import (
     DDIM,
     DDPM,
+    Consistency,
     Denoised,
     DPMSolverPP2M,
     Solver,
@@ -129,16 +130,20 @@ def test_stochastic_solvers_reach_the_moments_of_the_data(solver):
     np.testing.assert_allclose(float(jnp.std(got)), std, rtol=0.03)
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
-def test_ddpm_draws_the_variance_that_it_says(variance):
+@pytest.mark.parametrize("solver", [DDPM("small"), DDPM("large"), Consistency()], ids=str)
+def test_solvers_draw_the_variance_that_they_say(solver):
     zeros = jnp.zeros((1, 1, 20_000))
     denoise = lambda x, call, carry: (Denoised(zeros, zeros), carry)  # noqa: E731
     matrix = synchronous(jnp.array([0.5, 0.25, 0.0]), 1)
-    state = start(DDPM(variance), zeros, KEY)
-    got = advance(denoise, DDPM(variance), FLOW, matrix, state, 0, 1).x
+    state = start(solver, zeros, KEY)
+    got = advance(denoise, solver, FLOW, matrix, state, 0, 1).x
     # From t = 0.5 to 0.25, and the posterior has (sigma_next / sigma)^2 of it.
     forward = 0.25 - (2 / 3) ** 2 / 16
-    expected = forward * (0.25 if variance == "small" else 1.0)
+    expected = {
+        DDPM("small"): forward * 0.25,
+        DDPM("large"): forward,
+        Consistency(): 0.25**2,  # all noise of the next level is fresh
+    }[solver]
     # The variance of 20,000 draws has a relative standard error of 1 %.
     np.testing.assert_allclose(float(jnp.var(got)), expected, rtol=0.04)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jvdm.samplers import DPMSolverPP2M
 from tests.samplers.orders import CASES, PROCESSES, orders, row
 
 README = Path(__file__).resolve().parents[2] / "jvdm" / "samplers" / "README.md"
@@ -29,6 +30,12 @@ def test_orders_hold_when_frames_wait_and_have_grids_of_their_own(name):
     solver, order = CASES[name]
     observed = orders(solver, PROCESSES["flow"], mixed=True)[-1]
     assert order - 0.2 < observed < order + 0.5, observed
+
+
+@pytest.mark.parametrize("rule", ["bh1", "bh2", "exact"])
+def test_all_rules_of_a_slope_are_of_second_order(rule):
+    observed = orders(DPMSolverPP2M(rule=rule), PROCESSES["flow"])[-1]
+    assert 1.8 < observed < 2.5, observed
 
 
 def test_the_readme_examples_run():

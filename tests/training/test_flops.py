@@ -1,5 +1,6 @@
 """Operations counted from what is traced."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -108,6 +109,21 @@ def step_flops(experiment, transform, data):
     step = make_step(experiment.objective, experiment.source, transform, 8, 0.99)
     state = jax.eval_shape(lambda: init_state(experiment.objective, transform, 0))
     return step.flops({}, state, data)
+
+
+class Turned(toy.HostLines):
+    """A batch that takes a product to make: an autoencoder's, say."""
+
+    def draw(self, data, step, batch_size):
+        return {"x": data.x @ jnp.eye(4), "y": data.y}, data
+
+
+def test_making_the_batch_is_no_work_of_the_model():
+    plain = toy.experiment()
+    turned = dataclasses.replace(plain, source=Turned())
+    data = plain.source.start(0, None, data_mesh(1))
+    transform = plain.optimizer.build(40)
+    assert step_flops(turned, transform, data) == step_flops(plain, transform, data)
 
 
 def test_a_step_is_three_losses_or_its_own_update():
