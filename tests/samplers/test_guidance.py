@@ -188,6 +188,8 @@ def test_guidance_within_an_interval_of_levels_alone():
     for scale, chosen in ((3.0, (T >= 0.3) & (T <= 0.6)), (1.0, (T < 0.3) | (T > 0.6))):
         expected, _ = follow(ClassifierFree(scale))
         close(got.x0[chosen], expected.x0[chosen])
+    ends = Interval(3.0, 0.2, 0.5).weigh(CALL)[1]  # both are levels of the call
+    np.testing.assert_array_equal(ends == 3.0, (T >= 0.2) & (T <= 0.5))
     with pytest.raises(ConfigError, match="from level"):
         Interval(3.0, 0.6, 0.3)
 

@@ -53,6 +53,20 @@ def test_a_muon_step_has_the_size_of_an_adam_step(shape):
     np.testing.assert_allclose(size["layers"] / (2 * 0.2 * 1e-3), 1.0, atol=0.3)
 
 
+def test_every_layer_of_a_stack_is_a_matrix_of_its_own():
+    transform = Optimizer(warmup_steps=1, weight_decay=0.0, clip_norm=1e9).build(10)
+    stack = jax.random.normal(jax.random.key(0), (3, 8, 16))
+
+    def update(gradient):
+        params = {"layers": {"kernel": jnp.zeros_like(gradient)}}
+        given = {"layers": {"kernel": gradient}}
+        return jax.tree.leaves(transform.update(given, transform.init(params), params)[0])[0]
+
+    np.testing.assert_allclose(
+        update(stack), jnp.stack([*map(update, stack)]), rtol=1e-3, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_both_kinds_solve_a_regression(kind):
     target = jax.random.normal(jax.random.key(0), (8, 8))
