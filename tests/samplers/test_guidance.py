@@ -288,6 +288,19 @@ def test_one_by_one_is_the_same_as_together(rule):
     assert jax.tree.structure(rule) != jax.tree.structure(batched)
 
 
+@pytest.mark.parametrize("execution", ["batched", "sequential"])
+def test_every_branch_is_told_the_levels_of_the_step(execution):
+    def told(names):
+        return lambda x, call, carry: (named(names)(x, call, None)[0], (call.t, call.t_next))
+
+    rule, call = ClassifierFree(3.0, execution=execution), Call.at(T, T / 2)
+    carry = guided_carry(rule, lambda names: (jnp.zeros((2 * len(names), 3)),) * 2)
+    _, seen = follow(rule, told, call, carry)
+    t, t_next = seen if execution == "batched" else map(jnp.concatenate, zip(*seen, strict=True))
+    np.testing.assert_array_equal(t, jnp.concatenate([T, T]))
+    np.testing.assert_array_equal(t_next, jnp.concatenate([T, T]) / 2)
+
+
 def test_scale_one_needs_one_branch_alone():
     for rule in (ClassifierFree(1.0), ClassifierFree(1), Interval(1.0, 0.3, 0.6), Rescaled(1.0)):
         assert rule.settled() == Unguided() and evaluated(rule) == 4
