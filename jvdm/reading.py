@@ -9,6 +9,7 @@ import json
 import math
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +36,12 @@ def parse_json(
     """Returns what JSON text holds, which should be a `noun`.
 
     Raises:
-        JvdmError: Of `kind`, if it is no JSON, too long or too deep.
+        JvdmError: Of `kind`, if it is no JSON, too long or too deep, or has a name twice.
     """
     try:
         if len(text) > MAX_BYTES:
             raise ValueError(f"{len(text):,} bytes, and {MAX_BYTES:,} are the most")
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_unique)
         _check_depth(data)
         return data
     except (ValueError, RecursionError) as error:
@@ -154,6 +155,15 @@ def _plain(kind: Any, value: Any, field: str) -> Any:
     if given is float and not math.isfinite(value):
         raise _mistyped(field, "finite", value)
     return Path(str(value)) if kind is Path else given(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object; raises if it has a name twice, of which Python keeps the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"{_shown(repr(counts.most_common(1)[0][0]))} stands there twice")
+    return found
 
 
 def _check_depth(data: Any) -> None:

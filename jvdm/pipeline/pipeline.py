@@ -35,7 +35,7 @@ from jvdm.system import System
 from jvdm.vae import tiling
 from jvdm.video import Video
 from jvdm.weights import Manifest, read_manifest
-from jvdm.weights.folder import embedded, identity
+from jvdm.weights.folder import find, identity
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,8 +89,7 @@ def load(
         ConfigError: If there is no such system, rule or number type.
     """
     keep_compiled_programs()
-    is_name = path is not None and "/" not in str(path) and not Path(path).exists()
-    folder = embedded() if path is None else embedded(str(path)) if is_name else Path(path)
+    folder = find(path)
     with measuring(progress) as stages:
         with stage("load"):
             dtype, manifest = chosen_dtype(dtype), read_manifest(folder)

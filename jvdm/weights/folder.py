@@ -2,6 +2,7 @@
 
 model.json           Manifest: classes and fields of every component, the rules of sampling,
                      latent statistics, sizes
+SHA256SUMS           sha256 of the files when they were exported, as `sha256sum -c` reads it
 NAME.safetensors     parameters of the component NAME: "text", "model", "vae", and "reader"
                      for `jvdm evaluate`; `files` names another place
 """
@@ -9,6 +10,8 @@ NAME.safetensors     parameters of the component NAME: "text", "model", "vae", a
 import dataclasses
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from jvdm.weights import safetensors
 from jvdm.weights.migration import from_version_1
 
 MANIFEST = "model.json"
+CHECKSUMS = "SHA256SUMS"
 VERSION = 2
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -93,14 +97,18 @@ class Manifest:
         """Reads the parameters of a component; returns their file too.
 
         Raises:
-            WeightsError: If the file is missing or broken.
+            WeightsError: If the file is missing or broken, or holds no floating numbers.
         """
         path = Path(folder) / self.file_of(name)
         key = self.files.get(name, "").partition("#")[2]
         tree = safetensors.load(path)
         if key and key not in tree:
             raise WeightsError(f"{path} holds {', '.join(tree)}", f"{key} is needed")
-        return path, tree[key] if key else tree
+        tree = tree[key] if key else tree
+        if not isinstance(tree, Mapping):
+            raise WeightsError(f"{path} holds one array {key}", "parameters are a folder of arrays")
+        safetensors.check_floating(path, tree)
+        return path, dict(tree)
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Path:
@@ -155,10 +163,64 @@ def embedded(name: str = "tiny_t2v") -> Path:
     return folder
 
 
-def identity(folder: str | Path) -> dict[str, str]:
+def find(place: str | Path | None) -> Path:
+    """Returns the folder that is meant: a path, the name of embedded weights, or None for theirs.
+
+    Raises:
+        WeightsError: If this installation has no weights of that name, or it seems to be the id
+            of a repository on the Hugging Face hub.
+    """
+    if place is None:
+        return embedded()
+    path = Path(place)
+    if "/" not in str(place) and not path.exists():
+        return embedded(str(place))
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(place)) and not path.parent.exists():
+        why = "if it is a repository of the Hugging Face hub, it must be fetched first"
+        fix = f'pip install "jvdm[hub]"; hf download {place} --local-dir FOLDER; give the FOLDER'
+        raise WeightsError(f"there is no folder {place}", why, fix)
+    return path
+
+
+def digests(folder: str | Path) -> dict[str, str]:
     """Returns the sha256 of every file of a weights folder, by file name."""
     files = [Path(folder) / MANIFEST, *sorted(Path(folder).glob("*.safetensors"))]
     return {path.name: digest(path) for path in files}
+
+
+def identity(folder: str | Path) -> dict[str, str]:
+    """Returns `digests(folder)`; warns if they are not those of the export."""
+    found = digests(folder)
+    if (Path(folder) / CHECKSUMS).is_file() and (wrong := differences(folder, found)):
+        said = f"{folder} is not what was exported: {'; '.join(wrong)}"
+        warnings.warn(f"{said}; see jvdm inspect --verify {folder}", stacklevel=3)
+    return found
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the sha256 of the files of a weights folder into `SHA256SUMS`."""
+    lines = [f"{content}  {name}\n" for name, content in digests(folder).items()]
+    write_text(folder / CHECKSUMS, "".join(lines))
+
+
+def differences(folder: str | Path, found: Mapping[str, str]) -> list[str]:
+    """Says which files, of sha256 `found`, are not those that `SHA256SUMS` names.
+
+    Raises:
+        WeightsError: If there is no such list.
+    """
+    path = Path(folder) / CHECKSUMS
+    if not path.is_file():
+        fix = "export the weights again, or compare them yourself"
+        raise WeightsError(f"{path} does not exist", "an export writes it", fix)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    parts = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in lines]
+    wanted = {part[2]: part[1] for part in parts if part}
+    said = [] if parts and all(parts) else [f"{CHECKSUMS} is no list of checksums"]
+    said += [f"{name} is missing" for name in wanted if name not in found]
+    both = wanted.keys() & found.keys()
+    said += [f"{name} has changed" for name in sorted(both) if found[name] != wanted[name]]
+    return said + [f"{name} is new" for name in found if name not in wanted]
 
 
 def located(path: str | Path | None) -> dict[str, str | None]:
@@ -170,7 +232,7 @@ def located(path: str | Path | None) -> dict[str, str | None]:
     place = Path(path or "")
     content = None
     if path and (place / MANIFEST).is_file():
-        manifest, files = read_manifest(place), identity(place)
+        manifest, files = read_manifest(place), digests(place)
         del files[MANIFEST]
         said = json.dumps([files, manifest.latent_mean, manifest.latent_std])
         content = hashlib.sha256(said.encode()).hexdigest()

@@ -14,7 +14,13 @@ from jvdm.errors import ConfigError, WeightsError
 from jvdm.files import probe_writable
 from jvdm.values import to_data
 from jvdm.weights import safetensors
-from jvdm.weights.folder import Defaults, Manifest, read_manifest, write_manifest
+from jvdm.weights.folder import (
+    Defaults,
+    Manifest,
+    read_manifest,
+    write_checksums,
+    write_manifest,
+)
 
 _STATISTICS = ("latent_mean", "latent_std")
 
@@ -116,6 +122,7 @@ def write_package(
         notes={name: value for name, value in summary.items() if name not in _STATISTICS},
     )
     write_manifest(folder, manifest)
+    write_checksums(folder)
 
 
 def _described(components: Components) -> dict[str, Any]:

@@ -5,8 +5,8 @@ beside it as `<name>.scale`; reading multiplies them back, so that callers see
 float32 parameters whatever the file holds.
 """
 
+import dataclasses
 import errno
-import json
 import math
 import os
 import re
@@ -19,8 +19,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jvdm.errors import WeightsError
+from jvdm.errors import ConfigError, WeightsError
 from jvdm.files import replacing
+from jvdm.reading import checked, parse_json
 
 SCALE_SUFFIX = ".scale"
 MIN_QUANTIZED = 1024  # elements; smaller arrays save nothing and are often gains or biases
@@ -28,6 +29,7 @@ MIN_PER_SCALE = 32  # weights that share a scale; keeps the scales below 1/8 of 
 INT8_MAX = 127
 MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
 POINTER = b"version https://git-lfs"
+DEEPEST = 64  # folders of arrays inside one another
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -42,6 +44,16 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a header says of an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
 
 Tree = dict[str, Any]
 StorageType = Literal["float16", "bfloat16", "float32"]
@@ -95,11 +107,11 @@ def load(path: str | Path) -> Tree:
         WeightsError: If the file is missing, truncated, a git-lfs pointer,
             corrupt, or holds a value that is not finite (named in the error).
     """
-    flat = load_stored(path)
+    flat = _dequantized(Path(path), load_stored(path))
     for name, array in flat.items():
         if _is_floating(array):
             _check_finite(path, name, array)
-    return unflatten(_dequantized(flat))
+    return unflatten(flat)
 
 
 def load_stored(path: str | Path) -> dict[str, np.ndarray]:
@@ -109,12 +121,14 @@ def load_stored(path: str | Path) -> dict[str, np.ndarray]:
         WeightsError: If the file is missing, truncated, a git-lfs pointer or corrupt.
     """
     path = Path(path)
-    read_header(path)
+    header, _ = read_header(path)
+    if other := {entry["dtype"] for entry in header.values()} - _DTYPES.keys():
+        raise _corrupt(path, f"jvdm does not know the number type {_first(sorted(other))[:80]}")
     flat: dict[str, np.ndarray] = {}
     try:
         for name, raw in safetensors.deserialize(path.read_bytes()):
             flat[name] = np.frombuffer(raw["data"], _DTYPES[raw["dtype"]]).reshape(raw["shape"])
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise _corrupt(path, str(error)) from error
     return flat
 
@@ -149,13 +163,16 @@ def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, 
         file.seek(8)
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        expected = (
-            8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        )
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise _corrupt(path, f"unreadable header ({error})") from error
+        header = checked(Mapping[str, Any], parse_json(raw, path, "header"), "it", path)
+        metadata = checked(Mapping[str, str], header.pop("__metadata__", {}), "metadata", path)
+        entries = checked(Mapping[str, Entry], header, "array", path).values()
+    except ConfigError as error:
+        raise _corrupt(path, f"unreadable header ({error.why})") from error
+    _check_names(path, header)
+    numbers = [number for entry in entries for number in (*entry.shape, *entry.data_offsets)]
+    if not all(0 <= number < 2**60 for number in numbers):
+        raise _corrupt(path, "its header has sizes below 0 or beyond any file")
+    expected = 8 + length + max((entry.data_offsets[1] for entry in entries), default=0)
     if size < expected:
         what = f"{path} is truncated: {size} bytes"
         raise WeightsError(what, f"its header promises {expected}", fix)
@@ -203,6 +220,18 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
     return unflatten_dict(flat, sep="/")
 
 
+def check_floating(path: str | Path, tree: Mapping[str, Any]) -> None:
+    """Refuses parameters of whole numbers or truth values: nothing trains or rounds to them.
+
+    Raises:
+        WeightsError: If there are any, with their names and types.
+    """
+    wrong = [f"{name} is {a.dtype}" for name, a in flatten(tree).items() if not _is_floating(a)]
+    if wrong:
+        fix = "convert or export the weights again"
+        raise WeightsError(f"{path}: {_first(wrong)}", "parameters are floating numbers", fix)
+
+
 def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Checks that a file holds exactly the arrays that a model has.
 
@@ -239,20 +268,45 @@ def _first(names: list[str], count: int = 10) -> str:
     return ", ".join(names[:count]) + rest
 
 
-def _dequantized(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns float32 for every floating or int8-with-scale entry."""
+def _check_names(path: Path, header: Mapping[str, Any]) -> None:
+    """Refuses names that no tree of arrays has."""
+    if any(name.count("/") > DEEPEST for name in header):
+        raise _corrupt(path, f"an array is deeper than {DEEPEST} folders")
+    folders = {name[:end] for name in header for end, sign in enumerate(name) if sign == "/"}
+    if both := sorted(folders & header.keys()):
+        raise _corrupt(path, f"{_first(both)[:200]} is an array and a folder of arrays")
+
+
+def _dequantized(path: Path, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns float32 for every floating or int8-with-scale entry.
+
+    Raises:
+        WeightsError: If scales do not belong to what is beside them.
+    """
     result = {}
     for name, array in flat.items():
         if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in flat:
             continue
         scale = flat.get(name + SCALE_SUFFIX)
         if scale is not None:
-            result[name] = array.astype(np.float32) * scale
+            stored = (array.dtype, scale.dtype) == (np.int8, np.float32)
+            if not stored or not _is_shared(scale.shape, array.shape):
+                what = f"{array.dtype}{array.shape} with scales {scale.dtype}{scale.shape}"
+                raise _corrupt(path, f"{name} is {what}, not int8 with float32 scales of its axes")
+            with np.errstate(over="ignore", invalid="ignore"):
+                result[name] = array.astype(np.float32) * scale
         elif _is_floating(array):
-            result[name] = array.astype(np.float32)
+            with np.errstate(over="ignore"):  # what is beyond float32 is refused as not finite
+                result[name] = array.astype(np.float32)
         else:
             result[name] = array
     return result
+
+
+def _is_shared(scales: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether scales have each axis of an array, or 1 in its place."""
+    same = len(scales) == len(shape)
+    return same and all(one in (1, size) for one, size in zip(scales, shape, strict=True))
 
 
 def _is_floating(array: np.ndarray) -> bool:

@@ -68,6 +68,20 @@ def test_unknown_embedded_weights_are_named():
         folder.embedded("huge")
 
 
+def test_a_name_a_path_and_the_id_of_a_hub_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder.find(None) == folder.embedded()
+    assert folder.find("nano") == folder.find(Path("nano")) == folder.embedded("nano")
+    (tmp_path / "nano").mkdir()
+    assert folder.find("nano") == Path("nano")  # what is here is meant
+    assert folder.find("nano/weights") == Path("nano/weights")
+    hub = r"no folder Wan-AI/Wan2.1-T2V.*jvdm\[hub\].*hf download Wan-AI/Wan2.1-T2V --local-dir"
+    with pytest.raises(WeightsError, match=hub):
+        jvdm.load("Wan-AI/Wan2.1-T2V")
+    with pytest.raises(WeightsError, match="a/b/c/model.json does not exist"):
+        jvdm.load("a/b/c")
+
+
 def test_a_folder_of_version_1_is_read_as_the_system_that_it_was():
     manifest = folder.read_manifest(VERSION_1)
     assert json.loads((VERSION_1 / "model.json").read_text())["version"] == 1
