@@ -34,6 +34,8 @@ def test_cells_that_connect_are_no_components():
     bridge[8, 28] = True  # alone
     assert int(count_components(jnp.asarray(mask))) == 2
     assert int(count_components(jnp.asarray(mask), jnp.asarray(bridge))) == 1
+    bridge[5:8, 5] = bridge[7, 5:21] = bridge[5:8, 20] = True  # below all that counts
+    assert int(count_components(jnp.asarray(mask), jnp.asarray(bridge))) == 1
 
 
 @pytest.mark.parametrize("reach", [1, 2, 5])

@@ -59,6 +59,13 @@ def test_copies_on_both_sides_of_an_occluder_are_not_one_large_object():
     assert (read(clip, "red", "blue")[0].pieces[0, :, :2] == jnp.array([[2, 1]])).all()
 
 
+def test_parts_that_are_further_apart_than_any_object_is_large_are_two():
+    """The occluder fills a gap of 14 cells, which it may; both parts together span 50."""
+    clip = disc(disc(ground(), "red", (30, 14), 9), "red", (30, 46), 9)
+    clip[:, 26:35, 22:38] = 0.9 * PALETTE[COLORS.index("blue")]
+    assert (read(clip, "red", "blue")[0].pieces[0, :, :2] == jnp.array([[2, 1]])).all()
+
+
 @pytest.mark.parametrize(("apart", "elongation"), [(0, 1.0), (8, 1.6), (12, 2.0), (16, 2.6)])
 def test_two_discs_in_one_are_long(apart, elongation):
     clip = disc(disc(ground(), "red", (20, 20), 9), "red", (20 + apart, 20 + apart), 9)
@@ -98,4 +105,5 @@ def test_a_mixture_at_an_edge_is_not_stray():
 
 def test_an_edge_of_the_frame_is_noticed():
     assert read(disc(ground(), "red", (30, 6), 8), "red")[0].at_border[0, :, 0].all()
-    assert not read(disc(ground(), "red", (30, 14), 8), "red")[0].at_border.any()
+    for column in (14, 12.5):  # 6 and 4 cells from the edge
+        assert not read(disc(ground(), "red", (30, column), 8), "red")[0].at_border.any()

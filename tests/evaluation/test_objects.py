@@ -153,6 +153,8 @@ def test_speed_is_in_cells_per_frame():
     path = np.stack([np.full(FRAMES, 30.0), 10.0 + 3.0 * np.arange(FRAMES)], -1)
     tracks, _ = read(disc(ground(), "red", path, 6), "red")
     np.testing.assert_allclose(mean_speed(tracks)[0], jnp.array([3.0, 0.0, 0.0]), atol=0.05)
+    half, _ = read(disc(ground(), "red", path, 6, slice(0, 5)), "red")  # seen in half of the clip
+    np.testing.assert_allclose(mean_speed(half)[0], jnp.array([3.0, 0.0, 0.0]), atol=0.05)
 
 
 def told(verbs, camera=0, count=1):
