@@ -220,7 +220,8 @@ def test_cfg_zero_star_ignores_a_multiple_of_the_condition():
 
     def doubled(x, call, carry):
         given = jnp.sin(3 * x[:2])
-        return jnp.concatenate([2.5 * given, given]), carry
+        multiples = jnp.array([2.5, 0.4])[:, None, None]  # one for each sample
+        return jnp.concatenate([multiples * given, given]), carry
 
     level = jnp.full_like(T, 0.5)
     both = make_denoiser(doubled, PROCESS)
