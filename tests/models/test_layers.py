@@ -55,7 +55,7 @@ def test_one_product_for_many_kernels_is_many_products():
 
 
 @pytest.mark.parametrize("what", ["modulate", "gate"])
-def test_modulation_has_the_gradient_of_its_formula(what):
+def test_modulation_has_the_values_and_the_gradient_of_its_formula(what):
     keys = jax.random.split(jax.random.key(0), 4)
     x, weight = (jax.random.normal(key, (2, 3, 4, 8)) for key in keys[:2])
     scale, shift = (jax.random.normal(key, (2, 3, 8)) for key in keys[2:])
@@ -67,6 +67,8 @@ def test_modulation_has_the_gradient_of_its_formula(what):
         "modulate": (modulate, lambda x, s, b: rms_normalize(x) * (1 + spread(s)) + spread(b)),
         "gate": (lambda x, s, b: gate(x, s) + spread(b), lambda x, s, b: x * spread(s) + spread(b)),
     }
+    values = [formula(x, scale, shift) for formula in formulas[what]]
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
     ours, plain = (
         jax.grad(lambda *args, f=formula: jnp.vdot(f(*args), weight), (0, 1, 2))(x, scale, shift)
         for formula in formulas[what]
