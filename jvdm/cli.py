@@ -40,6 +40,12 @@ VERBS = {
         ("config",),
         "train what a config file describes: jvdm train CONFIG [options]",
     ),
+    "export": Verb(
+        "jvdm.training.export",
+        "ExportOptions",
+        ("workdir",),
+        "make a weights folder of a checkpoint of a training run",
+    ),
     "evaluate": Verb("jvdm.evaluate", "EvaluateOptions", (), "measure a model on held-out prompts"),
     "inspect": Verb(
         "jvdm.inspection",

@@ -35,7 +35,8 @@ class Experiment:
     seed: int = 0
     """Seed of the initial parameters and of every draw in training."""
     start_from: Path | None = None
-    """Safetensors file of the same model, whose parameters training starts from."""
+    """Weights folder, name of embedded weights or safetensors file of all parameters, of the
+    same model, that training starts from."""
     ema_decay: float = 0.9995
     """Decay of the average of the parameters that is exported."""
     log_every: int = 20

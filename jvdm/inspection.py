@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from jvdm import record
 from jvdm.errors import WeightsError
 from jvdm.training.checkpoint import finished_steps, read_checkpoint
 from jvdm.weights import safetensors
-from jvdm.weights.folder import MANIFEST, read_manifest
+from jvdm.weights.folder import CHECKSUMS, EMBEDDED, MANIFEST, differences, digests, read_manifest
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -27,9 +28,12 @@ class InspectOptions:
     """What to look at."""
 
     path: Path
-    """Safetensors file, weights folder, checkpoint, or work directory of a training run."""
+    """Safetensors file, weights folder or name of embedded ones, checkpoint, work directory of a
+    training run, or record of a video."""
     step: int | None = None
     """Which checkpoint of a run; the newest when left out."""
+    verify: bool = False
+    """Compare the files of a weights folder with the SHA256SUMS that its export wrote."""
 
 
 def run(options: InspectOptions) -> dict[str, Any]:
@@ -40,14 +44,22 @@ def run(options: InspectOptions) -> dict[str, Any]:
         versions); `arrays`, sorted by name, each with `name`, `shape`, `dtype`, `sha256`,
         `bytes` and `non_finite`; and their `total`. The sha256 is that of the
         little-endian values in row-major order; random keys count as their key data.
+        `ok` says that all are finite, and with `verify` that there are no `differences`.
 
     Raises:
         WeightsError: If nothing is there, or nothing that jvdm knows, or it is broken.
+        ConfigError: If a `.json` file is no record.
         CheckpointError: If a run has no such checkpoint.
     """
-    path = options.path
+    path, shipped = options.path, EMBEDDED / options.path
+    path = shipped if not path.exists() and (shipped / MANIFEST).is_file() else path
     if not path.exists():
         raise WeightsError(f"{path} does not exist", fix=_similar(path))
+    if options.verify:
+        wrong, described = differences(path, digests(path)), _weights_folder(path)
+        return described | {"differences": wrong, "ok": described["ok"] and not wrong}
+    if path.suffix == ".json" and path.is_file():
+        return _describe("record", path, {}, record.read(path).as_data())
     if path.is_file():
         return _describe("safetensors file", path, safetensors.load_stored(path))
     if (path / MANIFEST).is_file():
@@ -86,6 +98,12 @@ def text(result: dict[str, Any]) -> str:
         f"{total['arrays']} arrays, {total['parameters']:,} values, {total['bytes'] / 1e6:.2f} MB, "
         f"{total['non_finite']} not finite"
     )
+    if result["kind"] == "record":
+        about = result["about"]
+        shown = {"status": about["status"], "created": about["created"]} | about["settings"]
+        lines[1:] = [f"  {name:<20}  {value}" for name, value in shown.items()]
+    if "differences" in result:
+        lines += result["differences"] or [f"all files are those that {CHECKSUMS} names"]
     return "\n".join(lines)
 
 
@@ -119,7 +137,7 @@ def _describe(
         "non_finite": sum(entry["non_finite"] for entry in entries),
     }
     result = {"kind": kind, "path": str(path), "about": about or {}}
-    return result | {"arrays": entries, "total": total}
+    return result | {"arrays": entries, "total": total, "ok": not total["non_finite"]}
 
 
 def _entry(name: str, array: np.ndarray) -> dict[str, Any]:

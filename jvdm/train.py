@@ -19,14 +19,13 @@ from jvdm.parallel.mesh import data_mesh
 from jvdm.record import device, versions
 from jvdm.training import setup
 from jvdm.training.checkpoint import Checkpoints, Resume
-from jvdm.training.export import WEIGHTS, check_export, export, text
+from jvdm.training.export import WEIGHTS, check_export, export, recipe_of
+from jvdm.training.export import text as text
 from jvdm.training.preemption import StopRequest
 from jvdm.training.progress import Progress
 from jvdm.training.showing import write_preview
 from jvdm.training.sinks import Heartbeat, open_sinks
 from jvdm.training.step import make_step
-
-__all__ = ["TrainOptions", "run", "text", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +79,7 @@ def train(
     heartbeat = Heartbeat(workdir / "heartbeat.json")
     heartbeat.note("prepare", 0)
     about = {"experiment": describe(experiment), "versions": versions() | device()}
+    about["export"] = recipe_of(experiment.objective, experiment.package)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep_checkpoints)
     save = functools.partial(checkpoints.save, about=about)
     with StopRequest() as stop, checkpoints:
@@ -114,7 +114,7 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
     origin = (objective, transform, experiment.seed, mesh)
     shapes = setup.state_shapes(*origin)
-    check_export(objective, experiment.package, checkpoints.workdir / WEIGHTS, shapes.ema)
+    check_export(objective, experiment.package, source, checkpoints.workdir / WEIGHTS, shapes.ema)
     restored = checkpoints.resume(resume, shapes, described)
     position, saved = (restored.step, restored.data) if restored else (0, None)
     data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)

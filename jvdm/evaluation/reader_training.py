@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
+from jvdm.errors import ConfigError
 from jvdm.evaluation.reader import (
     NUM_FRAMES,
     Reader,
@@ -44,6 +45,12 @@ class ClipReading:
     held_out: int = 512
     """Clips of split `reader_val` whose accuracy is measured at the end."""
 
+    def __post_init__(self) -> None:
+        """Refuses accuracies of nothing."""
+        if self.held_out < 1:
+            what = f"--objective.held-out is {self.held_out}"
+            raise ConfigError(what, "accuracies need clips", f"use {HELD_OUT_BATCH} or more")
+
     def init(self, key: Key) -> PyTree:
         """Returns fresh parameters."""
         return self.reader.init(key, jnp.zeros((1, NUM_FRAMES, 64, 64, 3)))["params"]
@@ -68,18 +75,23 @@ class ClipReading:
 
     def summary(self, params: PyTree) -> dict[str, float]:
         """Returns the accuracy of every answer on held-out true clips."""
-
-        @jax.jit
-        def judge(params, clip):
-            reading = self.reader.bind({"params": params})(clip.video)
-            right = attributes_right(reading, clip.facts)
-            return {name: (jnp.sum(ok * on), jnp.sum(on)) for name, (ok, on) in right.items()}
-
+        judge = jax.jit(self._judge)
         count = min(self.held_out, HELD_OUT_BATCH)
         indices = jnp.arange(self.held_out // count * count).reshape(-1, count)
         parts = [judge(params, _held_out(self.world, batch)) for batch in indices]
         sums = jax.tree.map(lambda *leaves: float(np.sum(leaves)), *parts)
         return {f"{name}_accuracy": ok / max(on, 1.0) for name, (ok, on) in sums.items()}
+
+    def check(self, params: PyTree) -> None:
+        """Traces what `summary` measures."""
+        indices = jax.ShapeDtypeStruct((1,), jnp.int32)
+        clip = jax.eval_shape(functools.partial(_held_out, self.world), indices)
+        jax.eval_shape(self._judge, params, clip)
+
+    def _judge(self, params: PyTree, clip: WorldClip) -> dict[str, tuple[Array, Array]]:
+        reading = self.reader.bind({"params": params})(clip.video)
+        right = attributes_right(reading, clip.facts)
+        return {name: (jnp.sum(ok * on), jnp.sum(on)) for name, (ok, on) in right.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The two protocols of training: what is learned, and from what."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,7 +32,7 @@ class TrainCall(NamedTuple):
 class Objective(Protocol):
     """Something that can be trained: parameters and a loss.
 
-    It may have more: see `HasFrozen`, `HasUpdate`, `HasComponents` and `HasSummary`.
+    It may have more: see `HasFrozen`, `HasUpdate`, `HasComponents`, `HasSummary` and `HasCheck`.
     """
 
     def init(self, key: Key) -> PyTree:
@@ -123,6 +124,23 @@ class HasSummary(Protocol):
         among them if an autoencoder was trained.
         """
         ...
+
+
+@runtime_checkable
+class HasCheck(Protocol):
+    """An objective that can tell before the first step whether `summary` will work."""
+
+    def check(self, params: PyTree) -> None:
+        """Raises what `summary` would raise; `params` are shapes, and nothing is computed."""
+        ...
+
+
+@runtime_checkable
+class MakesLatents(Protocol):
+    """A source that encodes its clips."""
+
+    vae_weights: Path | None
+    """Weights folder of the autoencoder."""
 
 
 @runtime_checkable

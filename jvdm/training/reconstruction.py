@@ -1,7 +1,7 @@
 """Training of the video autoencoder."""
 
 import dataclasses
-import functools
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
+from jvdm.errors import ConfigError
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
 from jvdm.training.objective import TrainCall
 from jvdm.weights.package import Component, Components
@@ -33,6 +34,12 @@ class Reconstruction:
     """Leaves the encoder, and with it the latents that a video model has learnt, as it is."""
     noise: float = 1.0
     """Standard deviations of the posterior by which latents are disturbed before decoding."""
+
+    def __post_init__(self) -> None:
+        """Refuses statistics of nothing."""
+        if self.held_out < 1:
+            what = f"--objective.held-out is {self.held_out}"
+            raise ConfigError(what, "latent statistics need clips", f"use {HELD_OUT_BATCH} or more")
 
     def init(self, key: Key) -> PyTree:
         """Returns fresh parameters."""
@@ -63,6 +70,11 @@ class Reconstruction:
         found = {name: value.tolist() for name, value in statistics.items()}
         return found | {f"psnr_{name}": float(value) for name, value in fidelity.items()}
 
+    def check(self, params: PyTree) -> None:
+        """Traces what `summary` measures."""
+        indices = jax.ShapeDtypeStruct((HELD_OUT_BATCH,), jnp.int32)
+        jax.eval_shape(self._measure, params, jax.eval_shape(partial(film, self.world), indices))
+
     def _measure(self, params: PyTree, frames: Frames) -> tuple[Array, Array, dict[str, Array]]:
         mean = self.vae.bind({"params": params}).encode(frames).mean
         axes = (0, 1, 2, 3)
@@ -70,7 +82,7 @@ class Reconstruction:
         return jnp.mean(mean, axes), jnp.mean(mean**2, axes), fidelity
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def film(world: World, indices: Int[Array, " B"]) -> Frames:
     """Renders clips that the autoencoder does not train on."""
     return clips(world, "vae_val", indices).video

@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
+from jvdm.errors import ConfigError
 from jvdm.parallel.mesh import replicate
-from jvdm.training.objective import HasFrozen, HasUpdate, Objective, Source, Transform
+from jvdm.training.objective import (
+    HasComponents,
+    HasFrozen,
+    HasUpdate,
+    Objective,
+    Source,
+    Transform,
+)
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.state import TrainState, init_state
 from jvdm.training.step import Step
-from jvdm.weights import safetensors
+from jvdm.weights import read_manifest, safetensors
+from jvdm.weights.folder import find
 
 _TRACE_AFTER = 10  # steps; the first ones are not typical
 
@@ -75,21 +85,45 @@ def make_state(
         transform: The optimizer.
         seed: Seed of the run.
         mesh: The devices.
-        start_from: Safetensors file with parameters to start from; None draws them.
+        start_from: Safetensors file with all parameters, weights folder or name of embedded
+            weights to start from; None draws them.
 
     Raises:
-        WeightsError: If the file cannot be read or holds another model.
+        WeightsError: If it cannot be read or holds another model.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     init = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=everywhere)
     if start_from is None:
         return init()
-    tree = safetensors.load(start_from)
-    safetensors.match(start_from, tree, state_shapes(objective, transform, seed, mesh).params)
+    state = init()
+    fresh = jax.tree.map(np.array, state.params)
+    tree = _parameters(objective, find(start_from), fresh)
     # Two copies: the step is given both to overwrite.
-    return init().replace(
+    return state.replace(
         params=jax.device_put(tree, everywhere), ema=jax.device_put(tree, everywhere)
     )
+
+
+def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
+    """Returns parameters from a file or a weights folder; what is never exported stays fresh."""
+    if place.is_file():
+        tree = safetensors.load(place)
+        safetensors.check_floating(place, tree)
+        safetensors.match(place, tree, fresh)
+        return tree
+    if not isinstance(objective, HasComponents):
+        what = f"{type(objective).__name__} does not say which components it trains"
+        raise ConfigError(what, f"{place} holds components", "start from a safetensors file")
+    manifest, (leaves, structure) = read_manifest(place), jax.tree.flatten(fresh)
+    numbered = jax.tree.unflatten(structure, range(len(leaves)))
+    for name, component in objective.components(numbered).items():
+        manifest.component(name)
+        path, tree = manifest.parameters(place, name)
+        places = safetensors.flatten(component.params)
+        safetensors.match(path, tree, {key: leaves[number] for key, number in places.items()})
+        for key, leaf in safetensors.flatten(tree).items():
+            leaves[places[key]] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 # Products by cuBLAS: XLA's own (Triton) kernels are no faster at these shapes, and choosing

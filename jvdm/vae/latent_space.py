@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.errors import WeightsError
-from jvdm.weights.folder import Manifest, read_manifest
+from jvdm.weights.folder import Manifest, find, read_manifest
 
 
 @typing.no_type_check
@@ -35,11 +35,12 @@ def _per_channel(values: Float[Array, " C"]) -> Float[Array, "1 1 1 1 C"]:
 
 
 def load_latent_space(folder: str | Path) -> LatentSpace:
-    """Reads the autoencoder of a weights folder.
+    """Reads the autoencoder of a weights folder, or of embedded weights by their name.
 
     Raises:
         WeightsError: If the folder holds no readable autoencoder.
     """
+    folder = find(folder)
     manifest = read_manifest(folder)
     if "vae" not in manifest.components:
         raise WeightsError(

@@ -223,6 +223,19 @@ def differences(folder: str | Path, found: Mapping[str, str]) -> list[str]:
     return said + [f"{name} is new" for name in found if name not in wanted]
 
 
+def autoencoder(folder: str | Path) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """Returns sha256 and latent statistics of an autoencoder: equal ones make equal latents.
+
+    Raises:
+        WeightsError: If the folder has none.
+    """
+    manifest = read_manifest(folder)
+    path = Path(folder) / manifest.file_of("vae")
+    if "vae" not in manifest.components or not path.is_file():
+        raise WeightsError(f"{folder} holds no autoencoder", f"{path.name} is needed")
+    return digest(path), manifest.latent_mean, manifest.latent_std
+
+
 def located(path: str | Path | None) -> dict[str, str | None]:
     """Returns `path`, and in `sha256` what weights lie there, which is the same anywhere.
 
@@ -230,7 +243,7 @@ def located(path: str | Path | None) -> dict[str, str | None]:
     and is None where neither is.
     """
     place = Path(path or "")
-    content = None
+    place, content = place if place.exists() else EMBEDDED / place, None
     if path and (place / MANIFEST).is_file():
         manifest, files = read_manifest(place), digests(place)
         del files[MANIFEST]

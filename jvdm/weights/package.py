@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from jvdm.weights import safetensors
 from jvdm.weights.folder import (
     Defaults,
     Manifest,
+    find,
     read_manifest,
     write_checksums,
     write_manifest,
@@ -34,7 +35,7 @@ class Packaging:
     defaults: Defaults
     """Sizes of a generation run, and those trained on."""
     parts: tuple[str, ...] = ()
-    """Weights folders whose other components go along, unchanged."""
+    """Weights folders, or names of embedded ones, whose other components go along, unchanged."""
     quantize: Literal["int8"] | None = None
     """Store matrices in 8 bits with a scale per output channel; else float16."""
 
@@ -52,7 +53,7 @@ Components = Mapping[str, Component]
 
 def check_package(
     folder: Path, packaging: Packaging, components: Components, rules: Mapping[str, Any]
-) -> None:
+) -> dict[str, Path]:
     """Refuses what `write_package` could not write, before anything is trained.
 
     Args:
@@ -61,19 +62,30 @@ def check_package(
         components: What will be written; parameters may be shapes.
         rules: Process, prediction and sampling as JSON, if there is a denoiser.
 
+    Returns:
+        From which folder each component comes that goes along.
+
     Raises:
-        WeightsError: If a part is no weights folder or lacks weights.
+        WeightsError: If a part is no weights folder, lacks weights or cannot be built, or a
+            system lacks a network.
         ConfigError: If a field of a component, such as an attention policy, cannot be written
             into a manifest, or `folder` cannot be written or is one of the parts.
     """
-    mine = _described(components)
+    names, taken = set(_described(components)), {}
     if folder.exists():
         probe_writable(folder)
-    for part in map(Path, packaging.parts):
+    for part in map(find, packaging.parts):
         if part.resolve() == folder.resolve():
             why = "the weights of this run would be written over it"
             raise ConfigError(f"{part} is to go along", why, "use another --workdir")
-        _taken(part, mine)
+        manifest, wanted = _taken(part, names | taken.keys())
+        for name in wanted:
+            manifest.component(name)
+            taken[name] = part
+    if rules and (lacking := sorted({"text", "model", "vae"} - names - taken.keys())):
+        fix = "name a weights folder that has it in --package.parts"
+        raise WeightsError(f"{', '.join(lacking)} would be missing", "a system is trained", fix)
+    return taken
 
 
 def write_package(
@@ -97,7 +109,7 @@ def write_package(
     folder.mkdir(parents=True, exist_ok=True)
     described, files = _described(components), {}
     mean, std = (list(summary.get(name, ())) for name in _STATISTICS)
-    for part in map(Path, packaging.parts):
+    for part in map(find, packaging.parts):
         manifest, wanted = _taken(part, described)
         for name in wanted:
             described[name] = manifest.components[name]
@@ -130,7 +142,7 @@ def _described(components: Components) -> dict[str, Any]:
     return {name: to_data(component.module, name) for name, component in components.items()}
 
 
-def _taken(part: Path, mine: Mapping[str, Any]) -> tuple[Manifest, list[str]]:
+def _taken(part: Path, mine: Collection[str]) -> tuple[Manifest, list[str]]:
     """Returns the manifest of a part and its components that are not `mine`."""
     manifest = read_manifest(part)
     wanted = [name for name in manifest.components if name not in mine]

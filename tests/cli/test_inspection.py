@@ -8,15 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jvdm import cli
+from jvdm import cli, record
 from jvdm.weights import safetensors
-from jvdm.weights.folder import Defaults, Manifest, write_manifest
+from jvdm.weights.folder import Defaults, Manifest, write_checksums, write_manifest
 
 TREE = {"b": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "a": np.ones(4, np.int32)}
 
 
-def inspect(path, capsys, *options):
-    assert cli.main(["inspect", str(path), "--json", *options]) == 0
+def inspect(path, capsys, *options, code=0):
+    assert cli.main(["inspect", str(path), "--json", *options]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -57,16 +57,16 @@ def test_a_file_is_described_array_by_array(tmp_path, capsys):
     assert result["total"] == {"arrays": 2, "parameters": 10, "bytes": 40, "non_finite": 0}
 
 
-def test_non_finite_values_are_counted_not_refused(tmp_path, capsys):
+def test_non_finite_values_are_counted_and_the_answer_is_no(tmp_path, capsys):
     import safetensors.numpy
 
     path = tmp_path / "bad.safetensors"
     bad = np.array([1.0, np.nan, np.inf], ml_dtypes.bfloat16)
     safetensors.numpy.save_file({"bad": bad, "good": np.zeros(2)}, path)
-    result = inspect(path, capsys)
-    assert by_name(result)["bad"]["non_finite"] == 2
+    result = inspect(path, capsys, code=1)
+    assert by_name(result)["bad"]["non_finite"] == 2 and result["ok"] is False
     assert result["total"]["non_finite"] == 2
-    cli.main(["inspect", str(path)])
+    assert cli.main(["inspect", str(path)]) == 1
     assert "2 NON-FINITE" in capsys.readouterr().out
 
 
@@ -77,6 +77,43 @@ def test_a_weights_folder_lists_every_file(folder, capsys):
     names = [entry["name"] for entry in result["arrays"]]
     assert names == ["dit/a", "dit/b/kernel", "vae/a", "vae/b/kernel"]
     assert by_name(result)["dit/b/kernel"]["dtype"] == "float16"
+
+
+def test_embedded_weights_are_known_by_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = inspect("nano", capsys)
+    assert result["kind"] == "weights folder" and result["about"]["family"] == "nano"
+    assert result["total"]["arrays"] > 20 and result["ok"]
+    (tmp_path / "nano").mkdir()  # what is here is meant
+    assert cli.main(["inspect", "nano"]) == 2
+
+
+def test_a_record_shows_its_settings(capsys, tmp_path):
+    path = tmp_path / "ball.json"
+    settings = {"prompt": "a red ball", "seed": 7}
+    record.write(path, record.Record(settings, {}, {}, {}, {}, {}, status="latents"))
+    result = inspect(path, capsys)
+    assert result["kind"] == "record" and result["about"]["settings"] == settings
+    assert cli.main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("latents", "a red ball", "7"))
+    path.write_text('{"settings": 3}')
+    assert cli.main(["inspect", str(path)]) == 2
+    assert "is not a record" in capsys.readouterr().err
+
+
+def test_verify_compares_with_the_checksums_of_the_export(folder, capsys):
+    assert cli.main(["inspect", str(folder), "--verify"]) == 2
+    assert "SHA256SUMS does not exist" in capsys.readouterr().err
+    write_checksums(folder)
+    assert inspect(folder, capsys, "--verify")["differences"] == []
+    safetensors.save(folder / "dit.safetensors", TREE, dtype="bfloat16")
+    (folder / "vae.safetensors").unlink()
+    wrong = inspect(folder, capsys, "--verify", code=1)["differences"]
+    assert wrong == ["vae.safetensors is missing", "dit.safetensors has changed"]
+    assert cli.main(["inspect", str(folder), "--verify"]) == 1
+    assert "dit.safetensors has changed" in capsys.readouterr().out
+    assert inspect(folder, capsys)["ok"]  # the arrays themselves are sound
 
 
 def test_a_work_directory_shows_its_newest_checkpoint(workdir, capsys):
