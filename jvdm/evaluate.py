@@ -14,7 +14,8 @@ from jvdm import record
 from jvdm.errors import ConfigError
 from jvdm.evaluation import report
 from jvdm.evaluation.held_out import SETS, Prompts, draw, part_of
-from jvdm.evaluation.judge import Judge, make_judge
+from jvdm.evaluation.judge import Judge, compare, make_judge
+from jvdm.evaluation.measure import measure_known_frames, measure_reconstruction
 from jvdm.files import probe_writable, write_text
 from jvdm.options import shown_defaults
 from jvdm.pipeline import Request, load
@@ -123,18 +124,19 @@ def _measure_batch(
     texts = [caption_text(ids) for ids in prompts.tokens]
     seeds = range(options.seed + start, options.seed + start + len(texts))
     truth = judge.film(prompts)
-    latents = judge.encode(truth)
+    latents = judge.pipeline.encode(truth)
     coded = judge.decode(latents)
     samples, seconds = _timed_samples(judge, texts, seeds)
     sources = dict(zip(report.SOURCES, (truth, coded, samples), strict=True))
     part: dict[str, Any] = {"known": {}, "seconds": seconds}
     part["measured"] = {key: judge.measure(clips, prompts) for key, clips in sources.items()}
-    part["coding"] = judge.measure_reconstruction(coded, truth)
+    part["coding"] = compare(measure_reconstruction, (coded, truth))
     tasks = judge.tasks() if name in options.known_frame_sets else {}
     made = {}
     for task, frames in tasks.items():
         made[task] = judge.decode(judge.generate(texts, seeds, latents, frames.columns))
-        known = judge.measure_known_frames(made[task], truth, coded, frames)
+        where = (frames.known, frames.judged, frames.copies)
+        known = compare(measure_known_frames, (made[task], truth, coded), *where)
         seen = judge.measure(made[task], prompts)[0]
         part["known"][task] = {**known, **{key: seen[key] for key in ("count", "permanence")}}
     if start == 0:

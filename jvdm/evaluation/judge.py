@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jvdm.errors import ShapeError
 from jvdm.evaluation import held_out
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.held_out import Prompts
-from jvdm.evaluation.measure import measure_clips, measure_known_frames, measure_reconstruction
+from jvdm.evaluation.measure import measure_clips
 from jvdm.evaluation.reader import Reader
 from jvdm.evaluation.readers import load_reader, measure_reading, read
 from jvdm.pipeline import programs
@@ -42,7 +42,7 @@ class KnownFrames(NamedTuple):
     columns: tuple[int, ...]
     known: np.ndarray
     judged: np.ndarray
-    copies: tuple[int, ...]
+    copies: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,10 +66,6 @@ class Judge:
     def film(self, prompts: Prompts) -> Bytes:
         """Renders the true clips."""
         return programs.to_bytes(held_out.film(prompts.shot, self.world))
-
-    def encode(self, frames: Bytes) -> Latents:
-        """Codes clips as standardised latents."""
-        return self.pipeline.encode(frames)
 
     def decode(self, latents: Latents) -> Bytes:
         """Decodes standardised latents; they stay on the device."""
@@ -100,36 +96,21 @@ class Judge:
         """Measures clips against their captions; also returns reader features."""
         return _read(self.reader, self.world.fps, self.reader_params, frames, prompts)
 
-    def measure_reconstruction(self, frames: Bytes, truth: Bytes) -> Mapping[str, Measure]:
-        """Measures what the autoencoder loses."""
-        return _measure(measure_reconstruction, (frames, truth))
-
-    def measure_known_frames(
-        self, frames: Bytes, truth: Bytes, reconstruction: Bytes, task: KnownFrames
-    ) -> Mapping[str, Measure]:
-        """Measures clips made around known frames."""
-        where = (jnp.asarray(task.known), jnp.asarray(task.judged), jnp.asarray(task.copies))
-        return _measure(measure_known_frames, (frames, truth, reconstruction), *where)
-
-    @property
-    def latent_frames(self) -> int:
-        """Latent frames of a clip."""
-        return self.pipeline.system.vae.latent_frames(self.world.num_frames)
-
     def tasks(self) -> dict[str, KnownFrames]:
         """Returns the tasks with known frames that fit into the model's clips."""
-        length, count = self.world.num_frames, self.latent_frames
+        length, vae = self.world.num_frames, self.pipeline.system.vae
+        count = vae.latent_frames(length)
         frame = np.arange(length)
         found = {}
         for name, kept in (("first frame", 1), ("four latent frames", 4)):
-            first = self.pipeline.system.vae.num_frames(kept)
+            first = vae.num_frames(kept)
             if count > kept:
                 judged = (frame >= first) & (frame < first + NEXT_FRAMES)
-                columns, copies = tuple(range(kept)), (first - 1, first - 1)
+                columns, copies = tuple(range(kept)), np.array([first - 1, first - 1])
                 found[name] = KnownFrames(columns, frame < first, judged, copies)
         if count > 2:
             # The last latent shows its four frames only together with those before it.
-            ends, middle = (0, length - 1), frame == length // 2
+            ends, middle = np.array([0, length - 1]), frame == length // 2
             found["first and last"] = KnownFrames((0, count - 1), frame == 0, middle, ends)
         return found
 
@@ -165,7 +146,10 @@ def _float(frames: Bytes) -> Frames:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(measure, clips, *where):
+def compare(
+    measure: Callable[..., dict[str, Measure]], clips: Sequence[Bytes], *where: Array | np.ndarray
+) -> dict[str, Measure]:
+    """Returns what a measure of frames in 0..1 says of several versions of the same clips."""
     return measure(*map(_float, clips), *where)
 
 
