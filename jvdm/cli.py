@@ -17,6 +17,7 @@ from jvdm.cache import keep_compiled_programs
 from jvdm.errors import ConfigError, JvdmError
 from jvdm.flags import Verb, parse
 from jvdm.recipes import load_experiment, nearest, shipped
+from jvdm.stopping import StopRequest
 
 if TYPE_CHECKING:
     from jvdm.experiment import Experiment
@@ -104,7 +105,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in VERBS:
         raise ConfigError(f"there is no command {name!r}", nearest(name, VERBS), "see jvdm --help")
-    verb = VERBS[name]
+    with StopRequest(fix="start the same command again") as stop:
+        stop.state = "before it was done"
+        return _run(name, VERBS[name], rest)
+
+
+def _run(name: str, verb: Verb, rest: list[str]) -> int:
     module = importlib.import_module(verb.module)
     experiment = _experiment_of(rest) if name == "train" else None
     command = parse(name, verb, module, rest, experiment)

@@ -47,7 +47,7 @@ class Preempted(JvdmError):
     exit_code = 75
 
 
-class Interrupted(Preempted):
-    """Ctrl-C stopped the run, which has saved its state; start it again."""
+class Interrupted(Preempted, KeyboardInterrupt):
+    """Ctrl-C stopped the run; what was to be saved is."""
 
     exit_code = 130

@@ -17,6 +17,7 @@ from jvdm.outputs import Outputs
 from jvdm.pipeline import Job, Pipeline, load
 from jvdm.record import Record, Status
 from jvdm.stages import measuring, stage, table
+from jvdm.stopping import StopRequest
 from jvdm.video import Video
 
 __all__ = ["GenerateOptions", "run", "shown_defaults", "text"]
@@ -30,7 +31,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
 
     Raises:
         JvdmError: If anything that was asked for cannot be done.
-        KeyboardInterrupt: After Ctrl-C, when the latents so far are saved.
+        Preempted: After SIGTERM, when the latents so far are saved; `Interrupted` after Ctrl-C.
     """
     resolved = resolve(options)
     options = resolved.options
@@ -45,20 +46,26 @@ def run(options: GenerateOptions) -> dict[str, Any]:
 
     seeds = dict(enumerate(options.seeds))
     seeds = seeds if resolved.only is None else {resolved.only: seeds[resolved.only]}
-    with outputs.reserved(options.output, name, seeds) as files, measuring(show=True) as stages:
-        rows: list[int] = []
-        with outputs.stop_requested() as stop:
+    rows: list[int] = []
+    with (
+        StopRequest(
+            "the latents are saved after this step", "the same command begins again"
+        ) as stop,
+        outputs.reserved(options.output, name, seeds) as files,
+        measuring(show=True) as stages,
+    ):
+        with stop.later():
             decodes = 0 if options.latents_only else 1
             latents = pipe.sample(
-                job, lambda row, _: rows.append(row) or stop.is_set(), decodes=decodes
+                job, lambda row, _: rows.append(row) or stop.requested, decodes=decodes
             )
+        stop.state = f"after {len(rows)} of {job.matrix.num_rows} steps; the latents are saved"
         saved = _save_latents(options, pipe, job, latents, files, len(rows))
         with outputs.finishable(saved):
             for index, record in saved.items():
-                if options.latents_only or stop.is_set():
+                if options.latents_only or stop.requested:
                     saved[index] = outputs.save_record(files[index], record)
-            if stop.is_set():
-                raise KeyboardInterrupt
+            stop.check()
             for index, record in () if options.latents_only else saved.items():
                 frames = pipe.decode(latents[index : index + 1])[0]
                 video = Video(frames, job.settings.fps)

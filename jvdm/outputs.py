@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,25 +218,3 @@ def say(*messages: str) -> None:
     """Prints what the user should know where it does not mix with the result."""
     for message in messages:
         print(f"jvdm: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into a flag, so that what is there can be saved.
-
-    A second Ctrl-C interrupts at once. Does nothing outside of the main thread.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request_stop(*_: Any) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, request_stop)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)

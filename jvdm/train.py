@@ -17,11 +17,11 @@ from jvdm.experiment import Experiment, describe
 from jvdm.files import write_text
 from jvdm.parallel.mesh import data_mesh
 from jvdm.record import device, versions
+from jvdm.stopping import StopRequest
 from jvdm.training import setup
 from jvdm.training.checkpoint import Checkpoints, Resume
 from jvdm.training.export import WEIGHTS, check_export, export, recipe_of
 from jvdm.training.export import text as text
-from jvdm.training.preemption import StopRequest
 from jvdm.training.progress import Progress
 from jvdm.training.showing import write_preview
 from jvdm.training.sinks import Heartbeat, open_sinks

@@ -21,6 +21,7 @@ LAYERS = (
         "products",
         "reading",
         "stages",
+        "stopping",
         "values",
     ),
     ("recipes", "record"),

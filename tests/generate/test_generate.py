@@ -16,6 +16,7 @@ from jvdm import record as records
 from jvdm.decode import DecodeOptions
 from jvdm.generate import GenerateOptions
 from jvdm.pipeline import Pipeline
+from jvdm.stopping import StopRequest
 from jvdm.video import Video, read_video, write_image
 from tests.generate import nano
 
@@ -294,9 +295,9 @@ def test_ctrl_c_after_the_last_step_leaves_a_video_that_can_be_finished(
 
 def test_the_first_ctrl_c_is_a_request_and_the_second_an_interruption():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), outputs.stop_requested() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop, stop.later():
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.is_set()
+        assert stop.requested
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -305,8 +306,8 @@ def test_other_threads_have_no_signals():
     seen = []
 
     def work():
-        with outputs.stop_requested() as stop:
-            seen.append(stop.is_set())
+        with StopRequest() as stop:
+            seen.append(stop.requested)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -21,11 +21,21 @@ class StopRequest:
 
     Inside `later()` the first one only sets `requested`, and says so: the main thread may sit
     in a device or a compiler, where Python runs no handlers, so a thread of its own listens.
+    A signal that a library swallows is not lost: `check`, and the end, raise it again.
     Handlers that were there before come back at the end. A signal that the process ignores, as
     Ctrl-C in a background job, stays ignored; outside the main thread nothing is installed.
+
+    Args:
+        saves: What is said at once inside `later()`.
+        fix: What to do after the run was stopped.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        saves: str = "the state is saved after this step",
+        fix: str = "start the same command again to continue",
+    ) -> None:
+        self.saves, self.fix = saves, fix
         self.state = "before it began"
         """What an error says of the run if it ends now."""
         self._first: signal.Signals | None = None
@@ -52,8 +62,7 @@ class StopRequest:
         if self._first is None:
             return
         name = "Ctrl-C" if self._first == signal.SIGINT else self._first.name
-        fix = "start the same command again to continue"
-        error = _ERRORS[self._first](f"stopped by {name} {self.state}", fix=fix)
+        error = _ERRORS[self._first](f"stopped by {name} {self.state}", fix=self.fix)
         if not all(future.done() for future in self._working):
             atexit.register(_leave, error.exit_code)
         raise error
@@ -94,7 +103,7 @@ class StopRequest:
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self._restore.close()
-        if kind is KeyboardInterrupt:
+        if kind in (KeyboardInterrupt, None):
             self.check()
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -105,7 +114,7 @@ class StopRequest:
     def _listen(self, ears: socket.socket) -> None:
         while heard := ears.recv(1):  # empty when the other end is closed
             if heard[0] in map(int, _ERRORS):
-                said = "the state is saved after this step; Ctrl-C again ends the run at once"
+                said = f"{self.saves}; Ctrl-C again ends the run at once"
                 print(said if self._later else "stopping", file=sys.stderr, flush=True)
 
 
