@@ -40,6 +40,13 @@ def test_few_clips_are_compared_in_few_directions(rng):
     np.testing.assert_allclose(np.cov(((features - mean) @ axes).T), np.eye(32), atol=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_directions_in_which_nothing_varies_do_not_count_in_any_unit(rng, unit):
+    truth = unit * rng.standard_normal((256, 5)) @ rng.standard_normal((5, 40))
+    assert directions(truth)[1].shape == (40, 5)
+    assert directions(unit * rng.standard_normal((2000, 40)))[1].shape == (40, 40)  # all from here
+
+
 def test_a_shifted_set_is_far_above_the_floor(rng):
     truth = rng.standard_normal((256, 40))
     alike, other = rng.standard_normal((256, 40)), rng.standard_normal((256, 40)) + 1.0
