@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jvdm import callbacks, samplers
 from jvdm import record as records
-from jvdm import samplers
 from jvdm.arrays import Array, Latents, PyTree, UInt8
 from jvdm.cache import keep_compiled_programs
+from jvdm.callbacks import Callback
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, DeviceMemoryError, NumericsError
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
-from jvdm.pipeline import callbacks, programs
-from jvdm.pipeline.callbacks import Callback
+from jvdm.pipeline import programs
 from jvdm.pipeline.loading import chosen_dtype, load_parameters, system_of
 from jvdm.pipeline.request import Job, Request, prepare
 from jvdm.recipes import apply_system, load_system, nearest

@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-import secrets
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jvdm import pricing
+from jvdm import pricing, prompts
 from jvdm import record as records
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
@@ -28,13 +27,10 @@ from jvdm.settings import (
     check_numbers,
     settings_of,
     settled,
-    typed,
     with_numbers,
 )
 from jvdm.system import System, rules_of
 from jvdm.weights import Manifest
-
-MAX_SEED = 2**32 - 1
 
 
 class Given(NamedTuple):
@@ -157,11 +153,12 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         settings = dataclasses.replace(settings, num_inference_steps=request.matrix.num_steps)
 
     size = (settings.num_frames, settings.height, settings.width)
-    shape = _latent_shape(system, settings, _count(request.prompt, request.num_videos))
+    shape = _latent_shape(system, settings, prompts.count(request.prompt, request.num_videos))
     matrix = matrix_of(request.matrix, system, settings, shape.frames)
     estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
-    prompts, seeds = _batch(request.prompt, request.seed, request.num_videos)
-    ids, unknown = system.text.read(_told(guidance.branches, prompts, settings.negative_prompt))
+    texts, seeds = prompts.batch(request.prompt, request.seed, request.num_videos)
+    told = prompts.of_branches(guidance.branches, texts, settings.negative_prompt)
+    ids, unknown = system.text.read(told)
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = first > system.process.t_max - 1e-6
@@ -171,7 +168,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     _check_policy(system.network, matrix.window, shape.height, shape.width)
     return Job(
         settings=settings,
-        prompts=prompts,
+        prompts=texts,
         seeds=seeds,
         system=system,
         ids=ids,
@@ -190,40 +187,6 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
 def _check_policy(network: Any, window: int, height: int, width: int) -> None:
     """Lets the attention policy refuse sizes that it cannot run on."""
     jax.eval_shape(lambda: network.start(window, height, width))
-
-
-def _count(prompt: Any, num_videos: int | None) -> int:
-    """Returns the number of videos that are made."""
-    num_videos = 1 if num_videos is None else num_videos
-    if num_videos < 1:
-        raise ConfigError(f"num_videos is {num_videos}", "one or more are made", "use 1")
-    return num_videos * (len(prompt) if isinstance(prompt, list | tuple) else 1)
-
-
-def _batch(
-    prompt: Any, seed: Any, num_videos: int | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns one prompt and one seed per video; draws a seed if there is none."""
-    given = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
-    for text in given:
-        if not isinstance(text, str):
-            raise ConfigError(f"the prompt is {text!r:.80}", "it must be text", "use '' for none")
-    prompts = tuple(text for text in given for _ in range(num_videos or 1))
-    if seed is None:
-        seed = secrets.randbelow(1_000_000)
-    if isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1:
-        seeds = tuple(typed("a seed", value, int) for value in seed)
-    else:
-        first = typed("the seed", seed, int)
-        seeds = tuple(range(first, first + len(prompts)))
-    if not prompts or len(prompts) != len(seeds):
-        what = f"{len(prompts)} prompts and {len(seeds)} seeds"
-        raise ConfigError(what, "each video needs one of both", "give as many seeds as prompts")
-    for value in seeds:
-        if not 0 <= value <= MAX_SEED:
-            what = f"the seed is {value}"
-            raise ConfigError(what, f"seeds are 0 to {MAX_SEED}", "choose another")
-    return prompts, seeds
 
 
 def _latent_shape(system: System, settings: Any, batch: int) -> LatentShape:
@@ -246,25 +209,6 @@ def _check_multiple(name: str, value: int, stride: int) -> None:
         f"it must be a multiple of {stride}",
         f"use {' or '.join(map(str, nearest))}",
     )
-
-
-def _told(
-    branches: Sequence[str], prompts: tuple[str, ...], negative: str | None
-) -> tuple[str, ...]:
-    """Returns the prompts of every branch, one branch after the other."""
-    against = (negative or "",) * len(prompts)
-    names = [name.split(" without ")[0] for name in branches]
-    texts: Mapping[str, tuple[str, ...]] = {
-        "unconditional": ("",) * len(prompts) if "negative" in names else against,
-        "negative": against,
-        "prompt": prompts,
-    }
-    for name in names:
-        if name not in texts:
-            what = f"the guidance has the branches {', '.join(branches)}"
-            why = f"nothing says what {name!r} is told"
-            raise ConfigError(what, why, f"use {', '.join(texts)}, or one of these without a port")
-    return tuple(text for name in names for text in texts[name])
 
 
 def _beyond_training(settings: Any, manifest: Manifest) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import jvdm
-from jvdm import samplers
+from jvdm import prompts, samplers
 from jvdm.parallel.mesh import data_mesh
-from jvdm.pipeline import Request, programs, request
+from jvdm.pipeline import Request, programs
 from jvdm.vae import tiling
 from jvdm.video import Video
 from tests.generate.nano import VAE
@@ -311,7 +311,7 @@ def test_progress_bars_name_the_stages(pipe, capsys):
 @pytest.mark.parametrize("prompt", [None, 3, ["a ball", None]])
 def test_a_prompt_that_is_no_text_is_refused(prompt):
     with pytest.raises(jvdm.ConfigError, match="the prompt is .*; it must be text"):
-        request._batch(prompt, 0, 1)
+        prompts.batch(prompt, 0, 1)
 
 
 def test_less_than_one_video_is_refused(pipe):

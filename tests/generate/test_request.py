@@ -8,7 +8,8 @@ import pytest
 
 from jvdm import samplers
 from jvdm.errors import ConfigError, JvdmError, ShapeError
-from jvdm.pipeline.request import MAX_SEED, Given, Request, prepare
+from jvdm.pipeline.request import Given, Request, prepare
+from jvdm.prompts import MAX_SEED
 from jvdm.video import Video, write_image
 from tests.generate.nano import MANIFEST, SYSTEM
 
