@@ -44,6 +44,13 @@ def test_a_duplicate_in_every_frame_is_a_wrong_count_alone():
     assert verdicts(disc(still(), "red", (55, 30), 6), "red", "blue") == (False, [])
 
 
+def test_a_duplicate_that_is_lost_with_its_original_is_not_created():
+    tracks, active = read(disc(still(), "red", (55, 30), 6), "red", "blue")
+    tracks = tracks._replace(pieces=tracks.pieces.at[0, -3:, 0].set(0))
+    kept = permanence(tracks, active)
+    assert kept.lost.all() and not kept.created.any()
+
+
 def test_two_objects_that_melt_into_one_are_a_wrong_count():
     clip = disc(disc(ground(), "red", (20, 20), 8), "red", (32, 32), 8)
     assert verdicts(clip, "red") == (False, [])
