@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import types
 import typing
@@ -146,7 +147,12 @@ def _unknown(name: str, verb: Verb, unknown: list[str], known: list[str]) -> Con
 
 
 def _gathered(arguments: list[str]) -> list[str]:
-    """Writes `--sampling.PART VALUE`, wherever it stands, as tyro's dictionary."""
+    """Writes `--sampling.PART VALUE`, wherever it stands, as tyro's dictionary, and `~` out."""
+    home = re.compile(r"^(--[^=]+=)?(~[^/]*)")  # no shell does it behind `=`, or in quotes
+    arguments = [
+        home.sub(lambda found: (found[1] or "") + os.path.expanduser(found[2]), argument)
+        for argument in arguments
+    ]
     rest, chosen, waiting = [], [], iter(arguments)
     for argument in waiting:
         if not argument.startswith("--sampling."):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,8 +53,8 @@ def run(options: InspectOptions) -> dict[str, Any]:
         CheckpointError: If a run has no such checkpoint.
     """
     path, shipped = options.path, EMBEDDED / options.path
-    path = shipped if not path.exists() and (shipped / MANIFEST).is_file() else path
-    if not path.exists():
+    path = path if os.path.exists(path) or not os.path.isfile(shipped / MANIFEST) else shipped
+    if not os.path.exists(path):
         raise WeightsError(f"{path} does not exist", fix=_similar(path))
     if options.verify:
         wrong, described = differences(path, digests(path)), _weights_folder(path)
@@ -161,7 +162,7 @@ def _little_endian(array: np.ndarray) -> bytes:
 
 def _similar(path: Path) -> str:
     """Returns advice with the names that are nearest to a path that does not exist."""
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    parent = next(folder for folder in path.absolute().parents if os.path.isdir(folder))
     children: Iterable[str] = (child.name for child in parent.iterdir())
     missing = path.absolute().relative_to(parent).parts[0]
     near = difflib.get_close_matches(missing, list(children), n=3)

@@ -1,6 +1,7 @@
 """The options of `jvdm generate`, and how a record becomes options again."""
 
 import dataclasses
+import os
 import secrets
 import typing
 from collections.abc import Mapping
@@ -130,7 +131,7 @@ def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
     chosen = dataclasses.asdict(job.settings)
     pictures = {name: chosen[name] and str(chosen[name]) for name in settings_of(PICTURE)}
     inputs = dict(job.inputs)
-    if options.system is not None and Path(options.system).is_file():
+    if options.system is not None and os.path.isfile(options.system):
         inputs["system"] = records.digest(options.system)
     return {
         **chosen,
@@ -174,7 +175,7 @@ def _differences(record: records.Record) -> tuple[str, ...]:
 
 def _check_unchanged(path: Path, digest: str) -> None:
     """Raises if a file that a record names is gone or another one now."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"{path} does not exist", "the record was made with it", "restore it")
     if records.digest(path) != digest:
         what = f"{path} has changed since the record was made"

@@ -7,6 +7,7 @@ are found by path.
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import types
 from collections.abc import Callable, Iterable
@@ -137,8 +138,8 @@ SPELLINGS = {
 
 def _function(name: str, package: str, function: str, example: str) -> Callable[..., Any]:
     """Returns a function of a recipe."""
-    path = Path(name)
-    module = load_file(path) if path.is_file() else _load_shipped(name, package)
+    path = Path(name).expanduser()
+    module = load_file(path) if os.path.isfile(path) else _load_shipped(name, package)
     if not callable(getattr(module, function, None)):
         raise ConfigError(
             f"{name} has no function {function}()",

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -75,7 +76,7 @@ def read(path: str | Path) -> Record:
         ConfigError: If the file is missing, is no record, or of another schema.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"record {path} does not exist", "", _FIX)
     return parse(read_json(path, "record", fix=_FIX), path)
 

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import sys
 import threading
 from collections import Counter
@@ -29,13 +30,15 @@ from jvdm import media
 from jvdm.arrays import Int
 from jvdm.data.video_files import Unusable, decode_clip, seconds
 from jvdm.errors import ConfigError, JvdmError
+from jvdm.reading import parse_json
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 FILE_COLUMNS = ("file_name", "video", "path", "file")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 METADATA = ("metadata.csv", "metadata.jsonl")
 QUARANTINE = "quarantine.jsonl"
-_LOST = {"\0", "\ufffd"}
+LONGEST = 300  # characters of a reason
+_LOST = re.compile("[\0\ufffd\ud800-\udfff]")
 
 
 @runtime_checkable
@@ -112,9 +115,11 @@ class VideoFolder:
         path, caption = item
         try:
             caption = (_text(caption) if isinstance(caption, Path) else caption).strip()
+            if not str(path).isprintable():
+                raise Unusable("its name has characters that are not printed")
             if not caption:
                 raise Unusable("it has no caption")
-            if _LOST & set(caption):
+            if _LOST.search(caption):
                 raise Unusable("its caption has characters that were lost in a conversion")
             tokens, unknown = self.tokenizer.encode(caption)
             frames = math.floor(seconds(path) * self.fps + 0.01)
@@ -133,7 +138,7 @@ class VideoFolder:
         words = Counter(word for entry in entries for word in entry.unknown)
         count = sum(bool(entry.unknown) for entry in entries)
         what = f"{count} of {len(entries)} captions have words that the model does not know"
-        which = ", ".join(f"{word} ({times})" for word, times in words.most_common(10))
+        which = ", ".join(f"{word[:40]} ({times})" for word, times in words.most_common(10))
         if count > self.max_unknown * len(entries):
             fix = f"use other words, or raise max_unknown (it is {self.max_unknown:g})"
             raise ConfigError(what, f"most often {which}", fix)
@@ -207,7 +212,8 @@ class Quarantine:
             self.path.write_text("")
 
     def add(self, path: Path, reason: str) -> None:
-        """Lists `path` with the reason, once."""
+        """Lists `path` with the reason, once; what is very long is cut."""
+        reason = f"{reason[:LONGEST]} …" if len(reason) > LONGEST else reason
         with self._lock:
             if str(path) in self.bad:
                 return
@@ -219,7 +225,8 @@ class Quarantine:
     def reasons(self) -> str:
         """Returns the first three, for a message."""
         first = list(self.bad.items())[:3]
-        return "; ".join(f"{Path(path).name}: {reason}" for path, reason in first)
+        named = [(Path(path).name[-60:], reason) for path, reason in first]
+        return "; ".join(f"{name if name.isprintable() else ascii(name)}: {r}" for name, r in named)
 
     def check(self) -> None:
         """Raises `ConfigError` if too many are unusable."""
@@ -303,9 +310,9 @@ def _json_lines(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path} line {number} is not JSON", str(error)) from error
+            row = parse_json(line, path, "table")
+        except ConfigError as error:
+            raise ConfigError(f"{path} line {number} is not JSON", error.why) from error
         if not isinstance(row, dict):
             raise ConfigError(
                 f"{path} line {number} is not a JSON object", fix="write one per line"

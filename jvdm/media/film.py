@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def opened(path: str | Path, notes: list[str] | None = None) -> Iterator["Film"]
     import av.error
 
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"video {path} does not exist", "", "give the path of a file")
     try:
         with av.open(str(path)) as container:

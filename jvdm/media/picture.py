@@ -1,6 +1,7 @@
 """Pictures through Pillow: files and objects, as RGB."""
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def read_image(path: str | Path, notes: list[str] | None = None) -> Image:
     from PIL import Image as Pillow
 
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"image {path} does not exist", "", "give the path of a file")
     try:
         with warnings.catch_warnings():

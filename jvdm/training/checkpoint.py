@@ -192,7 +192,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 def finished_steps(folder: Path) -> list[int]:
     """Returns the steps that have a whole checkpoint in `folder`, in order."""
-    numbered = [path for path in Path(folder).glob("[0-9]*") if path.name.isdigit()]
+    found = Path(folder).glob("[0-9]*") if os.path.isdir(folder) else ()
+    numbered = [path for path in found if path.name.isdigit()]
     whole = (path for path in numbered if (path / "state").is_dir() and (path / "meta").is_dir())
     return sorted(int(path.name) for path in whole)
 

@@ -10,6 +10,7 @@ NAME.safetensors     parameters of the component NAME: "text", "model", "vae", a
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -126,7 +127,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             field, or is of a version that this jvdm does not know.
     """
     path = Path(folder) / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         what = f"{path} does not exist"
         why = f"a weights folder holds {MANIFEST} and the safetensors files it names"
         raise WeightsError(what, why, "give the folder that `jvdm train` exported, or none")
@@ -155,7 +156,7 @@ def embedded(name: str = "tiny_t2v") -> Path:
         WeightsError: If this installation has no weights of that name.
     """
     folder = EMBEDDED / name
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):
         present = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MANIFEST}"))
         why = f"it has {', '.join(present) or 'none'}"
         fix = nearest(name, present) if present else "reinstall jvdm"
@@ -173,9 +174,9 @@ def find(place: str | Path | None) -> Path:
     if place is None:
         return embedded()
     path = Path(place)
-    if "/" not in str(place) and not path.exists():
+    if "/" not in str(place) and not os.path.exists(path):
         return embedded(str(place))
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(place)) and not path.parent.exists():
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(place)) and not os.path.exists(path.parent):
         why = "if it is a repository of the Hugging Face hub, it must be fetched first"
         fix = f'pip install "jvdm[hub]"; hf download {place} --local-dir FOLDER; give the FOLDER'
         raise WeightsError(f"there is no folder {place}", why, fix)
@@ -243,12 +244,12 @@ def located(path: str | Path | None) -> dict[str, str | None]:
     and is None where neither is.
     """
     place = Path(path or "")
-    place, content = place if place.exists() else EMBEDDED / place, None
-    if path and (place / MANIFEST).is_file():
+    place, content = place if os.path.exists(place) else EMBEDDED / place, None
+    if path and os.path.isfile(place / MANIFEST):
         manifest, files = read_manifest(place), digests(place)
         del files[MANIFEST]
         said = json.dumps([files, manifest.latent_mean, manifest.latent_std])
         content = hashlib.sha256(said.encode()).hexdigest()
-    elif place.is_file():
+    elif os.path.isfile(place):
         content = digest(place)
     return {"path": str(path), "sha256": content}

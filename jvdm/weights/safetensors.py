@@ -146,7 +146,7 @@ def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, 
     """
     path = Path(path)
     fix = "copy or download the file again"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"{path} does not exist", "a safetensors file was expected there", fix)
     size = path.stat().st_size
     with path.open("rb") as file:
