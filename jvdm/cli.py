@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import jvdm
 from jvdm.cache import keep_compiled_programs
-from jvdm.errors import ConfigError, JvdmError
+from jvdm.errors import ConfigError, JvdmError, shortened
 from jvdm.flags import Verb, parse
 from jvdm.recipes import load_experiment, nearest, shipped
 from jvdm.stopping import StopRequest
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
 USAGE_ERROR = 2
-LONG = 600  # characters of a part of a message; more is cut in the middle
 
 
 VERBS = {
@@ -80,11 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except JvdmError as error:
-        parts = {name: _short(getattr(error, name)) for name in ("what", "why", "fix")}
-        print(f"jvdm: {'; '.join(filter(None, parts.values()))}", file=sys.stderr)
-        if wants_json:
-            print(json.dumps({"ok": False, "error": {"kind": type(error).__name__, **parts}}))
-        return error.exit_code
+        return _refuse(error, wants_json)
     except KeyboardInterrupt:
         print("jvdm: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -93,6 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as error:  # tyro's help and usage errors
         return error.code if isinstance(error.code, int) else USAGE_ERROR
+    except Exception as error:
+        from jvdm.diagnosis import understood
+
+        if (known := understood(error)) is None:
+            raise
+        return _refuse(known, wants_json)
+
+
+def _refuse(error: JvdmError, as_json: bool) -> int:
+    """Says what is wrong in one line, without the middle of what is very long."""
+    parts = {name: shortened(getattr(error, name)) for name in ("what", "why", "fix")}
+    print(f"jvdm: {'; '.join(filter(None, parts.values()))}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"ok": False, "error": {"kind": type(error).__name__, **parts}}))
+    return error.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -136,11 +146,6 @@ def _experiment_of(arguments: list[str]) -> "Experiment | None":
     raise ConfigError(
         "jvdm train needs a config", f"shipped are {', '.join(known)}", "try jvdm train nano"
     )
-
-
-def _short(text: str) -> str:
-    """Returns a part of a message without the middle of what is very long, such as a prompt."""
-    return text if len(text) <= LONG else f"{text[: LONG // 2]} … {text[-LONG // 4 :]}"
 
 
 def _help() -> str:

@@ -11,13 +11,14 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from jvdm import __version__
-from jvdm.errors import ConfigError, JvdmError
+from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
 from jvdm.machine import free_memory
 
 GENERATION_NEEDS = ("av", "flax", "jax", "jaxlib", "jaxtyping", "ml_dtypes", "numpy", "safetensors")
@@ -25,6 +26,9 @@ PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-ro
 SHIPPED = "tiny_t2v"
 LITTLE_MEMORY = 2e9  # bytes; JAX, the shipped model and one default clip stay below
 LITTLE_DISK = 1e9  # bytes; compiled programs and videos
+NO_MEMORY = (
+    r"RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|[Cc]annot allocate|[Ff]ailed to allocate"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,26 @@ def text(result: dict[str, Any]) -> str:
             lines.append(f"{'':<21} -> {finding['fix']}")
     lines.append("generation can run" if result["ok"] else "generation cannot run: see `failed`")
     return "\n".join(lines)
+
+
+def understood(error: BaseException) -> JvdmError | None:
+    """Returns what an error of JAX or of the machine means; None if that is not known.
+
+    Known are a JAX that is missing, does not fit or finds no device, and too little memory.
+    """
+    said = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or re.search(NO_MEMORY, said):
+        fix = "make fewer videos at once, fewer frames or smaller ones, or close other programs"
+        return DeviceMemoryError("the memory is too small for this", said, fix)
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    starting = bool(files) and re.search(r"xla_bridge\.py$|[/\\]jax(lib)?[/\\].*version", files[-1])
+    named = isinstance(error, ImportError) and (error.name or "").split(".")[0] in GENERATION_NEEDS
+    if not (starting or named or re.search(r"jaxlib .*(version|installed)", said)):
+        return None
+    asked = os.environ.get("JAX_PLATFORMS")
+    why = f"JAX_PLATFORMS is {asked!r}" if starting and asked else ""
+    what = f"JAX cannot start: {said or type(error).__name__}"
+    return ConfigError(what, why, "jvdm doctor says what is wrong and how to mend it")
 
 
 def _attempt(check: Callable[[], Finding]) -> Finding:
@@ -136,6 +160,16 @@ def _devices() -> Finding:
     import jax
     import jax.numpy as jnp
 
+    asked = os.environ.get("JAX_PLATFORMS")
+    try:
+        jax.devices()
+    except Exception as error:  # an assertion in some versions
+        if not asked:
+            raise
+        why = str(error).partition("\n")[0]
+        extra = "tpu" if "tpu" in asked else "cuda13"
+        fix = f'unset JAX_PLATFORMS, or pip install "jvdm[{extra}]"'
+        return Finding("failed", f"JAX_PLATFORMS is {asked!r}, which finds no device; {why}", fix)
     names = ("platform", "kind", "memory_bytes")
     devices = [
         (device.platform, device.device_kind, (device.memory_stats() or {}).get("bytes_limit"))

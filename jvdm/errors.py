@@ -51,3 +51,9 @@ class Interrupted(Preempted, KeyboardInterrupt):
     """Ctrl-C stopped the run; what was to be saved is."""
 
     exit_code = 130
+
+
+def shortened(text: str, longest: int = 600) -> str:
+    """Returns a part of a message without the middle of what is very long, such as a prompt."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half // 2 :]}"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jvdm.errors import ConfigError, JvdmError
+from jvdm.errors import ConfigError, JvdmError, shortened
 
 MAX_BYTES = 16 * 1024 * 1024  # of a JSON file; ours have some kilobytes
 DEEPEST = 64  # lists and objects inside one another
@@ -109,7 +109,8 @@ def _made(made: Any, data: Any, field: str) -> Any:
     if missing := [name for name in needed if name not in data]:
         raise _Mistyped(f"{field + ': ' if field else ''}{', '.join(missing)} missing")
     if unknown := sorted(map(str, data.keys() - fields.keys())):
-        raise _Mistyped(f"{field + ': ' if field else ''}{_shown(', '.join(unknown))} not known")
+        names = shortened(", ".join(unknown), _SHOWN)
+        raise _Mistyped(f"{field + ': ' if field else ''}{names} not known")
     hints, prefix = typing.get_type_hints(made), f"{field}." if field else ""
     return made(**{name: _value(hints[name], data[name], prefix + name) for name in data})
 
@@ -162,7 +163,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"{_shown(repr(counts.most_common(1)[0][0]))} stands there twice")
+        twice = repr(counts.most_common(1)[0][0])
+        raise ValueError(f"{shortened(twice, _SHOWN)} stands there twice")
     return found
 
 
@@ -177,8 +179,5 @@ def _check_depth(data: Any) -> None:
 
 
 def _mistyped(field: str, needed: str, value: Any) -> _Mistyped:
-    return _Mistyped(f"{_shown(field)} must be {needed}, not {_shown(repr(value))}")
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+    field, given = (shortened(text, _SHOWN) for text in (field, repr(value)))
+    return _Mistyped(f"{field} must be {needed}, not {given}")

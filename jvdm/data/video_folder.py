@@ -29,7 +29,7 @@ import numpy as np
 from jvdm import media
 from jvdm.arrays import Int
 from jvdm.data.video_files import Unusable, decode_clip, seconds
-from jvdm.errors import ConfigError, JvdmError
+from jvdm.errors import ConfigError, JvdmError, shortened
 from jvdm.reading import parse_json
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
@@ -37,6 +37,7 @@ FILE_COLUMNS = ("file_name", "video", "path", "file")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 METADATA = ("metadata.csv", "metadata.jsonl")
 QUARANTINE = "quarantine.jsonl"
+END = 4096  # bytes of each end of a video that tell it from another one
 LONGEST = 300  # characters of a reason
 _LOST = re.compile("[\0\ufffd\ud800-\udfff]")
 
@@ -161,11 +162,11 @@ class FolderRecords:
         return self._folder.num_frames, self._folder.height, self._folder.width
 
     def digest(self) -> str:
-        """Returns a fingerprint of settings, names, sizes and captions of the files."""
+        """Returns a fingerprint of settings and of the files: name, caption, size, both ends."""
         settings = (*self.shape, self._folder.fps)
         root = Path(self._folder.folder)
         files = [
-            (str(entry.path.relative_to(root)), entry.path.stat().st_size, entry.caption)
+            (str(entry.path.relative_to(root)), entry.caption, *_ends(entry.path))
             for entry in self._entries
         ]
         return hashlib.sha256(repr((settings, files)).encode()).hexdigest()
@@ -194,6 +195,14 @@ class FolderRecords:
         return {"video": video, "tokens": tokens, "caption": entry.caption}
 
 
+def _ends(path: Path) -> tuple[int, bytes, bytes]:
+    """Returns the size of a file, its first bytes and its last ones."""
+    with path.open("rb") as file:
+        first, size = file.read(END), file.seek(0, 2)
+        file.seek(max(size - END, 0))
+        return size, first, file.read()
+
+
 class Quarantine:
     """Counts unusable videos and lists them, each once, as JSON lines.
 
@@ -213,7 +222,7 @@ class Quarantine:
 
     def add(self, path: Path, reason: str) -> None:
         """Lists `path` with the reason, once; what is very long is cut."""
-        reason = f"{reason[:LONGEST]} …" if len(reason) > LONGEST else reason
+        reason = shortened(reason, LONGEST)
         with self._lock:
             if str(path) in self.bad:
                 return

@@ -127,7 +127,7 @@ def test_help_shows_the_defaults_of_the_shipped_model(capsys, monkeypatch):
     assert "None" not in shown and "[PROMPT]" in shown
     for flag, default in {
         "--num-frames INT": "33",
-        "--guidance-scale FLOAT": "4",
+        "--guidance-scale FLOAT": "2.5",
         "--num-inference-steps INT": "16",
         "--weights STR": "tiny_t2v",
         "--seed INT": "drawn",
@@ -315,3 +315,43 @@ def test_options_and_experiment_share_no_field():
         field.name for kind in (Experiment, TrainOptions) for field in dataclasses.fields(kind)
     ]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            "too small for this",
+        ),
+        (MemoryError(), "the memory is too small"),
+        (RuntimeError("std::bad_alloc"), "make fewer videos at once"),
+        (OSError(12, "Cannot allocate memory"), "make fewer videos at once"),
+        (ModuleNotFoundError("jax requires jaxlib to be installed", name="jaxlib"), "jvdm doctor"),
+        (RuntimeError("jaxlib version 0.4 is older than jax; needs version 0.10"), "jvdm doctor"),
+    ],
+)
+def test_what_jax_and_the_machine_say_is_one_line(play, capsys, error, message):
+    def fail(options):
+        raise error
+
+    play.run = fail
+    assert cli.main(["play"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_platform_without_plugin_names_the_doctor_who_names_the_line(run_python):
+    """Every verb that computes fails alike; `doctor` says how to mend it."""
+    code = """
+import sys
+from jvdm import cli
+from jvdm.diagnosis import CHECKS
+print(cli.main(["generate", "a ball", "--weights", "nano", "--output", sys.argv[1]]))
+print(CHECKS["devices"]().fix)
+"""
+    done = run_python("-c", code, "/tmp", JAX_PLATFORMS="cuda")
+    assert done.stdout.splitlines()[0] == "2", done.stderr
+    assert "JAX_PLATFORMS is 'cuda'; jvdm doctor says what is wrong" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert 'unset JAX_PLATFORMS, or pip install "jvdm[cuda13]"' in done.stdout
