@@ -1,9 +1,12 @@
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jvdm.evaluation.objects import (
     GRAVITY,
+    Permanence,
     color_set_right,
     count_right,
     direction_right,
@@ -33,6 +36,11 @@ def still():
 
 def test_a_clip_without_a_fault_passes():
     assert verdicts(still(), "red", "blue") == (True, [])
+
+
+def test_objects_are_kept_where_nothing_went_wrong():
+    faults = jnp.array(list(itertools.product([False, True], repeat=4)))
+    np.testing.assert_array_equal(Permanence(*faults.T).kept, ~faults.any(1))
 
 
 def test_a_duplicate_for_some_frames_is_wrong_and_created():
