@@ -86,7 +86,7 @@ def place(
 
 
 def read_channel(channel: Any, canvas: Canvas) -> UInt8[np.ndarray, "n T H W 3"] | None:
-    """Reads the clip of the channel port: the first frames of a video, or a picture.
+    """Reads the clip of the channel port: the last frames of a video, or a picture.
 
     Raises:
         ConfigError: If it cannot be read.

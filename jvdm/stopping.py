@@ -63,8 +63,7 @@ class StopRequest:
             return
         name = "Ctrl-C" if self._first == signal.SIGINT else self._first.name
         error = _ERRORS[self._first](f"stopped by {name} {self.state}", fix=self.fix)
-        if not all(future.done() for future in self._working):
-            atexit.register(_leave, error.exit_code)
+        atexit.register(_leave, self._working, error.exit_code)
         raise error
 
     def background(self, work: Callable[[], Any]) -> Future:
@@ -101,8 +100,10 @@ class StopRequest:
             listener.start()
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
+    def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
         self._restore.close()
+        if error is not None:
+            atexit.register(_leave, self._working, getattr(error, "exit_code", 1))
         if kind in (KeyboardInterrupt, None):
             self.check()
 
@@ -118,7 +119,10 @@ class StopRequest:
                 print(said if self._later else "stopping", file=sys.stderr, flush=True)
 
 
-def _leave(code: int) -> None:
+def _leave(working: list[Future], code: int) -> None:
+    """Ends the process at once if something still runs in it."""
+    if all(future.done() for future in working):
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

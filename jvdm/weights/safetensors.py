@@ -84,14 +84,14 @@ def save(
     for name, value in flatten(tree).items():
         array = np.asarray(value)
         if not _is_floating(array):
-            stored[name] = np.ascontiguousarray(array)
+            stored[name] = np.asarray(array, order="C")
             continue
         if quantize == "int8" and array.ndim >= 2 and array.size >= MIN_QUANTIZED:
             _check_finite(path, name, array)
             stored[name], stored[name + SCALE_SUFFIX] = quantize_int8(array)
             continue
         with np.errstate(over="ignore"):
-            stored[name] = np.ascontiguousarray(array.astype(_named_dtype(dtype)))
+            stored[name] = np.asarray(array.astype(_named_dtype(dtype)), order="C")
         _check_finite(path, name, stored[name])
     with replacing(Path(path)) as temporary:
         try:

@@ -136,6 +136,30 @@ def refused(experiment, tmp_path, kind, message):
     assert not list((tmp_path / "run/checkpoints").glob("[0-9]*"))
 
 
+REFUSED = """
+import atexit, time
+from jvdm.errors import ConfigError
+from jvdm.stopping import StopRequest
+atexit.register(print, "the process is finalised")
+try:
+    with StopRequest() as stop:
+        compiling = stop.background(lambda: time.sleep(SECONDS))
+        time.sleep(0.5)
+        raise ConfigError("no")
+except ConfigError as error:
+    print(error)
+    raise SystemExit(error.exit_code)
+"""
+
+
+def test_a_process_that_still_compiles_is_not_finalised_after_an_error(run_python):
+    """Else it ends with code 134: XLA aborts when Python goes away below it."""
+    left = run_python("-c", REFUSED.replace("SECONDS", "60"), timeout=30)
+    assert (left.returncode, left.stdout) == (2, "no\n")
+    ended = run_python("-c", REFUSED.replace("SECONDS", "0"), timeout=30)
+    assert (ended.returncode, ended.stdout) == (2, "no\nthe process is finalised\n")
+
+
 def test_an_autoencoder_that_is_not_that_of_the_latents_is_refused(tmp_path):
     other = tmp_path / "other"
     shutil.copytree(find("nano"), other)

@@ -47,6 +47,20 @@ def test_bfloat16_values_survive_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(safetensors.load(tmp_path / "a.safetensors")["x"], values["x"])
 
 
+def test_a_scalar_stays_one_and_a_transposed_matrix_keeps_its_values(tmp_path):
+    values = {"one": np.float32(0.5), "count": np.int32(3), "turned": np.eye(3, 2, 1).T}
+    for dtype in ("float32", "float16", "bfloat16"):
+        safetensors.save(tmp_path / "a.safetensors", values, dtype=dtype)
+        loaded = safetensors.load(tmp_path / "a.safetensors")
+        assert {name: leaf.shape for name, leaf in loaded.items()} == {
+            "one": (),
+            "count": (),
+            "turned": (2, 3),
+        }
+        assert (loaded["one"], loaded["count"]) == (0.5, 3)
+        np.testing.assert_array_equal(loaded["turned"], values["turned"])
+
+
 def test_int8_files_are_a_quarter_and_equal_tree_means_equal_bytes(tmp_path):
     large = {"w": np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)}
     for name in ("a", "b"):
