@@ -40,5 +40,5 @@ def test_borders_are_compared_with_the_other_frames():
 
 @pytest.mark.parametrize("borders", [[], [0], [-1], [6], [3, 99], [1, 2, 3, 4, 5]])
 def test_a_border_that_is_none_is_refused(borders):
-    with pytest.raises(ConfigError, match="frames 1 to 5"):
+    with pytest.raises(ConfigError, match="in clips of 6 frames.* frames 1 to 5"):
         seam_index(ramp([0.01] * 5), borders)
