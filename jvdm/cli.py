@@ -159,5 +159,7 @@ def _help() -> str:
             "",
             "jvdm COMMAND --help lists the options; every command knows --json.",
             "jvdm train CONFIG --help also lists the fields of that experiment.",
+            "Exit codes: 0 done, 1 the answer is no, 2 something to fix, 75 stopped by SIGTERM",
+            "and 130 by Ctrl-C after saving what there was.",
         ]
     )

@@ -190,6 +190,7 @@ def test_help_and_version(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name}" in out for name in cli.VERBS)
+    assert all(f" {code} " in out for code in (0, 1, 2, 75, 130))
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == jvdm.__version__
 

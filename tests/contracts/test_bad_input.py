@@ -53,6 +53,10 @@ COMMANDS = {
     "nothing to inspect": ("inspect ./no", "no"),
     "nothing to export": ("export ./no", "no"),
     "unknown set": ("evaluate --sets Q", "there is no prompt set 'Q'; sets are A: one object"),
+    "too large a batch to judge": (
+        "evaluate --sets A --num-prompts 1000000 --batch-size 1000000",
+        "the largest that fits",
+    ),
     "prompts that do not fill batches": (
         "evaluate --num-prompts 10 --batch-size 4",
         "use 8 prompts",
@@ -70,6 +74,13 @@ def test_a_command_is_refused_in_one_line(situation, capsys, monkeypatch, tmp_pa
     assert any(part in line for part in words.split("|")), line
     assert "Traceback" not in shown.err and not shown.out
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_long_prompt_is_not_echoed_whole(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["generate", "a red ball rests and " * 3000, "--weights", "nano"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the limit is 64" in line and " … " in line and len(line) < 1000
 
 
 PICTURE, CLIP = np.zeros((64, 64, 3), np.uint8), np.zeros((9, 64, 64, 3), np.uint8)
