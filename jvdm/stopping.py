@@ -55,7 +55,7 @@ class StopRequest:
         try:
             yield
         finally:
-            self._later = False
+            self._later = self.requested  # what is said of a signal may still be on its way
 
     def check(self) -> None:
         """Ends the run if somebody asked for it."""

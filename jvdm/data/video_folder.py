@@ -116,8 +116,6 @@ class VideoFolder:
         path, caption = item
         try:
             caption = (_text(caption) if isinstance(caption, Path) else caption).strip()
-            if not str(path).isprintable():
-                raise Unusable("its name has characters that are not printed")
             if not caption:
                 raise Unusable("it has no caption")
             if _LOST.search(caption):
