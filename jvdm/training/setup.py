@@ -25,7 +25,7 @@ from jvdm.training.optimizer import Optimizer
 from jvdm.training.state import TrainState, init_state
 from jvdm.training.step import Step
 from jvdm.weights import read_manifest, safetensors
-from jvdm.weights.folder import find
+from jvdm.weights.folder import find, identity
 
 _TRACE_AFTER = 10  # steps; the first ones are not typical
 
@@ -115,6 +115,7 @@ def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
         what = f"{type(objective).__name__} does not say which components it trains"
         raise ConfigError(what, f"{place} holds components", "start from a safetensors file")
     manifest, (leaves, structure) = read_manifest(place), jax.tree.flatten(fresh)
+    identity(place)
     numbered = jax.tree.unflatten(structure, range(len(leaves)))
     for name, component in objective.components(numbered).items():
         manifest.component(name)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.errors import WeightsError
-from jvdm.weights.folder import Manifest, find, read_manifest
+from jvdm.weights.folder import Manifest, find, identity, read_manifest
 
 
 @typing.no_type_check
@@ -48,6 +48,7 @@ def load_latent_space(folder: str | Path) -> LatentSpace:
             "an autoencoder is needed to make latents",
             "train one with `jvdm train vae` and give its workdir/weights",
         )
+    identity(folder)
     _, params = manifest.parameters(folder, "vae")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     return latent_space(params, manifest)

@@ -18,6 +18,7 @@ from jvdm.weights.folder import (
     Defaults,
     Manifest,
     find,
+    identity,
     read_manifest,
     write_checksums,
     write_manifest,
@@ -79,6 +80,7 @@ def check_package(
             why = "the weights of this run would be written over it"
             raise ConfigError(f"{part} is to go along", why, "use another --workdir")
         manifest, wanted = _taken(part, names | taken.keys())
+        identity(part)
         for name in wanted:
             manifest.component(name)
             taken[name] = part

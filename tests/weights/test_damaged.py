@@ -4,12 +4,17 @@ import json
 import random
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
 import jvdm
+from jvdm.configs import nano_vae
 from jvdm.errors import JvdmError, WeightsError
-from jvdm.weights import folder, safetensors
+from jvdm.training import setup
+from jvdm.vae.latent_space import load_latent_space
+from jvdm.weights import Defaults, folder, safetensors
+from jvdm.weights.package import Packaging, check_package
 
 FIELDS = ["dtype", "shape", "data_offsets"]
 KINDS = ["F32", "F16", "BF16", "F64", "I8", "I32", "I64", "U8", "BOOL", "F8_E4M3", "", "f32", 3]
@@ -173,8 +178,17 @@ def test_loading_says_which_file_is_not_the_exported_one(nano):
     edit(
         nano / "vae.safetensors", lambda stored: stored.update({min(stored): -stored[min(stored)]})
     )
-    with pytest.warns(UserWarning, match="not what was exported: vae.safetensors has changed"):
-        jvdm.load(nano, progress=False)
+    objective = nano_vae.config().objective
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    packaging = Packaging("mine", Defaults(64, 64, 9, 6.0), (str(nano),))
+    for use in (
+        lambda: jvdm.load(nano, progress=False),
+        lambda: load_latent_space(nano),
+        lambda: setup._parameters(objective, nano, shapes),
+        lambda: check_package(nano / "out", packaging, {}, {}),
+    ):
+        with pytest.warns(UserWarning, match="not what was exported: vae.safetensors has changed"):
+            use()
 
 
 def test_what_is_missing_new_or_no_list_is_told_apart(nano):
