@@ -191,6 +191,12 @@ def test_loading_says_which_file_is_not_the_exported_one(nano):
             use()
 
 
+@pytest.mark.parametrize("name", ["nano", "tiny_t2v"])
+def test_shipped_weights_are_those_of_their_checksums(name):
+    place = folder.embedded(name)
+    assert folder.differences(place, folder.digests(place)) == []
+
+
 def test_what_is_missing_new_or_no_list_is_told_apart(nano):
     listed, found = nano / folder.CHECKSUMS, folder.digests(nano)
     found["more.safetensors"] = found.pop("model.json")
