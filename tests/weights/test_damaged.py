@@ -3,6 +3,7 @@
 import json
 import random
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,7 +58,8 @@ def damaged_text(rng, text):
 
 def damaged(rng):
     """Returns the bytes of a file with up to three faults in its arrays, and some elsewhere."""
-    header, end = {"__metadata__": {"of": "a test"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"of": "a test"}}
+    end = 0
     for name, shape in SHAPES.items():
         start, end = end, end + (1 if name == "c" else 4) * int(np.prod(shape))
         kind = "I8" if name == "c" else "F32"
