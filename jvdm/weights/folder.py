@@ -130,7 +130,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not os.path.isfile(path):
         what = f"{path} does not exist"
         why = f"a weights folder holds {MANIFEST} and the safetensors files it names"
-        raise WeightsError(what, why, "give the folder that `jvdm train` exported, or none")
+        fix = (
+            "give a folder that `jvdm train` exported, or a name of shipped weights: tiny_t2v, nano"
+        )
+        raise WeightsError(what, why, fix)
     fix = "export or copy the weights folder again"
     content = read_json(path, "manifest", WeightsError, fix)
     try:
