@@ -89,7 +89,7 @@ def understood(error: BaseException) -> JvdmError | None:
         return None
     asked = os.environ.get("JAX_PLATFORMS")
     why = f"JAX_PLATFORMS is {asked!r}" if starting and asked else ""
-    what = f"JAX cannot start: {said or type(error).__name__}"
+    what = f"JAX cannot start: {said or 'it finds no device'}"
     return ConfigError(what, why, "jvdm doctor says what is wrong and how to mend it")
 
 
@@ -169,7 +169,8 @@ def _devices() -> Finding:
         why = str(error).partition("\n")[0]
         extra = "tpu" if "tpu" in asked else "cuda13"
         fix = f'unset JAX_PLATFORMS, or pip install "jvdm[{extra}]"'
-        return Finding("failed", f"JAX_PLATFORMS is {asked!r}, which finds no device; {why}", fix)
+        found = f"JAX_PLATFORMS is {asked!r}, which finds no device"
+        return Finding("failed", "; ".join(filter(None, (found, why))), fix)
     names = ("platform", "kind", "memory_bytes")
     devices = [
         (device.platform, device.device_kind, (device.memory_stats() or {}).get("bytes_limit"))

@@ -78,6 +78,7 @@ def parse(name: str, verb: Verb, module: Any, arguments: list[str], experiment: 
     together = dataclasses.make_dataclass(
         "Command", fields, bases=bases, frozen=True, namespace={"__post_init__": _unchecked}
     )
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

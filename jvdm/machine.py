@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")  # limits of a container
+PROCESS = Path("/proc/self")  # and of this process: `ulimit -v`
 
 
 def free_memory() -> int | None:
@@ -19,6 +20,11 @@ def free_memory() -> int | None:
     values = [path.read_text().strip() if path.is_file() else "max" for path in limits]
     if all(map(str.isdecimal, values)):
         free.append(max(int(values[0]) - int(values[1]), 0))
+    own = [path for path in (PROCESS / "limits", PROCESS / "status") if path.is_file()]
+    said = "".join(path.read_text() for path in own)
+    if limit := re.search(r"Max address space\s+(\d+)", said):
+        used = re.search(r"VmSize:\s*(\d+)", said)
+        free.append(max(int(limit[1]) - 1024 * int(used[1] if used else 0), 0))
     return min(free, default=None)
 
 

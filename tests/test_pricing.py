@@ -175,6 +175,12 @@ def test_a_container_may_leave_less_than_the_machine(monkeypatch, tmp_path):
     assert math.isclose(machine.free_memory() or 0, whole, rel_tol=0.5)
 
 
+def test_a_limit_on_the_process_leaves_less_too(run_python):
+    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))\n"
+    done = run_python("-c", f"{code}from jvdm.machine import free_memory; print(free_memory())")
+    assert 5e8 < int(done.stdout) < 1e9  # a bare Python takes some
+
+
 def test_the_command_refuses_before_it_writes(memory, tmp_path, capsys):
     weights, out = tmp_path / "weights", tmp_path / "out"
     weights.mkdir()

@@ -121,6 +121,15 @@ def test_what_is_wrong_is_one_line_and_json_if_wanted(capsys, arguments, message
     assert error["what"] in line and error["fix"] in line
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_help_has_no_colour_where_none_is_wanted(play, capsys, monkeypatch, wanted):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "" if wanted else "1")
+    assert cli.main(["play", "--help"]) == 0
+    assert ("\x1b[" in capsys.readouterr().out) == wanted
+
+
 def test_help_shows_the_defaults_of_the_shipped_model(capsys, monkeypatch):
     assert cli.main(["generate", "--help"]) == 0
     shown = " ".join(re.sub(r"[\u2500-\u257f]+", " ", capsys.readouterr().out).split())
