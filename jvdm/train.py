@@ -26,6 +26,7 @@ from jvdm.training.progress import Progress
 from jvdm.training.showing import write_preview
 from jvdm.training.sinks import Heartbeat, open_sinks
 from jvdm.training.step import make_step
+from jvdm.training.tracing import Tracer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +40,17 @@ class TrainOptions:
     resume: Resume = "auto"
     """Continue from the newest checkpoint: if there is one, never, or else fail."""
     profile_steps: int = 0
-    """Trace this many steps into `workdir/profile`, after the first ten."""
+    """Trace this many steps into `workdir/profile`, after the first ten, and show their table."""
 
 
 def run(options: TrainOptions, experiment: Experiment) -> dict[str, Any]:
     """Carries out `jvdm train`; `experiment` is the resolved `options.config`."""
-    how = {"resume": options.resume, "profile_steps": options.profile_steps}
-    return train(experiment, options.workdir, **how)
+    return train(experiment, options.workdir, options.resume, options.profile_steps)
 
 
 def train(
     experiment: Experiment,
     workdir: str | Path,
-    *,
     resume: Resume = "auto",
     profile_steps: int = 0,
     mesh: Mesh | None = None,
@@ -62,7 +61,7 @@ def train(
         experiment: The run as a value.
         workdir: Folder of the run; what it holds of this run is continued.
         resume: What to do about checkpoints in `workdir`.
-        profile_steps: Steps to trace into `workdir/profile`.
+        profile_steps: Steps to trace into `workdir/profile`; their table is shown.
         mesh: Devices that share each batch; all devices when None.
 
     Returns:
@@ -96,7 +95,7 @@ def train(
             device_kinds=[device.device_kind for device in mesh.devices.flat],
             max_skipped=experiment.max_skipped,
         )
-        with stop.later(), progress, setup.Tracer(workdir, profile_steps) as tracer:
+        with stop.later(), progress, Tracer(workdir, profile_steps) as tracer:
             state, data = _loop(experiment, start, progress, tracer, save, stop)
             checkpoints.wait()
         done = int(state.step)
@@ -124,14 +123,14 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     return setup.Start(position, state, data, *compiling.result())
 
 
-def _loop(experiment, start: setup.Start, progress: Progress, tracer: setup.Tracer, save, stop):
+def _loop(experiment, start: setup.Start, progress: Progress, tracer: Tracer, save, stop):
     """Steps until the last one or a request to stop; returns state and data, saved."""
     state, data = start.state, start.data
     rhythm = (experiment.sample_every, experiment.checkpoint_every, experiment.log_every)
     progress.restart_clock()
     for step in range(start.position + 1, experiment.num_steps + 1):
         show, keep, log = (every > 0 and step % every == 0 for every in rhythm)
-        tracer.before_step(step - start.position, state)
+        tracer.before_step(step - start.position, state, start.step.func)
         data = experiment.source.feed(data)
         state, data, metrics = start.step(state, data)
         progress.collect(metrics)

@@ -27,8 +27,6 @@ from jvdm.training.step import Step
 from jvdm.weights import read_manifest, safetensors
 from jvdm.weights.folder import find, identity
 
-_TRACE_AFTER = 10  # steps; the first ones are not typical
-
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -154,31 +152,3 @@ def compile_step(
     options = _GPU_OPTIONS if on_gpu else None
     compiled = functools.partial(lowered.compile(compiler_options=options), frozen)
     return compiled, step.flops(frozen, shapes, data)
-
-
-class Tracer:
-    """Records a profiler trace of `steps` steady steps into `workdir/profile`.
-
-    A context manager: a trace that is still open at the end is closed.
-    """
-
-    def __init__(self, workdir: Path, steps: int) -> None:
-        self.workdir, self._steps, self._open = workdir, steps, False
-
-    def __enter__(self) -> "Tracer":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._open:
-            jax.profiler.stop_trace()
-
-    def before_step(self, number: int, state: TrainState) -> None:
-        """Starts or ends the trace before the `number`-th step of this process."""
-        if not self._steps or number not in (_TRACE_AFTER, _TRACE_AFTER + self._steps):
-            return
-        jax.block_until_ready(state)
-        if self._open:
-            jax.profiler.stop_trace()
-        else:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-        self._open = not self._open

@@ -46,7 +46,8 @@ def make_step(
     update = jax.jit(lambda *given: own(*given, transform), inline=True)
 
     def told(frozen, state, data):
-        batch, data = draw(data, state.step)
+        with jax.named_scope("data"):
+            batch, data = draw(data, state.step)
         key = jax.random.fold_in(state.key, state.step)
         return batch, TrainCall(state.step, key, state.ema, frozen), data
 
@@ -56,7 +57,10 @@ def make_step(
         new = update(*given) if own else _descend(loss, transform, *given)
         finite = jnp.isfinite(new.loss) & jnp.isfinite(new.gradient_norm)
         decay = _warm_decay(ema_decay, state.step)
-        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, new.params)
+        with jax.named_scope("average"):
+            ema = jax.tree.map(
+                lambda old, new: old + (1 - decay) * (new - old), state.ema, new.params
+            )
 
         moved = (new.params, ema, new.opt_state)
         kept = (state.params, state.ema, state.opt_state)
@@ -100,7 +104,8 @@ def _descend(
     """One gradient of the loss, one optimizer."""
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     (loss, metrics), gradient = gradient_of(params, batch, call)
-    updates, opt_state = transform.update(gradient, opt_state, params)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = transform.update(gradient, opt_state, params)
     norm = optax.tree.norm(gradient)
     return Updated(optax.apply_updates(params, updates), opt_state, loss, norm, metrics)
 
