@@ -64,6 +64,8 @@ def test_a_signal_while_sampling_saves_the_latents(monkeypatch, weights, tmp_pat
     advance = Pipeline.advance
 
     def interrupted(self, run, num_rows=None, callback=None):
+        assert callback is not None
+
         def press(row, latents):
             if row == 1:
                 os.kill(os.getpid(), number)
