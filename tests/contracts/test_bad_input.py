@@ -3,7 +3,8 @@
 A row is tried here, or names the tests that try it where a whole run is needed. Situations
 of what jvdm does not have yet are left out: LoRA, VMEM of kernels and their fall backs, a TPU
 held by another process, several hosts, sequence and head parallel meshes, `jvdm plan`,
-several caches at once.
+several caches at once; and options that do not exist, where jvdm refuses with the fix instead:
+sizes or frames that are rounded, `duration=`, prompts that are cut, `--debug-nans`.
 """
 
 import ast
