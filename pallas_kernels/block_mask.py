@@ -102,6 +102,42 @@ class BlockMask:
         )
 
     @classmethod
+    def from_top(
+        cls,
+        scores: Float[Array, "B N Q K"],
+        *,
+        count: int,
+        mass: float = 1.0,
+        **fields: typing.Any,
+    ) -> "BlockMask":
+        """Lists the blocks of highest score.
+
+        Args:
+            scores: Worth of each block of keys for each block of queries, not negative
+                where `mass` is below 1.
+            count: Blocks of a list, at most.
+            mass: Share of the sum of a row's scores at which its list is long enough,
+                in (0, 1].
+            **fields: The other fields; `q_len` and `kv_len` must be among them.
+
+        Raises:
+            ValueError: If `count` or `mass` is out of range, or as `from_dense`.
+        """
+        if not 1 <= count <= scores.shape[3] or not 0 < mass <= 1:
+            raise ValueError(
+                f"{count} of {scores.shape[3]} blocks up to a mass of {mass}: the number must be "
+                f"in 1..{scores.shape[3]} and the mass in (0, 1]"
+            )
+        best, ids = jax.lax.top_k(scores, count)
+        wanted = jnp.ones(best.shape, bool)
+        if mass < 1:
+            before = jnp.cumsum(best, -1) - best
+            wanted = before < mass * jnp.sum(scores, -1, keepdims=True)
+        blocks = jnp.zeros(scores.shape, bool)
+        blocks = jnp.put_along_axis(blocks, ids, wanted, -1, inplace=False)
+        return cls.from_dense(blocks, max_blocks=count, **fields)
+
+    @classmethod
     def full(cls, q_len: int, kv_len: int, block_q: int = 128, block_kv: int = 128) -> "BlockMask":
         """Returns the mask that allows every pair."""
         blocks = np.ones((1, 1, -(-q_len // block_q), -(-kv_len // block_kv)), bool)
@@ -166,6 +202,73 @@ class BlockMask:
         """Returns the map of listed blocks."""
         return self._map(jnp.zeros_like(self.kv_counts))
 
+    def transpose(self) -> "BlockMask":
+        """Returns the mask with queries and keys exchanged, whose lists have full width."""
+
+        def past(coords: Array | None) -> Array | None:
+            if coords is None or not self.causal_time:
+                return coords
+            turned = coords ^ (self.MAX_TIME - 1 << _TIME_BITS)  # t becomes MAX_TIME - 1 - t
+            return jnp.where(coords >= 0, turned, coords)
+
+        return BlockMask.from_dense(
+            self.to_dense().swapaxes(2, 3),
+            self._partial().swapaxes(2, 3),
+            q_lengths=self.kv_lengths,
+            kv_lengths=self.q_lengths,
+            q_coords=past(self.kv_coords),
+            kv_coords=past(self.q_coords),
+            block_q=self.block_kv,
+            block_kv=self.block_q,
+            q_len=self.kv_len,
+            kv_len=self.q_len,
+            causal_time=self.causal_time,
+        )
+
+    def coarsen(self, rows: int = 1, columns: int = 1) -> "BlockMask":
+        """Returns a mask of larger blocks that allows at least the same pairs.
+
+        Args:
+            rows: Blocks of queries that become one.
+            columns: Blocks of keys that become one.
+
+        Raises:
+            ValueError: If single blocks are cut short: larger ones have no such lengths.
+        """
+        if self.q_lengths is not None or self.kv_lengths is not None:
+            raise ValueError("a mask with q_lengths or kv_lengths has no coarser one")
+
+        def joined(blocks: Array) -> Array:
+            short = [(0, 0), (0, 0), (0, -blocks.shape[2] % rows), (0, -blocks.shape[3] % columns)]
+            blocks = jnp.pad(blocks, short)
+            height, width = blocks.shape[2] // rows, blocks.shape[3] // columns
+            return blocks.reshape(*blocks.shape[:2], height, rows, width, columns).any((3, 5))
+
+        listed, partial = self.to_dense(), self._partial()
+        rest: dict[str, typing.Any] = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:]
+        }
+        rest |= {"block_q": self.block_q * rows, "block_kv": self.block_kv * columns}
+        return BlockMask.from_dense(joined(listed), ~joined(listed & ~partial), **rest)
+
+    def check(self) -> "BlockMask":
+        """Returns itself if the lists hold valid ids, each once; reads them on the host.
+
+        Raises:
+            ValueError: If they do not; the first list at fault is named.
+        """
+        ids, counts = np.asarray(self.kv_indices), np.asarray(self.kv_counts)
+        for place in np.ndindex(*counts.shape):
+            row, count = ids[place], counts[place]
+            where = f"the list of batch row {place[0]}, head {place[1]}, query block {place[2]}"
+            if not 0 <= count <= len(row):
+                raise ValueError(f"{where} counts {count} blocks, but has room for {len(row)}")
+            if row.size and not 0 <= row.min() <= row.max() < self.grid[1]:
+                raise ValueError(f"{where} has ids {row.min()}..{row.max()} of {self.grid[1]}")
+            if len(set(row[:count])) < count:
+                raise ValueError(f"{where} names a block twice: {row[:count].tolist()}")
+        return self
+
     def token_mask(self) -> Bool[Array, "B N q k"]:
         """Returns the mask of pairs: quadratic in the lengths."""
         rows, columns = (np.arange(n) for n in (self.q_len, self.kv_len))
@@ -177,7 +280,7 @@ class BlockMask:
         q, kv = self.q_coords, self.kv_coords
         if self.kv_full_counts is not None and q is not None and kv is not None:
             pairs = self.allows(q[:, None, :, None], kv[:, None, None])
-            allowed &= pairs | ~spread(self._map(self.kv_full_counts))
+            allowed &= pairs | ~spread(self._partial())
         if self.q_lengths is not None:
             known = rows[None] % self.block_q < self.q_lengths[:, rows // self.block_q]
             allowed &= known[:, None, :, None]
@@ -192,6 +295,11 @@ class BlockMask:
         if self.causal_time:
             allowed &= kv_coords >> _TIME_BITS <= q_coords >> _TIME_BITS
         return allowed
+
+    def _partial(self) -> Bool[Array, "B N Q K"]:
+        """Marks the blocks that are not attended to in full."""
+        first = self.kv_counts if self.kv_full_counts is None else self.kv_full_counts
+        return self._map(first)
 
     def _map(self, first: Int[Array, "B N Q"]) -> Bool[Array, "B N Q K"]:
         """Marks the blocks of the list entries from `first` on."""

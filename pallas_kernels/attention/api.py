@@ -1,21 +1,23 @@
 """Attention: one call, several implementations, chosen by what can serve it."""
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.xla import gather_attention
 from pallas_kernels.block_mask import BlockMask
 
 Implementation = Literal["xla", "cudnn"]
+SparseImplementation = Literal["reference", "xla"]
 
 
 def dense_attention(
     q: Float[Array, "B Q N D"],
-    k: Float[Array, "B K N D"],
-    v: Float[Array, "B K N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
     *,
     mask: Bool[Array, "#B #N Q K"] | None = None,
     kv_lengths: Int[Array, " B"] | None = None,
@@ -26,7 +28,7 @@ def dense_attention(
 
     Args:
         q: Queries.
-        k: Keys; `K` may differ from `Q`.
+        k: Keys; `K` may differ from `Q`, and `H` divides `N`.
         v: Values.
         mask: True where a query may attend to a key.
         kv_lengths: Number of keys, from the first, that each batch row attends
@@ -51,44 +53,101 @@ def dense_attention(
     )
 
 
+class Choice(NamedTuple):
+    """Which implementation serves a call, and why."""
+
+    implementation: SparseImplementation
+    reason: str
+
+
 def block_sparse_attention(
     q: Float[Array, "B Q N D"],
-    k: Float[Array, "B K N D"],
-    v: Float[Array, "B K N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
     mask: BlockMask | None,
     *,
     scale: float | None = None,
-    implementation: Literal["reference", "xla"] | None = None,
-) -> Float[Array, "B Q N D"]:
-    """Computes attention among the pairs that `mask` allows; it has no gradient.
+    return_lse: bool = False,
+    implementation: SparseImplementation | None = None,
+) -> Any:
+    """Computes attention among the pairs that `mask` allows, and its gradients.
 
     Args:
         q: Queries.
-        k: Keys.
+        k: Keys; `H` divides `N`, and consecutive heads of the queries share a head.
         v: Values.
-        mask: The blocks that are attended to; None is `dense_attention`.
+        mask: The blocks that are attended to, which have no gradient; None is
+            `dense_attention`.
         scale: Factor of the products; `1 / sqrt(D)` if None.
-        implementation: `reference` is dense attention under the mask of all pairs, `xla`
-            grows with the width of the lists. None chooses `xla` where the lists hold at
-            most half of the key blocks.
+        return_lse: Whether the log-sum-exp of the scores is returned too.
+        implementation: As `explain` describes; None lets it choose.
 
     Returns:
-        Attended values in the dtype of `q`, zeros for a query that attends to nothing.
+        Attended values in the dtype of `q`, zeros for a query that attends to nothing; with
+        `return_lse` a pair of these and f32[B, N, Q], natural logarithms, -inf for such a query.
 
     Raises:
         ValueError: If the mask is made for other sizes.
+        NotImplementedError: If the asked implementation cannot serve the call.
     """
-    if mask is None:
+    if mask is None and not return_lse:
         return dense_attention(q, k, v, scale=scale)
+    mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
+    attend = {"reference": masked_attention, "xla": gather_attention}[
+        explain(q, k, mask, implementation).implementation
+    ]
+    out, lse = attend(q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)
+    return (out, lse) if return_lse else out
+
+
+def explain(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    mask: BlockMask,
+    implementation: SparseImplementation | None = None,
+) -> Choice:
+    """Says which implementation of block-sparse attention serves a call, and why.
+
+    `reference` is attention under the mask of all pairs. `xla` runs anywhere and grows with
+    the width of the lists; it is chosen where they hold at most half of the key blocks.
+
+    Raises:
+        ValueError: If the mask is made for other sizes.
+        NotImplementedError: If the asked implementation cannot serve the call.
+    """
     _check(q, k, mask)
-    if implementation is None:
-        implementation = "xla" if 2 * mask.kv_indices.shape[3] <= mask.grid[1] else "reference"
-    if implementation == "xla":
-        return gather_attention(q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)
-    allowed = mask.token_mask()
-    out = dense_attention(q, k, v, mask=allowed, scale=scale)
-    some = jnp.any(allowed, 3).swapaxes(1, 2)[..., None]
-    return jnp.where(some, out, 0)
+    if implementation is not None:
+        return Choice(implementation, "it was asked for")
+    width, blocks = mask.kv_indices.shape[3], mask.grid[1]
+    reason = f"the lists have room for {width} of {blocks} key blocks"
+    return Choice("xla" if 2 * width <= blocks else "reference", reason)
+
+
+def merge(
+    out: Float[Array, "B Q N D"],
+    lse: Float[Array, "B N Q"],
+    other: Float[Array, "B Q N D"],
+    other_lse: Float[Array, "B N Q"],
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
+    """Joins attention to some keys with attention to others: as if to all of them at once.
+
+    Args:
+        out: Values attended to among the first keys.
+        lse: Log-sum-exp of their scores; -inf where there was none.
+        other: Values attended to among the other keys.
+        other_lse: Log-sum-exp of their scores.
+
+    Returns:
+        The values, in the dtype of `out`, and the log-sum-exp.
+    """
+    peak = jax.lax.stop_gradient(jnp.maximum(lse, other_lse))
+    peak = jnp.where(peak > -jnp.inf, peak, 0.0)
+    one, two = jnp.exp(lse - peak), jnp.exp(other_lse - peak)
+    some = one + two > 0
+    total = jnp.where(some, one + two, 1.0)
+    one, two = (jnp.swapaxes(x / total, 1, 2)[..., None] for x in (one, two))
+    joined = (one * out + two * other).astype(out.dtype)
+    return joined, jnp.where(some, peak + jnp.log(total), -jnp.inf)
 
 
 def _check(q: Array, k: Array, mask: BlockMask) -> None:
@@ -97,6 +156,11 @@ def _check(q: Array, k: Array, mask: BlockMask) -> None:
         raise ValueError(
             f"the mask is for {mask.q_len} queries and {mask.kv_len} keys, "
             f"but there are {q.shape[1]} and {k.shape[1]}"
+        )
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"{q.shape[2]} heads of queries cannot share {k.shape[2]} heads of keys: "
+            "the second must divide the first"
         )
     batch, heads = mask.kv_counts.shape[:2]
     if batch not in (1, q.shape[0]) or heads not in (1, q.shape[2]):

@@ -22,16 +22,19 @@ class _Row(NamedTuple):
 
 def gather_attention(
     q: Float[Array, "B Q N D"],
-    k: Float[Array, "B K N D"],
-    v: Float[Array, "B K N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
     mask: BlockMask,
     scale: float,
-) -> Float[Array, "B Q N D"]:
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
     """Computes one block of queries after the other against the key blocks of its list.
 
     The backward pass gathers keys and values again, instead of keeping a copy per row.
+
+    Returns:
+        Attended values and the log-sum-exp of the scores.
     """
-    keys, values = _blocks(k, mask.block_kv), _blocks(v, mask.block_kv)
+    keys, values = (_blocks(_per_head(x, q.shape[2]), mask.block_kv) for x in (k, v))
     by_row: list[Any] = [
         part if part is None else jnp.moveaxis(part, axis, 0)
         for part, axis in (
@@ -45,22 +48,43 @@ def gather_attention(
     ]
 
     @jax.checkpoint
-    def attend(row: _Row) -> Array:
-        allowed = _allowed(mask, row)
+    def attend(row: _Row) -> tuple[Array, Array]:
         chosen = jnp.broadcast_to(row.indices, (*row.q.shape[:2], row.indices.shape[2]))
         chosen = chosen[..., None, None]
         near, said = (jnp.take_along_axis(part, chosen, 2) for part in (keys, values))
-        scores = jnp.einsum("bnqd,bnmkd->bnqmk", row.q, near, preferred_element_type=jnp.float32)
-        scores = jnp.where(allowed, scores * scale, jnp.finfo(jnp.float32).min)
-        peak = jax.lax.stop_gradient(jnp.max(scores, (3, 4), keepdims=True))
-        weights = jnp.where(allowed, jnp.exp(scores - peak), 0.0)
-        total = jnp.sum(weights, (3, 4), keepdims=True)
-        weights = weights / jnp.where(total > 0, total, 1.0)
-        return jnp.einsum("bnqmk,bnmkd->bqnd", weights.astype(v.dtype), said)
+        kind = _exact(q.dtype)
+        scores = jnp.einsum("bnqd,bnmkd->bnqmk", row.q, near, preferred_element_type=kind)
+        weights, lse = _softmax(scores * scale, _allowed(mask, row), (3, 4))
+        return jnp.einsum("bnqmk,bnmkd->bqnd", weights.astype(v.dtype), said), lse
 
-    rows = jax.lax.map(attend, _Row(*by_row))
+    rows, lse = jax.lax.map(attend, _Row(*by_row))
     out = jnp.moveaxis(rows, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
-    return out[:, : q.shape[1]]
+    lse = jnp.moveaxis(lse, 0, 2).reshape(q.shape[0], q.shape[2], -1)
+    return out[:, : q.shape[1]], lse[..., : q.shape[1]]
+
+
+def _exact(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype of scores and of their softmax: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _per_head(x: Float[Array, "B K H D"], heads: int) -> Float[Array, "B K N D"]:
+    """Gives every head of the queries its keys or values; `H` divides `heads`."""
+    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], 2)
+
+
+def _softmax(
+    scores: Float[Array, "..."], allowed: Bool[Array, "..."], axes: tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns weights and the log-sum-exp over `axes`; nothing allowed gives 0 and -inf."""
+    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axes, keepdims=True))
+    weights = jnp.where(allowed, jnp.exp(scores - peak), 0.0)
+    total = jnp.sum(weights, axes, keepdims=True)
+    some = total > 0
+    total = jnp.where(some, total, 1.0)
+    lse = jnp.where(some, peak + jnp.log(total), -jnp.inf)
+    return weights / total, jnp.squeeze(lse, axes)
 
 
 def _allowed(mask: BlockMask, row: _Row) -> Bool[Array, "b n q M k"]:
@@ -84,6 +108,49 @@ def _allowed(mask: BlockMask, row: _Row) -> Bool[Array, "b n q M k"]:
         known = jnp.arange(mask.block_q)[None] < row.length[:, None]
         allowed &= known[:, None, :, None, None]
     return allowed
+
+
+def block_mass(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    lse: Float[Array, "B N Q"],
+    block_q: int = 128,
+    block_kv: int = 128,
+    scale: float | None = None,
+) -> Float[Array, "B N q k"]:
+    """Returns how much attention each block of queries pays to each block of keys.
+
+    Linear in the length of the queries in memory, quadratic in time; values are not read.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        lse: Log-sum-exp of their scores, as attention returns it.
+        block_q: Queries of a block.
+        block_kv: Keys of a block.
+        scale: Factor of the products; `1 / sqrt(D)` if None.
+
+    Returns:
+        Mean over the queries of a block of the weights of the keys of a block: sums to 1
+        over all blocks of keys if `lse` is that of dense attention.
+    """
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    keys = jnp.moveaxis(_per_head(k, q.shape[2]), 1, 2)
+    edges = jnp.arange(keys.shape[2]) // block_kv
+
+    def mass(row: tuple[Array, Array]) -> Array:
+        scores = jnp.einsum("bnqd,bnkd->bnqk", row[0], keys, preferred_element_type=_exact(q.dtype))
+        level = row[1][..., None]
+        weights = jnp.exp(jnp.where(level > -jnp.inf, scores * factor - level, -jnp.inf))
+        total = jnp.moveaxis(jnp.sum(weights, 2), 2, 0)
+        return jax.ops.segment_sum(total, edges, -(-keys.shape[2] // block_kv))
+
+    short = -q.shape[1] % block_q
+    levels = jnp.pad(lse, ((0, 0), (0, 0), (0, short)), constant_values=-jnp.inf)
+    levels = jnp.moveaxis(levels.reshape(*lse.shape[:2], -1, block_q), 2, 0)
+    rows = jax.lax.map(mass, (jnp.moveaxis(_blocks(q, block_q), 2, 0), levels))
+    sizes = jnp.minimum(block_q, q.shape[1] - block_q * jnp.arange(levels.shape[0]))
+    return jnp.moveaxis(rows, (0, 1), (2, 3)) / sizes.reshape(1, 1, -1, 1)
 
 
 def _listed(values: Array, indices: Int[Array, "b n M"]) -> Array:
