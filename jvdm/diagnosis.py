@@ -19,16 +19,13 @@ from typing import Any, Literal
 
 from jvdm import __version__
 from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
-from jvdm.machine import free_memory
+from jvdm.machine import free_memory, is_out_of_memory
 
 GENERATION_NEEDS = ("av", "flax", "jax", "jaxlib", "jaxtyping", "ml_dtypes", "numpy", "safetensors")
 PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin")
 SHIPPED = "tiny_t2v"
 LITTLE_MEMORY = 2e9  # bytes; JAX, the shipped model and one default clip stay below
 LITTLE_DISK = 1e9  # bytes; compiled programs and videos
-NO_MEMORY = (
-    r"RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|[Cc]annot allocate|[Ff]ailed to allocate"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,7 @@ def understood(error: BaseException) -> JvdmError | None:
     Known are a JAX that is missing, does not fit or finds no device, and too little memory.
     """
     said = str(error).partition("\n")[0]
-    if isinstance(error, MemoryError) or re.search(NO_MEMORY, said):
+    if is_out_of_memory(error):
         fix = "make fewer videos at once, fewer frames or smaller ones, or close other programs"
         return DeviceMemoryError("the memory is too small for this", said, fix)
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]

@@ -15,7 +15,14 @@ from jvdm import record
 from jvdm.errors import WeightsError
 from jvdm.training.checkpoint import finished_steps, read_checkpoint
 from jvdm.weights import safetensors
-from jvdm.weights.folder import CHECKSUMS, EMBEDDED, MANIFEST, differences, digests, read_manifest
+from jvdm.weights.folder import (
+    CHECKSUMS,
+    MANIFEST,
+    differences,
+    digests,
+    read_manifest,
+    resolved,
+)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -52,8 +59,7 @@ def run(options: InspectOptions) -> dict[str, Any]:
         ConfigError: If a `.json` file is no record.
         CheckpointError: If a run has no such checkpoint.
     """
-    path, shipped = options.path, EMBEDDED / options.path
-    path = path if os.path.exists(path) or not os.path.isfile(shipped / MANIFEST) else shipped
+    path = resolved(options.path)
     if not os.path.exists(path):
         raise WeightsError(f"{path} does not exist", fix=_similar(path))
     if options.verify:

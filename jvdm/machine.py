@@ -7,6 +7,14 @@ from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")  # limits of a container
 PROCESS = Path("/proc/self")  # and of this process: `ulimit -v`
+_NO_MEMORY = re.compile(
+    "RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|[Cc]annot allocate|[Ff]ailed to allocate"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device ran out of memory."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def free_memory() -> int | None:

@@ -22,6 +22,7 @@ from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, DeviceMemoryError, NumericsError
+from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
 from jvdm.pipeline import programs
@@ -367,7 +368,7 @@ class Pipeline:
             try:
                 frames, finite = jax.device_get(programs.decode(*self.coder(), latents))
             except jax.errors.JaxRuntimeError as error:
-                if not _is_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 return self._decode_in_pieces(latents)
             bar.update()
@@ -431,7 +432,7 @@ class Pipeline:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if not _is_memory(error):
+            if not is_out_of_memory(error):
                 raise
             batch, frames, height, width = shape[:4]
             _, rows, columns = self.system.vae.strides
@@ -482,11 +483,6 @@ def request_of(**settings: Any) -> Request:
             fix = nearest(name, known)
             raise ConfigError(f"{name} was given", "there is no such setting", fix)
     return Request(**settings)
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether the device ran out of memory."""
-    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _check_finite(finite: bool) -> None:

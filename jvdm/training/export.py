@@ -65,10 +65,8 @@ def run(options: ExportOptions) -> dict[str, Any]:
         raise CheckpointError(what, str(error), fix) from error
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     leaves = [arrays[f"ema/{name}"] for name in inventory.by_name(shapes)]
-    folder, params = (
-        options.output or options.workdir / WEIGHTS,
-        jax.tree.unflatten(jax.tree.structure(shapes), leaves),
-    )
+    folder = options.output or options.workdir / WEIGHTS
+    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     check_export(objective, package, None, folder, shapes)
     return {"step": step, **export(objective, package, folder, params)}
 

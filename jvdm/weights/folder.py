@@ -186,6 +186,13 @@ def find(place: str | Path | None) -> Path:
     return path
 
 
+def resolved(place: str | Path) -> Path:
+    """Returns `place`, or the embedded weights of that name where nothing lies there."""
+    shipped = EMBEDDED / place
+    there = os.path.exists(place) or not os.path.isfile(shipped / MANIFEST)
+    return Path(place) if there else shipped
+
+
 def digests(folder: str | Path) -> dict[str, str]:
     """Returns the sha256 of every file of a weights folder, by file name."""
     files = [Path(folder) / MANIFEST, *sorted(Path(folder).glob("*.safetensors"))]
@@ -246,8 +253,7 @@ def located(path: str | Path | None) -> dict[str, str | None]:
     It covers the arrays and the latent statistics of a weights folder, the bytes of a file,
     and is None where neither is.
     """
-    place = Path(path or "")
-    place, content = place if os.path.exists(place) else EMBEDDED / place, None
+    place, content = resolved(path or ""), None
     if path and os.path.isfile(place / MANIFEST):
         manifest, files = read_manifest(place), digests(place)
         del files[MANIFEST]

@@ -88,7 +88,6 @@ def block_sparse_attention(
 
     Raises:
         ValueError: If the mask is made for other sizes.
-        NotImplementedError: If the asked implementation cannot serve the call.
     """
     if mask is None and not return_lse:
         return dense_attention(q, k, v, scale=scale)
@@ -113,7 +112,6 @@ def explain(
 
     Raises:
         ValueError: If the mask is made for other sizes.
-        NotImplementedError: If the asked implementation cannot serve the call.
     """
     _check(q, k, mask)
     if implementation is not None:

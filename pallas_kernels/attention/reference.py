@@ -21,8 +21,17 @@ def masked_attention(
     )  # whose log-sum-exp has no gradient
     some = jnp.any(allowed, 3)
     out = jnp.where(some.swapaxes(1, 2)[..., None], out, 0)
-    keys = jnp.repeat(k, q.shape[2] // k.shape[2], 2)
-    kind = jnp.promote_types(q.dtype, jnp.float32)
+    keys, kind = per_head(k, q.shape[2]), exact(q.dtype)
     scores = jnp.einsum("bqnd,bknd->bnqk", q, keys, preferred_element_type=kind) * scale
     lse = jax.nn.logsumexp(scores, 3, where=allowed | ~some[..., None])
     return out, jnp.where(some, lse, -jnp.inf)
+
+
+def exact(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype of scores and of their softmax: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def per_head(x: Float[Array, "B K H D"], heads: int) -> Float[Array, "B K N D"]:
+    """Gives every head of the queries its keys or values; `H` divides `heads`."""
+    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], 2)

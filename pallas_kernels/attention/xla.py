@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.attention.reference import exact, per_head
 from pallas_kernels.block_mask import BlockMask
 
 
@@ -34,7 +35,7 @@ def gather_attention(
     Returns:
         Attended values and the log-sum-exp of the scores.
     """
-    keys, values = (_blocks(_per_head(x, q.shape[2]), mask.block_kv) for x in (k, v))
+    keys, values = (_blocks(per_head(x, q.shape[2]), mask.block_kv) for x in (k, v))
     by_row: list[Any] = [
         part if part is None else jnp.moveaxis(part, axis, 0)
         for part, axis in (
@@ -52,7 +53,7 @@ def gather_attention(
         chosen = jnp.broadcast_to(row.indices, (*row.q.shape[:2], row.indices.shape[2]))
         chosen = chosen[..., None, None]
         near, said = (jnp.take_along_axis(part, chosen, 2) for part in (keys, values))
-        kind = _exact(q.dtype)
+        kind = exact(q.dtype)
         scores = jnp.einsum("bnqd,bnmkd->bnqmk", row.q, near, preferred_element_type=kind)
         weights, lse = _softmax(scores * scale, _allowed(mask, row), (3, 4))
         return jnp.einsum("bnqmk,bnmkd->bqnd", weights.astype(v.dtype), said), lse
@@ -61,16 +62,6 @@ def gather_attention(
     out = jnp.moveaxis(rows, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
     lse = jnp.moveaxis(lse, 0, 2).reshape(q.shape[0], q.shape[2], -1)
     return out[:, : q.shape[1]], lse[..., : q.shape[1]]
-
-
-def _exact(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype of scores and of their softmax: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _per_head(x: Float[Array, "B K H D"], heads: int) -> Float[Array, "B K N D"]:
-    """Gives every head of the queries its keys or values; `H` divides `heads`."""
-    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], 2)
 
 
 def _softmax(
@@ -135,11 +126,11 @@ def block_mass(
         over all blocks of keys if `lse` is that of dense attention.
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    keys = jnp.moveaxis(_per_head(k, q.shape[2]), 1, 2)
+    keys = jnp.moveaxis(per_head(k, q.shape[2]), 1, 2)
     edges = jnp.arange(keys.shape[2]) // block_kv
 
     def mass(row: tuple[Array, Array]) -> Array:
-        scores = jnp.einsum("bnqd,bnkd->bnqk", row[0], keys, preferred_element_type=_exact(q.dtype))
+        scores = jnp.einsum("bnqd,bnkd->bnqk", row[0], keys, preferred_element_type=exact(q.dtype))
         level = row[1][..., None]
         weights = jnp.exp(jnp.where(level > -jnp.inf, scores * factor - level, -jnp.inf))
         total = jnp.moveaxis(jnp.sum(weights, 2), 2, 0)
