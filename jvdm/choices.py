@@ -17,29 +17,43 @@ from jvdm.errors import ConfigError
 from jvdm.recipes import load_file, nearest
 from jvdm.samplers import (
     AutoregressiveMatrix,
+    BetaLevels,
     ClassifierFree,
+    DiffusersLevels,
+    ExplicitLevels,
     ExponentialLevels,
     ExpShiftedLevels,
     Interval,
     KarrasLevels,
     LagMatrix,
+    LinearQuadraticLevels,
     PlusPlus,
     ProgressiveNoise,
     Rescaled,
     SharedNoise,
     ShiftedLevels,
+    StepLevels,
     SynchronousMatrix,
     TruncatedMatrix,
     Unguided,
     WindowedMatrix,
     ZeroStar,
+    biased,
     edm,
     rectified_flow,
     trig_flow,
+    vp_continuous,
     vp_cosine,
+    vp_cosine_table,
+    vp_linear,
+    vp_scaled_linear,
+    zero_terminal_snr,
 )
 from jvdm.samplers.solvers import SOLVERS
 from jvdm.system import System
+from jvdm.values import parts_of, remade
+
+SCHEDULER = '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}'
 
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "levels": {
@@ -47,6 +61,11 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "exp_shifted": ExpShiftedLevels(16, 1.15),
         "karras": KarrasLevels(16, 0.02, 1.0),
         "exponential": ExponentialLevels(16, 0.02, 1.0),
+        "beta": BetaLevels(16, 0.02, 1.0),
+        "linear_quadratic": LinearQuadraticLevels(16),
+        "steps": StepLevels(16),
+        "diffusers": DiffusersLevels(16, SCHEDULER),
+        "explicit": ExplicitLevels((1.0, 0.9, 0.75, 0.5)),
     },
     "matrix": {
         "synchronous": SynchronousMatrix(),
@@ -71,6 +90,12 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "vp_cosine": vp_cosine(),
         "trig_flow": trig_flow(),
         "edm": edm(),
+        "vp_linear": vp_linear(),
+        "vp_scaled_linear": vp_scaled_linear(),
+        "vp_cosine_table": vp_cosine_table(),
+        "vp_continuous": vp_continuous(),
+        "zero_terminal_snr": zero_terminal_snr(vp_scaled_linear()),
+        "biased": biased(rectified_flow(), 0.0, 1.0),
     },
 }
 """What can be chosen by name, part by part."""
@@ -130,16 +155,16 @@ def _taken_over(new: Any, old: Any) -> Any:
 
 
 def _changed(old: Any, path: list[str], value: Any, key: str) -> Any:
-    """Returns a rule with one field changed."""
+    """Returns a rule with one of its parts changed."""
     name, *deeper = path
-    names = [field.name for field in getattr(old, "__dataclass_fields__", {}).values()]
-    if name not in names:
+    parts = parts_of(old)
+    if name not in parts:
         what = f"--sampling.{key} was given"
         why = f"{type(old).__name__} has no {name}"
-        raise ConfigError(what, why, f"it has {', '.join(names) or 'no fields'}")
-    now = getattr(old, name)
+        raise ConfigError(what, why, f"it has {', '.join(parts) or 'no fields'}")
+    now = parts[name]
     new = _changed(now, deeper, value, key) if deeper else _value(value, now, key)
-    return dataclasses.replace(old, **{name: new})
+    return remade(old, **{name: new})
 
 
 def _value(text: Any, now: Any, key: str) -> Any:

@@ -137,7 +137,7 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
             continue
         part, number = field.metadata["at"].split(".")
         rule = getattr(sampling, part)
-        if not hasattr(rule, number):
+        if number not in getattr(rule, "__dataclass_fields__", ()):
             why = f"the {part} of this system is {type(rule).__name__}, which has no {number}"
             fix = f"leave it out, or choose another {part} with --sampling.{part}"
             if rule is None:

@@ -182,7 +182,9 @@ class System:
 
         def denoiser_of(names: Sequence[str]) -> Denoiser:
             told = _branches(conditions, guidance.branches, names)
-            return make_denoiser(self.predict(params, told), self.process, self.prediction)
+            condition = None if told.channel is None else told.channel.latents
+            network = self.predict(params, told)
+            return make_denoiser(network, self.process, self.prediction, condition)
 
         return guided(guidance, denoiser_of, self.process)
 

@@ -57,6 +57,24 @@ def fields_of(value: Any) -> dict[str, Any]:
     }
 
 
+def parts_of(value: Any) -> dict[str, Any]:
+    """Returns what a value was made from, by name: fields, or the arguments of its recipe."""
+    if not getattr(value, RECIPE, None):
+        return fields_of(value) if dataclasses.is_dataclass(value) else {}
+    name, given = value.recipe
+    bound = inspect.signature(find(name)).bind(**dict(given))
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def remade(value: Any, **changes: Any) -> Any:
+    """Returns the value made from other parts (`parts_of`)."""
+    if not getattr(value, RECIPE, None):
+        return dataclasses.replace(value, **changes)
+    name, given = value.recipe
+    return find(name)(**dict(given) | changes)
+
+
 def to_data(value: Any, where: str = "") -> Any:
     """Returns `value` as JSON data that `from_data` reads.
 

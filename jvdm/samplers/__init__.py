@@ -1,7 +1,9 @@
 """Noise levels: processes, timestep matrices, solvers, guidance and the one loop."""
 
 from jvdm.samplers import solvers
+from jvdm.samplers.biased import biased
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Predict, Row, ask, make_denoiser
+from jvdm.samplers.diffusers_levels import diffusers_levels, whole_thousandths
 from jvdm.samplers.guidance import (
     ClassifierFree,
     Guidance,
@@ -24,6 +26,7 @@ from jvdm.samplers.initialisers import (
     report_noise,
 )
 from jvdm.samplers.levels import (
+    beta_levels,
     exp_shift_levels,
     explicit_levels,
     exponential_levels,
@@ -60,6 +63,8 @@ from jvdm.samplers.process import (
 )
 from jvdm.samplers.rules import (
     AutoregressiveMatrix,
+    BetaLevels,
+    DiffusersLevels,
     ExplicitLevels,
     ExponentialLevels,
     ExpShiftedLevels,
@@ -67,8 +72,10 @@ from jvdm.samplers.rules import (
     KarrasLevels,
     LagMatrix,
     LevelsRule,
+    LinearQuadraticLevels,
     MatrixRule,
     ShiftedLevels,
+    StepLevels,
     SynchronousMatrix,
     TruncatedMatrix,
     WindowedMatrix,
@@ -109,12 +116,14 @@ from jvdm.samplers.timesteps import (
 __all__ = [
     "Address",
     "AutoregressiveMatrix",
+    "BetaLevels",
     "Call",
     "ClassifierFree",
     "CleanPrefix",
     "Cost",
     "Denoised",
     "Denoiser",
+    "DiffusersLevels",
     "ExpShiftedLevels",
     "ExplicitLevels",
     "ExponentialLevels",
@@ -126,6 +135,7 @@ __all__ = [
     "LagMatrix",
     "LagRows",
     "LevelsRule",
+    "LinearQuadraticLevels",
     "MatrixRule",
     "Mixture",
     "NoiseInitialiser",
@@ -140,6 +150,7 @@ __all__ = [
     "SharedNoise",
     "ShiftedLevels",
     "State",
+    "StepLevels",
     "StreamRows",
     "StreamState",
     "Synchronous",
@@ -155,9 +166,12 @@ __all__ = [
     "ZeroStar",
     "advance",
     "ask",
+    "beta_levels",
+    "biased",
     "consecutive",
     "corrupt",
     "cost",
+    "diffusers_levels",
     "edm",
     "exp_shift_levels",
     "explicit_levels",
@@ -203,6 +217,7 @@ __all__ = [
     "vp_linear",
     "vp_scaled_linear",
     "warm_start",
+    "whole_thousandths",
     "windowed",
     "zero_terminal_snr",
 ]

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
 from jvdm.arrays import Array, Bool, Float, Int, PyTree
+from jvdm.errors import ConfigError
 from jvdm.samplers.process import PredictionKind, Process, Values, expand, to_x0_eps
 
 
@@ -74,7 +77,10 @@ Predict = Callable[[Array, Call, PyTree], tuple[Array, PyTree]]
 
 
 def make_denoiser(
-    predict: Predict, process: Process, prediction: PredictionKind = "velocity"
+    predict: Predict,
+    process: Process,
+    prediction: PredictionKind = "velocity",
+    condition: Shaped[Array, "#B _ ..."] | None = None,
 ) -> Denoiser:
     """Turns a network into a denoiser.
 
@@ -83,27 +89,52 @@ def make_denoiser(
             `process.model_time` of the levels. Its output may be of any float type.
         process: The corruption process that it was trained on.
         prediction: What it predicts.
+        condition: Clean latents of all frames that a `conditioned` process leads to.
     """
 
     def denoise(x: Values, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-        value, carry = ask(predict, process, x, call, carry)
+        value, carry = ask(predict, process, x, call, carry, condition)
         return Denoised(*to_x0_eps(process, prediction, value, x, call.t)), carry
 
     return denoise
 
 
 def ask(
-    predict: Predict, process: Process, x: Values, call: Call, carry: PyTree
+    predict: Predict,
+    process: Process,
+    x: Values,
+    call: Call,
+    carry: PyTree,
+    condition: Shaped[Array, "#B _ ..."] | None = None,
 ) -> tuple[Values, PyTree]:
     """Asks a network in the way that its process says, in training as in sampling.
 
     Returns:
-        Its prediction in float32, told `process.model_time` of the levels and fed `x`, scaled
-        where the process scales; and the next carry.
+        Its prediction in float32, told `process.model_time` of the levels and fed `x`, with the
+        condition and scaled where the process says so; and the next carry.
+
+    Raises:
+        ConfigError: If the process needs a condition and there is none.
     """
     t, fed = call.t, x
+    if process.conditioned:
+        if condition is None:
+            raise ConfigError(
+                "the process leads to a condition",
+                "there is none",
+                "give the model a clip (--channel), or choose another process",
+            )
+        shown = in_window(condition, call, x.shape[1])
+        fed = x + expand(process.pull(t), x) * shown
     if process.scale_input:
-        fed = x / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
+        fed = fed / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
     told = Call(process.model_time(t), process.model_time(call.t_next), call.row)
     value, carry = predict(fed, told, carry)
     return value.astype(jnp.float32), carry
+
+
+def in_window(values: Array, call: Call, window: int) -> Array:
+    """Returns the frames, axis 1, of `values` that a call sees; a single one is every frame's."""
+    if values.shape[1] in (1, window):
+        return values
+    return jax.lax.dynamic_slice_in_dim(values, call.row.start, window, axis=1)

@@ -131,6 +131,32 @@ def exponential_levels(num_steps: int, low: float, high: float) -> Float[Array, 
     return _ending_clean(np.geomspace(high, low, num_steps))
 
 
+def beta_levels(
+    num_steps: int, low: float, high: float, alpha: float = 0.6, beta: float = 0.6
+) -> Float[Array, " levels"]:
+    """Returns quantiles of a beta distribution from `high` to `low`, then 0.
+
+    Args:
+        num_steps: Number of steps, 1 or more.
+        low: Last level above 0.
+        high: First level.
+        alpha: Below 1 with `beta`, most steps are spent near both ends.
+        beta: The other parameter of the distribution.
+
+    Raises:
+        ConfigError: If the levels do not descend, or a parameter is not positive.
+
+    Reference: Lee et al., Beta Sampling is All You Need, arXiv:2407.12173.
+    """
+    import scipy.special  # takes a while, and few need it
+
+    _check_range(num_steps, low, high)
+    if not (alpha > 0 and beta > 0):
+        raise ConfigError(f"a beta distribution of {alpha} and {beta}", "", "use positive numbers")
+    share = scipy.special.betaincinv(alpha, beta, np.linspace(1.0, 0.0, num_steps))
+    return _ending_clean(low + share * (high - low))
+
+
 def uniform_lambda_levels(
     process: Process, num_steps: int, low: float, high: float
 ) -> Float[Array, " levels"]:

@@ -51,6 +51,7 @@ class Process:
         data_std: Standard deviation of the data, for the prediction `edm`.
         scale_input: Whether the network is fed `x_t / sqrt(alpha^2 data_std^2 + sigma^2)`,
             of unit variance, instead of `x_t`.
+        conditioned: Whether the network is fed `x_t + pull(t) c`, with a condition `c`.
         recipe: The function that made the process, with its arguments (`jvdm.values`).
     """
 
@@ -59,6 +60,7 @@ class Process:
     singular_at_zero: bool = False
     data_std: float = 1.0
     scale_input: bool = False
+    conditioned: bool = False
     recipe: Any = field(default=None, compare=False)
 
     def alpha(self, t: Array) -> Array:
@@ -84,6 +86,10 @@ class Process:
     def inv_lam(self, lam: Array) -> Array:
         """Returns the level with a given `lam`."""
         raise NotImplementedError
+
+    def pull(self, t: Array) -> Array:
+        """Returns the share of the condition in what the network is fed, if `conditioned`."""
+        return jnp.zeros_like(t)
 
     def model_time(self, t: Array) -> Array:
         """Returns what the network is told instead of `t`."""

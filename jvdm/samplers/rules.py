@@ -5,6 +5,7 @@ on the host, before the run; what enters a program is the matrix that they make.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -13,11 +14,14 @@ import jax
 
 from jvdm.arrays import Array, Float, no_type_check
 from jvdm.errors import ConfigError
+from jvdm.samplers.diffusers_levels import diffusers_levels, read_scheduler
 from jvdm.samplers.levels import (
+    beta_levels,
     exp_shift_levels,
     explicit_levels,
     exponential_levels,
     karras_levels,
+    linear_quadratic_levels,
     linspace_levels,
     shift_levels,
 )
@@ -29,6 +33,7 @@ from jvdm.samplers.matrices import (
     truncate,
     windowed,
 )
+from jvdm.samplers.schedules import Spacing, spaced_steps, step_levels
 
 _STATIC = {"static": True}
 _rule = jax.tree_util.register_dataclass
@@ -128,6 +133,78 @@ class ExplicitLevels:
     def __call__(self) -> Float[Array, " levels"]:
         """Returns the levels."""
         return explicit_levels(self.levels)
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class BetaLevels:
+    """Quantiles of a beta distribution from `high` to `low` (`beta_levels`)."""
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    low: float
+    high: float
+    alpha: float = 0.6
+    beta: float = 0.6
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return beta_levels(self.num_steps, self.low, self.high, self.alpha, self.beta)
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class LinearQuadraticLevels:
+    """Levels that leave noise evenly, then fall quadratically (`linear_quadratic_levels`)."""
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    threshold: float = 0.025
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return linear_quadratic_levels(self.num_steps, self.threshold)
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class StepLevels:
+    """Steps of a model that was trained on a table of them (`spaced_steps`, `step_levels`)."""
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    spacing: Spacing = dataclasses.field(default="trailing", metadata=_STATIC)
+    table_steps: int = dataclasses.field(default=1000, metadata=_STATIC)
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        steps = spaced_steps(self.num_steps, self.spacing, self.table_steps)
+        return step_levels(steps, self.table_steps)
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class DiffusersLevels:
+    """Levels of a scheduler of Diffusers (`diffusers_levels`).
+
+    Attributes:
+        num_steps: Number of steps (static).
+        scheduler: What `scheduler_config.json` says; a path is read at once (static).
+        mu: Shift of a scheduler that depends on the size, None for others.
+    """
+
+    num_steps: int = dataclasses.field(metadata=_STATIC)
+    scheduler: str = dataclasses.field(metadata=_STATIC)
+    mu: float | None = None
+
+    def __post_init__(self) -> None:
+        text = json.dumps(read_scheduler(self.scheduler), sort_keys=True)
+        object.__setattr__(self, "scheduler", text)
+
+    def __call__(self) -> Float[Array, " levels"]:
+        """Returns the levels."""
+        return diffusers_levels(self.scheduler, self.num_steps, self.mu)
 
 
 @runtime_checkable

@@ -18,6 +18,9 @@ from jvdm.errors import ConfigError
 from jvdm.samplers.process import Process, divide
 from jvdm.values import recipe
 
+Spacing = Literal["trailing", "leading", "linspace"]
+"""Which steps of a table are visited; `spaced_steps` says what each is."""
+
 
 @dataclass(frozen=True)
 class _Table(Process):
@@ -284,9 +287,7 @@ def step_levels(
     return jnp.asarray(np.append(levels, 0.0), jnp.float32)
 
 
-def spaced_steps(
-    num_steps: int, spacing: Literal["trailing", "leading", "linspace"], table_steps: int = 1000
-) -> list[int]:
+def spaced_steps(num_steps: int, spacing: Spacing, table_steps: int = 1000) -> list[int]:
     """Returns `num_steps` steps of a table, from noise to data.
 
     Args:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jvdm.errors import ConfigError
 from jvdm.samplers import linspace_levels, shift_levels
-from jvdm.samplers.levels import exp_shift_levels, resolution_mu, stretch_to_terminal
+from jvdm.samplers.levels import beta_levels, exp_shift_levels, resolution_mu, stretch_to_terminal
 
 steps = st.sampled_from([1, 3, 16, 200])
 shifts = st.floats(0.1, 20)
@@ -68,6 +69,17 @@ def test_exponential_shift_multiplies_the_odds_of_noise():
     np.testing.assert_allclose(shifted[1:-1], expected, rtol=1e-5)
     assert shifted[0] == 1 and shifted[-1] == 0
     assert (resolution_mu(256), round(resolution_mu(4096), 9)) == (0.5, 1.15)
+
+
+@hypothesis.given(steps, st.floats(0.2, 3), st.floats(0.2, 3))
+def test_beta_levels_are_equally_likely_apart(num_steps, alpha, beta):
+    levels = np.asarray(beta_levels(num_steps, 0.02, 0.98, alpha, beta), np.float64)
+    share = stats.beta.cdf(np.clip((levels[:-1] - 0.02) / 0.96, 0, 1), alpha, beta)
+    # float32 levels near 0 and 1, where half a last bit is a share of its power.
+    inner = slice(1, -1)
+    np.testing.assert_allclose(share[inner], np.linspace(1, 0, num_steps)[inner], atol=0.03)
+    assert levels[0] == np.float32(0.98) and levels[-1] == 0
+    assert num_steps == 1 or levels[-2] == np.float32(0.02)
 
 
 @hypothesis.given(shifts, st.floats(0.01, 0.6))

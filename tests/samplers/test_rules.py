@@ -1,5 +1,7 @@
 """Rules of levels and matrices: the functions that they stand for, as values."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
     AutoregressiveMatrix,
+    BetaLevels,
+    DiffusersLevels,
     ExplicitLevels,
     ExponentialLevels,
     ExpShiftedLevels,
@@ -15,20 +19,27 @@ from jvdm.samplers import (
     KarrasLevels,
     LagMatrix,
     LevelsRule,
+    LinearQuadraticLevels,
     MatrixRule,
     ShiftedLevels,
+    StepLevels,
     SynchronousMatrix,
     TruncatedMatrix,
     WindowedMatrix,
+    beta_levels,
     cost,
+    diffusers_levels,
     exp_shift_levels,
     explicit_levels,
     exponential_levels,
     freeze,
     karras_levels,
     lag_matrix,
+    linear_quadratic_levels,
     linspace_levels,
     shift_levels,
+    spaced_steps,
+    step_levels,
     synchronous,
     times,
     truncate,
@@ -39,12 +50,17 @@ from jvdm.values import from_data, to_data
 
 WAVE = LagMatrix(2, 2)
 LEVELS = linspace_levels(8)
+EDM = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.01}
 GRIDS = {
     "shifted": (ShiftedLevels(16, 3.0), shift_levels(linspace_levels(16), 3.0), 1),
     "plain": (ShiftedLevels(5), linspace_levels(5), 1),
     "exp": (ExpShiftedLevels(16, 0.7), exp_shift_levels(linspace_levels(16), 0.7), 1),
     "karras": (KarrasLevels(9, 0.02, 80.0), karras_levels(9, 0.02, 80.0), 3),
     "exponential": (ExponentialLevels(9, 0.1, 0.9), exponential_levels(9, 0.1, 0.9), 2),
+    "beta": (BetaLevels(9, 0.1, 0.9), beta_levels(9, 0.1, 0.9), 4),
+    "quadratic": (LinearQuadraticLevels(8, 0.05), linear_quadratic_levels(8, 0.05), 1),
+    "steps": (StepLevels(9, "leading"), step_levels(spaced_steps(9, "leading")), 0),
+    "diffusers": (DiffusersLevels(9, json.dumps(EDM)), diffusers_levels(EDM, 9), 0),
     "explicit": (ExplicitLevels((0.9, 0.3)), explicit_levels([0.9, 0.3]), 2),
 }
 MATRICES = {

@@ -9,6 +9,7 @@ from jvdm.errors import ConfigError
 from jvdm.samplers import (
     DDIM,
     Call,
+    biased,
     corrupt,
     edm,
     explicit_levels,
@@ -42,6 +43,7 @@ TABLES = {
 }
 VARIANCE_PRESERVING = {**TABLES, "continuous": vp_continuous(), "trig": trig_flow()}
 ALL = {**VARIANCE_PRESERVING, "edm": edm(), "flow": rectified_flow()}
+ALL["biased"] = biased(vp_scaled_linear())
 KINDS = ("velocity", "x0", "eps", "v", "score", "edm")
 
 each = pytest.mark.parametrize("process", ALL.values(), ids=ALL.keys())

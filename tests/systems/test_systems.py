@@ -18,7 +18,7 @@ from jvdm.pipeline import Request
 from jvdm.recipes import SYSTEMS, shipped
 from jvdm.samplers import AutoregressiveMatrix, Heun, LagMatrix, Weighted
 from jvdm.system import Sampling, System
-from jvdm.values import to_data
+from jvdm.values import from_data, to_data
 from jvdm.video import Video
 from jvdm.weights import safetensors, write_manifest
 
@@ -110,7 +110,7 @@ RUNS = [
     (part, name)
     for part, known in PARTS.items()
     for name in known
-    if (part, name) not in {("matrix", "truncated"), ("process", "edm")}
+    if (part, name) not in {("matrix", "truncated"), ("process", "edm"), ("process", "biased")}
 ]
 
 
@@ -129,12 +129,33 @@ def test_whatever_is_chosen_by_name_runs(loaded, part, name):
         ({"solvr": "heun"}, "no such part.*did you mean solver"),
         ({"matrix.lagg": "3"}, "SynchronousMatrix has no lagg"),
         ({"levels.num_steps": "many"}, "num_steps is 'many'; it must be a int"),
+        (
+            {"process": "vp_linear", "process.beta": "1"},
+            "_Table has no beta.*beta_0, beta_1, steps",
+        ),
+        ({"levels": "diffusers", "levels.scheduler": "none.json"}, "none.json.*cannot be read"),
         ({"solver": "nowhere.py:Mine"}, "solver nowhere.py:Mine cannot be made"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(loaded, chosen, message):
     with pytest.raises(jvdm.ConfigError, match=message):
         loaded(None, sampling=chosen)
+
+
+def test_another_number_of_a_process_is_another_process_and_its_record(loaded):
+    chosen = {"process": "zero_terminal_snr", "process.process.beta_1": "0.02"}
+    made = loaded(None, sampling=chosen).system.process
+    expected = samplers.zero_terminal_snr(samplers.vp_scaled_linear(beta_1=0.02))
+    assert made == expected != PARTS["process"]["zero_terminal_snr"]
+    assert from_data(to_data(made)) == expected
+
+
+def test_levels_that_are_written_down_have_no_number_of_steps(loaded):
+    pipe = loaded(None, sampling={"levels": "explicit"})
+    with pytest.raises(jvdm.ConfigError, match="num_inference_steps is 3.*no num_steps"):
+        pipe.prepare(Request(prompt=PROMPT, num_inference_steps=3))
+    with pytest.raises(jvdm.ConfigError, match="leads to a condition.*--channel"):
+        latents_of(loaded(None, sampling={"process": "biased"}))
 
 
 def test_a_solver_of_ones_own_is_a_file(loaded, tmp_path):
