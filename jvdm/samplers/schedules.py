@@ -30,6 +30,7 @@ class _Table(Process):
     first: float = 0.0
     last: float = 0.0
     steps: int = 1000
+    snr_shift: float = 1.0
     zero_terminal: bool = False
 
     def alpha(self, t: Array) -> Array:
@@ -101,7 +102,8 @@ def _angles_and_lams(table: _Table) -> tuple[np.ndarray, np.ndarray]:
         betas = np.linspace(table.first, table.last, table.steps)
     else:
         betas = np.linspace(table.first**0.5, table.last**0.5, table.steps) ** 2
-    alphas = np.sqrt(np.cumprod(1 - betas))
+    kept = np.cumprod(1 - betas)
+    alphas = np.sqrt(kept / (table.snr_shift + (1 - table.snr_shift) * kept))
     if table.zero_terminal:
         # Lin et al., arXiv:2305.08891, algorithm 1.
         alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
@@ -129,9 +131,18 @@ def vp_linear(beta_0: float = 1e-4, beta_1: float = 0.02, steps: int = 1000) -> 
 
 
 @recipe
-def vp_scaled_linear(beta_0: float = 0.00085, beta_1: float = 0.012, steps: int = 1000) -> Process:
-    """Variance preserving, the root of `beta` linear in the step: Stable Diffusion, CogVideoX."""
-    return _Table(kind="scaled linear", first=beta_0, last=beta_1, steps=steps)
+def vp_scaled_linear(
+    beta_0: float = 0.00085, beta_1: float = 0.012, steps: int = 1000, snr_shift: float = 1.0
+) -> Process:
+    """Variance preserving, the root of `beta` linear in the step: Stable Diffusion, CogVideoX.
+
+    Args:
+        beta_0: First `beta`.
+        beta_1: Last one.
+        steps: Length of the table.
+        snr_shift: What the signal-to-noise ratios are divided by: 3 in CogVideoX-2B, 1 in 5B.
+    """
+    return _Table(kind="scaled linear", first=beta_0, last=beta_1, steps=steps, snr_shift=snr_shift)
 
 
 @recipe

@@ -1,4 +1,4 @@
-"""Measured orders of the deterministic solvers: `python -m tests.samplers.orders`.
+"""Measured orders of the deterministic solvers: `python -m tests.samplers.orders [--write]`.
 
 The flow of a mixture of normal distributions has a known end. Levels are equally spaced in
 `lambda`, from -6 to 2, in float64 (levels themselves are float32 numbers); the clip's four frames
@@ -6,6 +6,9 @@ pass through grids of their own when `mixed`.
 """
 
 import os
+import re
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -18,6 +21,7 @@ from jvdm.samplers.process import Process
 from jvdm.samplers.solvers import SOLVERS, DPMSolverPP3M, Solver, UniPC
 from tests.samplers.problems import mixture_denoiser, mixture_end
 
+README = Path(__file__).resolve().parents[2] / "jvdm" / "samplers" / "README.md"
 FINEST, STEPS, FRAMES = 160, (40, 80, 160), 4
 PROCESSES = {"flow": rectified_flow(), "cosine": vp_cosine()}
 
@@ -79,11 +83,19 @@ def row(name: str) -> str:
     return f"| {name} | {solver.evaluations} | {order} | {cells} |"
 
 
+def table() -> str:
+    """Returns the README's table, measured anew."""
+    head = ["| solver | evaluations | order | flow | cosine |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *map(row, CASES)])
+
+
 def main() -> None:
-    """Prints the table."""
-    print("| solver | evaluations | order | flow | cosine |\n|---|---|---|---|---|")
-    for name in CASES:
-        print(row(name))
+    """Prints the table; with `--write` puts it in the place of the README's."""
+    made = table()
+    print(made)
+    if "--write" in sys.argv[1:]:
+        old = re.compile(r"^\| solver \|.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+        README.write_text(old.sub(made + "\n", README.read_text(), count=1))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,12 @@ def test_tables_are_cumulative_products_at_their_steps(name, kind):
     np.testing.assert_allclose(TABLES[name].model_time(t), grid, atol=1e-4)
 
 
+def test_a_shift_divides_the_signal_to_noise_ratio_of_every_step():
+    t = (jnp.arange(1000.0) + 1) / 1000
+    gained = vp_scaled_linear().lam(t) - vp_scaled_linear(snr_shift=3.0).lam(t)
+    np.testing.assert_allclose(gained, 0.5 * np.log(3.0), atol=1e-4)
+
+
 def test_zero_terminal_snr_ends_in_noise_alone_and_keeps_the_first_step():
     plain, process = vp_scaled_linear(), TABLES["zero snr"]
     ends = jnp.array([0.001, 1.0])

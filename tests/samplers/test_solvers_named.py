@@ -2,6 +2,8 @@
 
 import functools
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from jvdm.samplers import (
     UniPC,
     advance,
     freeze,
+    from_index,
     lag_matrix,
     linspace_levels,
     pad_rows,
@@ -26,8 +29,11 @@ from jvdm.samplers import (
     shift_levels,
     solver_named,
     start,
+    step_levels,
     synchronous,
+    validate,
     vp_cosine,
+    vp_linear,
 )
 from jvdm.samplers.process import expand
 from jvdm.samplers.solvers import EDM, SOLVERS
@@ -68,6 +74,29 @@ def test_no_other_frame_matters(name):
     assert jnp.isfinite(together).all()
     np.testing.assert_array_equal(together, wave)
     np.testing.assert_array_equal(together, one_by_one)
+
+
+@st.composite
+def monotone(draw):
+    """Level indices of any run: each frame moves when it likes, or never."""
+    moves = st.lists(st.integers(0, ROWS - 1), min_size=6, max_size=6, unique=True)
+    moves = moves.map(sorted)  # the rows in which a frame takes its six steps
+    columns = [draw(moves) for _ in range(4)]
+    index = np.stack([np.searchsorted(rows, np.arange(ROWS + 1)) for rows in columns], axis=1)
+    for frame in draw(st.sets(st.integers(0, 3))):
+        index[:, frame] = draw(st.sampled_from([0, 2, 6]))
+    return index
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(index=monotone())
+def test_any_monotone_matrix_gives_a_frame_its_own_bits_and_freezes_the_others(name, index):
+    matrix = from_index(LEVELS, index)
+    assert validate(matrix) is matrix
+    together = runner(name)(pad_rows(synchronous(LEVELS, 4), ROWS))
+    frozen = (index[0] == index[-1])[None, :, None]
+    np.testing.assert_array_equal(runner(name)(matrix), np.where(frozen, NOISE, together))
 
 
 @each_solver
@@ -146,6 +175,22 @@ def test_solvers_draw_the_variance_that_they_say(solver):
     }[solver]
     # The variance of 20,000 draws has a relative standard error of 1 %.
     np.testing.assert_allclose(float(jnp.var(got)), expected, rtol=0.04)
+
+
+def test_a_boundary_says_x_itself_where_there_is_no_noise_and_the_network_far_from_it():
+    """A network that says 1 of everything, on a table of 1000 steps."""
+    ones = jnp.ones_like(NOISE)
+    denoise = lambda x, call, carry: (Denoised(ones, ones), carry)  # noqa: E731
+    table, solver = vp_linear(), Consistency(scaling=10.0)
+
+    def last(step):
+        matrix = synchronous(step_levels([step]), 4)
+        return sample(denoise, solver, table, matrix, NOISE, KEY).x
+
+    np.testing.assert_allclose(last(0), NOISE, rtol=1e-6)
+    np.testing.assert_allclose(last(999), ones, atol=3e-4)
+    skip, out = 0.25 / (30.0**2 + 0.25), 30 / (30.0**2 + 0.25) ** 0.5
+    np.testing.assert_allclose(last(3), skip * NOISE + out, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -1,15 +1,12 @@
 """The table of orders in the package's README, and that history is per frame."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jvdm.samplers import DPMSolverPP2M
-from tests.samplers.orders import CASES, PROCESSES, orders, row
-
-README = Path(__file__).resolve().parents[2] / "jvdm" / "samplers" / "README.md"
+from tests.samplers.orders import CASES, PROCESSES, README, orders, row
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, NoiseLevels, PyTree
+from jvdm.arrays import Array, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import divide, expand
@@ -21,11 +21,11 @@ class Predicted(NamedTuple):
     """What a correction needs of the last step.
 
     Attributes:
-        first_order: Where its estimate alone led.
-        past: Its estimate and the ones before, newest first.
+        change: What the estimates before the last one added to its step.
+        past: The last estimate and the ones before, newest first.
     """
 
-    first_order: Array
+    change: Array
     past: tuple[Past, ...]
 
 
@@ -57,28 +57,27 @@ class UniPC(OneEvaluation):
 
     def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the prediction at `t_next`, made from the corrected latents at `t`."""
-        process, over, now = context.process, span(context), denoised.x0
+        over, now = span(context), denoised.x0
         base = first_order(denoised, over)
         if self.corrector:
-            corrected = self._correct(
-                x, Past(over.lam, now), process.alpha(context.t), state, context
-            )
-            shrinkage = divide(over.sigma_next, process.sigma(context.t))
-            base = base + expand(shrinkage, x) * (corrected - x)
+            shrinkage = divide(over.sigma_next, context.process.sigma(context.t))
+            correction = self._correction(Past(over.lam, now), state, context)
+            base = base + expand(shrinkage, x) * correction
         earlier = state.past[: self.order - 1]
-        x_next = base + self._change(over, now, earlier, context.remaining)
-        return x_next, Predicted(base, (Past(over.lam, now), *state.past[:-1]))
+        change = self._change(over, now, earlier, context.remaining)
+        return base + change, Predicted(change, (Past(over.lam, now), *state.past[:-1]))
 
-    def _correct(
-        self, x: Array, new: Past, alpha: NoiseLevels, state: Predicted, context: Context
-    ) -> Array:
-        """Returns the latents after the last step done again, with the estimate at its end."""
+    def _correction(self, new: Past, state: Predicted, context: Context) -> Array:
+        """Returns what the last step lacks, now that the estimate at its end is known.
+
+        The difference is added, so a step that a rule has edited since stays edited.
+        """
         last, *earlier = state.past
+        alpha = context.process.alpha(context.t)
         over = Span(alpha, alpha, last.lam, new.lam - last.lam)
         nodes = (new, *earlier[: self.order - 1])
         change = self._change(over, last.x0, nodes, context.remaining + 2)
-        started = expand(context.updates > 0, x)
-        return jnp.where(started, state.first_order + change, x)
+        return jnp.where(expand(context.updates > 0, change), change - state.change, 0.0)
 
     def _change(self, over: Span, x0: Array, nodes: tuple[Past, ...], remaining: Array) -> Array:
         """Returns what the estimates at `nodes` add to a step of first order."""
