@@ -204,7 +204,7 @@ class System:
         def carry_of(names: Sequence[str]) -> PyTree:
             return self.network.start(window, height, width, positions, batch * len(names))
 
-        return guided_carry(self.sampling.guidance, carry_of)
+        return guided_carry(self.sampling.guidance, carry_of, shape)
 
     def encode(self, params: PyTree, frames: Frames) -> Latents:
         """Returns the standardised latents of a video."""

@@ -2,7 +2,16 @@
 
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
-from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Predict, Row, ask, make_denoiser
+from jvdm.samplers.denoiser import (
+    Call,
+    Denoised,
+    Denoiser,
+    PerFrame,
+    Predict,
+    Row,
+    ask,
+    make_denoiser,
+)
 from jvdm.samplers.diffusers_levels import diffusers_levels, whole_thousandths
 from jvdm.samplers.guidance import (
     ClassifierFree,
@@ -16,6 +25,7 @@ from jvdm.samplers.guidance import (
     guided,
     guided_carry,
 )
+from jvdm.samplers.guidance_scales import Cosine, Ramped
 from jvdm.samplers.initialisers import (
     NoiseInitialiser,
     NoiseReport,
@@ -61,6 +71,7 @@ from jvdm.samplers.process import (
     rectified_flow,
     vp_cosine,
 )
+from jvdm.samplers.projected import Projected
 from jvdm.samplers.rules import (
     AutoregressiveMatrix,
     BetaLevels,
@@ -120,6 +131,7 @@ __all__ = [
     "Call",
     "ClassifierFree",
     "CleanPrefix",
+    "Cosine",
     "Cost",
     "Denoised",
     "Denoiser",
@@ -140,11 +152,14 @@ __all__ = [
     "Mixture",
     "NoiseInitialiser",
     "NoiseReport",
+    "PerFrame",
     "PlusPlus",
     "Predict",
     "PredictionKind",
     "Process",
     "ProgressiveNoise",
+    "Projected",
+    "Ramped",
     "Rescaled",
     "Row",
     "SharedNoise",

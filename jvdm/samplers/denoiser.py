@@ -62,6 +62,16 @@ class Call(NamedTuple):
         return cls(t, jnp.zeros_like(t) if t_next is None else t_next, row)
 
 
+class PerFrame(NamedTuple):
+    """A part of a carry that belongs to frames: a stream moves it on with them.
+
+    Attributes:
+        values: f32[B, F, ...], 0 for frames that have not started.
+    """
+
+    values: Array
+
+
 Denoiser = Callable[[Array, Call, PyTree], tuple[Denoised, PyTree]]
 """`(x, call, carry) -> (Denoised, carry)`: one evaluation of a network on the frames of one window.
 
@@ -133,8 +143,8 @@ def ask(
     return value.astype(jnp.float32), carry
 
 
-def in_window(values: Array, call: Call, window: int) -> Array:
-    """Returns the frames, axis 1, of `values` that a call sees; a single one is every frame's."""
-    if values.shape[1] in (1, window):
+def in_window(values: Array, call: Call, window: int, axis: int = 1) -> Array:
+    """Returns the frames of `values` that a call sees; a single one is every frame's."""
+    if values.shape[axis] in (1, window):
         return values
-    return jax.lax.dynamic_slice_in_dim(values, call.row.start, window, axis=1)
+    return jax.lax.dynamic_slice_in_dim(values, call.row.start, window, axis=axis)

@@ -8,7 +8,7 @@ one after the other they need the memory of one, and each has a carry of its own
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from jax.core import Tracer
 
 from jvdm.arrays import Array, Bool, Float, PyTree, no_type_check
 from jvdm.errors import ConfigError
-from jvdm.samplers.denoiser import Call, Denoised, Denoiser
+from jvdm.samplers.denoiser import Call, Denoised, Denoiser, PerFrame, in_window
 from jvdm.samplers.process import Process, divide, expand, from_x0_eps, to_x0_eps
 
 Execution = Literal["batched", "sequential"]
@@ -66,6 +66,20 @@ class Guidance(Protocol):
             _weighted_sum(weights, [branch.eps for branch in branches]),
         )
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the rule needs what it said in earlier steps, per frame (static)."""
+        return False
+
+    def combine_after(
+        self, memory: PyTree, branches: list[Denoised], x: Array, call: Call, process: Process
+    ) -> tuple[Denoised, PyTree]:
+        """Returns what the branches say together after earlier steps, and what to remember.
+
+        `memory` and what is remembered have the shape of `x`; at first it is 0.
+        """
+        return self.combine(branches, x, call, process), memory
+
     def settled(self) -> "Guidance":
         """Returns the rule with the fewest branches that says the same."""
         return self
@@ -90,22 +104,41 @@ def guided(
         evaluate = functools.partial(_together, len(rule.branches), denoiser_of(rule.branches))
 
     def follow(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+        if not rule.remembers:
+            branches, carry = evaluate(x, call, carry)
+            return rule.combine(branches, x, call, process), carry
+        memory, carry = carry
         branches, carry = evaluate(x, call, carry)
-        return rule.combine(branches, x, call, process), carry
+        before = in_window(memory.values, call, x.shape[1])
+        denoised, after = rule.combine_after(before, branches, x, call, process)
+        # A frame that is frozen, or asked about a second time in its step, remembers nothing new.
+        after = jnp.where(expand(call.t != call.t_next, x), after, before)
+        values = jax.lax.dynamic_update_slice_in_dim(memory.values, after, call.row.start, axis=1)
+        return denoised, (PerFrame(values), carry)
 
     return follow
 
 
-def guided_carry(rule: Guidance, carry_of: Callable[[tuple[str, ...]], PyTree]) -> PyTree:
+def guided_carry(
+    rule: Guidance,
+    carry_of: Callable[[tuple[str, ...]], PyTree],
+    shape: Sequence[int] | None = None,
+) -> PyTree:
     """Returns the first carry of `guided`: that of all branches, or a tuple of one for each.
 
     Args:
-        rule: The rule.
+        rule: The rule; one that remembers adds its memory, of all frames.
         carry_of: Returns the carry of the branch-major batch of the named branches.
+        shape: Shape of the latents `[B, F, ...]`, for rules that remember.
     """
     if rule.execution == "sequential":
-        return tuple(carry_of((name,)) for name in rule.branches)
-    return carry_of(rule.branches)
+        carry: PyTree = tuple(carry_of((name,)) for name in rule.branches)
+    else:
+        carry = carry_of(rule.branches)
+    if not rule.remembers:
+        return carry
+    assert shape is not None, "a rule that remembers needs the shape of the latents"
+    return PerFrame(jnp.zeros(tuple(shape), jnp.float32)), carry
 
 
 _rule = jax.tree_util.register_dataclass
@@ -327,10 +360,14 @@ class Weighted(Guidance):
         return self.names
 
     def weigh(self, call: Call) -> BranchWeights:
-        """Returns the weights."""
+        """Returns the weights, of the frames of the window where each has its own."""
         if isinstance(self.weights, tuple):
             return jnp.stack([jnp.asarray(weight, jnp.float32) for weight in self.weights])
-        return self.weights
+        if self.weights.ndim == 1:
+            return self.weights
+        return jnp.moveaxis(
+            in_window(jnp.moveaxis(self.weights, 2, 1), call, call.t.shape[1]), 1, 2
+        )
 
     def settled(self) -> Guidance:
         """Leaves out the branches whose weight is the number 0."""

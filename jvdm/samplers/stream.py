@@ -20,7 +20,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError, ShapeError
 from jvdm.keys import addressed_normal, named
-from jvdm.samplers.denoiser import Denoiser
+from jvdm.samplers.denoiser import Denoiser, PerFrame
 from jvdm.samplers.matrices import TimestepMatrix, from_index, times
 from jvdm.samplers.noise import Address, consecutive, initial_noise
 from jvdm.samplers.process import Process, corrupt, expand
@@ -230,7 +230,16 @@ def stream_step(
 
     by_frame = ("x", "solver", "updates", "bad_row")
     moved = {name: jax.tree.map(move, getattr(run, name), getattr(new, name)) for name in by_frame}
-    run = run._replace(**moved, address=Address(samples, frames + rows.block))
+    carry = jax.tree.map(
+        lambda part: (
+            PerFrame(move(part.values, jnp.zeros_like(part.values[:, : rows.block])))
+            if isinstance(part, PerFrame)
+            else part
+        ),
+        run.carry,
+        is_leaf=lambda part: isinstance(part, PerFrame),
+    )
+    run = run._replace(**moved, carry=carry, address=Address(samples, frames + rows.block))
     return StreamState(run, state.noise, state.chunks + 1), emitted
 
 

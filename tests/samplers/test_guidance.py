@@ -13,10 +13,13 @@ from jvdm.errors import ConfigError
 from jvdm.samplers import (
     Call,
     ClassifierFree,
+    Cosine,
     Denoised,
     Guidance,
     Interval,
     PlusPlus,
+    Projected,
+    Ramped,
     Rescaled,
     Unguided,
     Weighted,
@@ -246,6 +249,9 @@ RULES = [
     PlusPlus(0.5),
     Rescaled(3.0),
     ZeroStar(3.0),
+    Projected(3.0, norm=2.0),
+    Ramped(1.0, 3.0, 2),
+    Cosine(3.0),
     Weighted(("unconditional", "style", "prompt"), (-1.0, 0.5, 1.5)),
 ]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)

@@ -1,0 +1,78 @@
+"""Guidance whose scale changes along the video, or along the run."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import no_type_check
+from jvdm.errors import ConfigError
+from jvdm.samplers.denoiser import Call
+from jvdm.samplers.guidance import BranchWeights, ClassifierFree, Guidance, Scale
+
+_rule = jax.tree_util.register_dataclass
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class Ramped(ClassifierFree):
+    """The scale goes evenly from that of the first latent frame to another one.
+
+    A picture that is given needs little guidance to be kept, and far frames more.
+
+    Attributes:
+        scale: Scale of latent frame 0.
+        last: Scale from frame `over` on.
+        over: Latent frames from one to the other, at least 1 (static).
+        execution: Whether the branches are one call (static).
+
+    Raises:
+        ConfigError: If `over` is less than 1.
+
+    Reference: Stable Video Diffusion, arXiv:2311.15127, section 4.3.
+    """
+
+    last: Scale
+    over: int = field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if self.over < 1:
+            raise ConfigError(f"a scale that changes over {self.over} frames", "", "use 1 or more")
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weights of every frame of the window."""
+        frames = call.row.start + jnp.arange(call.t.shape[1])
+        share = jnp.minimum(frames / self.over, 1.0).astype(call.t.dtype)
+        scale = jnp.broadcast_to(self.scale + share * (self.last - self.scale), call.t.shape)
+        return jnp.stack([1.0 - scale, scale])
+
+    def settled(self) -> Guidance:
+        """Returns itself: the scale of other frames is another one."""
+        return self
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class Cosine(ClassifierFree):
+    """The scale rises from 1 in noise to `scale` in clean data, most of it late.
+
+    `1 + (scale - 1) (1 - cos(pi (1 - t)^power)) / 2`.
+
+    Attributes:
+        scale: Scale of clean data.
+        power: Above 1 the rise is later.
+        execution: Whether the branches are one call (static).
+
+    Reference: the "dynamic cfg" of CogVideoX, arXiv:2408.06072, which counts steps instead of
+    levels and ends at `1 + scale`.
+    """
+
+    power: float = 5.0
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weights of every frame."""
+        place = jnp.clip(1.0 - call.t, 0.0, 1.0) ** self.power
+        scale = 1.0 + (self.scale - 1.0) * 0.5 * (1.0 - jnp.cos(jnp.pi * place))
+        return jnp.stack([1.0 - scale, scale])
