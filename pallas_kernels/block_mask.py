@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-_TIME_BITS = 20  # of a coordinate `t << 20 | h << 10 | w`: t counts from bit 20 on
+TIME_BITS = 20  # of a coordinate `t << 20 | h << 10 | w`: t counts from bit 20 on
 
 _STATIC = {"static": True}
 
@@ -168,7 +168,7 @@ class BlockMask:
         last = np.maximum.reduceat(time, np.arange(0, length, block_kv))[None]
         blocks, partial = newest >= first, oldest < last
         with jax.ensure_compile_time_eval():  # lists that are known here are constants
-            coords = jnp.asarray(time[None] << _TIME_BITS, jnp.int32)
+            coords = jnp.asarray(time[None] << TIME_BITS, jnp.int32)
             return cls.from_dense(
                 blocks[None, None],
                 partial[None, None],
@@ -208,7 +208,7 @@ class BlockMask:
         def past(coords: Array | None) -> Array | None:
             if coords is None or not self.causal_time:
                 return coords
-            turned = coords ^ (self.MAX_TIME - 1 << _TIME_BITS)  # t becomes MAX_TIME - 1 - t
+            turned = coords ^ (self.MAX_TIME - 1 << TIME_BITS)  # t becomes MAX_TIME - 1 - t
             return jnp.where(coords >= 0, turned, coords)
 
         return BlockMask.from_dense(
@@ -293,7 +293,7 @@ class BlockMask:
         """Says which pairs count where a block is not attended to in full."""
         allowed = (q_coords >= 0) & (kv_coords >= 0)
         if self.causal_time:
-            allowed &= kv_coords >> _TIME_BITS <= q_coords >> _TIME_BITS
+            allowed &= kv_coords >> TIME_BITS <= q_coords >> TIME_BITS
         return allowed
 
     def _partial(self) -> Bool[Array, "B N Q K"]:

@@ -1,17 +1,20 @@
 """Attention: one call, several implementations, chosen by what can serve it."""
 
-from typing import Any, Literal, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.attention.kernel import Kernel, attend
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.xla import gather_attention
 from pallas_kernels.block_mask import BlockMask
 
 Implementation = Literal["xla", "cudnn"]
-SparseImplementation = Literal["reference", "xla"]
+KernelImplementation = Literal["mosaic_gpu"]
+SparseImplementation = Literal["reference", "xla"] | KernelImplementation
 
 
 def dense_attention(
@@ -88,15 +91,22 @@ def block_sparse_attention(
 
     Raises:
         ValueError: If the mask is made for other sizes.
+        NotImplementedError: If the asked implementation cannot serve the call.
     """
     if mask is None and not return_lse:
         return dense_attention(q, k, v, scale=scale)
     mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
-    attend = {"reference": masked_attention, "xla": gather_attention}[
-        explain(q, k, mask, implementation).implementation
-    ]
-    out, lse = attend(q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)
-    return (out, lse) if return_lse else out
+    chosen = explain(q, k, mask, implementation).implementation
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    if chosen in get_args(KernelImplementation):
+        if factor <= 0:
+            raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
+        both: Any = attend(_kernel(chosen), q, k, v, mask, factor)
+    elif chosen == "reference":
+        both = masked_attention(q, k, v, mask, factor)
+    else:
+        both = gather_attention(q, k, v, mask, factor)
+    return both if return_lse else both[0]
 
 
 def explain(
@@ -107,18 +117,47 @@ def explain(
 ) -> Choice:
     """Says which implementation of block-sparse attention serves a call, and why.
 
-    `reference` is attention under the mask of all pairs. `xla` runs anywhere and grows with
-    the width of the lists; it is chosen where they hold at most half of the key blocks.
+    `mosaic_gpu` is for H100 and H200, and chosen there. `reference` is attention under the mask
+    of all pairs. `xla` runs anywhere and grows with the width of the lists; it is chosen where
+    they hold at most half of the key blocks.
 
     Raises:
         ValueError: If the mask is made for other sizes.
+        NotImplementedError: If the asked implementation cannot serve the call.
     """
     _check(q, k, mask)
+    reasons = {name: _kernel_refusal(name, q, k, mask) for name in get_args(KernelImplementation)}
     if implementation is not None:
+        if reasons.get(implementation):
+            raise NotImplementedError(
+                f"{implementation}: {reasons[implementation]}; use implementation='xla'"
+            )
         return Choice(implementation, "it was asked for")
+    for name, reason in reasons.items():
+        if not reason:
+            return Choice(name, "it is the kernel for this device")
     width, blocks = mask.kv_indices.shape[3], mask.grid[1]
-    reason = f"the lists have room for {width} of {blocks} key blocks"
-    return Choice("xla" if 2 * width <= blocks else "reference", reason)
+    why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
+    why = f"the lists have room for {width} of {blocks} key blocks ({why})"
+    return Choice("xla" if 2 * width <= blocks else "reference", why)
+
+
+@functools.cache
+def _kernel(name: KernelImplementation) -> Kernel:
+    """Returns a kernel, whose module is imported when it is first asked for."""
+    if name == "mosaic_gpu":
+        from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+
+        return MosaicGPU()
+    raise ValueError(f"no kernel is called {name}")
+
+
+def _kernel_refusal(name: KernelImplementation, q: Array, k: Array, mask: BlockMask) -> str:
+    """Returns why a kernel cannot serve a call here; empty if it can."""
+    backend, needed = jax.default_backend(), {"mosaic_gpu": "gpu"}[name]
+    if backend != needed:
+        return f"the default device is {backend}, not {needed}"
+    return _kernel(name).refusal(q, k, mask)
 
 
 def merge(

@@ -41,7 +41,9 @@ LAYERS = (
 )
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
-KERNEL_IMPORTS = {"jax", "numpy", "jaxtyping", "pallas_kernels"} | set(sys.stdlib_module_names)
+KERNEL_IMPORTS = {"jax", "jaxlib", "numpy", "jaxtyping", "pallas_kernels"} | set(
+    sys.stdlib_module_names
+)
 
 # Programs, and what other projects import: nobody in here needs to import them.
 ROOTS = ("jvdm", "jvdm.__main__", "jvdm.cli", "jvdm.configs", "pallas_kernels")

@@ -1,0 +1,89 @@
+"""What a hand-written attention kernel provides, and the gradients that all of them share."""
+
+import functools
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.reference import exact
+from pallas_kernels.block_mask import BlockMask
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """Forward and backward pass on one kind of device; frozen, for it is part of the program."""
+
+    def refusal(
+        self,
+        q: Float[Array, "B Q N D"],
+        k: Float[Array, "B K H D"],
+        mask: BlockMask,
+    ) -> str:
+        """Returns why the kernel cannot serve such a call here; empty if it can."""
+        ...
+
+    def forward(
+        self,
+        q: Float[Array, "B Q N D"],
+        k: Float[Array, "B K H D"],
+        v: Float[Array, "B K H D"],
+        mask: BlockMask,
+        scale: float,
+    ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
+        """Returns attended values and the log-sum-exp of the scores."""
+        ...
+
+    def backward(
+        self,
+        q: Float[Array, "B Q N D"],
+        k: Float[Array, "B K H D"],
+        v: Float[Array, "B K H D"],
+        mask: BlockMask,
+        scale: float,
+        lse: Float[Array, "B N Q"],
+        d_out: Float[Array, "B Q N D"],
+        delta: Float[Array, "B N Q"],
+    ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B K H D"], Float[Array, "B K H D"]]:
+        """Returns the gradients of queries, keys and values.
+
+        The gradient of a score is `p * (d_out . v - delta)`, where `p = exp(score - lse)`.
+        """
+        ...
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def attend(
+    kernel: Kernel,
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    mask: BlockMask,
+    scale: float,
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
+    """Returns attended values and the log-sum-exp of the scores, both differentiable.
+
+    What the backward pass keeps is named `attention_out` and `attention_lse`, for policies of
+    rematerialisation.
+    """
+    return kernel.forward(q, k, v, mask, scale)
+
+
+def _forward(kernel: Kernel, q: Array, k: Array, v: Array, mask: BlockMask, scale: float) -> Any:
+    out, lse = kernel.forward(q, k, v, mask, scale)
+    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
+    return (out, lse), (q, k, v, mask, out, lse)
+
+
+def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
+    q, k, v, mask, out, lse = kept
+    d_out, d_lse = cotangents
+    kind = exact(q.dtype)
+    delta = jnp.einsum("bqnd,bqnd->bnq", out.astype(kind), d_out.astype(kind))
+    delta = jnp.where(lse > -jnp.inf, delta - d_lse, 0.0)
+    return (*kernel.backward(q, k, v, mask, scale, lse, d_out, delta), None)
+
+
+attend.defvjp(_forward, _backward)

@@ -1,0 +1,88 @@
+"""Block-sparse attention on Hopper GPUs."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.mosaic_gpu.backward import backward
+from pallas_kernels.attention.mosaic_gpu.forward import forward
+from pallas_kernels.attention.mosaic_gpu.tiles import counted, prepare
+from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
+from pallas_kernels.block_mask import BlockMask
+
+__all__ = ["MosaicGPU"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MosaicGPU:
+    """The kernels for GPUs of compute capability 9.0: H100 and H200."""
+
+    processors: int | None = None
+    """Streaming multiprocessors to use; all of the default device if None."""
+
+    def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
+        """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
+        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
+        if capability != "9.0":
+            return f"the GPU has compute capability {capability}, not 9.0 (H100, H200)"
+        if q.dtype not in (jnp.bfloat16, jnp.float16):
+            return f"the inputs are {q.dtype}, not bfloat16 or float16"
+        if q.shape[-1] > 128:
+            return f"the head size {q.shape[-1]} is above 128"
+        if mask.block_q % 64 or mask.block_kv % 64:
+            return (
+                f"blocks of {mask.block_q} queries and {mask.block_kv} keys are not multiples "
+                "of 64; BlockMask.coarsen makes larger ones"
+            )
+        return ""
+
+    def forward(
+        self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
+    ) -> tuple[Array, Array]:
+        """Returns attended values and the log-sum-exp of the scores."""
+        processors = self.processors or jax.devices()[0].core_count
+        work = prepare(mask, q.shape[0], q.shape[2], processors)
+        out, lse = forward(_padded(q), _padded(k), _padded(v), work, scale, processors)
+        return out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
+
+    def backward(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: BlockMask,
+        scale: float,
+        lse: Array,
+        d_out: Array,
+        delta: Array,
+    ) -> tuple[Array, Array, Array]:
+        """Returns the gradients; those of queries differ in last bits from call to call."""
+        processors = self.processors or jax.devices()[0].core_count
+        walks = prepare_walks(mask, q.shape[0], q.shape[2], processors)
+        short = mask.grid[0] * mask.block_q - q.shape[1]
+        lse = jnp.pad(
+            jnp.where(lse > -jnp.inf, lse, jnp.inf),
+            ((0, 0), (0, 0), (0, short)),
+            constant_values=jnp.inf,
+        )
+        delta = jnp.pad(delta, ((0, 0), (0, 0), (0, short)))
+        if mask.kv_lengths is not None:
+            known = counted(mask)[..., None, None]
+            k, v = jnp.where(known, k, 0), jnp.where(known, v, 0)
+        inputs = _padded(q), _padded(k), _padded(v), _padded(d_out.astype(q.dtype))
+        d_q, d_k, d_v = backward(*inputs, lse, delta, walks, scale)
+        d_q, d_k, d_v = (
+            d_x[:, : x.shape[1], :, : x.shape[3]] for d_x, x in ((d_q, q), (d_k, k), (d_v, v))
+        )
+        if mask.kv_lengths is not None:
+            d_k, d_v = jnp.where(known, d_k, 0), jnp.where(known, d_v, 0)
+        return d_q, d_k, d_v
+
+
+def _padded(x: Float[Array, "B L N D"]) -> Float[Array, "B l N d"]:
+    """Pads lengths to multiples of 8, and heads to a size of 64 or 128."""
+    size = 64 if x.shape[3] <= 64 else 128
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, size - x.shape[3])))

@@ -1,0 +1,449 @@
+"""Backward pass for Hopper: one kernel, five products per tile.
+
+A warpgroup owns 64 keys, and walks the queries that attend to them, 64 at a time:
+`S = K Q^T`, `P = exp(S - lse)`, `dP = V dO^T`, `dV += P dO`, `dS = P (dP - delta)`,
+`dQ = dS^T K`, `dK += dS Q`. Gradients of keys and values stay in registers. Those of queries are
+added to a float32 buffer in memory, in the order of registers; their last bits depend on the order
+of additions. Walks begin where the other processors are at that time, so that they find queries in
+the L2 cache.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.mosaic_gpu.intrinsics import (
+    COLUMN,
+    FIRST_BARRIER,
+    LOG2E,
+    REGISTERS,
+    ROW,
+    SWIZZLE,
+    TILE,
+    arrive,
+    fence_shared,
+    from_fragments,
+    launch,
+    load,
+    pl,
+    plgpu,
+    store_fragment,
+    sync,
+)
+from pallas_kernels.attention.mosaic_gpu.tiles import NEVER
+from pallas_kernels.attention.mosaic_gpu.walks import STEP, Shape, Walks
+
+FRAGMENT = (16, 256)  # a float32 tile of 64 by 64, in the order of registers
+
+
+def backward(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    d_out: Float[Array, "B Q N D"],
+    lse: Float[Array, "B N L"],
+    delta: Float[Array, "B N L"],
+    walks: tuple[Walks, Shape],
+    scale: float,
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B K H D"], Float[Array, "B K H D"]]:
+    """Returns the gradients of queries, keys and values.
+
+    Args:
+        q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
+        k: Keys.
+        v: Values.
+        d_out: Gradient of the attended values.
+        lse: Log-sum-exp of the scores, up to the end of the last step, inf for a query without
+            keys.
+        delta: What is subtracted from the gradients of weights, as `Kernel.backward` says.
+        walks: Which queries attend to which keys.
+        scale: Factor of the scores, positive.
+    """
+    lists, shape = walks
+    batch, length, heads, size = q.shape
+    steps, parts, groups = lse.shape[2] // STEP, shape.parts, shape.groups
+    q_stages, out_stages = 2, 3 - groups
+    columns = size // STEP
+    d_q = jax.new_ref(jnp.zeros((batch, heads, steps, columns, *FRAGMENT), jnp.float32))
+
+    def shared(*sizes: int) -> Any:
+        return plgpu.SMEM(sizes, q.dtype, transforms=SWIZZLE)
+
+    rows = plgpu.SMEM((groups * q_stages, STEP), jnp.float32)
+    options = _Options(shape, scale, heads // k.shape[2], q_stages, out_stages)
+    blocks = -(-lists.starts.shape[2] // groups)
+    d_k, d_v = launch(
+        "block_sparse_attention_backward",
+        functools.partial(_kernel, options),
+        (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
+        [
+            shared(2, STEP, size),
+            shared(2, STEP, size),
+            shared(groups * q_stages, STEP, size),
+            shared(groups * out_stages, STEP, size),
+            rows,
+            rows,
+            plgpu.SMEM((groups * q_stages, STEP), jnp.int16),
+            shared(groups * (q_stages if parts > 1 else 1), shape.keys, STEP),
+            plgpu.SMEM((2, *FRAGMENT), jnp.float32),
+            plgpu.Barrier(num_barriers=groups, num_arrivals=2 * parts),
+            plgpu.Barrier(num_barriers=groups * q_stages, num_arrivals=2 + shape.partial),
+            plgpu.Barrier(num_barriers=groups * out_stages, num_arrivals=2),
+        ],
+        {"head": batch * k.shape[2], "block": blocks},
+    )(q, k, v, d_out, lse * LOG2E, delta, d_q, *lists)
+    return (from_fragments(d_q[...])[:, :length] * scale).astype(q.dtype), d_k, d_v
+
+
+class _Options(NamedTuple):
+    shape: Shape
+    scale: float
+    shared_heads: int  # of queries per head of keys
+    q_stages: int
+    out_stages: int
+
+
+class _Refs(NamedTuple):
+    q: Any
+    k: Any
+    v: Any
+    d_out: Any
+    lse: Any
+    delta: Any
+    d_q: Any
+    walks: Walks
+    d_k: Any
+    d_v: Any
+    k_tile: Any
+    v_tile: Any
+    q_tiles: Any
+    out_tiles: Any
+    lse_tiles: Any
+    delta_tiles: Any
+    place_tiles: Any
+    d_s: Any
+    d_q_tiles: Any
+    keys_full: Any
+    q_full: Any
+    out_full: Any
+
+
+def _kernel(options: _Options, *refs: Any) -> None:
+    count = len(Walks._fields)
+    names = _Refs._make((*refs[:7], Walks._make(refs[7 : 7 + count]), *refs[7 + count :]))
+    warpgroup = lax.axis_index("warpgroup")
+    place = lax.axis_index("head"), lax.axis_index("block")
+    groups = options.shape.groups
+
+    @pl.when(warpgroup < 2)
+    def _compute():
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        _Group(options, names, place, 0 if groups == 1 else warpgroup).compute(warpgroup)
+
+    @pl.when(warpgroup == 2)
+    def _move():
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+
+        @plgpu.warp_map
+        def _(warp):
+            @pl.when(warp < groups)
+            def _():
+                _Group(options, names, place, 0 if groups == 1 else warp).load()
+
+            @pl.when((warp >= 2) & (warp < 2 + groups))
+            def _():
+                _Group(options, names, place, 0 if groups == 1 else warp - 2).store()
+
+
+class _Walk(NamedTuple):
+    """The queries of one head that attend to a tile of keys."""
+
+    head: Any
+    row: tuple[Any, Any, Any]  # of the lists
+    blocks: Any
+    start: Any
+
+
+class _Group:
+    """Warpgroups that own one tile of keys: what those that compute, load and store agree on."""
+
+    def __init__(self, options: _Options, refs: _Refs, place: tuple[Any, Any], index: Any):
+        shape = options.shape
+        self.shape, self.options, self.refs = shape, options, refs
+        self.index = index
+        self.size = refs.q.shape[3]
+        kv_heads, (sequence, block) = refs.k.shape[2], place
+        self.batch, self.head = lax.div(sequence, kv_heads), lax.rem(sequence, kv_heads)
+        self.tile = block * shape.groups + index
+        self.tiles = refs.walks.starts.shape[2]
+        self.threads = 128 * shape.parts + 32
+        q_stages, out_stages = options.q_stages, options.out_stages
+        base = FIRST_BARRIER + index * (q_stages + out_stages)
+        self.q_free = lambda step: base + lax.rem(step, q_stages)
+        self.out_free = lambda step: base + q_stages + lax.rem(step, out_stages)
+        self.q_slot = lambda step: index * q_stages + lax.rem(step, q_stages)
+        self.out_slot = lambda step: index * out_stages + lax.rem(step, out_stages)
+        after = FIRST_BARRIER + shape.groups * (q_stages + out_stages)
+        self.d_s_full, self.d_q_full, self.d_q_free = after, after + 2, after + 4
+        self.exchange = shape.parts == 2 and self.size == 2 * STEP  # of dS, for halves of dQ
+        self.pieces = 1 if self.exchange else self.size // STEP
+
+    def rows(self, part: Any) -> Any:
+        """Returns the keys of a warpgroup."""
+        return pl.ds(self.tile * self.shape.keys + part * STEP, STEP)
+
+    def each_walk(self, visit: Any, state: Any) -> Any:
+        """Folds `visit(walk, state)` over the heads of queries that share these keys."""
+        if self.options.shared_heads == 1:
+            return visit(self.walk(self.head), state)
+        first = self.head * self.options.shared_heads
+        return lax.fori_loop(
+            0,
+            self.options.shared_heads,
+            lambda member, state: visit(self.walk(first + member), state),
+            state,
+        )
+
+    def walk(self, head: Any) -> _Walk:
+        """Returns the walk of one head of queries."""
+        walks = self.refs.walks
+        tile = jnp.minimum(self.tile, self.tiles - 1)
+        row = (
+            self.batch if walks.counts.shape[0] > 1 else 0,
+            head if walks.counts.shape[1] > 1 else 0,
+            lax.div(tile, self.shape.kv_split),
+        )
+        blocks = jnp.where(self.tile < self.tiles, walks.counts[row], 0)
+        return _Walk(head, row, blocks, walks.starts[self.batch, head, tile])
+
+    def entry(self, walk: _Walk, block: Any) -> Any:
+        """Returns the list entry of a block of the walk, which goes round; the last is repeated."""
+        entry = jnp.minimum(block, walk.blocks - 1) + walk.start
+        return jnp.maximum(jnp.where(entry >= walk.blocks, entry - walk.blocks, entry), 0)
+
+    def each_block(self, walk: _Walk, visit: Any) -> None:
+        """Calls `visit(number, block of queries)`; a list is read one block ahead."""
+        indices = self.refs.walks.indices
+
+        def advance(number: Any, block: Any) -> Any:
+            following = indices[*walk.row, self.entry(walk, number + 1)]
+            visit(number, block)
+            return following
+
+        lax.fori_loop(0, walk.blocks, advance, indices[*walk.row, self.entry(walk, jnp.int32(0))])
+
+    # What loads
+
+    def load(self) -> None:
+        """Loads a tile of keys and values, then the queries that attend to them."""
+        refs, split = self.refs, self.shape.q_split
+
+        @pl.when(self.tile < self.tiles)
+        def _():
+            for part in range(self.shape.parts):
+                slot = self.index + part
+                for source, target in ((refs.k, refs.k_tile), (refs.v, refs.v_tile)):
+                    plgpu.copy_gmem_to_smem(
+                        source.at[self.batch, self.rows(part), self.head],
+                        target.at[slot],
+                        refs.keys_full.at[self.index],
+                    )
+
+        def load_step(walk: _Walk, step: Any, index: Any, partial: Any) -> None:
+            rows = pl.ds(index * STEP, STEP)
+            slot, full = self.q_slot(step), refs.q_full.at[self.q_slot(step)]
+            sync(self.q_free(step), self.threads)
+            source = refs.q.at[self.batch, rows, walk.head]
+            plgpu.copy_gmem_to_smem(source, refs.q_tiles.at[slot], full)
+            source = refs.lse.at[self.batch, walk.head, rows]
+            plgpu.copy_gmem_to_smem(source, refs.lse_tiles.at[slot], full)
+            if self.shape.partial:
+                places = refs.walks.q_places
+                source = places.at[self.batch if places.shape[0] > 1 else 0, partial, rows]
+                plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
+            slot, full = self.out_slot(step), refs.out_full.at[self.out_slot(step)]
+            sync(self.out_free(step), self.threads)
+            source = refs.d_out.at[self.batch, rows, walk.head]
+            plgpu.copy_gmem_to_smem(source, refs.out_tiles.at[slot], full)
+            source = refs.delta.at[self.batch, walk.head, rows]
+            plgpu.copy_gmem_to_smem(source, refs.delta_tiles.at[slot], full)
+
+        def visit(walk: _Walk, done: Any) -> Any:
+            full_count = refs.walks.full_counts[walk.row]
+
+            def load_block(number: Any, block: Any) -> None:
+                partial = (self.entry(walk, number) >= full_count).astype(jnp.int32)
+                for step in range(split):
+                    place = done + number * split + step
+                    load_step(walk, place, block * split + step, partial)
+
+            self.each_block(walk, load_block)
+            return done + walk.blocks * split
+
+        self.each_walk(visit, jnp.int32(0))
+
+    # What stores
+
+    def store(self) -> None:
+        """Adds the gradients of queries, as they are computed, to those in memory."""
+        refs, split = self.refs, self.shape.q_split
+        owners = [self.index + part for part in range(self.shape.parts)]
+        for owner in owners:
+            arrive(self.d_q_free + owner, 160)
+
+        def visit(walk: _Walk, done: Any) -> Any:
+            def store_block(_: Any, block: Any) -> None:
+                for step, piece in ((s, p) for s in range(split) for p in range(self.pieces)):
+                    for owner in owners:
+                        column = owner if self.exchange else piece
+                        target = refs.d_q.at[self.batch, walk.head, block * split + step, column]
+                        sync(self.d_q_full + owner, 160)
+                        plgpu.copy_smem_to_gmem(
+                            refs.d_q_tiles.at[owner], target, reduction_op="add"
+                        )
+                    for left, owner in reversed(list(enumerate(reversed(owners)))):
+                        plgpu.wait_smem_to_gmem(left, wait_read_only=True)
+                        arrive(self.d_q_free + owner, 160)
+
+            self.each_block(walk, store_block)
+            return done
+
+        self.each_walk(visit, jnp.int32(0))
+        plgpu.wait_smem_to_gmem(0)
+
+    # What computes
+
+    def compute(self, warpgroup: Any) -> None:
+        """Computes the gradients of 64 keys and values, and those of the queries on the way."""
+        refs, options, split = self.refs, self.options, self.shape.q_split
+        part = warpgroup if self.shape.parts > 1 else 0
+        for slot in range(options.q_stages):
+            arrive(self.q_free(jnp.int32(slot)), self.threads)
+        for slot in range(options.out_stages):
+            arrive(self.out_free(jnp.int32(slot)), self.threads)
+
+        @pl.when(self.tile < self.tiles)
+        def _():
+            plgpu.barrier_wait(refs.keys_full.at[self.index])
+            places = self.places(part)
+            steps = self.each_walk(lambda walk, total: total + walk.blocks * split, jnp.int32(0))
+            zero = plgpu.layout_cast(jnp.zeros((STEP, self.size), jnp.float32), TILE)
+
+            def advance(_: Any, state: Any) -> Any:
+                step, *sums = state
+                return step + 1, *self.step(warpgroup, part, step, places, *sums)
+
+            _, d_k, d_v = lax.fori_loop(0, steps, advance, (jnp.int32(0), zero, zero))
+            if self.exchange:
+                sync(self.d_s_full, 256)  # both have read the keys, whose place is taken
+            refs.k_tile[warpgroup] = (d_k * options.scale).astype(refs.d_k.dtype)
+            refs.v_tile[warpgroup] = d_v.astype(refs.d_v.dtype)
+            plgpu.commit_smem()
+            target = refs.d_k.at[self.batch, self.rows(part), self.head]
+            plgpu.copy_smem_to_gmem(refs.k_tile.at[warpgroup], target, commit_group=False)
+            target = refs.d_v.at[self.batch, self.rows(part), self.head]
+            plgpu.copy_smem_to_gmem(refs.v_tile.at[warpgroup], target)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    def step(
+        self, warpgroup: Any, part: Any, step: Any, places: Any, d_k: Array, d_v: Array
+    ) -> tuple[Array, Array]:
+        """Adds to the gradients what 64 queries contribute."""
+        refs = self.refs
+        q_slot, out_slot = self.q_slot(step), self.out_slot(step)
+        d_s_slot = q_slot if self.shape.parts > 1 else self.index
+        own = pl.ds(part * STEP, STEP)
+        # Always 0, which the compiler does not know: or it keeps all addresses and spills.
+        zero = lax.shift_right_logical(step, 30)
+        tile = plgpu.ACC((STEP, STEP), jnp.float32)
+
+        def contribute(sums: Any) -> None:
+            d_k_ref, d_v_ref = sums
+
+            def products(s_ref: Any, d_p_ref: Any) -> tuple[Array, Array]:
+                plgpu.barrier_wait(refs.q_full.at[q_slot])
+                plgpu.wgmma(s_ref, refs.k_tile.at[warpgroup + zero], refs.q_tiles.at[q_slot].T)
+                lse = load(refs.lse_tiles.at[q_slot], layout=COLUMN, optimized=False)
+                plgpu.barrier_wait(refs.out_full.at[out_slot])
+                values = refs.v_tile.at[warpgroup + zero]
+                plgpu.wgmma(d_p_ref, values, refs.out_tiles.at[out_slot].T)
+                s = lax.optimization_barrier(plgpu.wgmma_accumulator_load(s_ref, wait_n=1))
+                p = jnp.exp2(s * (self.options.scale * LOG2E) - _down(lse, s))
+                p = self.masked(p, q_slot, places)
+                # Issued here, this keeps the exponentials before the wait for d_p.
+                plgpu.wgmma(d_v_ref, p.astype(refs.q.dtype), refs.out_tiles.at[out_slot])
+                p = lax.optimization_barrier(p)
+                return p, lax.optimization_barrier(plgpu.wgmma_accumulator_load(d_p_ref, wait_n=1))
+
+            p, d_p = pl.run_scoped(products, tile, tile)
+            delta = load(refs.delta_tiles.at[out_slot], layout=COLUMN, optimized=False)
+            d_s = (p * (d_p - _down(delta, d_p))).astype(refs.q.dtype)
+            self.share(refs.d_s.at[d_s_slot, own], d_s, warpgroup)
+
+            def to_queries(piece: int, d_q_ref: Any) -> Array:
+                columns = pl.ds((warpgroup if self.exchange else piece) * STEP, STEP)
+                for keys in range(2) if self.exchange else (warpgroup,):
+                    seen = pl.ds(keys * STEP, STEP) if self.exchange else own
+                    rows = refs.d_s.at[d_s_slot, seen].T
+                    plgpu.wgmma(d_q_ref, rows, refs.k_tile.at[keys + zero, :, columns])
+                if piece:
+                    return plgpu.wgmma_accumulator_load(d_q_ref, wait_n=0)
+                plgpu.wgmma_wait(2 if self.exchange else 1)
+                arrive(self.out_free(step), self.threads)
+                plgpu.wgmma(d_k_ref, d_s, refs.q_tiles.at[q_slot])
+                return plgpu.wgmma_accumulator_load(d_q_ref, wait_n=1)
+
+            for piece in range(self.pieces):
+                d_q = pl.run_scoped(functools.partial(to_queries, piece), tile)
+                self.hand_over(lax.optimization_barrier(d_q), warpgroup)
+            plgpu.wgmma_wait(0)
+            arrive(self.q_free(step), self.threads)
+
+        return pl.run_state(contribute)((plgpu.ACC.init(d_k), plgpu.ACC.init(d_v)))
+
+    def share(self, target: Any, d_s: Array, warpgroup: Any) -> None:
+        """Stores the gradients of scores where products read them."""
+        target[...] = d_s
+        fence_shared()
+        if self.exchange:
+            sync(self.d_s_full, 256)
+        else:
+            sync(self.d_s_full + warpgroup, 128)
+
+    def hand_over(self, d_q: Array, warpgroup: Any) -> None:
+        """Gives gradients of queries to what stores them."""
+        sync(self.d_q_free + warpgroup, 160)
+        store_fragment(self.refs.d_q_tiles.at[warpgroup], d_q)
+        fence_shared()
+        arrive(self.d_q_full + warpgroup, 160)
+
+    # What is restricted
+
+    def places(self, part: Any) -> Any:
+        """Returns the places of 64 keys."""
+        if not self.shape.partial:
+            return None
+        places = self.refs.walks.kv_places
+        batch = self.batch if places.shape[0] > 1 else 0
+        return load(places.at[batch, self.rows(part)], layout=ROW, optimized=False)
+
+    def masked(self, p: Array, slot: Any, places: Any) -> Array:
+        """Masks the weights of pairs that do not count."""
+        if not self.shape.partial:
+            return p
+        of_queries = self.refs.place_tiles.at[slot]
+
+        def mask() -> Array:
+            columns = load(of_queries, layout=COLUMN, optimized=False)
+            of_keys = lax.broadcast_in_dim(places, p.shape, [0])
+            return jnp.where(of_keys <= _down(columns, p), p, 0.0)
+
+        return lax.cond(of_queries[0] != NEVER, mask, lambda: p)
+
+
+def _down(columns: Array, like: Array) -> Array:
+    return lax.broadcast_in_dim(columns, like.shape, [1])

@@ -1,0 +1,402 @@
+"""Forward pass for Hopper.
+
+A block of threads per processor stays; two of its warpgroups compute, one loads.
+
+In order of gain: heads are slowest in the order of tiles, so that keys and values stay in the L2
+cache; scores of one tile of keys and the product with the values of the one before are in flight
+together, the softmax under the second; releases are hardware barriers; row sums stay per lane until
+a tile ends; what is accumulated is rescaled only where the maximum of a row has grown by more than
+`GROWTH`; every other list is walked backwards, because what was read last is still in the cache;
+queries stay in registers.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.mosaic_gpu.intrinsics import (
+    COLUMN,
+    FIRST_BARRIER,
+    LOG2E,
+    REGISTERS,
+    ROW,
+    SWIZZLE,
+    TILE,
+    arrive,
+    launch,
+    load,
+    pl,
+    plgpu,
+    scale_rows,
+    sync,
+)
+from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, Kinds, Lists, Tiles, Work
+
+GROWTH = 8.0  # in powers of two: a weight is at most 2**GROWTH before it is divided by the sum
+MASKED = -1e30  # a score; finite, so that a row of masked scores is no NaN
+
+
+def forward(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    work: Work,
+    scale: float,
+    processors: int,
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N L"]]:
+    """Returns attended values and the log-sum-exp of the scores, up to the end of the last tile.
+
+    Args:
+        q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
+        k: Keys, as many or a divisor of the heads.
+        v: Values.
+        work: What is attended to.
+        scale: Factor of the scores, positive.
+        processors: Streaming multiprocessors of the device.
+    """
+    lists, tiles, kinds = work
+    batch, _, heads, size = q.shape
+    groups, length = tiles.groups, lists.q_limits.shape[1] * tiles.q
+
+    def shared(*shape: int) -> Any:
+        return plgpu.SMEM((*shape, size), q.dtype, transforms=SWIZZLE)
+
+    return launch(
+        "block_sparse_attention_forward",
+        functools.partial(_kernel, _Options(tiles, kinds, scale * LOG2E, processors)),
+        (
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
+        ),
+        [
+            shared(groups, tiles.q),
+            shared(groups * tiles.k_stages, tiles.kv),
+            shared(groups * tiles.v_stages, tiles.kv),
+            shared(2, 64),
+            plgpu.SMEM((2, 64), jnp.float32),
+            plgpu.SMEM((groups * tiles.k_stages, tiles.kv), jnp.int16),
+            plgpu.Barrier(num_barriers=groups),
+            plgpu.Barrier(num_barriers=groups * tiles.k_stages, num_arrivals=1 + kinds.masked),
+            plgpu.Barrier(num_barriers=groups * tiles.v_stages),
+        ],
+        {"processor": processors},
+    )(q, k, v, *lists)
+
+
+class _Options(NamedTuple):
+    tiles: Tiles
+    kinds: Kinds
+    scale: float  # of scores, for powers of two
+    processors: int
+
+
+class _Refs(NamedTuple):
+    q: Any
+    k: Any
+    v: Any
+    lists: Lists
+    out: Any
+    lse: Any
+    q_tile: Any
+    k_tiles: Any
+    v_tiles: Any
+    out_tile: Any
+    lse_tile: Any
+    place_tiles: Any
+    q_full: Any
+    k_full: Any
+    v_full: Any
+
+
+def _kernel(options: _Options, *refs: Any) -> None:
+    count = len(Lists._fields)
+    names = _Refs._make((*refs[:3], Lists._make(refs[3 : 3 + count]), *refs[3 + count :]))
+    warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
+    together = options.tiles.groups == 1
+
+    @pl.when(warpgroup < 2)
+    def _compute():
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        _Group(options, names, processor, 0 if together else warpgroup).compute(warpgroup)
+
+    @pl.when(warpgroup == 2)
+    def _load():
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+
+        @plgpu.warp_map
+        def _(warp):
+            @pl.when(warp < options.tiles.groups)
+            def _():
+                _Group(options, names, processor, 0 if together else warp).produce()
+
+
+class _Tile(NamedTuple):
+    """One tile of queries."""
+
+    batch: Any
+    head: Any
+    index: Any
+    row: tuple[Any, Any, Any]  # of the lists
+    steps: Any  # tiles of keys
+    backwards: Any
+
+
+class _Group:
+    """Warpgroups that work at one tile: what those that compute and those that load agree on."""
+
+    def __init__(self, options: _Options, refs: _Refs, processor: Any, index: Any):
+        tiles = options.tiles
+        self.tiles, self.kinds, self.scale = tiles, options.kinds, options.scale
+        self.refs, self.index = refs, index
+        self.workers = options.processors * tiles.groups
+        self.first = processor * tiles.groups + index
+        self.per_head = refs.lists.q_limits.shape[1]
+        self.total = refs.q.shape[0] * refs.q.shape[2] * self.per_head
+        self.threads = 128 * tiles.parts + 32
+        k_stages, v_stages = tiles.k_stages, tiles.v_stages
+        base = FIRST_BARRIER + index * (k_stages + v_stages + 1)
+        self.k_free = lambda step: base + lax.rem(step, k_stages)
+        self.v_free = lambda step: base + k_stages + lax.rem(step, v_stages)
+        self.q_free = base + k_stages + v_stages
+        self.k_slot = lambda step: index * k_stages + lax.rem(step, k_stages)
+        self.v_slot = lambda step: index * v_stages + lax.rem(step, v_stages)
+
+    @property
+    def count(self) -> Any:
+        """Tiles of this group."""
+        left = lax.div(jnp.int32(self.total - 1) - self.first, jnp.int32(self.workers))
+        return jnp.where(self.first < self.total, left + 1, 0)  # for div truncates
+
+    def tile(self, turn: Any) -> _Tile:
+        """Returns the tile of queries of a turn."""
+        lists, place = self.refs.lists, self.first + turn * self.workers
+        if self.kinds.ordered:
+            place = lists.order[place]
+        sequence, index = lax.div(place, self.per_head), lax.rem(place, self.per_head)
+        heads = self.refs.q.shape[2]
+        batch, head = lax.div(sequence, heads), lax.rem(sequence, heads)
+        row = (
+            batch if lists.counts.shape[0] > 1 else 0,
+            head if lists.counts.shape[1] > 1 else 0,
+            lax.div(index, self.tiles.q_split),
+        )
+        steps = lists.counts[row] * self.tiles.kv_split
+        return _Tile(batch, head, index, row, steps, (turn & 1) == 1)
+
+    # What loads
+
+    def produce(self) -> None:
+        """Loads the queries, keys and values of all tiles, as room for them is made."""
+        refs, kv, split = self.refs, self.tiles.kv, self.tiles.kv_split
+        places = refs.lists.kv_places
+        shared_heads = refs.q.shape[2] // refs.k.shape[2]
+
+        def produce_tile(turn: Any, done: Any) -> Any:
+            tile = self.tile(turn)
+            head = lax.div(tile.head, shared_heads)
+            sync(self.q_free, self.threads)
+            rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
+            source = refs.q.at[tile.batch, rows, tile.head]
+            plgpu.copy_gmem_to_smem(source, refs.q_tile.at[self.index], refs.q_full.at[self.index])
+
+            def load_keys(step: Any) -> Any:
+                place = jnp.where(tile.backwards, tile.steps - 1 - step, step)
+                entry, slot = lax.div(place, split), self.k_slot(done + step)
+                index = refs.lists.indices[*tile.row, entry] * split + lax.rem(place, split)
+                sync(self.k_free(done + step), self.threads)
+                rows, full = pl.ds(index * kv, kv), refs.k_full.at[slot]
+                source = refs.k.at[tile.batch, rows, head]
+                plgpu.copy_gmem_to_smem(source, refs.k_tiles.at[slot], full)
+                if self.kinds.masked:
+                    partial = (entry >= refs.lists.full_counts[tile.row]).astype(jnp.int32)
+                    source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
+                    plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
+                return index
+
+            def load_values(step: Any, index: Any) -> None:
+                slot = self.v_slot(done + step)
+                sync(self.v_free(done + step), self.threads)
+                source = refs.v.at[tile.batch, pl.ds(index * kv, kv), head]
+                plgpu.copy_gmem_to_smem(source, refs.v_tiles.at[slot], refs.v_full.at[slot])
+
+            def advance(step: Any, index: Any) -> Any:  # keys are one step ahead of values
+                following = load_keys(step)
+                load_values(step - 1, index)
+                return following
+
+            @pl.when(tile.steps > 0)
+            def _():
+                last = lax.fori_loop(1, tile.steps, advance, load_keys(jnp.int32(0)))
+                load_values(tile.steps - 1, last)
+
+            return done + tile.steps
+
+        lax.fori_loop(0, self.count, produce_tile, jnp.int32(0))
+
+    # What computes
+
+    def compute(self, warpgroup: Any) -> None:
+        """Computes 64 rows of all tiles, and writes them."""
+        refs, tiles = self.refs, self.tiles
+        part = warpgroup if tiles.parts > 1 else 0
+        for slot in range(tiles.k_stages):
+            arrive(self.k_free(jnp.int32(slot)), self.threads)
+        for slot in range(tiles.v_stages):
+            arrive(self.v_free(jnp.int32(slot)), self.threads)
+        arrive(self.q_free, self.threads)
+
+        def compute_tile(turn: Any, done: Any) -> Any:
+            tile = self.tile(turn)
+            plgpu.barrier_wait(refs.q_full.at[self.index])
+            q = load(refs.q_tile.at[self.index, pl.ds(part * 64, 64)], layout=TILE)
+            q = lax.optimization_barrier(q)
+            arrive(self.q_free, self.threads)  # in registers: the next tile's may be loaded
+            rows = pl.ds(tile.index * tiles.q + part * 64, 64)
+            out, lse = lax.cond(
+                tile.steps > 0,
+                lambda: self.attend(tile, q, rows, done),
+                lambda: _nothing(q.shape[1], q.dtype),
+            )
+            if self.kinds.q_cut:
+                out, lse = self.cut(tile, part, out, lse)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tile before has been read
+            refs.out_tile[warpgroup] = out
+            refs.lse_tile[warpgroup] = lse
+            plgpu.commit_smem()
+            target = refs.out.at[tile.batch, rows, tile.head]
+            plgpu.copy_smem_to_gmem(refs.out_tile.at[warpgroup], target, commit_group=False)
+            target = refs.lse.at[tile.batch, tile.head, rows]
+            plgpu.copy_smem_to_gmem(refs.lse_tile.at[warpgroup], target)
+            return done + tile.steps
+
+        lax.fori_loop(0, self.count, compute_tile, jnp.int32(0))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    def attend(self, tile: _Tile, q: Array, rows: Any, done: Any) -> tuple[Array, Array]:
+        """Returns the values that 64 queries attend to, and their log-sum-exp."""
+        refs, places = self.refs, self.places(tile, rows)
+        plgpu.barrier_wait(refs.k_full.at[self.k_slot(done)])
+
+        def scores(s_ref: Any) -> Array:
+            plgpu.wgmma(s_ref, q, refs.k_tiles.at[self.k_slot(done)].T)
+            return s_ref[...]
+
+        shape = (64, self.tiles.kv)
+        s = pl.run_scoped(scores, plgpu.ACC(shape, jnp.float32))
+        s = self.masked(s, self.k_slot(done), places)
+        arrive(self.k_free(done), self.threads)
+        p, peak, total = self.weights(s)
+        acc = plgpu.layout_cast(jnp.zeros((64, q.shape[1]), jnp.float32), TILE)
+
+        def advance(step: Any, state: Any) -> Any:
+            acc, peak, total, p = state
+            now = done + step
+
+            def overlap(held: Any) -> None:
+                acc_ref, p_ref, peak_ref, total_ref, factor_ref = held
+                plgpu.barrier_wait(refs.k_full.at[self.k_slot(now)])
+
+                def products(s_ref: Any) -> Array:
+                    plgpu.wgmma(s_ref, q, refs.k_tiles.at[self.k_slot(now)].T)
+                    plgpu.barrier_wait(refs.v_full.at[self.v_slot(now - 1)])
+                    plgpu.wgmma(acc_ref, p, refs.v_tiles.at[self.v_slot(now - 1)])
+                    return plgpu.wgmma_accumulator_load(s_ref, wait_n=1)  # values still run
+
+                s = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
+                s = self.masked(lax.optimization_barrier(s), self.k_slot(now), places)
+                arrive(self.k_free(now), self.threads)
+                p_ref[...], peak_ref[...], total_ref[...], factor_ref[...] = (
+                    lax.optimization_barrier(self.next_weights(s, peak, total))
+                )
+                plgpu.wgmma_wait(0)
+
+            blank = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), TILE)
+            acc, p, peak, total, factor = pl.run_state(overlap)(
+                (plgpu.ACC.init(acc), blank, peak, total, peak)
+            )
+            acc = lax.optimization_barrier(acc)
+            arrive(self.v_free(now - 1), self.threads)
+            return scale_rows(acc, factor), peak, total, p.astype(q.dtype)
+
+        state = (acc, peak, total, p.astype(q.dtype))
+        acc, peak, total, p = lax.fori_loop(1, tile.steps, advance, state)
+        last = self.v_slot(done + tile.steps - 1)
+        plgpu.barrier_wait(refs.v_full.at[last])
+        acc = pl.run_state(lambda ref: plgpu.wgmma(ref, p, refs.v_tiles.at[last]))(
+            plgpu.ACC.init(acc)
+        )
+        arrive(self.v_free(done + tile.steps - 1), self.threads)
+        total = total.sum(axis=1)
+        lse = peak * (1 / LOG2E) + jnp.log(total)
+        factor = 1.0 / total
+        if self.kinds.masked:
+            some = peak > MASKED * self.scale / 2
+            factor, lse = jnp.where(some, factor, 0.0), jnp.where(some, lse, -jnp.inf)
+        return (acc * _across(factor, acc)).astype(q.dtype), lse
+
+    def weights(self, s: Array) -> tuple[Array, Array, Array]:
+        """Returns the weights of the first keys, their peak per row, their sum per lane."""
+        peak = s.max(axis=1) * self.scale
+        p = jnp.exp2(s * self.scale - _across(peak, s))
+        return p, peak, _lane_sums(p)
+
+    def next_weights(self, s: Array, peak: Array, total: Array) -> tuple[Array, ...]:
+        """The same of further keys, and the factor of what was accumulated before."""
+        top = s.max(axis=1) * self.scale
+        new = jnp.where(top > peak + GROWTH, top, peak)
+        p = jnp.exp2(s * self.scale - _across(new, s))
+        factor = jnp.exp2(peak - new)
+        return p, new, total * _across(factor, total) + _lane_sums(p), factor
+
+    # What is restricted
+
+    def places(self, tile: _Tile, rows: Any) -> Any:
+        """Returns the places of 64 queries."""
+        if not self.kinds.masked:
+            return None
+        places = self.refs.lists.q_places
+        batch = tile.batch if places.shape[0] > 1 else 0
+        return load(places.at[batch, rows], layout=ROW, optimized=False)
+
+    def masked(self, s: Array, slot: Any, places: Any) -> Array:
+        """Masks the scores of pairs that do not count."""
+        if not self.kinds.masked:
+            return s
+        of_keys = self.refs.place_tiles.at[slot]
+
+        def mask() -> Array:
+            columns = load(of_keys, layout=COLUMN, optimized=False)
+            allowed = lax.broadcast_in_dim(columns, s.shape, [1]) <= _across(places, s)
+            return jnp.where(allowed, s, MASKED)
+
+        return lax.cond(of_keys[self.tiles.kv - 1] != ALWAYS, mask, lambda: s)
+
+    def cut(self, tile: _Tile, part: Any, out: Array, lse: Array) -> tuple[Array, Array]:
+        """Leaves nothing of queries that do not count."""
+        limits = self.refs.lists.q_limits
+        limit = limits[tile.batch if limits.shape[0] > 1 else 0, tile.index]
+        row = plgpu.broadcasted_iota(jnp.int32, (64,), 0, layout=ROW)
+        counts = row + part * 64 < limit
+        out = jnp.where(_across(counts, out), out, jnp.zeros_like(out))
+        return out, jnp.where(counts, lse, -jnp.inf)
+
+
+def _nothing(size: int, dtype: Any) -> tuple[Array, Array]:
+    out = plgpu.layout_cast(jnp.zeros((64, size), dtype), TILE)
+    return out, plgpu.layout_cast(jnp.full((64,), -jnp.inf, jnp.float32), ROW)
+
+
+def _across(rows: Array, like: Array) -> Array:
+    return lax.broadcast_in_dim(rows, like.shape, [0])
+
+
+def _lane_sums(p: Array) -> Array:
+    """Adds the columns of a tile that one lane holds: `[64, columns]` to `[64, 8]`."""
+    parts = [p[:, start : start + 8] for start in range(0, p.shape[1], 8)]
+    while len(parts) > 1:
+        parts = [one + two for one, two in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]

@@ -1,0 +1,184 @@
+"""What Pallas lacks of a Hopper GPU: named barriers, votes, stores in register order."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jaxlib.mlir.dialects as dialects
+import numpy as np
+from jax.experimental import pallas
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import fragmented_array
+from jax.experimental.pallas import mosaic_gpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, nvvm, scf, vector  # noqa: F401
+from jaxtyping import Array, Float
+
+# Their annotations know neither references nor functions that are inlined.
+pl: Any = pallas
+plgpu: Any = mosaic_gpu
+mlir: Any = dialects
+
+FIRST_BARRIER = 4  # hardware barriers below are Mosaic's own: the block's and one per warpgroup
+LOG2E = math.log2(math.e)
+REGISTERS = 240, 24  # of a thread that computes, and of one that loads or stores
+SWIZZLE = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+
+TILE = plgpu.Layout.WGMMA
+ROW = TILE.reduce(1)  # one value per row of a tile
+COLUMN = TILE.reduce(0)  # one value per column of a tile
+
+
+def launch(
+    name: str, body: Any, out_type: Any, scratch: Any, grid: dict[str, int]
+) -> Callable[..., Any]:
+    """Returns a kernel of blocks of three warpgroups, that is called with its operands.
+
+    It is `plgpu.kernel` without batching: of which jax 0.10 loses that references are written.
+
+    Args:
+        name: Its name in profiles.
+        body: Called with operands, outputs and scratch memory, in every warpgroup.
+        out_type: Shapes of the outputs.
+        scratch: Types of the scratch memory.
+        grid: Names and numbers of blocks; the last run fastest.
+    """
+
+    def with_scratch(*refs: Any) -> None:
+        pl.run_scoped(functools.partial(body, *refs), *scratch, collective_axes="warpgroup")
+
+    mesh = plgpu.Mesh(
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=3,
+        thread_name="warpgroup",
+    )
+    parameters = plgpu.CompilerParams(
+        approx_math=True,
+        lowering_semantics=plgpu.LoweringSemantics.Lane,
+        unsafe_no_auto_barriers=True,
+        reduction_scratch_bytes=0,
+    )
+    return pl.kernel(
+        with_scratch, out_type=out_type, mesh=mesh, compiler_params=parameters, name=name
+    )
+
+
+def arrive(barrier: Any, threads: int) -> None:
+    """Arrives at a hardware barrier of so many threads, without waiting."""
+    _named_barrier("arrive", barrier, threads)
+
+
+def sync(barrier: Any, threads: int) -> None:
+    """Arrives at a hardware barrier and waits until all its threads have."""
+    _named_barrier("sync", barrier, threads)
+
+
+def _named_barrier(operation: str, barrier: Any, threads: int) -> None:
+    def issue(operands: list[Any], name: str, constraints: str) -> None:
+        mlir.llvm.inline_asm(
+            ir.Type.parse("!llvm.void"),
+            operands,
+            f"bar.{operation} {name}, {threads};",
+            constraints,
+            has_side_effects=True,
+        )
+
+    if isinstance(barrier, int):
+
+        @plgpu.inline_mgpu()
+        def known(_):
+            issue([], str(barrier), "")
+
+        known()
+        return
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WG_SPLAT,))
+    def chosen(_, barrier):
+        issue([barrier.registers[()]], "$0", "r")
+
+    chosen(barrier)
+
+
+@plgpu.inline_mgpu()
+def fence_shared(_: Any) -> None:
+    """Makes ordinary stores to shared memory visible to tensor cores and copies."""
+    mlir.nvvm.fence_proxy(mlir.nvvm.ProxyKind.async_shared, space=nvvm.SharedSpace.shared_cta)
+
+
+def scale_rows(x: Float[Array, "R C"], factors: Float[Array, " R"]) -> Float[Array, "R C"]:
+    """Multiplies rows of a tile; a warp whose factors are all 1 skips the multiplications."""
+    result = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=TILE)
+
+    @plgpu.inline_mgpu(arg_types=(TILE, ROW), return_type=result)
+    def scaled(_, x, factors):
+        i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
+        one = mlir.arith.constant(f32, ir.FloatAttr.get(f32, 1.0))
+        differ = [
+            mlir.arith.cmpf(mlir.arith.CmpFPredicate.UNE, _scalar(r, i32), one)
+            for r in factors.registers.flat
+        ]
+        any_differs = mlir.llvm.inline_asm(
+            i32,
+            [mlir.arith.extui(i32, functools.reduce(mlir.arith.ori, differ))],
+            "{ .reg .pred p, q; setp.ne.b32 p, $1, 0; vote.sync.any.pred q, p, 0xffffffff;"
+            " selp.b32 $0, 1, 0, q; }",
+            "=r,r",
+            has_side_effects=True,
+        )
+        registers = list(x.registers.flat)
+        wanted = mlir.arith.cmpi(mlir.arith.CmpIPredicate.ne, any_differs, mgpu.c(0, i32))
+        branch = mlir.scf.IfOp(wanted, [r.type for r in registers], has_else=True)
+        with ir.InsertionPoint(branch.then_block):
+            product = x * factors.broadcast_in_dim(x.shape, (0,), x.layout)
+            mlir.scf.yield_(list(product.registers.flat))
+        with ir.InsertionPoint(branch.else_block):
+            mlir.scf.yield_(registers)
+        out = np.empty_like(x.registers)
+        out.flat[:] = list(branch.results)
+        return mgpu.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=None)
+
+    return scaled(x, factors)
+
+
+def _scalar(register: Any, i32: Any) -> Any:
+    if isinstance(register.type, ir.VectorType):
+        return mlir.llvm.extractelement(register, mgpu.c(0, i32))
+    return register
+
+
+def store_fragment(ref: Any, x: Float[Array, "64 64"]) -> None:
+    """Stores a float32 tile in the order of its registers: no bank conflicts, one piece."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), TILE))
+    def store(_, ref, x):
+        pairs = list(x.registers.flat)
+        fours = np.empty((len(pairs) // 2,), dtype=object)
+        for i in range(len(fours)):
+            fours[i] = mlir.vector.shuffle(pairs[2 * i], pairs[2 * i + 1], [0, 1, 2, 3])
+        strided = fragmented_array.WGStridedFragLayout((16, 256), 4)
+        mgpu.FragmentedArray(_registers=fours, _layout=strided, _is_signed=None).store_untiled(ref)
+
+    store(ref, x)
+
+
+def from_fragments(x: Float[Array, "B N T C 16 256"]) -> Float[Array, "B L N D"]:
+    """Puts tiles that `store_fragment` wrote, `T` of rows by `C` of columns, into order.
+
+    A fragment is `[column / 8, warp, lane / 4, lane % 4, row half, column % 2]`.
+    """
+    batch, heads, tiles, parts = x.shape[:4]
+    x = x.reshape(batch, heads, tiles, parts, 8, 4, 8, 4, 2, 2)
+    x = x.transpose(0, 2, 5, 8, 6, 1, 3, 4, 7, 9)
+    return x.reshape(batch, tiles * 64, heads, parts * 64)
+
+
+def load(ref: Any, **options: Any) -> Array:
+    """Loads a whole reference in a layout."""
+    return plgpu.load(ref, (), **options) if _INDEXED else plgpu.load(ref, **options)
+
+
+# jax 0.10 wants an index, jax 0.12 takes none.
+_INDEXED = jax.__version_info__ < (0, 11)

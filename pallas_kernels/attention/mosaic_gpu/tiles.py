@@ -1,0 +1,185 @@
+"""What a kernel computes at a time, and what it reads of a mask, as arrays that it can index."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from pallas_kernels.block_mask import TIME_BITS, BlockMask
+
+NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
+ALWAYS = -2  # place of one that all do
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How the two compute warpgroups of a processor divide their work.
+
+    Blocks of 128 queries: both warpgroups work at one tile, and share what is loaded for it.
+    Blocks of 64: each has a tile, a list and a loader of its own.
+    """
+
+    q: int
+    """Queries of a tile."""
+    kv: int
+    """Keys of a tile."""
+    k_stages: int = 2
+    """Tiles of keys in shared memory, per group of warpgroups."""
+    v_stages: int = 2
+    """The same of values."""
+    q_split: int = 1
+    """Tiles in a block of queries."""
+    kv_split: int = 1
+    """Tiles in a block of keys."""
+
+    @classmethod
+    def of(cls, mask: BlockMask) -> "Tiles":
+        """Returns the tiles for blocks of a size, which multiples of 64 divide."""
+        q = 64 if mask.block_q % 128 else 128
+        kv = 64 if q == 64 or mask.block_kv % 128 else 128
+        stages = {(128, 128): (2, 2), (128, 64): (4, 4), (64, 64): (3, 2)}[q, kv]
+        return cls(q, kv, *stages, q_split=mask.block_q // q, kv_split=mask.block_kv // kv)
+
+    @property
+    def groups(self) -> int:
+        """Tiles at which the two compute warpgroups work at one time."""
+        return 128 // self.q
+
+    @property
+    def parts(self) -> int:
+        """Warpgroups at one tile."""
+        return self.q // 64
+
+
+class Lists(NamedTuple):
+    """A mask as the forward pass reads it.
+
+    Attributes:
+        order: i32[T], tile of queries `(batch * heads + head) * tiles + tile` that is the
+            n-th to be computed.
+        indices: i32[b, n, Q, M], as in the mask.
+        counts: i32[b, n, Q], as in the mask.
+        full_counts: i32[b, n, Q], as in the mask.
+        q_limits: i32[b, tiles], queries of a tile that count.
+        q_places: i16[b, L], a number per query.
+        kv_places: i16[b, 2, L], a number per key that may not be above the query's: in blocks
+            that are attended to in full, and in others.
+    """
+
+    order: Array
+    indices: Array
+    counts: Array
+    full_counts: Array
+    q_limits: Array
+    q_places: Array
+    kv_places: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """Which restrictions a mask has: what it has not costs nothing."""
+
+    ordered: bool
+    """Whether tiles are computed in an order of their own."""
+    masked: bool
+    """Whether pairs may be masked within blocks, at the end of the sequence too."""
+    q_cut: bool
+    """Whether blocks of queries may be cut short."""
+
+
+class Work(NamedTuple):
+    """What the forward pass computes: data, and what is part of the program."""
+
+    lists: Lists
+    tiles: Tiles
+    kinds: Kinds
+
+
+def prepare(mask: BlockMask, batch: int, heads: int, processors: int) -> Work:
+    """Makes what the forward pass reads of a mask.
+
+    Args:
+        mask: Its blocks are multiples of 64.
+        batch: Rows of the batch.
+        heads: Heads of the queries.
+        processors: Streaming multiprocessors of the device.
+    """
+    tiles = Tiles.of(mask)
+    workers = processors * tiles.groups
+    count = mask.grid[0] * tiles.q_split
+    kinds = Kinds(
+        ordered=batch * heads * count > 2 * workers,
+        masked=is_partial(mask) or mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0,
+        q_cut=mask.q_lengths is not None,
+    )
+    order, limits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, count), jnp.int32)
+    if kinds.ordered:
+        lengths = jnp.broadcast_to(mask.kv_counts, (batch, heads, mask.grid[0]))
+        order = _order(lengths.reshape(-1, mask.grid[0]), tiles.q_split, workers)
+    if mask.q_lengths is not None:
+        start = tiles.q * np.arange(tiles.q_split)[None, None]
+        limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
+    full_counts = mask.kv_counts if mask.kv_full_counts is None else mask.kv_full_counts
+    q_places, kv_places = places(mask)
+    known = jnp.pad(counted(mask), ((0, 0), (0, kv_places.shape[1] - mask.kv_len)))
+    both = jnp.stack([jnp.broadcast_to(jnp.int16(ALWAYS), kv_places.shape), kv_places], 1)
+    kv_places = jnp.where(known[:, None], both, jnp.int16(NEVER))
+    indices, counts = mask.kv_indices, mask.kv_counts
+    lists = Lists(order, indices, counts, full_counts, limits, q_places, kv_places)
+    return Work(lists, tiles, kinds)
+
+
+def _order(lengths: Int[Array, "S Q"], per_block: int, workers: int) -> Int[Array, " T"]:
+    """Orders tiles so that every worker, which takes each `workers`-th, has equal work.
+
+    A head's tiles stay together, for its keys and values are in the cache. Within a head the
+    longest lists come first, and every other round is dealt backwards.
+    """
+    longest = jnp.argsort(-lengths, axis=1, stable=True)
+    tiles = (longest[..., None] * per_block + np.arange(per_block)[None, None]).reshape(
+        len(lengths), -1
+    )
+    order = (tiles + tiles.shape[1] * jnp.arange(len(lengths))[:, None]).reshape(-1)
+    dealt = np.arange(len(order))
+    turned = dealt[: len(order) // workers * workers].reshape(-1, workers)
+    turned[1::2] = turned[1::2, ::-1].copy()
+    return order[dealt].astype(jnp.int32)
+
+
+def is_partial(mask: BlockMask) -> bool:
+    """Says whether pairs may be masked within blocks."""
+    with_places = mask.q_coords is not None and mask.kv_coords is not None
+    return with_places and mask.kv_full_counts is not None
+
+
+def places(mask: BlockMask) -> tuple[Int[Array, "b Q"], Int[Array, "b K"]]:
+    """Returns a number per query and per key, up to the end of the last blocks.
+
+    Where blocks are attended to in part, the number of a key may not be above the query's.
+    """
+
+    def place(coords: Array | None, none: int, length: int, block: int) -> Array:
+        if coords is None or not mask.causal_time:
+            time = jnp.zeros((1, length), jnp.int32)
+        else:
+            time = coords >> TIME_BITS
+        if coords is not None:
+            time = jnp.where(coords < 0, none, time)
+        time = jnp.pad(time, ((0, 0), (0, -length % block)), constant_values=none)
+        return time.astype(jnp.int16)
+
+    q_coords, kv_coords = (mask.q_coords, mask.kv_coords) if is_partial(mask) else (None, None)
+    return (
+        place(q_coords, -1, mask.q_len, mask.block_q),
+        place(kv_coords, NEVER, mask.kv_len, mask.block_kv),
+    )
+
+
+def counted(mask: BlockMask) -> Bool[Array, "b K"]:
+    """Says which keys count, where blocks are cut short."""
+    if mask.kv_lengths is None:
+        return jnp.ones((1, mask.kv_len), bool)
+    place = jnp.arange(mask.kv_len)
+    return place[None] % mask.block_kv < mask.kv_lengths[:, place // mask.block_kv]

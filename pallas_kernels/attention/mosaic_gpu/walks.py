@@ -1,0 +1,123 @@
+"""What the backward pass reads of a mask: which queries attend to which keys."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, is_partial, places
+from pallas_kernels.block_mask import BlockMask
+
+STEP = 64  # queries of a step, and keys of a warpgroup
+
+
+class Walks(NamedTuple):
+    """Which queries attend to each block of keys, as in a transposed mask.
+
+    Attributes:
+        indices: i32[b, n, K, M], blocks of queries.
+        counts: i32[b, n, K], how many count.
+        full_counts: i32[b, n, K], how many of these in full.
+        starts: i32[B, N, tiles], list entry at which each tile of keys begins.
+        q_places: i16[b, 2, L], a number per query: in blocks that are attended to in full, and
+            in others.
+        kv_places: i16[b, L], a number per key, which may not be above the query's.
+    """
+
+    indices: Array
+    counts: Array
+    full_counts: Array
+    starts: Array
+    q_places: Array
+    kv_places: Array
+
+
+class Shape(NamedTuple):
+    """Sizes that the walks of a mask have; static."""
+
+    parts: int
+    """Warpgroups that own one tile of keys, of 64 keys each: 1 or 2."""
+    q_split: int
+    """Steps in a block of queries."""
+    kv_split: int
+    """Tiles in a block of keys."""
+    partial: bool
+    """Whether blocks may be attended to in part."""
+
+    @property
+    def groups(self) -> int:
+        """Tiles of keys of a block of threads."""
+        return 2 // self.parts
+
+    @property
+    def keys(self) -> int:
+        """Keys of a tile."""
+        return STEP * self.parts
+
+
+def prepare_walks(mask: BlockMask, batch: int, heads: int, processors: int) -> tuple[Walks, Shape]:
+    """Makes what the backward pass reads of a mask.
+
+    Args:
+        mask: Its blocks are multiples of 64.
+        batch: Rows of the batch.
+        heads: Heads of the queries.
+        processors: Streaming multiprocessors of the device.
+    """
+    turned = mask.transpose()
+    parts = 1 if mask.block_kv % (2 * STEP) else 2
+    shape = Shape(
+        parts=parts,
+        q_split=mask.block_q // STEP,
+        kv_split=mask.block_kv // (parts * STEP),
+        partial=is_partial(mask),
+    )
+    counts = turned.kv_counts
+    sizes = (batch, heads, shape.kv_split)
+    at_once = processors * shape.groups
+    starts = start_entries(turned.kv_indices, counts, mask.grid[0], sizes, at_once)
+    full_counts = counts if turned.kv_full_counts is None else turned.kv_full_counts
+    q_places, kv_places = places(mask)
+    q_places = jnp.stack([jnp.broadcast_to(jnp.int16(NEVER), q_places.shape), q_places], 1)
+    return Walks(turned.kv_indices, counts, full_counts, starts, q_places, kv_places), shape
+
+
+def start_entries(
+    indices: Int[Array, "b n K M"],
+    counts: Int[Array, "b n K"],
+    blocks: int,
+    sizes: tuple[int, int, int],
+    processors: int,
+) -> Int[Array, "B N T"]:
+    """Returns the list entry at which each tile of keys begins its walk.
+
+    Tiles begin when others end. When, follows from the spread of the counts; a tile then begins
+    at the queries that the others read at that time.
+
+    Args:
+        indices: Blocks of queries per block of keys.
+        counts: How many count.
+        blocks: Blocks of queries of the sequence.
+        sizes: Batch rows, heads, and tiles in a block of keys.
+        processors: Tiles that are computed at one time.
+    """
+    batch, heads, split = sizes
+    spread = jnp.broadcast_to(counts, (batch, heads, counts.shape[2]))
+    spread = jnp.repeat(spread, split, axis=2)
+    tiles = spread.size
+    waves = -(-tiles // processors)
+    mean = jnp.maximum(jnp.mean(spread.astype(jnp.float32)), 1e-3)
+    deviation = jnp.clip(jnp.std(spread.astype(jnp.float32)) / mean, 0.01, 0.5)
+    time = jnp.linspace(0.0, waves + 1.0, 64 * (waves + 1))
+    wave = jnp.arange(1, waves + 1, dtype=jnp.float32)
+    ended = jax.scipy.stats.norm.cdf(
+        (time[:, None] - wave[None]) / (deviation * jnp.sqrt(wave))[None]
+    )
+    begun = processors * (1 + jnp.sum(ended, 1))
+    number = jnp.arange(tiles)
+    front = jnp.where(number < processors, 0.0, jnp.interp(number + 0.5, begun, time)) % 1.0
+    first = front.reshape(spread.shape) * blocks
+    order = jnp.arange(indices.shape[3])[None, None, None] < counts[..., None]
+    listed = jnp.repeat(jnp.where(order, indices, blocks), split, axis=2)
+    return jnp.sum(listed < first[..., None], -1, dtype=jnp.int32)

@@ -1,0 +1,194 @@
+"""The kernels for Hopper: what they read of a mask, what they lower to, numbers on such a GPU."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import BlockMask, block_sparse_attention, explain
+from pallas_kernels.attention.kernel import attend
+from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+from pallas_kernels.attention.mosaic_gpu.tiles import prepare
+from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
+from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
+from tests.pallas_kernels.hopper import compiled_for_h200
+
+KERNEL = MosaicGPU(processors=132)
+on_hopper = pytest.mark.skipif(
+    jax.default_backend() != "gpu" or jax.devices()[0].compute_capability != "9.0",
+    reason="needs an H100 or H200",
+)
+
+# Lengths, blocks, heads, head size, whether blocks are cut short and attended to in part.
+CASES = {
+    "plain": (512, 512, 128, 128, 2, 2, 128, False, False),
+    "restricted": (500, 424, 128, 128, 4, 2, 128, True, True),
+    "small blocks": (500, 424, 64, 64, 4, 2, 128, True, True),
+    "large blocks": (452, 553, 256, 64, 4, 1, 64, True, True),
+    "split blocks": (452, 553, 64, 256, 2, 2, 80, True, True),
+    "odd blocks": (348, 300, 192, 192, 2, 1, 64, False, False),
+}
+
+
+def problem(case: str, dtype: str = "bfloat16") -> tuple[BlockMask, tuple[Any, ...]]:
+    q_len, kv_len, block_q, block_kv, heads, kv_heads, size, cut, places = CASES[case]
+    mask = random_mask(
+        3, q_len, kv_len, block_q, block_kv, lists=(2, heads), cut=cut, places=places
+    )
+    return mask, random_inputs(1, mask, heads=heads, kv_heads=kv_heads, size=size, dtype=dtype)
+
+
+def seen(lists, places, sizes, keys_have_kinds):
+    """The pairs that lists and places allow, computed as the kernels do, entry by entry."""
+    (indices, counts, full_counts), (low, high), (rows, columns) = lists, places, sizes
+    batch, heads, blocks, _ = np.broadcast_shapes(indices.shape, (2, 1, 1, 1))
+    allowed = np.zeros((batch, heads, blocks * rows, low.shape[-1]), bool)
+    for b, n, i in np.ndindex(batch, heads, blocks):
+        for entry in range(counts[b, n, i]):
+            j, kind = indices[b, n, i, entry], int(entry >= full_counts[b, n, i])
+            row, column = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
+            if keys_have_kinds:
+                pairs = low[b, kind, None, column] <= high[b, row, None]
+            else:
+                pairs = high[b, row, None] <= low[b, kind, None, column]
+            allowed[b, n, row, column] |= pairs
+    return allowed
+
+
+def batched(array):
+    array = np.asarray(array)
+    return np.broadcast_to(array, (2, *array.shape[1:]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lists_and_places_allow_the_pairs_of_the_mask(case):
+    mask, _ = problem(case)
+    lists, tiles, kinds = prepare(mask, 2, CASES[case][4], 132)
+    arrays = [batched(x) for x in (lists.indices, lists.counts, lists.full_counts)]
+    sizes = mask.block_q, mask.block_kv
+    places = batched(lists.kv_places), batched(lists.q_places)
+    allowed = seen(arrays, places, sizes, True)[:, :, : mask.q_len, : mask.kv_len]
+    if kinds.q_cut:
+        row = np.arange(mask.q_len)
+        allowed &= (row % tiles.q < batched(lists.q_limits)[:, row // tiles.q])[:, None, :, None]
+    np.testing.assert_array_equal(allowed, np.broadcast_to(mask.token_mask(), allowed.shape))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_walks_are_the_lists_from_the_side_of_the_keys(case):
+    mask, _ = problem(case)
+    walks, shape = prepare_walks(mask, 2, CASES[case][4], 132)
+    arrays = [batched(x) for x in (walks.indices, walks.counts, walks.full_counts)]
+    sizes = mask.block_kv, mask.block_q
+    places = batched(walks.q_places), batched(walks.kv_places)
+    if not shape.partial:  # the kernel reads no places then
+        assert mask.kv_full_counts is None
+        return
+    allowed = seen(arrays, places, sizes, False)[:, :, : mask.kv_len, : mask.q_len]
+    uncut = dataclasses.replace(mask, q_lengths=None, kv_lengths=None)
+    uncut = np.asarray(uncut.token_mask()).swapaxes(2, 3)
+    np.testing.assert_array_equal(allowed, np.broadcast_to(uncut, allowed.shape))
+    starts = np.asarray(walks.starts)
+    counts = np.repeat(np.asarray(walks.counts), shape.kv_split, 2)
+    assert np.all((starts >= 0) & (starts <= counts))
+
+
+def test_every_tile_is_computed_once_and_workers_have_equal_work():
+    draw = np.random.default_rng(0)
+    blocks = draw.random((1, 3, 96, 96)) < draw.random((1, 3, 96, 1)) ** 3  # a few long lists
+    mask = BlockMask.from_dense(blocks, block_q=128, block_kv=128, q_len=96 * 128, kv_len=96 * 128)
+    lists, tiles, kinds = prepare(mask, 1, 3, 8)
+    order = np.asarray(lists.order)
+    assert kinds.ordered and tiles.groups == 1
+    assert sorted(order) == list(range(3 * 96))
+    counts = np.asarray(mask.kv_counts).reshape(-1)
+    work, plain = (np.sum(x.reshape(-1, 8), 0) for x in (counts[order], counts))
+    assert np.ptp(work) < 0.06 * work.mean() < np.ptp(plain)
+
+
+def both_passes(q, k, v, d_out, d_lse, mask):
+    attended, backward = jax.vjp(lambda q, k, v: attend(KERNEL, q, k, v, mask, 0.1), q, k, v)
+    return attended, backward((d_out, d_lse))
+
+
+@pytest.mark.parametrize("case", ["restricted", "split blocks"])
+def test_both_passes_lower_without_a_gpu(case):
+    mask, (*arrays, d_lse) = problem(case)
+    traced = jax.jit(both_passes).trace(*arrays, d_lse.astype("float32"), mask)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @mosaic_gpu") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_for_h200_keep_everything_in_registers(case, tmp_path, monkeypatch):
+    mask, (*arrays, d_lse) = problem(case)
+    inputs = (*arrays, d_lse.astype("float32"), mask)
+    reports = compiled_for_h200(both_passes, inputs, tmp_path, monkeypatch)
+    assert len(reports) == 2
+    for report in reports:
+        assert "0 bytes spill stores, 0 bytes spill loads" in report
+        assert "C7512" not in report  # serialised products
+
+
+def test_a_call_without_a_hopper_gpu_is_refused():
+    mask, (q, k, v, *_) = problem("plain")
+    if jax.default_backend() == "cpu":
+        with pytest.raises(NotImplementedError, match="mosaic_gpu: the default device is cpu"):
+            block_sparse_attention(q, k, v, mask, implementation="mosaic_gpu")
+        assert "no mosaic_gpu" in explain(q, k, mask).reason
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"dtype": "float32"}, "float32, not bfloat16"),
+        ({"size": 192}, "192 is above 128"),
+        ({"block": 96}, "blocks of 96 queries and 96 keys are not multiples of 64"),
+    ],
+)
+def test_what_the_kernels_cannot_serve_has_a_reason(change, text, monkeypatch):
+    mask = BlockMask.full(192, 192, change.get("block", 64), change.get("block", 64))
+    q, k, *_ = random_inputs(
+        0, mask, size=change.get("size", 8), dtype=change.get("dtype", "bfloat16")
+    )
+    device = type("Device", (), {"compute_capability": "9.0"})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert text in KERNEL.refusal(q, k, mask)
+    assert not KERNEL.refusal(q.astype("bfloat16")[..., :8], k, BlockMask.full(192, 192))
+    monkeypatch.setattr(device, "compute_capability", "8.0")
+    assert "capability 8.0, not 9.0" in KERNEL.refusal(q, k, mask)
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_as_exact_as_plain_attention(case, dtype):
+    mask, inputs = problem(case, dtype)
+    q, k, v, *_ = inputs
+    exact, exact_lse = exact_attention(q, k, v, mask.token_mask())
+    scale = inputs[0].shape[-1] ** -0.5
+    fast = jax.jit(lambda q, k, v: attend(MosaicGPU(), q, k, v, mask, scale))
+    out, lse = fast(*inputs[:3])
+    again, _ = fast(*inputs[:3])
+    np.testing.assert_array_equal(out, again)
+    tolerance = 2 * float(jnp.finfo(dtype).eps)
+    assert distance(out, exact) < tolerance
+    np.testing.assert_allclose(lse, exact_lse, atol=1e-4)
+    wide = [x.astype("float32") for x in inputs]
+
+    def plain(q, k, v):
+        return block_sparse_attention(
+            q, k, v, mask, return_lse=True, scale=scale, implementation="reference"
+        )
+
+    for one, two in zip(gradients(fast, inputs), gradients(plain, wide), strict=True):
+        assert distance(one, two) < tolerance
+
+
+def distance(one, two):
+    one, two = (np.asarray(x, np.float64) for x in (one, two))
+    return np.linalg.norm(one - two) / np.linalg.norm(two)
