@@ -13,8 +13,10 @@ from pallas_kernels.attention.xla import gather_attention
 from pallas_kernels.block_mask import BlockMask
 
 Implementation = Literal["xla", "cudnn"]
-KernelImplementation = Literal["mosaic_gpu"]
+KernelImplementation = Literal["mosaic_gpu", "pallas_tpu"]
 SparseImplementation = Literal["reference", "xla"] | KernelImplementation
+
+_BACKENDS: dict[KernelImplementation, str] = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
 
 
 def dense_attention(
@@ -117,9 +119,9 @@ def explain(
 ) -> Choice:
     """Says which implementation of block-sparse attention serves a call, and why.
 
-    `mosaic_gpu` is for H100 and H200, and chosen there. `reference` is attention under the mask
-    of all pairs. `xla` runs anywhere and grows with the width of the lists; it is chosen where
-    they hold at most half of the key blocks.
+    `mosaic_gpu` is for H100 and H200, `pallas_tpu` for TPUs; each is chosen there. `reference`
+    is attention under the mask of all pairs. `xla` runs anywhere and grows with the width of the
+    lists; it is chosen where they hold at most half of the key blocks.
 
     Raises:
         ValueError: If the mask is made for other sizes.
@@ -149,12 +151,16 @@ def _kernel(name: KernelImplementation) -> Kernel:
         from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 
         return MosaicGPU()
+    if name == "pallas_tpu":
+        from pallas_kernels.attention.pallas_tpu import PallasTPU
+
+        return PallasTPU()
     raise ValueError(f"no kernel is called {name}")
 
 
 def _kernel_refusal(name: KernelImplementation, q: Array, k: Array, mask: BlockMask) -> str:
     """Returns why a kernel cannot serve a call here; empty if it can."""
-    backend, needed = jax.default_backend(), {"mosaic_gpu": "gpu"}[name]
+    backend, needed = jax.default_backend(), _BACKENDS[name]
     if backend != needed:
         return f"the default device is {backend}, not {needed}"
     return _kernel(name).refusal(q, k, mask)

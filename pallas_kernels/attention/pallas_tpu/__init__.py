@@ -1,0 +1,108 @@
+"""Block-sparse attention on TPUs."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.pallas_tpu.backward import Inputs, backward_kv, backward_q
+from pallas_kernels.attention.pallas_tpu.forward import forward
+from pallas_kernels.attention.pallas_tpu.lists import counted, pack
+from pallas_kernels.attention.pallas_tpu.tiles import LANES, Tiles
+from pallas_kernels.attention.pallas_tpu.walk import Options
+from pallas_kernels.block_mask import BlockMask
+
+__all__ = ["PallasTPU"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PallasTPU:
+    """The kernels for TPUs, from v4 on."""
+
+    interpret: Any = False
+    """False on a TPU; True or `pltpu.InterpretParams` to run without one."""
+    queries: int | None = None
+    """Queries of a tile, at most: a multiple of 128; None chooses by the chip."""
+    keys: int | None = None
+    """Keys that are computed with at a time, likewise."""
+
+    def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
+        """Returns why the kernels cannot serve such a call here; empty if they can."""
+        if q.dtype not in (jnp.bfloat16, jnp.float32):
+            return f"the inputs are {q.dtype}, not bfloat16 or float32"
+        return ""
+
+    def forward(
+        self,
+        q: Float[Array, "B Q N D"],
+        k: Float[Array, "B K H D"],
+        v: Float[Array, "B K H D"],
+        mask: BlockMask,
+        scale: float,
+    ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
+        """Returns attended values and the log-sum-exp of the scores."""
+        options = self._options(mask)
+        queries, keys, values = (
+            _by_head(x, block)
+            for x, block in ((q, mask.block_q), (k, mask.block_kv), (v, mask.block_kv))
+        )
+        out, lse = forward(queries, keys, values, pack(mask, options.tiles), scale, options)
+        lse = lse.reshape(q.shape[0], q.shape[2], -1)[:, :, : q.shape[1]]
+        if mask.q_lengths is not None:
+            known = counted(mask.q_len, mask.block_q, mask.q_lengths)[:, : q.shape[1]]
+            lse = jnp.where(known[:, None], lse, -jnp.inf)
+            return jnp.where(known[..., None, None], _by_token(out, q), 0), lse
+        return _by_token(out, q), lse
+
+    def backward(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: BlockMask,
+        scale: float,
+        lse: Float[Array, "B N Q"],
+        d_out: Float[Array, "B Q N D"],
+        delta: Float[Array, "B N Q"],
+    ) -> tuple[Array, Array, Array]:
+        """Returns the gradients, equal bit for bit from call to call."""
+        queries = functools.partial(_by_head, block=mask.block_q)
+        keys = functools.partial(_by_head, block=mask.block_kv)
+        arrays = queries(q), keys(k), keys(v), queries(d_out.astype(q.dtype))
+        lse = jnp.where(lse > -jnp.inf, lse, jnp.inf)
+        short = [(0, 0), (0, 0), (0, -q.shape[1] % mask.block_q)]
+        lse = jnp.pad(lse, short, constant_values=jnp.inf).reshape(len(arrays[0]), -1)
+        delta = jnp.pad(delta, short).reshape(lse.shape)
+        options, turned = self._options(mask), mask.transpose()
+        inputs = Inputs(*arrays, lse, delta)
+        d_q = backward_q(inputs, pack(mask, options.tiles), scale, options)
+        options = self._options(turned)
+        lists = pack(turned, options.tiles, cut=False)
+        d_k, d_v = (
+            _by_token(x.reshape(len(arrays[1]), -1, *x.shape[1:]).sum(1), k).astype(k.dtype)
+            for x in backward_kv(inputs, lists, scale, options)
+        )
+        if mask.kv_lengths is not None:
+            known = counted(mask.kv_len, mask.block_kv, mask.kv_lengths)[:, : k.shape[1]]
+            d_k, d_v = (jnp.where(known[..., None, None], x, 0) for x in (d_k, d_v))
+        return _by_token(d_q, q), d_k, d_v
+
+    def _options(self, mask: BlockMask) -> Options:
+        tiles = Tiles.of(mask.block_q, mask.block_kv, self.queries or 512, self.keys or 512, False)
+        return Options(tiles, None, self.interpret)
+
+
+def _by_head(x: Float[Array, "B L N D"], block: int) -> Float[Array, "X l d"]:
+    """Lays out a sequence per head, padded to whole blocks and lanes."""
+    short = (0, -x.shape[1] % block), (0, 0), (0, -x.shape[3] % LANES)
+    x = jnp.pad(x, ((0, 0), *short)).swapaxes(1, 2)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _by_token(x: Float[Array, "X l d"], like: Float[Array, "B L N D"]) -> Float[Array, "B L N D"]:
+    """Reverses `_by_head`, for a sequence like another."""
+    batch, length, heads, size = like.shape
+    x = x.reshape(batch, heads, *x.shape[1:])[:, :, :length, :size]
+    return x.swapaxes(1, 2)

@@ -1,0 +1,115 @@
+"""Forward pass."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.pallas_tpu.lists import Lists
+from pallas_kernels.attention.pallas_tpu.tiles import LANES
+from pallas_kernels.attention.pallas_tpu.walk import (
+    MASKED,
+    Operands,
+    Options,
+    Step,
+    Tile,
+    over_tiles,
+)
+
+LOG2E = math.log2(math.e)
+
+
+def forward(
+    q: Float[Array, "X Q D"],
+    k: Float[Array, "Y K D"],
+    v: Float[Array, "Y K D"],
+    lists: Lists,
+    scale: float,
+    options: Options,
+) -> tuple[Float[Array, "X Q D"], Float[Array, "X Q"]]:
+    """Returns attended values and the log-sum-exp of the scores.
+
+    Args:
+        q: Queries of all heads of all batch rows, up to the end of the last block; `D` is a
+            multiple of 128.
+        k: Keys, up to the end of the last block; `Y` divides `X`.
+        v: Values.
+        lists: What is attended to.
+        scale: Factor of the scores, positive.
+        options: How the kernel runs.
+    """
+    heads, length, size = q.shape
+    tile, factor = options.tiles.q, scale * LOG2E
+
+    def body(tile: Tile) -> None:
+        (q_ref,), (out, lse) = tile.tiled, tile.outs
+        peak, total, acc = tile.scratch
+        peak[...] = jnp.full(peak.shape, MASKED, jnp.float32)
+        total[...] = jnp.zeros(total.shape, jnp.float32)
+        acc[...] = jnp.zeros(acc.shape, jnp.float32)
+
+        def step(step: Step) -> None:
+            keys, values = step.gathered
+            scores = step.mask(matmul(q_ref[...], keys, 1, 1))
+            _accumulate(scores, values, peak, total, acc, factor)
+
+        tile.walk(step)
+        _finish(out, lse, peak, total, acc, factor)
+
+    out, lse = over_tiles(
+        body,
+        "block_sparse_attention_forward",
+        lists,
+        Operands((q,), (), (k, v), ()),
+        [
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((heads, length // tile, 1, tile), jnp.float32),
+        ],
+        [(tile, LANES), (tile, LANES), (tile, size)],
+        options,
+        products=2,
+    )
+    return out, lse.reshape(heads, length)
+
+
+def _accumulate(
+    scores: Array, values: Array, peak: Any, total: Any, acc: Any, factor: float
+) -> None:
+    """Adds the values of a step, by the weights that follow from its scores."""
+    before = peak[...]
+    now = jnp.maximum(before, scores.max(1, keepdims=True))
+    weights = jnp.exp2((scores - now[:, :1]) * factor)
+    fade = jnp.exp2((before - now) * factor)
+    total[...] = fade * total[...] + _lane_sums(weights)
+    peak[...] = now
+    acc[...] = fade[:, :1] * acc[...] + matmul(weights.astype(values.dtype), values, 1, 0)
+
+
+def _finish(out: Any, lse: Any, peak: Any, total: Any, acc: Any, factor: float) -> None:
+    """Writes a tile; rows that attended to nothing are 0, and -inf."""
+    some = peak[...] > MASKED / 2
+    sums = jnp.where(some, total[...].sum(1, keepdims=True), 1.0)
+    out[...] = (acc[...] * jnp.where(some, 1.0 / sums, 0.0)[:, :1]).astype(out.dtype)
+    numbers = peak[...] * (factor / LOG2E) + jnp.log(sums)
+    lse[...] = jnp.where(some, numbers, -jnp.inf).T[:1]
+
+
+def _lane_sums(weights: Array) -> Array:
+    """Adds columns that one lane holds: `[q, keys]` to `[q, 128]`."""
+    parts = [weights[:, i : i + LANES] for i in range(0, weights.shape[1], LANES)]
+    return sum(parts[1:], start=parts[0])
+
+
+def matmul(one: Array, two: Array, axis: int, other: int) -> Array:
+    """Multiplies along an axis of each, adding in float32."""
+    exactly = lax.Precision.HIGHEST if one.dtype == jnp.float32 else None
+    return lax.dot_general(
+        one,
+        two,
+        (((axis,), (other,)), ((), ())),
+        precision=exactly,
+        preferred_element_type=jnp.float32,
+    )
