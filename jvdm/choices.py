@@ -1,8 +1,9 @@
 """A system changed by names: `--sampling.solver heun`, `--sampling.matrix.lag 4`.
 
-`PART NAME` chooses a rule, `PART.FIELD VALUE` changes one of its numbers. A name is one of
-`PARTS`, or `FILE.py:Class` or `module:Class` for one's own. A rule that is chosen takes over
-what the one before it had: another guidance keeps the scale, another grid the number of steps.
+`PART NAME` chooses a rule, `PART.FIELD VALUE` changes one of its numbers; of hooks, which are
+several, `hooks.0.FIELD`. A name is one of `PARTS`, or `FILE.py:Class` or `module:Class` for one's
+own. A rule that is chosen takes over what the one before it had: another guidance keeps the scale,
+another grid the number of steps.
 """
 
 import ast
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jvdm.attention import Dense, FrameCausal
+from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
 from jvdm.recipes import load_file, nearest
 from jvdm.samplers import (
@@ -28,6 +29,7 @@ from jvdm.samplers import (
     KarrasLevels,
     LagMatrix,
     LinearQuadraticLevels,
+    MomentMatch,
     PlusPlus,
     ProgressiveNoise,
     Projected,
@@ -89,8 +91,9 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "ramped": Ramped(1.0, 4.0, 8),
         "cosine": Cosine(4.0),
     },
-    "policy": {"dense": Dense(), "frame_causal": FrameCausal()},
+    "policy": POLICIES,
     "noise": {"shared": SharedNoise(0.2), "progressive": ProgressiveNoise(1.0)},
+    "hooks": {"none": (), "moment_match": (MomentMatch(),)},
     "process": {
         "rectified_flow": rectified_flow(),
         "vp_cosine": vp_cosine(),
@@ -126,6 +129,8 @@ def choose(system: System, choices: Mapping[str, Any]) -> System:
         new = _changed(old, path, value, key) if path else _named(part, value)
         if not path and part in ("levels", "guidance"):
             new = _taken_over(new, old)
+        if part == "hooks" and not isinstance(new, tuple):
+            new = (new,)
         if part == "process":
             system = dataclasses.replace(system, process=new)
         else:
@@ -170,7 +175,7 @@ def _changed(old: Any, path: list[str], value: Any, key: str) -> Any:
         raise ConfigError(what, why, f"it has {', '.join(parts) or 'no fields'}")
     now = parts[name]
     new = _changed(now, deeper, value, key) if deeper else _value(value, now, key)
-    return remade(old, **{name: new})
+    return remade(old, name, new)
 
 
 def _value(text: Any, now: Any, key: str) -> Any:

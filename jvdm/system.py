@@ -22,6 +22,7 @@ from jvdm.samplers import (
     Denoiser,
     Euler,
     Guidance,
+    Hook,
     NoiseInitialiser,
     Predict,
     Process,
@@ -57,6 +58,8 @@ class Sampling:
     """Which tokens attend to which; None is the policy that the model was made with."""
     noise: NoiseInitialiser | None = dataclasses.field(default=None, metadata={"static": True})
     """Noise that a run starts from; None is independent noise."""
+    hooks: tuple[Hook, ...] | None = ()
+    """What is changed from row to row."""
 
 
 @no_type_check

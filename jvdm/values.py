@@ -58,7 +58,12 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 
 def parts_of(value: Any) -> dict[str, Any]:
-    """Returns what a value was made from, by name: fields, or the arguments of its recipe."""
+    """Returns what a value was made from, by name.
+
+    These are fields, arguments of its recipe, or entries of a tuple, called 0, 1, ...
+    """
+    if isinstance(value, tuple):
+        return {str(index): item for index, item in enumerate(value)}
     if not getattr(value, RECIPE, None):
         return fields_of(value) if dataclasses.is_dataclass(value) else {}
     name, given = value.recipe
@@ -67,12 +72,14 @@ def parts_of(value: Any) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
-def remade(value: Any, **changes: Any) -> Any:
-    """Returns the value made from other parts (`parts_of`)."""
+def remade(value: Any, name: str, part: Any) -> Any:
+    """Returns the value made with another part (`parts_of`)."""
+    if isinstance(value, tuple):
+        return tuple((parts_of(value) | {name: part}).values())
     if not getattr(value, RECIPE, None):
-        return dataclasses.replace(value, **changes)
-    name, given = value.recipe
-    return find(name)(**dict(given) | changes)
+        return dataclasses.replace(value, **{name: part})
+    maker, given = value.recipe
+    return find(maker)(**dict(given) | {name: part})
 
 
 def to_data(value: Any, where: str = "") -> Any:

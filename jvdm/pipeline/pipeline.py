@@ -405,7 +405,7 @@ class Pipeline:
 
     def _rows(self, run: Run) -> tuple[System, ...]:
         """Returns the system of every row, as far as the program of a row depends on it."""
-        rules = ("process", "prediction", "solver", "guidance", "policy")
+        rules = ("process", "prediction", "solver", "guidance", "policy", "hooks")
         return run.job.system.only("model", *rules).in_rows(run.job.matrix.num_rows)
 
     def _fixed(self, run: Run) -> tuple[Any, ...]:

@@ -85,7 +85,8 @@ def denoise_row(
     mesh: Mesh | None,
 ) -> State:
     """Takes one row of the matrix to the next."""
-    denoise, solver = system.denoiser(params, conditions), system.sampling.solver
+    rules, denoise = system.sampling, system.denoiser(params, conditions)
+    solver = samplers.hooked(rules.solver, rules.hooks or ())
     state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
     return _spread(state, mesh)
 

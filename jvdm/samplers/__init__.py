@@ -26,6 +26,15 @@ from jvdm.samplers.guidance import (
     guided_carry,
 )
 from jvdm.samplers.guidance_scales import Cosine, Ramped
+from jvdm.samplers.hooks import (
+    BackProject,
+    Blend,
+    GradGuide,
+    Hook,
+    MomentMatch,
+    PromptSwitch,
+    hooked,
+)
 from jvdm.samplers.initialisers import (
     NoiseInitialiser,
     NoiseReport,
@@ -35,6 +44,7 @@ from jvdm.samplers.initialisers import (
     mixed_noise,
     report_noise,
 )
+from jvdm.samplers.inversion import Inverted, invert, reversed_rows
 from jvdm.samplers.levels import (
     beta_levels,
     exp_shift_levels,
@@ -127,7 +137,9 @@ from jvdm.samplers.timesteps import (
 __all__ = [
     "Address",
     "AutoregressiveMatrix",
+    "BackProject",
     "BetaLevels",
+    "Blend",
     "Call",
     "ClassifierFree",
     "CleanPrefix",
@@ -140,9 +152,12 @@ __all__ = [
     "ExplicitLevels",
     "ExponentialLevels",
     "GivenMatrix",
+    "GradGuide",
     "Guidance",
+    "Hook",
     "Independent",
     "Interval",
+    "Inverted",
     "KarrasLevels",
     "LagMatrix",
     "LagRows",
@@ -150,6 +165,7 @@ __all__ = [
     "LinearQuadraticLevels",
     "MatrixRule",
     "Mixture",
+    "MomentMatch",
     "NoiseInitialiser",
     "NoiseReport",
     "PerFrame",
@@ -159,6 +175,7 @@ __all__ = [
     "Process",
     "ProgressiveNoise",
     "Projected",
+    "PromptSwitch",
     "Ramped",
     "Rescaled",
     "Row",
@@ -195,7 +212,9 @@ __all__ = [
     "from_index",
     "guided",
     "guided_carry",
+    "hooked",
     "initial_noise",
+    "invert",
     "karras_levels",
     "lag_matrix",
     "linear_quadratic_levels",
@@ -208,6 +227,7 @@ __all__ = [
     "rectified_flow",
     "report_noise",
     "resolution_mu",
+    "reversed_rows",
     "run_rows",
     "sample",
     "shift_levels",

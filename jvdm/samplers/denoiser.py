@@ -134,7 +134,7 @@ def ask(
                 "there is none",
                 "give the model a clip (--channel), or choose another process",
             )
-        shown = in_window(condition, call, x.shape[1])
+        shown = in_window(condition, call.row, x.shape[1])
         fed = x + expand(process.pull(t), x) * shown
     if process.scale_input:
         fed = fed / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
@@ -143,8 +143,8 @@ def ask(
     return value.astype(jnp.float32), carry
 
 
-def in_window(values: Array, call: Call, window: int, axis: int = 1) -> Array:
-    """Returns the frames of `values` that a call sees; a single one is every frame's."""
+def in_window(values: Array, row: Row, window: int, axis: int = 1) -> Array:
+    """Returns the frames of `values` that a row feeds; a single one is every frame's."""
     if values.shape[axis] in (1, window):
         return values
-    return jax.lax.dynamic_slice_in_dim(values, call.row.start, window, axis=axis)
+    return jax.lax.dynamic_slice_in_dim(values, row.start, window, axis=axis)

@@ -109,7 +109,7 @@ def guided(
             return rule.combine(branches, x, call, process), carry
         memory, carry = carry
         branches, carry = evaluate(x, call, carry)
-        before = in_window(memory.values, call, x.shape[1])
+        before = in_window(memory.values, call.row, x.shape[1])
         denoised, after = rule.combine_after(before, branches, x, call, process)
         # A frame that is frozen, or asked about a second time in its step, remembers nothing new.
         after = jnp.where(expand(call.t != call.t_next, x), after, before)
@@ -365,9 +365,7 @@ class Weighted(Guidance):
             return jnp.stack([jnp.asarray(weight, jnp.float32) for weight in self.weights])
         if self.weights.ndim == 1:
             return self.weights
-        return jnp.moveaxis(
-            in_window(jnp.moveaxis(self.weights, 2, 1), call, call.t.shape[1]), 1, 2
-        )
+        return in_window(self.weights, call.row, call.t.shape[1], axis=2)
 
     def settled(self) -> Guidance:
         """Leaves out the branches whose weight is the number 0."""

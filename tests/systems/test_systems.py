@@ -150,6 +150,28 @@ def test_another_number_of_a_process_is_another_process_and_its_record(loaded):
     assert from_data(to_data(made)) == expected
 
 
+def test_hooks_are_chosen_by_name_number_and_file(loaded, pipe, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(HOOK)
+    for chosen in ({"hooks": "moment_match"}, {"hooks": f"{path}:Darker"}):
+        assert not np.array_equal(latents_of(loaded(None, sampling=chosen)), latents_of(pipe))
+    nothing = loaded(None, sampling={"hooks": "moment_match", "hooks.0.share": "0.0"})
+    np.testing.assert_allclose(latents_of(nothing), latents_of(pipe), atol=1e-5)
+    assert from_data(to_data(nothing.system.sampling.hooks)) == (samplers.MomentMatch(share=0.0),)
+
+
+HOOK = """
+import dataclasses, jax
+from jvdm.samplers import Hook
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Darker(Hook):
+    '''Takes a little away in every row.'''
+    def after(self, x_next, context):
+        return x_next - 0.1
+"""
+
+
 def test_levels_that_are_written_down_have_no_number_of_steps(loaded):
     pipe = loaded(None, sampling={"levels": "explicit"})
     with pytest.raises(jvdm.ConfigError, match="num_inference_steps is 3.*no num_steps"):
