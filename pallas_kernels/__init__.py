@@ -8,9 +8,11 @@ from pallas_kernels.attention import (
     merge,
 )
 from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
     "BlockMask",
+    "TileOrder",
     "block_mass",
     "block_sparse_attention",
     "dense_attention",

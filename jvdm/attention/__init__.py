@@ -1,7 +1,42 @@
 """Attention policies: which tokens attend to which."""
 
-from jvdm.attention.dense import Dense
-from jvdm.attention.frame_causal import FrameCausal
-from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from collections.abc import Mapping
 
-__all__ = ["AttentionCall", "Dense", "FrameCausal", "Policy", "TokenGrid"]
+from jvdm.attention.blocks import Blocks, blocks_of
+from jvdm.attention.dense import Dense
+from jvdm.attention.draft import Draft
+from jvdm.attention.frame_causal import FrameCausal
+from jvdm.attention.oracle import Oracle
+from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from jvdm.attention.random_blocks import Random
+from jvdm.attention.sparse import Sparse
+from jvdm.attention.tally import Tally, summary
+from jvdm.attention.window import Window
+
+POLICIES: Mapping[str, Policy] = {
+    "dense": Dense(),
+    "frame_causal": FrameCausal(),
+    "draft": Draft(),
+    "window": Window(),
+    "random": Random(),
+    "oracle": Oracle(),
+}
+"""What can be chosen by name."""
+
+__all__ = [
+    "POLICIES",
+    "AttentionCall",
+    "Blocks",
+    "Dense",
+    "Draft",
+    "FrameCausal",
+    "Oracle",
+    "Policy",
+    "Random",
+    "Sparse",
+    "Tally",
+    "TokenGrid",
+    "Window",
+    "blocks_of",
+    "summary",
+]

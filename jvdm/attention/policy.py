@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from jvdm.arrays import Array, Float, Int, NoiseLevels, PyTree
 from jvdm.samplers import Row
-from pallas_kernels import BlockMask
+from pallas_kernels import BlockMask, TileOrder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +40,16 @@ class AttentionCall(NamedTuple):
     Attributes:
         layer: i32[], index of the layer.
         row: The row of the run, and the window of frames.
-        t: f32[B, F], noise level of each frame.
+        t: f32[B, F], noise level of each frame, as the network is told it.
         grid: Layout of the tokens (static).
+        order: Order that the tokens of every frame are in; None is raster order (static).
     """
 
     layer: Int[Array, ""]
     row: Row
     t: NoiseLevels
     grid: TokenGrid
+    order: TileOrder | None = None
 
 
 @runtime_checkable
@@ -67,6 +69,21 @@ class Policy(Protocol):
         """Returns the policy of one of its phases, whose state has the same structure."""
         return self
 
+    def in_layers(self, depth: int) -> tuple[tuple["Policy", int], ...]:
+        """Divides the layers of a network: a policy and a number of layers each.
+
+        Raises:
+            ConfigError: If the policy cannot run in so many layers.
+        """
+        return ((self, depth),)
+
+    def order(self, grid: TokenGrid) -> TileOrder | None:
+        """Returns the order in which it wants the tokens of every frame; None is raster order.
+
+        The network permutes its tokens once, before its first layer, and back after the last.
+        """
+        return None
+
     def init(self, grid: TokenGrid) -> PyTree:
         """Returns the state of one layer before the first row.
 
@@ -83,5 +100,8 @@ class Policy(Protocol):
         state: PyTree,
         call: AttentionCall,
     ) -> tuple[BlockMask | None, PyTree]:
-        """Returns the blocks that are attended to, None for all, and the next state."""
+        """Returns the blocks that are attended to, None for all tokens, and the next state.
+
+        Queries, keys and values are in the order that it asked for, padding included.
+        """
         ...

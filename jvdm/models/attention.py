@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from jvdm.arrays import Array, Float, PyTree, Tokens
-from jvdm.attention import AttentionCall, Policy
+from jvdm.attention import AttentionCall, Blocks, Policy
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotate
 from pallas_kernels import block_sparse_attention, dense_attention
@@ -28,6 +28,8 @@ class SelfAttention(nn.Module):
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)
         mask, state = self.policy.select(q, k, v, state, call)
+        if mask is None and call.order is not None and call.order.is_padded:
+            mask = Blocks(call.grid, call.order).everything()
         out = block_sparse_attention(q, k, v, mask)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y, state

@@ -38,10 +38,11 @@ class Carry:
         """Returns the carry before the first call; positions are 0, 1, ... if None.
 
         Raises:
-            ConfigError: If the policy cannot run on the grid.
+            ConfigError: If the policy cannot run on the grid, or in so many layers.
         """
         if positions is None:
             positions = jnp.arange(grid.frames, dtype=jnp.float32)
+        policy.in_layers(depth)
         one = policy.init(grid)
         return cls(jax.tree.map(lambda leaf: jnp.stack([leaf] * depth), one), positions)
 

@@ -1,8 +1,12 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
+import operator
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
@@ -16,6 +20,7 @@ from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding, rota
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat, layer_stack
 from jvdm.samplers import Call, Row
+from pallas_kernels import TileOrder
 
 
 class Shared(typing.NamedTuple):
@@ -35,6 +40,8 @@ class VideoDiTLayer(nn.Module):
     mlp_ratio: int
     policy: Policy
     grid: TokenGrid
+    order: TileOrder | None
+    """Order of the tokens of a frame."""
     keep: bool
     """Whether the tokens are collected."""
     dtype: str
@@ -54,10 +61,10 @@ class VideoDiTLayer(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             vectors[:, :, i].astype(self.dtype) for i in range(6)
         )
-        flat = (x.shape[0], self.grid.tokens, width)
+        flat = (x.shape[0], x.shape[1] * x.shape[2], width)
 
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
-        call = AttentionCall(index, shared.row, shared.t, self.grid)
+        call = AttentionCall(index, shared.row, shared.t, self.grid, self.order)
         y = modulate(x, scale_a, shift_a).reshape(flat)
         y, state = mixer(y, shared.rotary, state, call)
         x = x + gate(y.reshape(x.shape), gate_a)
@@ -72,9 +79,15 @@ class VideoDiTLayer(nn.Module):
         return x, (state, x.reshape(flat) if self.keep else None)
 
 
-def _gates_open(key: Array, shape: tuple[int, int], dtype: typing.Any = jnp.float32) -> Array:
+def _gates_open(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
     """Shifts and scales start at 0, gates at 0.3: measured in specs/shipped_model.md, 4."""
     return jnp.zeros(shape, dtype).at[jnp.array([2, 5])].set(0.3)
+
+
+def _per_frame(change: Callable[..., Array], x: Array, frames: int) -> Array:
+    """Changes the order of the tokens of every frame of `[..., L, D]`."""
+    changed = change(x.reshape(*x.shape[:-2], frames, -1, x.shape[-1]), x.ndim - 1)
+    return changed.reshape(*x.shape[:-2], -1, x.shape[-1])
 
 
 class VideoDiT(nn.Module):
@@ -131,6 +144,7 @@ class VideoDiT(nn.Module):
         carry = Carry.first(policy, self.depth, grid) if carry is None else carry
         frames = carry.window(call.row, f)
         rotary = rotary_table(frames, grid.height, grid.width, self.rotary_axes, self.rotary_base)
+        order = policy.order(grid)
 
         embed = Linear((self.width,), self.dtype, bias=True, name="patch_in")
         (tokens,) = embed(self._patches(x))
@@ -146,13 +160,19 @@ class VideoDiT(nn.Module):
             (states,) = Linear((self.width,), self.dtype, name="text_in")(text.states)
             text = TextStates(states, text.lengths)
 
-        layers = layer_stack(VideoDiTLayer, self.depth, self.remat, self.unroll)(
-            self.head_dim, self.mlp_ratio, policy, grid, keep, self.dtype, name="layers"
-        )
+        if order is not None:
+            tokens = order.apply(tokens, 2)
+            cosine, sine = (_per_frame(order.apply, table[None], f)[0] for table in rotary)
+            rotary = (cosine, sine)
         shared = Shared(modulation.reshape(b, f, 6, self.width), rotary, text, call.row, call.t)
-        tokens, (states, features) = layers(tokens, (jnp.arange(self.depth), carry.layers), shared)
+        per_layer = (jnp.arange(self.depth), carry.layers)
+        fields = {"grid": grid, "order": order, "keep": keep, "dtype": self.dtype}
+        tokens, (states, features) = self._layers(policy, fields, tokens, per_layer, shared)
         if features is not None:
             features = features[jnp.array(self.collect)]
+        if order is not None:
+            tokens = order.undo(tokens, 2)
+            features = features if features is None else _per_frame(order.undo, features, f)
         return self._head(tokens, time, h, w), Carry(states, carry.positions, features)
 
     def start(
@@ -178,6 +198,27 @@ class VideoDiT(nn.Module):
         """
         grid = self._grid(latent_frames, height, width, batch)
         return Carry.first(self.policy, self.depth, grid, positions)
+
+    def _layers(
+        self, policy: Policy, fields: dict[str, Any], tokens: Array, per_layer: PyTree, shared: Any
+    ) -> tuple[Array, PyTree]:
+        """Runs the layers: one scan for each policy that they are divided among."""
+
+        def stack(count: int, policy: Policy, **made: Any) -> Any:
+            layers = layer_stack(VideoDiTLayer, count, self.remat, self.unroll)
+            return layers(self.head_dim, self.mlp_ratio, policy, **fields, **made)
+
+        parts = policy.in_layers(self.depth)
+        if len(parts) == 1:
+            return stack(self.depth, parts[0][0], name="layers")(tokens, per_layer, shared)
+        whole, first, outputs = (self.variables["params"]["layers"], per_layer), 0, []
+        for part, count in parts:
+            own = jax.tree.map(operator.itemgetter(slice(first, first + count)), whole)
+            layers, (params, inputs) = stack(count, part, parent=None), own
+            tokens, output = layers.apply({"params": params}, tokens, inputs, shared)
+            first += count
+            outputs.append(output)
+        return tokens, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
     def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
         sizes = (frames, height // self.patch, width // self.patch, batch)

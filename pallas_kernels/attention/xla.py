@@ -108,6 +108,7 @@ def block_mass(
     block_q: int = 128,
     block_kv: int = 128,
     scale: float | None = None,
+    kv_lengths: Int[Array, "#B k"] | None = None,
 ) -> Float[Array, "B N q k"]:
     """Returns how much attention each block of queries pays to each block of keys.
 
@@ -120,6 +121,7 @@ def block_mass(
         block_q: Queries of a block.
         block_kv: Keys of a block.
         scale: Factor of the products; `1 / sqrt(D)` if None.
+        kv_lengths: Keys of a block that count, from its first, as in `BlockMask`; None is all.
 
     Returns:
         Mean over the queries of a block of the weights of the keys of a block: sums to 1
@@ -127,12 +129,16 @@ def block_mass(
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
     keys = jnp.moveaxis(per_head(k, q.shape[2]), 1, 2)
-    edges = jnp.arange(keys.shape[2]) // block_kv
+    place = jnp.arange(keys.shape[2])
+    edges, known = place // block_kv, jnp.ones((1, 1), bool)
+    if kv_lengths is not None:
+        known = (place % block_kv)[None] < kv_lengths[:, edges]
 
     def mass(row: tuple[Array, Array]) -> Array:
         scores = jnp.einsum("bnqd,bnkd->bnqk", row[0], keys, preferred_element_type=exact(q.dtype))
         level = row[1][..., None]
-        weights = jnp.exp(jnp.where(level > -jnp.inf, scores * factor - level, -jnp.inf))
+        counts = (level > -jnp.inf) & known[:, None, None]
+        weights = jnp.exp(jnp.where(counts, scores * factor - level, -jnp.inf))
         total = jnp.moveaxis(jnp.sum(weights, 2), 2, 0)
         return jax.ops.segment_sum(total, edges, -(-keys.shape[2] // block_kv))
 

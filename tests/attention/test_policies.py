@@ -21,7 +21,7 @@ NOTHING: Any = None  # as queries, keys and values
 CALL = AttentionCall(jnp.int32(0), Call.at(T).row, T, GRID)
 
 
-POLICIES = [n for n in jvdm.attention.__all__ if n not in ("AttentionCall", "Policy", "TokenGrid")]
+POLICIES = [type(policy).__name__ for policy in jvdm.attention.POLICIES.values()]
 
 
 @pytest.mark.parametrize("name", POLICIES)
