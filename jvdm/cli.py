@@ -47,6 +47,9 @@ VERBS = {
         "make a weights folder of a checkpoint of a training run",
     ),
     "evaluate": Verb("jvdm.evaluate", "EvaluateOptions", (), "measure a model on held-out prompts"),
+    "attention": Verb(
+        "jvdm.policies", "PoliciesOptions", (), "measure sparse attention beside dense attention"
+    ),
     "inspect": Verb(
         "jvdm.inspection",
         "InspectOptions",

@@ -70,7 +70,8 @@ def shown_defaults() -> dict[str, str]:
             shown[field.name] = f"{getattr(manifest.defaults, field.name):g}"
         if field.metadata.get("at"):
             part, number = field.metadata["at"].split(".")
-            shown[field.name] = f"{sampling[part][number]:g}"
+            rule = sampling[part] or {}
+            shown[field.name] = f"{rule[number]:g}" if number in rule else "that of the policy"
     return {**shown, "num_videos": "1", "dtype": "float32 on a CPU, else bfloat16"}
 
 

@@ -38,6 +38,8 @@ class Record:
         warnings: What the user was warned of.
         system: Process, prediction and sampling that were run, as in a manifest, and rows,
             window and sha256 of the timestep matrix.
+        attention: What sparse attention did (`jvdm.attention.summary`): density, recall, and the
+            share of calls that were dense; empty for dense attention.
         status: "latents" if decoding was left out, "interrupted" if the latents are
             those at Ctrl-C.
         versions: Python and the packages that the result depends on.
@@ -53,6 +55,7 @@ class Record:
     outputs: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     status: Status = "done"
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: versions())
     created: str = dataclasses.field(default_factory=lambda: _now())

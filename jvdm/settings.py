@@ -10,13 +10,16 @@ import math
 import numbers
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
 from jvdm.media import check_fps
 from jvdm.system import Sampling
 from jvdm.video import Fit
 
+AttentionName = Literal["dense", "frame_causal", "draft", "window", "random", "oracle"]
+"""The names of `jvdm.attention.POLICIES`."""
 SIZE, RULE, PICTURE, OTHER = "size", "rule", "picture", "other"
 """Kinds: a size of the canvas, a number of a rule of sampling, something to look at, the rest."""
 LEAVE_OUT = "change it, or leave it out"
@@ -53,6 +56,10 @@ class Settings:
     """Weight of the prompt; 1 is no guidance."""
     shift: float | None = _setting(RULE, "levels.shift", positive=True)
     """Shift of the noise levels towards noise."""
+    attention: AttentionName | None = _setting(OTHER)
+    """Attention policy: who attends to whom."""
+    density: float | None = _setting(RULE, "policy.density", positive=True)
+    """Share of attention that a sparse policy computes; 1 is dense."""
     seed: int | None = None
     """Seed of the first video, the next one has the next seed; drawn and shown if left out."""
     num_videos: int | None = None
@@ -126,11 +133,16 @@ def typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
-    """Returns the sampling with the numbers that a run was asked for.
+    """Returns the sampling with the policy and the numbers that a run was asked for.
+
+    A policy that the system has already stays as it is there.
 
     Raises:
         ConfigError: If a rule has no such number.
     """
+    policy = None if settings.attention is None else POLICIES[settings.attention]
+    if policy is not None and type(policy) is not type(sampling.policy):
+        sampling = dataclasses.replace(sampling, policy=policy)
     for field in dataclasses.fields(Settings):
         value = getattr(settings, field.name)
         if value is None or not field.metadata.get("at"):
@@ -140,7 +152,10 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
         if number not in getattr(rule, "__dataclass_fields__", ()):
             why = f"the {part} of this system is {type(rule).__name__}, which has no {number}"
             fix = f"leave it out, or choose another {part} with --sampling.{part}"
-            if rule is None:
+            if part == "policy":
+                why = "the attention of this system has no density"
+                fix = "choose a policy that has one: attention='draft' (--attention draft)"
+            elif rule is None:
                 why, fix = "the matrix that was given says it already", "leave one of them out"
             raise ConfigError(f"{field.name} is {value}", why, fix)
         rule = dataclasses.replace(rule, **{number: value})

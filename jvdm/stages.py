@@ -21,11 +21,13 @@ class Stages:
     Attributes:
         seconds: Time of each stage so far. A stage that runs twice adds up; the time
             of a stage inside another counts for the inner one alone.
+        attention: What sparse attention did in the last run.
     """
 
     def __init__(self, show: bool = False) -> None:
         self.show = show
         self.seconds: dict[str, float] = {}
+        self.attention: dict[str, Any] = {}
         self._inner = [0.0]  # per open stage: time of the stages inside it
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jvdm import callbacks, samplers
 from jvdm import record as records
 from jvdm.arrays import Array, Latents, PyTree, UInt8
+from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
 from jvdm.choices import choose
@@ -340,6 +341,7 @@ class Pipeline:
                     end = end if changed is None else end._replace(x=changed)
                 if stops:
                     break
+        seen().attention = summary(end.carry)
         return run._replace(state=end, row=row)
 
     def encode(self, frames: UInt8[np.ndarray, "B T h w 3"] | UInt8[Array, "B T h w 3"]) -> Latents:
@@ -396,6 +398,7 @@ class Pipeline:
             settings={**job.recorded(), "dtype": self.system.model.dtype},
             weights={"family": self.manifest.family, "sha256": dict(self.identity)},
             system=job.system_recorded(),
+            attention=seen().attention,
             device=records.device(),
             seconds={"load": self.load_seconds, **seen().seconds},
             sha256={},

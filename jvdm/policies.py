@@ -1,0 +1,149 @@
+"""Sparse attention beside dense attention: the same seeds, several policies and densities."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm import record
+from jvdm.attention import POLICIES, Sparse, summary
+from jvdm.errors import ConfigError
+from jvdm.fidelity import psnr, ssim
+from jvdm.files import probe_writable, write_text
+from jvdm.pipeline import Pipeline, Request, load
+from jvdm.recipes import nearest
+from jvdm.stages import measuring, stage
+
+PROMPTS = (
+    "a large red ball rolls to the left",
+    "a small blue box slides to the right",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoliciesOptions:
+    """Measures attention policies on one model: fidelity to dense attention against density."""
+
+    weights: str | None = None
+    """Weights folder, or the name of weights that come with jvdm; default tiny_t2v."""
+    policies: tuple[str, ...] = ("draft", "window", "random", "oracle")
+    """Sparse policies, by name."""
+    densities: tuple[float, ...] = (0.5, 0.25, 0.1)
+    """Shares of attention that are computed."""
+    dense_rows: float = 0.25
+    """Share of the rows of a run that are dense, for every policy."""
+    dense_layers: int = 1
+    """First layers that are dense, for every policy."""
+    prompts: tuple[str, ...] = PROMPTS
+    """What is made, at once."""
+    seed: int = 0
+    """Seed of the first video."""
+    height: int | None = 256
+    """Pixels; 256 x 256 is four times the tokens of tiny_t2v."""
+    width: int | None = 256
+    """Pixels."""
+    num_frames: int | None = None
+    """Frames of a video; default that of the model."""
+    num_inference_steps: int | None = None
+    """Denoising steps; default that of the model."""
+    output: Path = Path("out/policies")
+    """Folder for policies.json."""
+
+
+def run(options: PoliciesOptions) -> dict[str, Any]:
+    """Makes the videos with dense attention, then with every policy at every density.
+
+    Returns:
+        `rows`: policy, density asked for, `psnr` (dB) and `ssim` of the decoded frames to those
+        of dense attention, `seconds` of denoising without compilation, and what the tallies
+        say (`jvdm.attention.summary`).
+
+    Raises:
+        ConfigError: If a policy is not sparse, or cannot run on these sizes.
+    """
+    probe_writable(options.output)
+    variants = _variants(options)
+    pipe = load(options.weights)
+    names = ("height", "width", "num_frames", "num_inference_steps")
+    asked = {name: getattr(options, name) for name in names}
+    seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
+    request = Request(**asked, prompt=options.prompts, seed=seeds)
+    for policy in variants.values():
+        _with_policy(pipe, policy).prepare(request)
+    dense, rows = None, []
+    with measuring(True), stage("policies", total=1 + len(variants), unit="run") as bar:
+        for (name, density), policy in {("dense", 1.0): POLICIES["dense"], **variants}.items():
+            frames, row = _measured(_with_policy(pipe, policy), request)
+            dense = frames if dense is None else dense
+            near = {key: float(value) for key, value in _near(frames, dense).items()}
+            rows.append({"policy": name, "asked": density, **near, **row})
+            bar.update()
+    result = {
+        "settings": dataclasses.asdict(options),
+        "weights": dict(pipe.identity),
+        "device": record.device(),
+        "rows": rows,
+    }
+    result = json.loads(json.dumps(result, default=str))
+    path = options.output / "policies.json"
+    write_text(path, json.dumps(result, indent=1) + "\n")
+    return {**result, "outputs": [str(path)]}
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """Returns the table, and where the file is."""
+    lines = ["policy   asked  density  recall    PSNR    SSIM  seconds"]
+    for row in result["rows"]:
+        kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
+        lines.append(
+            f"{row['policy']:8} {row['asked']:5.2f}  {row.get('density', 1.0):7.3f}  {kept}  "
+            f"{row['psnr']:6.2f}  {row['ssim']:6.4f}  {row['seconds']:7.1f}"
+        )
+    for row in result["rows"]:
+        for name, values in row.get("layers", {}).items():
+            if name == "recall" and values is not None:
+                shown = " ".join(f"{value:.2f}" for value in values)
+                lines.append(f"recall per layer, {row['policy']} {row['asked']:.2f}: {shown}")
+    return "\n".join([*lines, "", *result["outputs"]])
+
+
+def _variants(options: PoliciesOptions) -> dict[tuple[str, float], Sparse]:
+    """Returns every policy at every density."""
+    sparse = {name: policy for name, policy in POLICIES.items() if isinstance(policy, Sparse)}
+    dense = {"dense_rows": options.dense_rows, "dense_layers": options.dense_layers}
+    found = {}
+    for name in options.policies:
+        if name not in sparse:
+            what = f"a sparse policy called {name!r} was asked for"
+            raise ConfigError(what, "there is none", nearest(name, sparse))
+        for density in options.densities:
+            found[name, density] = dataclasses.replace(sparse[name], density=density, **dense)
+    return found
+
+
+def _with_policy(pipe: Pipeline, policy: Any) -> Pipeline:
+    """Returns the pipeline with another attention policy."""
+    sampling = dataclasses.replace(pipe.system.sampling, policy=policy)
+    return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
+
+
+def _measured(pipe: Pipeline, request: Request) -> tuple[np.ndarray, dict[str, Any]]:
+    """Makes the videos; returns frames, and time and tallies of the run."""
+    with measuring() as stages:
+        begun = pipe.start(pipe.prepare(request))
+        pipe.compile(begun)
+        ended = pipe.advance(begun)
+        frames = pipe.decode(ended.state.x)
+    return frames, {"seconds": round(stages.seconds["denoise"], 2), **summary(ended.state.carry)}
+
+
+@jax.jit
+def _near(frames: jax.Array, dense: jax.Array) -> dict[str, jax.Array]:
+    """Returns PSNR and SSIM of bytes to those of dense attention, means over videos."""
+    one, two = (x.astype(jnp.float32) / 255.0 for x in (frames, dense))
+    return {"psnr": psnr(one, two).mean(), "ssim": ssim(one, two).mean()}
