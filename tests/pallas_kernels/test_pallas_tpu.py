@@ -1,5 +1,6 @@
 """The kernels for TPUs, interpreted: values, log-sum-exp and gradients for masks of every kind."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask
+from pallas_kernels import BlockMask, block_sparse_attention
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
 from pallas_kernels.attention.reference import masked_attention
@@ -126,3 +127,29 @@ def test_the_order_of_lists_does_not_matter_and_what_follows_them_neither():
     ]
     for one, two in zip(*(run(q, k, v, x) for x in few), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
+def test_keys_and_values_in_vector_memory_give_the_same():
+    mask = random_mask(8, **SIZES)
+    inputs = random_inputs(8, mask)
+    kernel = dataclasses.replace(KERNEL, resident=True)
+    for one, two in zip(run(*inputs[:3], mask, kernel), run(*inputs[:3], mask), strict=True):
+        np.testing.assert_array_equal(one, two)
+    one, two = (slopes(inputs, mask, x) for x in (kernel, KERNEL))
+    for ours, theirs in zip(one, two, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason():
+    q = jnp.zeros((1, 64, 2, 8), jnp.float16)
+    mask = BlockMask.full(64, 64, 64, 64)
+    with pytest.raises(NotImplementedError, match="pallas_tpu: the default device is cpu, not tpu"):
+        block_sparse_attention(q, q, q, mask, implementation="pallas_tpu")
+    assert "the default device is cpu, not a TPU from v4" in PallasTPU().refusal(q, q, mask)
+    assert "the inputs are float16" in KERNEL.refusal(q, q, mask)
+    q = q.astype("float32")
+    assert KERNEL.refusal(q, q, mask) == ""
+    for block in (24, 200):
+        reason = KERNEL.refusal(q, q, BlockMask.full(64, 64, 64, block))
+        assert f"blocks of {block} tokens: they must be a multiple of 16" in reason

@@ -4,17 +4,30 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.pallas_tpu.backward import Inputs, backward_kv, backward_q
 from pallas_kernels.attention.pallas_tpu.forward import forward
 from pallas_kernels.attention.pallas_tpu.lists import counted, pack
-from pallas_kernels.attention.pallas_tpu.tiles import LANES, Tiles
+from pallas_kernels.attention.pallas_tpu.tiles import (
+    KEYS,
+    LANES,
+    LEAST_BACKWARD,
+    LEAST_FORWARD,
+    QUERIES,
+    SUBLANES,
+    Tiles,
+    piece,
+)
 from pallas_kernels.attention.pallas_tpu.walk import Options
 from pallas_kernels.block_mask import BlockMask
 
 __all__ = ["PallasTPU"]
+
+WORKING = 16 << 20  # bytes of vector memory, for all but keys and values of a head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +36,26 @@ class PallasTPU:
 
     interpret: Any = False
     """False on a TPU; True or `pltpu.InterpretParams` to run without one."""
-    queries: int | None = None
-    """Queries of a tile, at most: a multiple of 128; None chooses by the chip."""
-    keys: int | None = None
-    """Keys that are computed with at a time, likewise."""
+    queries: int = QUERIES
+    """Queries of a tile, at most; a multiple of 128, and so are `keys`."""
+    keys: int = KEYS
+    """Keys that are computed with at once, at most."""
+    resident: bool | None = None
+    """Whether keys and values of a head lie in vector memory; None: if they fit."""
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call here; empty if they can."""
+        kind = jax.devices()[0].device_kind
+        if not self.interpret and (jax.default_backend() != "tpu" or kind in ("TPU v2", "TPU v3")):
+            return f"the default device is {kind}, not a TPU from v4 on"
         if q.dtype not in (jnp.bfloat16, jnp.float32):
             return f"the inputs are {q.dtype}, not bfloat16 or float32"
+        for block, most in ((mask.block_q, self.queries), (mask.block_kv, self.keys)):
+            if block % SUBLANES or not piece(block, most):
+                return (
+                    f"blocks of {block} tokens: they must be a multiple of {SUBLANES}, and above "
+                    f"{most} have a divisor up to {most} that is one of {LANES}"
+                )
         return ""
 
     def forward(
@@ -43,11 +67,11 @@ class PallasTPU:
         scale: float,
     ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
         """Returns attended values and the log-sum-exp of the scores."""
-        options = self._options(mask)
         queries, keys, values = (
             _by_head(x, block)
             for x, block in ((q, mask.block_q), (k, mask.block_kv), (v, mask.block_kv))
         )
+        options = self._options(mask, keys, LEAST_FORWARD)
         out, lse = forward(queries, keys, values, pack(mask, options.tiles), scale, options)
         lse = lse.reshape(q.shape[0], q.shape[2], -1)[:, :, : q.shape[1]]
         if mask.q_lengths is not None:
@@ -75,10 +99,11 @@ class PallasTPU:
         short = [(0, 0), (0, 0), (0, -q.shape[1] % mask.block_q)]
         lse = jnp.pad(lse, short, constant_values=jnp.inf).reshape(len(arrays[0]), -1)
         delta = jnp.pad(delta, short).reshape(lse.shape)
-        options, turned = self._options(mask), mask.transpose()
         inputs = Inputs(*arrays, lse, delta)
+        options = self._options(mask, inputs.k, LEAST_BACKWARD)
+        turned = mask.transpose()
         d_q = backward_q(inputs, pack(mask, options.tiles), scale, options)
-        options = self._options(turned)
+        options = self._options(turned, inputs.q, LEAST_BACKWARD)
         lists = pack(turned, options.tiles, cut=False)
         d_k, d_v = (
             _by_token(x.reshape(len(arrays[1]), -1, *x.shape[1:]).sum(1), k).astype(k.dtype)
@@ -89,9 +114,24 @@ class PallasTPU:
             d_k, d_v = (jnp.where(known[..., None, None], x, 0) for x in (d_k, d_v))
         return _by_token(d_q, q), d_k, d_v
 
-    def _options(self, mask: BlockMask) -> Options:
-        tiles = Tiles.of(mask.block_q, mask.block_kv, self.queries or 512, self.keys or 512, False)
-        return Options(tiles, None, self.interpret)
+    def _options(self, mask: BlockMask, like: Any, least: int) -> Options:
+        """Returns how a pass runs whose keys and values are like an array `[X, K, D]`."""
+        listed = mask.kv_indices.shape[3] * mask.block_kv
+        tiles = Tiles.of(
+            mask.block_q,
+            mask.block_kv,
+            listed,
+            queries=self.queries,
+            keys=self.keys,
+            least=least,
+        )
+        held = 2 * like.shape[1] * like.shape[2] * like.dtype.itemsize
+        resident = self.resident
+        if resident is None:
+            free = 0 if self.interpret else pltpu.get_tpu_info().vmem_capacity_bytes - WORKING
+            resident = held <= free
+        memory = held + WORKING if resident else None
+        return Options(dataclasses.replace(tiles, resident=resident), memory, self.interpret)
 
 
 def _by_head(x: Float[Array, "B L N D"], block: int) -> Float[Array, "X l d"]:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.pallas_tpu.forward import LOG2E, matmul
+from pallas_kernels.attention.pallas_tpu.forward import LOG2E, across, matmul
 from pallas_kernels.attention.pallas_tpu.lists import Lists
+from pallas_kernels.attention.pallas_tpu.tiles import LANES
 from pallas_kernels.attention.pallas_tpu.walk import (
     Operands,
     Options,
-    Step,
+    Part,
     Tile,
     column,
     over_tiles,
@@ -55,17 +56,19 @@ def backward_q(
     def body(tile: Tile) -> None:
         (q_ref, d_out_ref), (d_q,), (acc, lse_ref, delta_ref) = tile.tiled, tile.outs, tile.scratch
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
-        for ref, row in zip((lse_ref, delta_ref), tile.numbers, strict=True):
-            ref[...] = jnp.broadcast_to(column(row), ref.shape)
+        lse_ref[...] = column(tile.numbers[0]) * LOG2E
+        delta_ref[...] = column(tile.numbers[1])
 
-        def step(step: Step) -> None:
-            keys, values = step.gathered
-            scores = step.mask(matmul(q_ref[...], keys, 1, 1))
-            weights = jnp.exp2(scores * factor - lse_ref[...][:, :1] * LOG2E)
-            slopes = matmul(d_out_ref[...], values, 1, 1) - delta_ref[...][:, :1]
-            acc[...] += matmul((weights * slopes).astype(keys.dtype), keys, 1, 0)
+        def add(parts: list[Part]) -> None:
+            for part in parts:
+                keys, values = part.gathered
+                scores = part.mask(matmul(q_ref[...], keys, 1, 1))
+                weights = jnp.exp2(scores * factor - across(lse_ref[...], scores))
+                slopes = matmul(d_out_ref[...], values, 1, 1)
+                slopes = slopes - across(delta_ref[...], slopes)
+                acc[...] += matmul((weights * slopes).astype(keys.dtype), keys, 1, 0)
 
-        tile.walk(step)
+        tile.walk(add)
         d_q[...] = (acc[...] * scale).astype(d_q.dtype)
 
     numbers = [x.reshape(len(q), -1, 1, tile) for x in (lse, delta)]
@@ -75,7 +78,7 @@ def backward_q(
         lists,
         Operands((q, d_out), numbers, (k, v), ()),
         [jax.ShapeDtypeStruct(q.shape, q.dtype)],
-        [(tile, q.shape[2]), (tile, 128), (tile, 128)],
+        [(tile, q.shape[2]), (tile, LANES), (tile, LANES)],
         options,
         products=3,
     )
@@ -102,16 +105,17 @@ def backward_kv(
         k_acc[...] = jnp.zeros(k_acc.shape, jnp.float32)
         v_acc[...] = jnp.zeros(v_acc.shape, jnp.float32)
 
-        def step(step: Step) -> None:
-            queries, d_outs = step.gathered
-            lse, delta = step.tables
-            scores = step.mask(matmul(k_ref[...], queries, 1, 1))
-            weights = jnp.exp2(scores * factor - lse * LOG2E)
-            v_acc[...] += matmul(weights.astype(d_outs.dtype), d_outs, 1, 0)
-            slopes = matmul(v_ref[...], d_outs, 1, 1) - delta
-            k_acc[...] += matmul((weights * slopes).astype(queries.dtype), queries, 1, 0)
+        def add(parts: list[Part]) -> None:
+            for part in parts:
+                queries, d_outs = part.gathered
+                lse, delta = part.tables
+                scores = part.mask(matmul(k_ref[...], queries, 1, 1))
+                weights = jnp.exp2(scores * factor - lse * LOG2E)
+                v_acc[...] += matmul(weights.astype(d_outs.dtype), d_outs, 1, 0)
+                slopes = matmul(v_ref[...], d_outs, 1, 1) - delta
+                k_acc[...] += matmul((weights * slopes).astype(queries.dtype), queries, 1, 0)
 
-        tile.walk(step)
+        tile.walk(add)
         d_k[...] = (k_acc[...] * scale).astype(d_k.dtype)
         d_v[...] = v_acc[...].astype(d_v.dtype)
 

@@ -14,7 +14,7 @@ from pallas_kernels.attention.pallas_tpu.walk import (
     MASKED,
     Operands,
     Options,
-    Step,
+    Part,
     Tile,
     over_tiles,
 )
@@ -51,12 +51,13 @@ def forward(
         total[...] = jnp.zeros(total.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
-        def step(step: Step) -> None:
-            keys, values = step.gathered
-            scores = step.mask(matmul(q_ref[...], keys, 1, 1))
-            _accumulate(scores, values, peak, total, acc, factor)
+        def add(parts: list[Part]) -> None:
+            # All products with keys come first: those of a part run under the softmax of another.
+            scores = [part.mask(matmul(q_ref[...], part.gathered[0], 1, 1)) for part in parts]
+            for x, part in zip(scores, parts, strict=True):
+                _accumulate(x, part.gathered[1], peak, total, acc, factor)
 
-        tile.walk(step)
+        tile.walk(add)
         _finish(out, lse, peak, total, acc, factor)
 
     out, lse = over_tiles(
@@ -81,18 +82,18 @@ def _accumulate(
     """Adds the values of a step, by the weights that follow from its scores."""
     before = peak[...]
     now = jnp.maximum(before, scores.max(1, keepdims=True))
-    weights = jnp.exp2((scores - now[:, :1]) * factor)
+    weights = jnp.exp2((scores - across(now, scores)) * factor)
     fade = jnp.exp2((before - now) * factor)
     total[...] = fade * total[...] + _lane_sums(weights)
     peak[...] = now
-    acc[...] = fade[:, :1] * acc[...] + matmul(weights.astype(values.dtype), values, 1, 0)
+    acc[...] = across(fade, acc) * acc[...] + matmul(weights.astype(values.dtype), values, 1, 0)
 
 
 def _finish(out: Any, lse: Any, peak: Any, total: Any, acc: Any, factor: float) -> None:
     """Writes a tile; rows that attended to nothing are 0, and -inf."""
     some = peak[...] > MASKED / 2
     sums = jnp.where(some, total[...].sum(1, keepdims=True), 1.0)
-    out[...] = (acc[...] * jnp.where(some, 1.0 / sums, 0.0)[:, :1]).astype(out.dtype)
+    out[...] = (acc[...] * across(jnp.where(some, 1.0 / sums, 0.0), acc)).astype(out.dtype)
     numbers = peak[...] * (factor / LOG2E) + jnp.log(sums)
     lse[...] = jnp.where(some, numbers, -jnp.inf).T[:1]
 
@@ -101,6 +102,11 @@ def _lane_sums(weights: Array) -> Array:
     """Adds columns that one lane holds: `[q, keys]` to `[q, 128]`."""
     parts = [weights[:, i : i + LANES] for i in range(0, weights.shape[1], LANES)]
     return sum(parts[1:], start=parts[0])
+
+
+def across(column: Array, like: Any) -> Array:
+    """Repeats a column that fills 128 lanes: cheaper than to spread one lane over all."""
+    return jnp.tile(column, (1, like.shape[1] // LANES))
 
 
 def matmul(one: Array, two: Array, axis: int, other: int) -> Array:

@@ -52,9 +52,9 @@ def pack(mask: BlockMask, tiles: Tiles, *, cut: bool = True) -> Lists:
     parts = jnp.arange(tiles.kv_split)[None, None, None, None]
     pieces = mask.kv_indices[..., None] * tiles.kv_split + parts
     entries = (4 * pieces + kinds[..., None]).reshape(*kinds.shape[:3], -1)
-    short = [(0, 0), (0, 0), (0, 0), (0, -entries.shape[3] % tiles.gather)]
+    short = [(0, 0), (0, 0), (0, 0), (0, -entries.shape[3] % tiles.pieces)]
     entries = jnp.pad(entries, short, constant_values=ABSENT)
-    steps = -(-mask.kv_counts * tiles.kv_split // tiles.gather)
+    steps = -(-mask.kv_counts * tiles.kv_split // tiles.pieces)
     rows = jnp.concatenate([jnp.broadcast_to(steps, kinds.shape[:3])[..., None], entries], 3)
     q_places, kv_places = _places(mask, cut)
     return Lists(

@@ -47,8 +47,8 @@ class Options(NamedTuple):
     interpret: Any
 
 
-class Step(NamedTuple):
-    """What one step has."""
+class Part(NamedTuple):
+    """What a part of a step has."""
 
     gathered: list[Array]  # [keys, D]
     tables: list[Array]  # [1, keys]
@@ -62,7 +62,7 @@ class Tile(NamedTuple):
     numbers: list[Any]  # [1, q]
     outs: list[Any]
     scratch: list[Any]
-    walk: Callable[[Callable[[Step], None]], None]  # calls its argument with each step
+    walk: Callable[[Callable[[list[Part]], None]], None]  # calls its argument with each step
 
 
 def over_tiles(
@@ -95,7 +95,7 @@ def over_tiles(
     whole = [lists.kv_places, *operands.tables]
     memory = [pltpu.VMEM(shape, jnp.float32) for shape in scratch]
     if not tiles.resident:
-        slots = ((_SLOTS, tiles.keys, x.shape[2]) for x in operands.gathered)
+        slots = ((_SLOTS, tiles.keys * tiles.parts, x.shape[2]) for x in operands.gathered)
         memory += [
             *(pltpu.VMEM(x, operands.gathered[0].dtype) for x in slots),
             pltpu.SemaphoreType.DMA((len(operands.gathered), _SLOTS)),
@@ -210,14 +210,15 @@ def _walk(
     kv_places: Any,
     q_places: list[Any],
     buffers: list[Any],
-    body: Callable[[Step], None],
+    body: Callable[[list[Part]], None],
 ) -> None:
     """Calls `body` with each step of a list; twice in the program, once with masks."""
     steps = row[0, 0]
     fetch = _Resident(tiles, gathered) if tiles.resident else _Fetched(tiles, gathered, *buffers)
 
     def entries(step: Any) -> list[Any]:
-        return [row[0, 1 + step * tiles.gather + u] for u in range(tiles.gather)]
+        first = 1 + step * tiles.pieces
+        return [row[0, first + u] for u in range(tiles.pieces)]
 
     @pl.when(steps > 0)
     def _():
@@ -231,27 +232,38 @@ def _walk(
         def _():
             fetch.start(entries(step + 1), step + 1)
 
-        arrays = fetch.finish(now, step)
+        fetch.finish(now, step)
         kinds = functools.reduce(lax.bitwise_or, now) & 3
+        parts = [now[i : i + tiles.gather] for i in range(0, len(now), tiles.gather)]
 
-        def numbers() -> list[Array]:
-            return [_numbers(table, now) for table in tables]
+        def joined(masks: list[Callable[[Array], Array]]) -> list[Part]:
+            return [
+                Part(
+                    fetch.read(pieces, part, step),
+                    [_numbers(table, pieces) for table in tables],
+                    masks[part],
+                )
+                for part, pieces in enumerate(parts)
+            ]
 
         @pl.when(kinds == 0)
         def _():
-            body(Step(arrays(), numbers(), lambda scores: scores))
+            body(joined([lambda scores: scores] * len(parts)))
 
         @pl.when(kinds != 0)
         def _():
-            of_keys = _numbers(kv_places, now, lambda entry: shift(entry & ABSENT))
-            of_queries = column(q_places[0]) if q_places else jnp.int32(0)
-            mask = lambda s: jnp.where(of_keys <= of_queries, s, MASKED)  # noqa: E731
-            body(Step(arrays(), numbers(), mask))
+            of_queries = column(q_places[0])[:, :1] if q_places else jnp.int32(0)
+
+            def mask(scores: Array, pieces: list[Any]) -> Array:
+                of_keys = _numbers(kv_places, pieces, lambda entry: shift(entry & ABSENT))
+                return jnp.where(of_keys <= of_queries, scores, MASKED)
+
+            body(joined([functools.partial(mask, pieces=pieces) for pieces in parts]))
 
 
 def column(row: Any) -> Array:
-    """Turns a row of numbers `[1, q]` into `[q, 1]`."""
-    return jnp.broadcast_to(row[...], (LANES, row.shape[1])).T[:, :1]
+    """Turns a row of numbers `[1, q]` into a column that fills 128 lanes."""
+    return jnp.broadcast_to(row[...], (LANES, row.shape[1])).T
 
 
 def _numbers(table: Any, entries: list[Any], added: Callable[[Any], Any] | None = None) -> Array:
@@ -271,13 +283,15 @@ class _Resident:
     def start(self, entries: list[Any], step: Any) -> None:
         """Does nothing: the pieces are here."""
 
-    def finish(self, entries: list[Any], step: Any) -> Callable[[], list[Array]]:
-        """Returns what joins the pieces of a step."""
+    def finish(self, entries: list[Any], step: Any) -> None:
+        """Waits for nothing."""
 
-        def join(source: Any) -> Array:
-            return jnp.concatenate([source[_rows(self.tiles, e), :] for e in entries], 0)
-
-        return lambda: [join(source) for source in self.sources]
+    def read(self, entries: list[Any], part: int, step: Any) -> list[Array]:
+        """Joins pieces."""
+        return [
+            jnp.concatenate([source[_rows(self.tiles, e), :] for e in entries], 0)
+            for source in self.sources
+        ]
 
 
 class _Fetched:
@@ -306,11 +320,15 @@ class _Fetched:
         for copy in self._copies(entries, step):
             copy.start()
 
-    def finish(self, entries: list[Any], step: Any) -> Callable[[], list[Array]]:
-        """Waits for the pieces of a step; returns what reads them."""
+    def finish(self, entries: list[Any], step: Any) -> None:
+        """Waits for the pieces of a step."""
         for copy in self._copies(entries, step):
             copy.wait()
-        return lambda: [buffer[lax.rem(step, _SLOTS)] for buffer in self.buffers]
+
+    def read(self, entries: list[Any], part: int, step: Any) -> list[Array]:
+        """Returns the pieces of a part of a step."""
+        size = self.tiles.keys
+        return [buffer[lax.rem(step, _SLOTS), pl.ds(part * size, size)] for buffer in self.buffers]
 
 
 def _rows(tiles: Tiles, entry: Any) -> Any:
