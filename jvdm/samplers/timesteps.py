@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Float, Int, Key, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
@@ -164,6 +165,153 @@ class CleanPrefix:
 
 
 @dataclass(frozen=True)
+class Probabilistic:
+    """One uniform level per clip, or with some probability one per frame (PTSS).
+
+    Attributes:
+        probability: How often frames have levels of their own.
+        per_batch: Toss one coin for the whole batch, as the published program does; a coin for
+            each clip varies the gradient less.
+
+    Reference: FVDM, arXiv:2410.03160, probabilistic timestep sampling, with 0.2.
+    """
+
+    probability: float = 0.2
+    per_batch: bool = False
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns uniform levels."""
+        coin = jax.random.uniform(named(key, "coin"))
+
+        def clip(key: Key) -> Array:
+            draws = jax.random.uniform(key, (2 + latent_frames,))
+            own = (coin if self.per_batch else draws[0]) < self.probability
+            return jnp.where(own, draws[2:], draws[1])
+
+        return _all_noisy(_per_clip(clip, named(key, "clips"), batch))
+
+
+@dataclass(frozen=True)
+class NonDecreasing:
+    """Levels that never fall from frame to frame (FoPP).
+
+    A frame and its level are drawn evenly, then all non-decreasing levels of the frames before and
+    after are equally likely: those are sorted uniform draws below and above. This is the limit of
+    the published tables for many steps. Both ends are twice as frequent as the middle, and frames
+    that differ by nearly all noise are rare: `LagRows` covers waves better.
+
+    Reference: AR-Diffusion, arXiv:2503.07418, frame-oriented probability propagation.
+    """
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns ascending levels."""
+        frames = jnp.arange(latent_frames)
+
+        def clip(key: Key) -> Array:
+            draws = jax.random.uniform(key, (2 + latent_frames,))
+            chosen, level = _uniform_integer(draws[0], latent_frames), draws[1]
+            below, above = level * draws[2:], level + (1.0 - level) * draws[2:]
+            t = jnp.where(frames < chosen, below, jnp.where(frames > chosen, above, level))
+            return jnp.sort(t)
+
+        return _all_noisy(_per_clip(clip, key, batch))
+
+
+@dataclass(frozen=True)
+class StreamPartitions:
+    """Rows of a rolling buffer: chunk `i` of `N` is anywhere in its segment `[i / N, (i + 1) / N]`.
+
+    Each clip draws the frames per chunk; as many as the clip has is the synchronous run, one is
+    the diagonal. Chunks have levels of their own in their segments.
+
+    Attributes:
+        blocks: Frames per chunk to choose from; the last chunk may be shorter.
+
+    Reference: StreamDiT, arXiv:2507.03745, mixed training without reference frames; there the
+    first chunk is the noisiest.
+    """
+
+    blocks: tuple[int, ...] = (1, 2, 4, 8, 16)
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns levels that rise from chunk to chunk."""
+        frames = jnp.arange(latent_frames)
+
+        def clip(key: Key) -> Array:
+            draws = jax.random.uniform(key, (1 + latent_frames,))
+            size = jnp.asarray(self.blocks)[_uniform_integer(draws[0], len(self.blocks))]
+            chunk = frames // size
+            return (chunk + draws[1:][chunk]) / (chunk[-1] + 1)
+
+        return _all_noisy(_per_clip(clip, key, batch))
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """Frames of a block share the level that `inner` gives the first of them.
+
+    Attributes:
+        inner: Levels of the blocks.
+        block: Latent frames per block.
+    """
+
+    inner: TimestepSampler = Independent()
+    block: int = 3
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns levels that are equal within blocks."""
+        times = self.inner(key, batch, latent_frames)
+        first = jnp.arange(latent_frames) // self.block * self.block
+        return TrainTimes(times.t[:, first], times.loss_mask[:, first])
+
+
+@dataclass(frozen=True)
+class MaskedTasks:
+    """Clean frames of one of six tasks, without loss; the other frames follow `inner`.
+
+    Given are: the first half (prediction), the last half (backwards), every `stride`-th frame
+    (interpolation), nothing, one frame, or each frame with the probability `share`. Some frame is
+    always left to learn.
+
+    Attributes:
+        inner: Levels of the other frames.
+        weights: How often each task is drawn, in this order; any positive scale.
+        stride: Distance of given frames in interpolation.
+        share: Share of frames that is given in the last task.
+
+    Reference: VDT, arXiv:2305.13311, unified spatial-temporal mask modelling, its tasks in time.
+    """
+
+    inner: TimestepSampler = Synchronous()
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    stride: int = 4
+    share: float = 0.2
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns the levels of `inner` with given frames."""
+        times = self.inner(named(key, "inner"), batch, latent_frames)
+        frames, half = jnp.arange(latent_frames), latent_frames // 2
+        log_weights = jnp.log(jnp.asarray(self.weights))
+
+        def clip(key: Key) -> Array:
+            task = jax.random.categorical(named(key, "task"), log_weights)
+            draws = jax.random.uniform(key, (1 + latent_frames,))
+            tasks = [
+                frames < half,
+                frames >= latent_frames - half,
+                frames % self.stride == 0,
+                frames < 0,
+                frames == _uniform_integer(draws[0], latent_frames),
+                draws[1:] < self.share,
+            ]
+            given = jnp.stack(tasks)[task]
+            return given & ~jnp.all(given)
+
+        given = _per_clip(clip, named(key, "tasks"), batch)
+        return TrainTimes(jnp.where(given, 0.0, times.t), jnp.where(given, 0.0, times.loss_mask))
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Draws every clip from one of several samplers.
 
@@ -204,6 +352,41 @@ class Mixture:
             return jnp.stack(values)[choice, jnp.arange(batch)]
 
         return jax.tree.map(select, *drawn)
+
+
+class RowDensity(NamedTuple):
+    """How often a sampler draws which levels; a histogram sums to 1.
+
+    Attributes:
+        levels: f64[F, bins], of the levels of each frame.
+        neighbours: f64[bins, bins], of the levels of a frame and of the one after it.
+        trained: f64[F], share of clips in which a frame counts for the loss.
+    """
+
+    levels: np.ndarray
+    neighbours: np.ndarray
+    trained: np.ndarray
+
+
+def report_rows(
+    sampler: TimestepSampler, key: Key, latent_frames: int, clips: int = 4096, bins: int = 10
+) -> RowDensity:
+    """Draws rows and counts their levels in equal bins from clean to noise.
+
+    Args:
+        sampler: The sampler.
+        key: Key of the draws.
+        latent_frames: Frames per clip.
+        clips: Clips to draw.
+        bins: Number of bins.
+    """
+    times = sampler(key, clips, latent_frames)
+    place = np.minimum((np.asarray(times.t, np.float64) * bins).astype(int), bins - 1)
+    levels = np.stack([np.bincount(column, minlength=bins) for column in place.T]) / clips
+    pairs = np.zeros((bins, bins))
+    np.add.at(pairs, (place[:, :-1], place[:, 1:]), 1.0)
+    trained = np.asarray(times.loss_mask, np.float64).mean(axis=0)
+    return RowDensity(levels, pairs / max(pairs.sum(), 1.0), trained)
 
 
 def _per_clip(draw: Callable[[Key], PyTree], key: Key, batch: int) -> PyTree:

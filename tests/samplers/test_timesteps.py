@@ -8,19 +8,26 @@ from scipy import stats
 
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
+    Blockwise,
     CleanPrefix,
     Independent,
     LagRows,
+    MaskedTasks,
     Mixture,
+    NonDecreasing,
+    Probabilistic,
+    StreamPartitions,
     Synchronous,
     TimestepSampler,
     lag_matrix,
     linspace_levels,
+    report_rows,
     shift_levels,
     times,
 )
 
 FRAMES, CLIPS = 6, 4000
+ONLY_LAST = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 ONE_WAVE = LagRows(num_steps=4, lags=(2,), blocks=(2,))
 SAMPLERS = {
     "synchronous": Synchronous(),
@@ -28,6 +35,11 @@ SAMPLERS = {
     "lag rows": LagRows(),
     "prefix": CleanPrefix(),
     "prefix of independent": CleanPrefix(Independent(), first_only=0.3, ends=0.5),
+    "probabilistic": Probabilistic(),
+    "non-decreasing": NonDecreasing(),
+    "partitions": StreamPartitions(),
+    "blockwise": Blockwise(),
+    "tasks": MaskedTasks(),
     "mixture": Mixture(
         (Synchronous(), Independent(), LagRows(), CleanPrefix()), (2.0, 1.0, 1.0, 1.0)
     ),
@@ -66,7 +78,8 @@ def test_every_sampler_keeps_the_contract(name):
 def test_a_clip_does_not_depend_on_the_batch_but_on_the_key(name):
     small, _ = many(SAMPLERS[name], 5)
     large, _ = many(SAMPLERS[name], 64)
-    np.testing.assert_array_equal(small, large[:5])
+    # Up to the last bit: a product and a sum may be rounded once or twice.
+    np.testing.assert_allclose(small, large[:5], rtol=0, atol=2**-23)
     assert len(np.unique(large, axis=0)) > 30
     assert not np.array_equal(small, many(SAMPLERS[name], 5, seed=1)[0])
 
@@ -179,3 +192,104 @@ def test_mixtures_need_a_weight_for_each_sampler(weights):
         Mixture((Synchronous(), Independent()), weights)
     with pytest.raises(ConfigError, match="mixture of 0 samplers .* above 0"):
         Mixture((), ())
+
+
+def test_with_a_probability_frames_have_levels_of_their_own():
+    t, _ = many(Probabilistic(0.3))
+    own = np.ptp(t, axis=1) > 0
+    # Four standard errors of a share of 4000 clips.
+    assert abs(own.mean() - 0.3) < 4 * (0.3 * 0.7 / CLIPS) ** 0.5
+    assert plausible(stats.kstest(t[~own, 0], "uniform").pvalue)
+    assert plausible(stats.kstest(t[own].ravel(), "uniform").pvalue)
+    alike = [
+        np.ptp(many(Probabilistic(0.5, per_batch=True), 8, seed=n)[0], axis=1) for n in range(8)
+    ]
+    assert all((spread > 0).all() or (spread == 0).all() for spread in alike)
+    assert 0 < sum((spread > 0).all() for spread in alike) < 8
+
+
+def completions(frames, steps):
+    """Draws non-decreasing steps with the tables of AR-Diffusion: counts of ways on and back."""
+    rng, found = np.random.default_rng(0), np.zeros((CLIPS, frames), int)
+    for row in found:
+        chosen = rng.integers(frames)
+        row[chosen] = rng.integers(steps)
+        for f in range(chosen - 1, -1, -1):
+            ways = np.array([math.comb(t + f, f) for t in range(row[f + 1] + 1)], float)
+            row[f] = rng.choice(len(ways), p=ways / ways.sum())
+        for f in range(chosen + 1, frames):
+            rest = frames - 1 - f
+            ways = np.array(
+                [math.comb(steps - 1 - t + rest, rest) for t in range(row[f - 1], steps)], float
+            )
+            row[f] = row[f - 1] + rng.choice(len(ways), p=ways / ways.sum())
+    return (found + 0.5) / steps
+
+
+def test_non_decreasing_rows_have_the_law_of_the_published_tables():
+    t, _ = many(NonDecreasing())
+    assert (np.diff(t, axis=1) >= 0).all()
+    table = completions(FRAMES, 200)
+    for f in range(FRAMES):
+        assert plausible(stats.ks_2samp(t[:, f], table[:, f])[1])
+    gap, expected = (np.diff(rows, axis=1).max(axis=1) for rows in (t, table))
+    np.testing.assert_allclose(
+        np.quantile(gap, [0.1, 0.5, 0.9]), np.quantile(expected, [0.1, 0.5, 0.9]), atol=0.03
+    )
+
+
+def test_chunks_of_a_buffer_are_in_their_segments():
+    t, _ = many(StreamPartitions((2,)))
+    np.testing.assert_array_equal(t[:, ::2], t[:, 1::2])
+    segment = t[:, ::2] * 3 - np.arange(3)
+    assert (segment >= -1e-6).all() and (segment <= 1 + 1e-6).all()
+    for one in segment.T:
+        assert plausible(stats.kstest(one, "uniform").pvalue)
+    assert abs(np.corrcoef(segment[:, 0], segment[:, 1]).min()) < 4 / CLIPS**0.5
+    whole, _ = many(StreamPartitions((16,)))
+    assert (np.ptp(whole, axis=1) == 0).all()
+
+
+def test_blocks_share_a_level():
+    t, _ = many(Blockwise(Independent(), 4), 16)
+    assert (np.ptp(t[:, :4], axis=1) == 0).all() and (np.ptp(t[:, 4:], axis=1) == 0).all()
+    assert (t[:, 0] != t[:, 4]).all()
+    inner, _ = many(Independent(), 16)
+    np.testing.assert_array_equal(t[:, [0, 4]], inner[:, [0, 4]])
+
+
+@pytest.mark.parametrize(
+    "task, given",
+    [(0, "111000"), (1, "000111"), (2, "100010"), (3, "000000")],
+    ids=["prediction", "backwards", "interpolation", "nothing"],
+)
+def test_tasks_give_their_frames(task, given):
+    weights = tuple(float(i == task) for i in range(6))
+    t, mask = many(MaskedTasks(weights=weights), 32)
+    clean = np.array([mark == "1" for mark in given])
+    np.testing.assert_array_equal(t == 0, np.broadcast_to(clean, t.shape))
+    np.testing.assert_array_equal(mask == 0, np.broadcast_to(clean, t.shape))
+
+
+def test_tasks_of_chance_give_one_frame_or_a_share_and_leave_some():
+    one, _ = many(MaskedTasks(weights=(0.0, 0.0, 0.0, 0.0, 1.0, 0.0)))
+    assert ((one == 0).sum(axis=1) == 1).all()
+    assert plausible(stats.chisquare((one == 0).sum(axis=0))[1])
+    some, _ = many(MaskedTasks(weights=ONLY_LAST, share=0.2))
+    assert abs((some == 0).mean() - 0.2) < 4 * (0.16 / some.size) ** 0.5
+    most, mask = many(MaskedTasks(weights=ONLY_LAST, share=0.9))
+    assert (mask.sum(axis=1) > 0).all() and (most > 0).any(axis=1).all()
+    assert many(MaskedTasks(), 8, frames=1)[1].all()
+
+
+def test_a_report_counts_the_levels_of_frames_and_neighbours():
+    report = report_rows(StreamPartitions((3,)), jax.random.key(0), FRAMES, 1000, bins=4)
+    np.testing.assert_allclose(report.levels.sum(axis=1), 1.0)
+    np.testing.assert_allclose(report.neighbours.sum(), 1.0)
+    assert (report.levels[:3, 2:] == 0).all() and (report.levels[3:, :2] == 0).all()
+    inside = report.neighbours[[0, 1, 2, 3], [0, 1, 2, 3]].sum()
+    np.testing.assert_allclose(inside, 4 / 5)  # of five pairs one is between the chunks
+    assert (report.trained == 1).all()
+    prefix = report_rows(CleanPrefix(first_only=1.0, ends=0.0), jax.random.key(0), FRAMES)
+    np.testing.assert_array_equal(prefix.trained, [0, 1, 1, 1, 1, 1])
+    assert prefix.levels[0, 0] == 1

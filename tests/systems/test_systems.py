@@ -188,6 +188,43 @@ def test_a_solver_of_ones_own_is_a_file(loaded, tmp_path):
     assert np.isfinite(latents_of(mine)).all()
 
 
+def test_a_solver_of_ones_own_runs_from_the_command_line_and_again_from_its_record(
+    weights, tmp_path, capsys
+):
+    """A file that nothing else knows of: no other line of jvdm is edited."""
+    path = tmp_path / "mine.py"
+    path.write_text(HALFWAY)
+    assert len(HALFWAY.splitlines()) <= 50
+    command = ["generate", PROMPT, "--weights", str(weights), "--seed", "0", "--json"]
+    out = ["--output", str(tmp_path / "out")]
+    found = {}
+    for solver in (f"{path}:Halfway", "euler"):
+        assert cli.main([*command, *out, "--sampling.solver", solver]) == 0
+        (found[solver],) = json.loads(capsys.readouterr().out)["videos"]
+    mine, euler = found.values()
+    assert mine["sha256"]["frames"] != euler["sha256"]["frames"]
+    assert mine["settings"]["sampling"] == {"solver": f"{path}:Halfway"}
+    again = ["generate", "--like", mine["outputs"]["record"], "--json", *out]
+    assert cli.main(again) == 0
+    (second,) = json.loads(capsys.readouterr().out)["videos"]
+    assert second["sha256"]["frames"] == mine["sha256"]["frames"]
+
+
+HALFWAY = """
+import dataclasses
+import jax.numpy as jnp
+from jvdm import samplers
+
+@dataclasses.dataclass(frozen=True)
+class Halfway(samplers.OneEvaluation):
+    '''Replaces half of the noise that is left.'''
+
+    def move(self, denoised, x, state, context):
+        eps = jnp.sqrt(0.5) * (denoised.eps + context.noise(0))
+        return samplers.corrupt(context.process, denoised.x0, context.t_next, eps), state
+"""
+
+
 SOLVER = """
 import dataclasses
 from jvdm.samplers import Euler
