@@ -1,6 +1,7 @@
 """Sparse attention beside dense attention: the same seeds, several policies and densities."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ class PoliciesOptions:
     """Share of the rows of a run that are dense, for every policy."""
     dense_layers: int = 1
     """First layers that are dense, for every policy."""
+    block: int = 0
+    """Tokens of a block; 0 chooses. With blocks of one token a draft is exact: no comparison."""
     prompts: tuple[str, ...] = PROMPTS
     """What is made, at once."""
     seed: int = 0
@@ -75,23 +78,21 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     request = Request(**asked, prompt=options.prompts, seed=seeds)
     for policy in variants.values():
         _with_policy(pipe, policy).prepare(request)
-    dense, rows = None, []
+    result: dict[str, Any] = {
+        "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
+        "weights": dict(pipe.identity),
+        "device": record.device(),
+        "rows": [],
+    }
+    dense, path = None, options.output / "policies.json"
     with measuring(True), stage("policies", total=1 + len(variants), unit="run") as bar:
         for (name, density), policy in {("dense", 1.0): POLICIES["dense"], **variants}.items():
             frames, row = _measured(_with_policy(pipe, policy), request)
             dense = frames if dense is None else dense
             near = {key: float(value) for key, value in _near(frames, dense).items()}
-            rows.append({"policy": name, "asked": density, **near, **row})
+            result["rows"].append({"policy": name, "asked": density, **near, **row})
+            write_text(path, json.dumps(result, indent=1) + "\n")  # a long run may be stopped
             bar.update()
-    result = {
-        "settings": dataclasses.asdict(options),
-        "weights": dict(pipe.identity),
-        "device": record.device(),
-        "rows": rows,
-    }
-    result = json.loads(json.dumps(result, default=str))
-    path = options.output / "policies.json"
-    write_text(path, json.dumps(result, indent=1) + "\n")
     return {**result, "outputs": [str(path)]}
 
 
@@ -112,17 +113,18 @@ def text(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *result["outputs"]])
 
 
-def _variants(options: PoliciesOptions) -> dict[tuple[str, float], Sparse]:
+def _variants(options: PoliciesOptions) -> dict[tuple[str, float], Any]:
     """Returns every policy at every density."""
-    sparse = {name: policy for name, policy in POLICIES.items() if isinstance(policy, Sparse)}
-    dense = {"dense_rows": options.dense_rows, "dense_layers": options.dense_layers}
+    sparse: dict[str, Any] = {
+        name: policy for name, policy in POLICIES.items() if isinstance(policy, Sparse)
+    }
+    shared = {name: getattr(options, name) for name in ("dense_rows", "dense_layers", "block")}
     found = {}
-    for name in options.policies:
+    for density, name in itertools.product(options.densities, options.policies):
         if name not in sparse:
             what = f"a sparse policy called {name!r} was asked for"
             raise ConfigError(what, "there is none", nearest(name, sparse))
-        for density in options.densities:
-            found[name, density] = dataclasses.replace(sparse[name], density=density, **dense)
+        found[name, density] = dataclasses.replace(sparse[name], density=density, **shared)
     return found
 
 

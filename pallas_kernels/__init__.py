@@ -7,6 +7,7 @@ from pallas_kernels.attention import (
     explain,
     merge,
 )
+from pallas_kernels.attention.windowed import windowed_attention
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.tile_order import TileOrder
 
@@ -18,4 +19,5 @@ __all__ = [
     "dense_attention",
     "explain",
     "merge",
+    "windowed_attention",
 ]
