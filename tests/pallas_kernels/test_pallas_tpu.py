@@ -105,7 +105,7 @@ def test_what_is_not_attended_to_is_not_read():
     """Neither keys of no listed block, nor those that a mask cuts, change a bit."""
     mask = random_mask(6, **SIZES)
     q, k, v, *_ = random_inputs(6, mask)
-    unseen = ~np.asarray(mask.token_mask()).any((1, 2))[0]
+    unseen = ~np.asarray(mask.token_mask()).any((1, 2))[0]  # pyright: ignore[reportIndexIssue]
     assert 0 < unseen.sum() < 300
     other = (
         jnp.where(unseen[None, :, None, None], 1e4, k),
