@@ -175,6 +175,122 @@ class WindowShuffle:
         return jax.vmap(one_sample)(samples, indices)
 
 
+@dataclass(frozen=True)
+class OffsetNoise:
+    """Adds noise that is the same at all places of a video, one number per channel.
+
+    A model that was trained with it can make a whole video bright or dark.
+
+    Attributes:
+        strength: Deviation of the offset; the sum is divided by `sqrt(1 + strength^2)`.
+
+    Reference: Guttenberg, Diffusion with Offset Noise (2023), which does not divide; UniVG,
+    arXiv:2401.09084, trains with 0.1.
+    """
+
+    strength: float
+
+    def __call__(
+        self,
+        key: Key,
+        samples: Int[Array, " B"],
+        latent_frames: int,
+        shape: Sequence[int],
+        first_frame: int = 0,
+    ) -> Float[Array, "B F ..."]:
+        """Returns noise of unit variance."""
+        channels = (1,) * (len(shape) - 1) + tuple(shape[-1:])
+        offset = initial_noise(named(key, "offset of noise"), samples, 1, channels)
+        own = initial_noise(key, samples, latent_frames, shape, first_frame)
+        return (own + self.strength * offset) / math.hypot(1, self.strength)
+
+
+@dataclass(frozen=True)
+class PoolPermute:
+    """Frames of a pool of noise again and again, in an order in which near ones never meet.
+
+    The pool has `block + overlap` frames. A block leaves out the last `overlap` frames before it
+    and takes the others in a random order, so no frame comes back within `overlap` frames.
+
+    Attributes:
+        block: Latent frames per block.
+        overlap: Frames before a block that it does not repeat.
+
+    Reference: DualParal, arXiv:2505.21070, coordinated noise.
+    """
+
+    block: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or self.overlap < 0:
+            raise ConfigError(
+                f"a pool for blocks of {self.block} with overlap {self.overlap}",
+                "a block has a frame",
+                "use block >= 1 and overlap >= 0",
+            )
+
+    def indices(self, key: Key, samples: Int[Array, " B"], latent_frames: int) -> Int[Array, "B F"]:
+        """Returns which frame of the pool each of the first frames takes its noise from."""
+        key, pool = named(key, "pool of noise"), self.block + self.overlap
+        blocks = max(0, -(-(latent_frames - pool) // self.block))
+
+        def one(sample: Array) -> Array:
+            own = jax.random.fold_in(key, sample)
+
+            def extend(last: Array, number: Array) -> tuple[Array, Array]:
+                order = jax.random.permutation(jax.random.fold_in(own, number), self.block)
+                taken = last[: self.block][order]
+                return jnp.concatenate([last[self.block :], taken]), taken
+
+            first = jnp.arange(pool)
+            _, rest = jax.lax.scan(extend, first, jnp.arange(blocks))
+            return jnp.concatenate([first, rest.reshape(-1)])[:latent_frames]
+
+        return jax.vmap(one)(samples)
+
+    def __call__(
+        self,
+        key: Key,
+        samples: Int[Array, " B"],
+        latent_frames: int,
+        shape: Sequence[int],
+        first_frame: int = 0,
+    ) -> Float[Array, "B F ..."]:
+        """Returns the noise; each frame by itself is standard normal."""
+        indices = self.indices(key, samples, first_frame + latent_frames)[:, first_frame:]
+
+        def one_sample(sample: Array, frames: Array) -> Array:
+            return addressed_normal(key, sample[None], frames, shape)[0]
+
+        return jax.vmap(one_sample)(samples, indices)
+
+
+def mix_frequencies(
+    low: Float[Array, "B F H W C"], high: Float[Array, "B F H W C"], cutoff: float = 0.25
+) -> Float[Array, "B F H W C"]:
+    """Returns the slow part of one noise and the fast part of another.
+
+    For a second run from the layout of the first: `low` is the first result, noised again with the
+    noise that it came from, and `high` is fresh.
+
+    Args:
+        low: Noise whose low frequencies are kept.
+        high: Noise that gives the others.
+        cutoff: Deviation of the Gaussian filter in shares of the highest frequency of each axis.
+
+    Reference: FreeInit, arXiv:2312.07537, section 4, with a Gaussian filter.
+    """
+    axes = (1, 2, 3)
+    squares = jnp.zeros((1, 1, 1, 1, 1))
+    for axis in axes:
+        frequency = 2.0 * jnp.fft.fftfreq(low.shape[axis]) / cutoff
+        squares = squares + (frequency**2).reshape([-1 if i == axis else 1 for i in range(5)])
+    kept = jnp.exp(-0.5 * squares)
+    spectrum = kept * jnp.fft.fftn(low, axes=axes) + (1.0 - kept) * jnp.fft.fftn(high, axes=axes)
+    return jnp.fft.ifftn(spectrum, axes=axes).real
+
+
 class NoiseReport(NamedTuple):
     """What the frames of noise have to do with each other, over samples and entries.
 

@@ -291,7 +291,7 @@ class MaskedTasks:
         """Returns the levels of `inner` with given frames."""
         times = self.inner(named(key, "inner"), batch, latent_frames)
         frames, half = jnp.arange(latent_frames), latent_frames // 2
-        log_weights = jnp.log(jnp.asarray(self.weights))
+        log_weights = jnp.log(jnp.asarray(self.weights, jnp.float32))
 
         def clip(key: Key) -> Array:
             task = jax.random.categorical(named(key, "task"), log_weights)

@@ -5,9 +5,12 @@ import pytest
 from jvdm.errors import ConfigError
 from jvdm.samplers.initialisers import (
     NoiseInitialiser,
+    OffsetNoise,
+    PoolPermute,
     ProgressiveNoise,
     SharedNoise,
     WindowShuffle,
+    mix_frequencies,
     mixed_noise,
     report_noise,
 )
@@ -22,6 +25,7 @@ INITIALISERS = (
     mixed_noise(1.0),
     ProgressiveNoise(2.0),
     WindowShuffle(4, 2),
+    PoolPermute(2, 2),
     initial_noise,
 )
 DISTANCE = abs(np.arange(FRAMES)[:, None] - np.arange(FRAMES)[None, :])
@@ -82,3 +86,40 @@ def test_groups_must_fill_the_window(window, stride):
 def test_a_share_lies_in_the_unit_interval():
     with pytest.raises(ConfigError, match=r"ratio 1\.2"):
         SharedNoise(1.2)
+
+
+def test_a_pool_repeats_no_frame_within_its_overlap(key):
+    indices = np.asarray(PoolPermute(4, 3).indices(key, jnp.arange(9), 40))
+    np.testing.assert_array_equal(indices[:, :7], np.tile(np.arange(7), (9, 1)))
+    for row in indices:
+        for frame in range(7):
+            assert (np.diff(np.flatnonzero(row == frame)) > 3).all()
+        for first in range(7, 40 - 3, 4):  # a block and what it may not repeat are the pool
+            assert sorted(row[first - 3 : first + 4]) == list(range(7))
+    assert len(np.unique(indices, axis=0)) > 3
+    with pytest.raises(ConfigError, match="blocks of 0"):
+        PoolPermute(0, 3)
+
+
+def test_an_offset_is_one_number_of_each_channel(key):
+    strength, samples = 2.0, jnp.arange(200)
+    noise = np.asarray(OffsetNoise(strength)(key, samples, 3, (4, 4, 2)), np.float64)
+    plain = np.asarray(initial_noise(key, samples, 3, (4, 4, 2)), np.float64)
+    offset = (noise * 5**0.5 - plain) / strength
+    np.testing.assert_allclose(
+        offset, np.broadcast_to(offset[:, :1, :1, :1], offset.shape), atol=1e-5
+    )
+    values = offset[:, 0, 0, 0]
+    assert abs(values.mean()) < 0.2 and abs(values.std() - 1) < 0.15
+    assert abs(np.corrcoef(values[:, 0], values[:, 1]).min()) < 0.25
+
+
+def test_frequencies_are_mixed_low_from_one_and_high_from_the_other(key):
+    low, high = (initial_noise(key, jnp.arange(2) + n, 8, (8, 8, 2)) for n in (0, 5))
+    np.testing.assert_allclose(mix_frequencies(low, low), low, atol=1e-5)
+    got = mix_frequencies(low, high, 0.2)
+    np.testing.assert_allclose(got.mean((1, 2, 3)), low.mean((1, 2, 3)), atol=1e-5)
+    fastest = (-1.0) ** np.indices((8, 8, 8)).sum(axis=0)[None, ..., None]
+    np.testing.assert_allclose(
+        (got * fastest).mean((1, 2, 3)), (high * fastest).mean((1, 2, 3)), atol=1e-4
+    )
