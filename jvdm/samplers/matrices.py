@@ -394,7 +394,7 @@ _CLEAN_COLOR = np.array([250, 221, 120])
 _FROZEN_TINT = np.array([96, 170, 160])
 
 
-def picture(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height width 3"]:
+def plot(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height width 3"]:
     """Draws the matrix: rows from top to bottom, frames from left to right.
 
     Dark cells are noise and light cells clean; frozen columns are green. Cells that are in

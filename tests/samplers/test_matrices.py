@@ -17,7 +17,7 @@ from jvdm.samplers import (
     lag_matrix,
     linspace_levels,
     pad_rows,
-    picture,
+    plot,
     rectified_flow,
     shift_levels,
     synchronous,
@@ -246,7 +246,7 @@ def test_a_matrix_is_data_for_jax():
 
 def test_picture_shows_rows_frames_frozen_columns_and_windows():
     matrix = windowed(freeze(lag_matrix(LEVELS, 4, lag=4), (3,)))
-    image = picture(matrix, cell=4)
+    image = plot(matrix, cell=4)
     assert image.dtype == np.uint8 and image.shape == (4 * 17, 4 * 4, 3)
     cells = image[1::4, 1::4].astype(int)
     brightness = cells.sum(axis=-1)
