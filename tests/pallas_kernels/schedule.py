@@ -67,7 +67,8 @@ def compiled(chip: str, mask: Any, heads: int, *, size: int = 128, backward: boo
 
     def run(q: Any, k: Any, v: Any, mask: BlockMask) -> Any:
         def values(*arrays: Any) -> Any:
-            return attend(PallasTPU(), *arrays, mask, size**-0.5)[0]
+            both: Any = attend(PallasTPU(), *arrays, mask, size**-0.5)
+            return both[0]
 
         if not backward:
             return values(q, k, v)
