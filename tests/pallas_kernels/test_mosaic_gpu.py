@@ -43,12 +43,12 @@ def problem(case: str, dtype: str = "bfloat16") -> tuple[BlockMask, tuple[Any, .
 
 def seen(lists, places, sizes, keys_have_kinds):
     """The pairs that lists and places allow, computed as the kernels do, entry by entry."""
-    (indices, counts, full_counts), (low, high), (rows, columns) = lists, places, sizes
+    (indices, counts), (low, high), (rows, columns) = lists, places, sizes
     batch, heads, blocks, _ = np.broadcast_shapes(indices.shape, (2, 1, 1, 1))
     allowed = np.zeros((batch, heads, blocks * rows, low.shape[-1]), bool)
     for b, n, i in np.ndindex(batch, heads, blocks):
         for entry in range(counts[b, n, i]):
-            j, kind = indices[b, n, i, entry], int(entry >= full_counts[b, n, i])
+            j, kind = divmod(indices[b, n, i, entry], 2)
             row, column = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
             if keys_have_kinds:
                 pairs = low[b, kind, None, column] <= high[b, row, None]
@@ -67,7 +67,7 @@ def batched(array):
 def test_lists_and_places_allow_the_pairs_of_the_mask(case):
     mask, _ = problem(case)
     lists, tiles, kinds = prepare(mask, 2, CASES[case][4], 132)
-    arrays = [batched(x) for x in (lists.indices, lists.counts, lists.full_counts)]
+    arrays = [batched(x) for x in (lists.indices * (1 if kinds.masked else 2), lists.counts)]
     sizes = mask.block_q, mask.block_kv
     places = batched(lists.kv_places), batched(lists.q_places)
     allowed = seen(arrays, places, sizes, True)[:, :, : mask.q_len, : mask.kv_len]
@@ -81,7 +81,7 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
 def test_walks_are_the_lists_from_the_side_of_the_keys(case):
     mask, _ = problem(case)
     walks, shape = prepare_walks(mask, 2, CASES[case][4], 132)
-    arrays = [batched(x) for x in (walks.indices, walks.counts, walks.full_counts)]
+    arrays = [batched(x) for x in (walks.indices, walks.counts)]
     sizes = mask.block_kv, mask.block_q
     places = batched(walks.q_places), batched(walks.kv_places)
     if not shape.partial:  # the kernel reads no places then

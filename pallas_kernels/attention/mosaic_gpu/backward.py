@@ -137,16 +137,21 @@ def _kernel(options: _Options, *refs: Any) -> None:
     names = _Refs._make((*refs[:7], Walks._make(refs[7 : 7 + count]), *refs[7 + count :]))
     warpgroup = lax.axis_index("warpgroup")
     place = lax.axis_index("head"), lax.axis_index("block")
-    groups = options.shape.groups
+    groups, registers = options.shape.groups, REGISTERS[names.q.shape[3]]
 
-    @pl.when(warpgroup < 2)
-    def _compute():
-        plgpu.set_max_registers(REGISTERS[0], action="increase")
-        _Group(options, names, place, 0 if groups == 1 else warpgroup).compute(warpgroup)
+    def compute(number: Any) -> None:
+        plgpu.set_max_registers(registers[0], action="increase")
+        _Group(options, names, place, 0 if groups == 1 else number).compute(number)
+
+    if groups == 1:
+        pl.when(warpgroup < 2)(lambda: compute(warpgroup))
+    else:  # code of its own for each, whose addresses are constants: or registers spill
+        for number in range(2):
+            pl.when(warpgroup == number)(functools.partial(compute, number))
 
     @pl.when(warpgroup == 2)
     def _move():
-        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(registers[1], action="decrease")
 
         @plgpu.warp_map
         def _(warp):
@@ -273,10 +278,9 @@ class _Group:
             plgpu.copy_gmem_to_smem(source, refs.delta_tiles.at[slot], full)
 
         def visit(walk: _Walk, done: Any) -> Any:
-            full_count = refs.walks.full_counts[walk.row]
-
             def load_block(number: Any, block: Any) -> None:
-                partial = (self.entry(walk, number) >= full_count).astype(jnp.int32)
+                partial = block & 1 if self.shape.partial else 0
+                block = block >> 1 if self.shape.partial else block
                 for step in range(split):
                     place = done + number * split + step
                     load_step(walk, place, block * split + step, partial)
@@ -297,6 +301,7 @@ class _Group:
 
         def visit(walk: _Walk, done: Any) -> Any:
             def store_block(_: Any, block: Any) -> None:
+                block = block >> 1 if self.shape.partial else block
                 for step, piece in ((s, p) for s in range(split) for p in range(self.pieces)):
                     for owner in owners:
                         column = owner if self.exchange else piece
@@ -384,18 +389,23 @@ class _Group:
             d_s = (p * (d_p - _down(delta, d_p))).astype(refs.q.dtype)
             self.share(refs.d_s.at[d_s_slot, own], d_s, warpgroup)
 
+            def to_keys() -> None:
+                plgpu.wgmma(d_k_ref, d_s, refs.q_tiles.at[q_slot])
+
             def to_queries(piece: int, d_q_ref: Any) -> Array:
+                if not self.exchange and not piece:
+                    to_keys()
                 columns = pl.ds((warpgroup if self.exchange else piece) * STEP, STEP)
                 for keys in range(2) if self.exchange else (warpgroup,):
                     seen = pl.ds(keys * STEP, STEP) if self.exchange else own
                     rows = refs.d_s.at[d_s_slot, seen].T
                     plgpu.wgmma(d_q_ref, rows, refs.k_tile.at[keys + zero, :, columns])
-                if piece:
-                    return plgpu.wgmma_accumulator_load(d_q_ref, wait_n=0)
-                plgpu.wgmma_wait(2 if self.exchange else 1)
-                arrive(self.out_free(step), self.threads)
-                plgpu.wgmma(d_k_ref, d_s, refs.q_tiles.at[q_slot])
-                return plgpu.wgmma_accumulator_load(d_q_ref, wait_n=1)
+                if not piece:
+                    plgpu.wgmma_wait(2)
+                    arrive(self.out_free(step), self.threads)
+                if self.exchange:
+                    to_keys()
+                return plgpu.wgmma_accumulator_load(d_q_ref, wait_n=int(self.exchange))
 
             for piece in range(self.pieces):
                 d_q = pl.run_scoped(functools.partial(to_queries, piece), tile)
@@ -429,7 +439,7 @@ class _Group:
             return None
         places = self.refs.walks.kv_places
         batch = self.batch if places.shape[0] > 1 else 0
-        return load(places.at[batch, self.rows(part)], layout=ROW, optimized=False)
+        return places.at[batch, self.rows(part)]
 
     def masked(self, p: Array, slot: Any, places: Any) -> Array:
         """Masks the weights of pairs that do not count."""
@@ -439,7 +449,8 @@ class _Group:
 
         def mask() -> Array:
             columns = load(of_queries, layout=COLUMN, optimized=False)
-            of_keys = lax.broadcast_in_dim(places, p.shape, [0])
+            of_keys = load(places, layout=ROW, optimized=False)
+            of_keys = lax.broadcast_in_dim(of_keys, p.shape, [0])
             return jnp.where(of_keys <= _down(columns, p), p, 0.0)
 
         return lax.cond(of_queries[0] != NEVER, mask, lambda: p)

@@ -116,16 +116,16 @@ def _kernel(options: _Options, *refs: Any) -> None:
     count = len(Lists._fields)
     names = _Refs._make((*refs[:3], Lists._make(refs[3 : 3 + count]), *refs[3 + count :]))
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
-    together = options.tiles.groups == 1
+    together, registers = options.tiles.groups == 1, REGISTERS[names.q.shape[3]]
 
     @pl.when(warpgroup < 2)
     def _compute():
-        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        plgpu.set_max_registers(registers[0], action="increase")
         _Group(options, names, processor, 0 if together else warpgroup).compute(warpgroup)
 
     @pl.when(warpgroup == 2)
     def _load():
-        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(registers[1], action="decrease")
 
         @plgpu.warp_map
         def _(warp):
@@ -205,14 +205,16 @@ class _Group:
 
             def load_keys(step: Any) -> Any:
                 place = jnp.where(tile.backwards, tile.steps - 1 - step, step)
-                entry, slot = lax.div(place, split), self.k_slot(done + step)
-                index = refs.lists.indices[*tile.row, entry] * split + lax.rem(place, split)
+                block = refs.lists.indices[*tile.row, lax.div(place, split)]
+                slot = self.k_slot(done + step)
+                partial = block & 1
+                block = block >> 1 if self.kinds.masked else block
+                index = block * split + lax.rem(place, split)
                 sync(self.k_free(done + step), self.threads)
                 rows, full = pl.ds(index * kv, kv), refs.k_full.at[slot]
                 source = refs.k.at[tile.batch, rows, head]
                 plgpu.copy_gmem_to_smem(source, refs.k_tiles.at[slot], full)
                 if self.kinds.masked:
-                    partial = (entry >= refs.lists.full_counts[tile.row]).astype(jnp.int32)
                     source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
                     plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
                 return index

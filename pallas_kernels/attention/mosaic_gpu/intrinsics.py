@@ -23,7 +23,8 @@ mlir: Any = dialects
 
 FIRST_BARRIER = 4  # hardware barriers below are Mosaic's own: the block's and one per warpgroup
 LOG2E = math.log2(math.e)
-REGISTERS = 240, 24  # of a thread that computes, and of one that loads or stores
+# Registers of a thread that computes, and of one that loads or stores, by the size of a head.
+REGISTERS = {64: (232, 40), 128: (240, 24)}
 SWIZZLE = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
 
 TILE = plgpu.Layout.WGMMA

@@ -59,9 +59,9 @@ class Lists(NamedTuple):
     Attributes:
         order: i32[T], tile of queries `(batch * heads + head) * tiles + tile` that is the
             n-th to be computed.
-        indices: i32[b, n, Q, M], as in the mask.
+        indices: i32[b, n, Q, M], blocks of keys; where pairs may be masked, twice that, and 1
+            more in blocks that are attended to in part.
         counts: i32[b, n, Q], as in the mask.
-        full_counts: i32[b, n, Q], as in the mask.
         q_limits: i32[b, tiles], queries of a tile that count.
         q_places: i16[b, L], a number per query.
         kv_places: i16[b, 2, L], a number per key that may not be above the query's: in blocks
@@ -71,7 +71,6 @@ class Lists(NamedTuple):
     order: Array
     indices: Array
     counts: Array
-    full_counts: Array
     q_limits: Array
     q_places: Array
     kv_places: Array
@@ -121,13 +120,12 @@ def prepare(mask: BlockMask, batch: int, heads: int, processors: int) -> Work:
     if mask.q_lengths is not None:
         start = tiles.q * np.arange(tiles.q_split)[None, None]
         limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
-    full_counts = mask.kv_counts if mask.kv_full_counts is None else mask.kv_full_counts
     q_places, kv_places = places(mask)
     known = jnp.pad(counted(mask), ((0, 0), (0, kv_places.shape[1] - mask.kv_len)))
     both = jnp.stack([jnp.broadcast_to(jnp.int16(ALWAYS), kv_places.shape), kv_places], 1)
     kv_places = jnp.where(known[:, None], both, jnp.int16(NEVER))
-    indices, counts = mask.kv_indices, mask.kv_counts
-    lists = Lists(order, indices, counts, full_counts, limits, q_places, kv_places)
+    indices = with_kinds(mask) if kinds.masked else mask.kv_indices
+    lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places)
     return Work(lists, tiles, kinds)
 
 
@@ -146,6 +144,14 @@ def _order(lengths: Int[Array, "S Q"], per_block: int, workers: int) -> Int[Arra
     turned = dealt[: len(order) // workers * workers].reshape(-1, workers)
     turned[1::2] = turned[1::2, ::-1].copy()
     return order[dealt].astype(jnp.int32)
+
+
+def with_kinds(mask: BlockMask) -> Int[Array, "b n Q M"]:
+    """Returns twice each listed block, and 1 more where it is attended to in part."""
+    if mask.kv_full_counts is None:
+        return 2 * mask.kv_indices
+    entry = jnp.arange(mask.kv_indices.shape[3])[None, None, None]
+    return 2 * mask.kv_indices + (entry >= mask.kv_full_counts[..., None])
 
 
 def is_partial(mask: BlockMask) -> bool:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, is_partial, places
+from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, is_partial, places, with_kinds
 from pallas_kernels.block_mask import BlockMask
 
 STEP = 64  # queries of a step, and keys of a warpgroup
@@ -16,9 +16,9 @@ class Walks(NamedTuple):
     """Which queries attend to each block of keys, as in a transposed mask.
 
     Attributes:
-        indices: i32[b, n, K, M], blocks of queries.
+        indices: i32[b, n, K, M], blocks of queries; with partial blocks, twice that, and 1
+            more where not all pairs count.
         counts: i32[b, n, K], how many count.
-        full_counts: i32[b, n, K], how many of these in full.
         starts: i32[B, N, tiles], list entry at which each tile of keys begins.
         q_places: i16[b, 2, L], a number per query: in blocks that are attended to in full, and
             in others.
@@ -27,7 +27,6 @@ class Walks(NamedTuple):
 
     indices: Array
     counts: Array
-    full_counts: Array
     starts: Array
     q_places: Array
     kv_places: Array
@@ -77,10 +76,10 @@ def prepare_walks(mask: BlockMask, batch: int, heads: int, processors: int) -> t
     sizes = (batch, heads, shape.kv_split)
     at_once = processors * shape.groups
     starts = start_entries(turned.kv_indices, counts, mask.grid[0], sizes, at_once)
-    full_counts = counts if turned.kv_full_counts is None else turned.kv_full_counts
+    indices = with_kinds(turned) if shape.partial else turned.kv_indices
     q_places, kv_places = places(mask)
     q_places = jnp.stack([jnp.broadcast_to(jnp.int16(NEVER), q_places.shape), q_places], 1)
-    return Walks(turned.kv_indices, counts, full_counts, starts, q_places, kv_places), shape
+    return Walks(indices, counts, starts, q_places, kv_places), shape
 
 
 def start_entries(
