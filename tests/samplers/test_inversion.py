@@ -43,7 +43,9 @@ def again(process, solver, matrix, x):
     return sample(mixture_denoiser(process), solver, process, matrix, x, KEY).x
 
 
-@pytest.mark.parametrize(("process", "solver"), [(FLOW, Euler()), (COSINE, DDIM())], ids=str)
+@pytest.mark.parametrize(
+    ("process", "solver"), [(FLOW, Euler()), (COSINE, DDIM())], ids=["flow", "cosine"]
+)
 def test_refined_inversion_and_sampling_return_the_clip(process, solver):
     matrix = synchronous(linspace_levels(40), 3)
     lost = [

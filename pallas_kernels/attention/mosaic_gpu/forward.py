@@ -151,6 +151,7 @@ class _Group:
     def __init__(self, options: _Options, refs: _Refs, processor: Any, index: Any):
         tiles = options.tiles
         self.tiles, self.kinds, self.scale = tiles, options.kinds, options.scale
+        self.floor = MASKED * self.scale / 2  # of peaks, above what is masked
         self.refs, self.index = refs, index
         self.workers = options.processors * tiles.groups
         self.first = processor * tiles.groups + index
@@ -336,13 +337,15 @@ class _Group:
         lse = peak * (1 / LOG2E) + jnp.log(total)
         factor = 1.0 / total
         if self.kinds.masked:
-            some = peak > MASKED * self.scale / 2
+            some = peak > self.floor
             factor, lse = jnp.where(some, factor, 0.0), jnp.where(some, lse, -jnp.inf)
         return (acc * _across(factor, acc)).astype(q.dtype), lse
 
     def weights(self, s: Array) -> tuple[Array, Array, Array]:
         """Returns the weights of the first keys, their peak per row, their sum per lane."""
         peak = s.max(axis=1) * self.scale
+        if self.kinds.masked:  # rounding would decide over the weights of a row of masked scores
+            peak = jnp.maximum(peak, self.floor)
         p = jnp.exp2(s * self.scale - _across(peak, s))
         return p, peak, _lane_sums(p)
 
