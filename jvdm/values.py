@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jvdm.errors import ConfigError, WeightsError
+from jvdm.errors import ConfigError, WeightsError, shortened
 
 CLASS, RECIPE, FUNCTION, ARRAY = "class", "recipe", "function", "array"
 _OURS = ("jvdm", "pallas_kernels")
@@ -173,7 +173,8 @@ def _made(name: str, arguments: dict[str, Any]) -> Any:
         return make(**arguments)
     except TypeError as error:
         what = f"a {str(name).rpartition(':')[2]} is described that this jvdm cannot build"
-        raise WeightsError(what, str(error), "update jvdm, or export the weights again") from error
+        why = shortened(str(error))
+        raise WeightsError(what, why, "update jvdm, or export the weights again") from error
 
 
 def _check_importable(item: Any, where: str) -> None:
