@@ -86,7 +86,7 @@ def test_policies_are_measured_beside_dense(weights, tmp_path):
         str(weights), ("draft", "random"), (1.0, 0.25), prompts=(PROMPT,), output=tmp_path, **SIZE
     )
     result = measured.run(options)
-    dense, same, draft, _, chance = result["rows"]
+    dense, same, _, draft, chance = result["rows"]
     assert dense["psnr"] == same["psnr"] == 100 and same["density"] == 1
     assert draft["psnr"] < 100 and draft["density"] == chance["density"] < 1
     assert draft["recall"] > chance["recall"]
