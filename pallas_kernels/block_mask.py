@@ -278,16 +278,52 @@ class BlockMask:
 
         allowed = spread(self.to_dense())
         q, kv = self.q_coords, self.kv_coords
-        if self.kv_full_counts is not None and q is not None and kv is not None:
+        if self.by_place and q is not None and kv is not None:
             pairs = self.allows(q[:, None, :, None], kv[:, None, None])
             allowed &= pairs | ~spread(self._partial())
         if self.q_lengths is not None:
-            known = rows[None] % self.block_q < self.q_lengths[:, rows // self.block_q]
-            allowed &= known[:, None, :, None]
+            allowed &= self.q_counted[:, None, : self.q_len, None]
         if self.kv_lengths is not None:
-            known = columns[None] % self.block_kv < self.kv_lengths[:, columns // self.block_kv]
-            allowed &= known[:, None, None]
+            allowed &= self.kv_counted[:, None, None, : self.kv_len]
         return allowed
+
+    @property
+    def by_place(self) -> bool:
+        """Whether pairs are masked in blocks that are not attended to in full."""
+        placed = self.q_coords is not None and self.kv_coords is not None
+        return placed and self.kv_full_counts is not None
+
+    def places(self, nowhere: int) -> tuple[Int[Array, "B Q"], Int[Array, "B K"]]:
+        """Returns numbers of queries and keys, up to the end of the last blocks, instead of places.
+
+        A pair that `allows` would allow has a key whose number is not above the query's.
+
+        Args:
+            nowhere: Number of a key without a place, above `MAX_TIME`.
+
+        Raises:
+            ValueError: If the mask is not `by_place`.
+        """
+        q, kv = self.q_coords, self.kv_coords
+        if q is None or kv is None:
+            raise ValueError("a mask without q_coords and kv_coords has no places")
+
+        def number(coords: Array, none: int, block: int) -> Array:
+            time = coords >> TIME_BITS if self.causal_time else jnp.zeros_like(coords)
+            short = ((0, 0), (0, -coords.shape[1] % block))
+            return jnp.pad(jnp.where(coords < 0, none, time), short, constant_values=none)
+
+        return number(q, -1, self.block_q), number(kv, nowhere, self.block_kv)
+
+    @property
+    def q_counted(self) -> Bool[Array, "B Q"]:
+        """Whether a query counts, up to the end of the last block."""
+        return _counted(self.q_len, self.block_q, self.q_lengths)
+
+    @property
+    def kv_counted(self) -> Bool[Array, "B K"]:
+        """Whether a key counts, up to the end of the last block."""
+        return _counted(self.kv_len, self.block_kv, self.kv_lengths)
 
     def allows(self, q_coords: Int[Array, "*b"], kv_coords: Int[Array, "*c"]) -> Bool[Array, "*d"]:
         """Says which pairs count where a block is not attended to in full."""
@@ -308,3 +344,9 @@ class BlockMask:
         place = jnp.where(counts, self.kv_indices, self.grid[1])
         empty = jnp.zeros((*self.kv_counts.shape, self.grid[1]), bool)
         return jnp.put_along_axis(empty, place, counts, -1, inplace=False, mode="drop")
+
+
+def _counted(length: int, block: int, lengths: Array | None) -> Bool[Array, "B L"]:
+    token = jnp.arange(-(-length // block) * block)
+    known = (token < length)[None]
+    return known if lengths is None else known & (token[None] % block < lengths[:, token // block])

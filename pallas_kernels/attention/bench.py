@@ -4,7 +4,6 @@
 """
 
 import argparse
-import functools
 import json
 import statistics
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from pallas_kernels.attention.api import block_sparse_attention, dense_attention, explain
 from pallas_kernels.block_mask import BlockMask
@@ -38,14 +37,6 @@ def seconds(
     return statistics.median(times)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def random_lists(heads: int, blocks: int, count: int, width: int) -> Int[Array, "1 N Q M"]:
-    """Returns `count` random blocks per list, ascending, in lists of `width`."""
-    draws = jax.random.uniform(jax.random.key(0), (1, heads, blocks, blocks))
-    chosen = jnp.sort(jax.lax.top_k(draws, count)[1], -1).astype(jnp.int32)
-    return jnp.pad(chosen, [(0, 0)] * 3 + [(0, width - count)], mode="edge")
-
-
 def random_mask(heads: int, length: int, block: int, density: float, widest: float) -> BlockMask:
     """Returns a mask of random lists of equal length.
 
@@ -58,9 +49,16 @@ def random_mask(heads: int, length: int, block: int, density: float, widest: flo
     """
     blocks = -(-length // block)
     count, width = (max(1, round(share * blocks)) for share in (density, widest))
-    lists = random_lists(heads, blocks, count, width)
-    counts = jnp.full(lists.shape[:3], count, jnp.int32)
-    return BlockMask(lists, counts, block_q=block, block_kv=block, q_len=length, kv_len=length)
+    draws = jax.random.uniform(jax.random.key(0), (1, heads, blocks, blocks))
+    least = jnp.sort(draws)[..., -count]
+    return BlockMask.from_dense(
+        draws >= least[..., None],
+        max_blocks=width,
+        block_q=block,
+        block_kv=block,
+        q_len=length,
+        kv_len=length,
+    )
 
 
 def measure(

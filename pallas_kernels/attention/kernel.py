@@ -43,13 +43,15 @@ class Kernel(Protocol):
         v: Float[Array, "B K H D"],
         mask: BlockMask,
         scale: float,
-        lse: Float[Array, "B N Q"],
+        lse: Float[Array, "B N L"],
         d_out: Float[Array, "B Q N D"],
-        delta: Float[Array, "B N Q"],
+        delta: Float[Array, "B N L"],
     ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B K H D"], Float[Array, "B K H D"]]:
         """Returns the gradients of queries, keys and values.
 
-        The gradient of a score is `p * (d_out . v - delta)`, where `p = exp(score - lse)`.
+        The gradient of a score is `p * (d_out . v - delta)`, where `p = exp(score - lse)`. Both
+        reach up to the end of the last block; `lse` is inf for a query that attends to nothing.
+        Gradients of keys that do not count may be anything.
         """
         ...
 
@@ -82,8 +84,15 @@ def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
     d_out, d_lse = cotangents
     kind = exact(q.dtype)
     delta = jnp.einsum("bqnd,bqnd->bnq", out.astype(kind), d_out.astype(kind))
-    delta = jnp.where(lse > -jnp.inf, delta - d_lse, 0.0)
-    return (*kernel.backward(q, k, v, mask, scale, lse, d_out, delta), None)
+    some = lse > -jnp.inf
+    short = ((0, 0), (0, 0), (0, -q.shape[1] % mask.block_q))
+    delta = jnp.pad(jnp.where(some, delta - d_lse, 0.0), short)
+    lse = jnp.pad(jnp.where(some, lse, jnp.inf), short, constant_values=jnp.inf)
+    d_q, d_k, d_v = kernel.backward(q, k, v, mask, scale, lse, d_out, delta)
+    if mask.kv_lengths is not None:
+        known = mask.kv_counted[:, : k.shape[1], None, None]
+        d_k, d_v = jnp.where(known, d_k, 0), jnp.where(known, d_v, 0)
+    return d_q, d_k, d_v, None
 
 
 attend.defvjp(_forward, _backward)

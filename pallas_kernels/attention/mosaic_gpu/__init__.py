@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mosaic_gpu.backward import backward
 from pallas_kernels.attention.mosaic_gpu.forward import forward
-from pallas_kernels.attention.mosaic_gpu.tiles import counted, prepare
+from pallas_kernels.attention.mosaic_gpu.tiles import prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.block_mask import BlockMask
 
@@ -43,9 +43,8 @@ class MosaicGPU:
         self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
     ) -> tuple[Array, Array]:
         """Returns attended values and the log-sum-exp of the scores."""
-        processors = self.processors or jax.devices()[0].core_count
-        work = prepare(mask, q.shape[0], q.shape[2], processors)
-        out, lse = forward(_padded(q), _padded(k), _padded(v), work, scale, processors)
+        work = prepare(mask, q.shape[0], q.shape[2], self._processors)
+        out, lse = forward(_padded(q), _padded(k), _padded(v), work, scale, self._processors)
         return out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
 
     def backward(
@@ -60,26 +59,21 @@ class MosaicGPU:
         delta: Array,
     ) -> tuple[Array, Array, Array]:
         """Returns the gradients; those of queries differ in last bits from call to call."""
-        processors = self.processors or jax.devices()[0].core_count
-        walks = prepare_walks(mask, q.shape[0], q.shape[2], processors)
-        short = mask.grid[0] * mask.block_q - q.shape[1]
-        lse = jnp.pad(
-            jnp.where(lse > -jnp.inf, lse, jnp.inf),
-            ((0, 0), (0, 0), (0, short)),
-            constant_values=jnp.inf,
-        )
-        delta = jnp.pad(delta, ((0, 0), (0, 0), (0, short)))
+        walks = prepare_walks(mask, q.shape[0], q.shape[2], self._processors)
         if mask.kv_lengths is not None:
-            known = counted(mask)[..., None, None]
+            known = mask.kv_counted[:, : k.shape[1], None, None]
             k, v = jnp.where(known, k, 0), jnp.where(known, v, 0)
-        inputs = _padded(q), _padded(k), _padded(v), _padded(d_out.astype(q.dtype))
+        inputs = _padded(q), _padded(k), _padded(v), _padded(d_out)
         d_q, d_k, d_v = backward(*inputs, lse, delta, walks, scale)
-        d_q, d_k, d_v = (
-            d_x[:, : x.shape[1], :, : x.shape[3]] for d_x, x in ((d_q, q), (d_k, k), (d_v, v))
+        return (
+            d_q[:, : q.shape[1], :, : q.shape[3]],
+            d_k[:, : k.shape[1], :, : k.shape[3]],
+            d_v[:, : v.shape[1], :, : v.shape[3]],
         )
-        if mask.kv_lengths is not None:
-            d_k, d_v = jnp.where(known, d_k, 0), jnp.where(known, d_v, 0)
-        return d_q, d_k, d_v
+
+    @property
+    def _processors(self) -> int:
+        return self.processors or jax.devices()[0].core_count
 
 
 def _padded(x: Float[Array, "B L N D"]) -> Float[Array, "B l N d"]:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
-from pallas_kernels.block_mask import TIME_BITS, BlockMask
+from pallas_kernels.block_mask import BlockMask
 
 NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
 ALWAYS = -2  # place of one that all do
@@ -110,7 +110,7 @@ def prepare(mask: BlockMask, batch: int, heads: int, processors: int) -> Work:
     count = mask.grid[0] * tiles.q_split
     kinds = Kinds(
         ordered=batch * heads * count > 2 * workers,
-        masked=is_partial(mask) or mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0,
+        masked=mask.by_place or mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0,
         q_cut=mask.q_lengths is not None,
     )
     order, limits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, count), jnp.int32)
@@ -121,9 +121,8 @@ def prepare(mask: BlockMask, batch: int, heads: int, processors: int) -> Work:
         start = tiles.q * np.arange(tiles.q_split)[None, None]
         limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
     q_places, kv_places = places(mask)
-    known = jnp.pad(counted(mask), ((0, 0), (0, kv_places.shape[1] - mask.kv_len)))
     both = jnp.stack([jnp.broadcast_to(jnp.int16(ALWAYS), kv_places.shape), kv_places], 1)
-    kv_places = jnp.where(known[:, None], both, jnp.int16(NEVER))
+    kv_places = jnp.where(mask.kv_counted[:, None], both, jnp.int16(NEVER))
     indices = with_kinds(mask) if kinds.masked else mask.kv_indices
     lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places)
     return Work(lists, tiles, kinds)
@@ -154,38 +153,14 @@ def with_kinds(mask: BlockMask) -> Int[Array, "b n Q M"]:
     return 2 * mask.kv_indices + (entry >= mask.kv_full_counts[..., None])
 
 
-def is_partial(mask: BlockMask) -> bool:
-    """Says whether pairs may be masked within blocks."""
-    with_places = mask.q_coords is not None and mask.kv_coords is not None
-    return with_places and mask.kv_full_counts is not None
-
-
 def places(mask: BlockMask) -> tuple[Int[Array, "b Q"], Int[Array, "b K"]]:
     """Returns a number per query and per key, up to the end of the last blocks.
 
     Where blocks are attended to in part, the number of a key may not be above the query's.
     """
-
-    def place(coords: Array | None, none: int, length: int, block: int) -> Array:
-        if coords is None or not mask.causal_time:
-            time = jnp.zeros((1, length), jnp.int32)
-        else:
-            time = coords >> TIME_BITS
-        if coords is not None:
-            time = jnp.where(coords < 0, none, time)
-        time = jnp.pad(time, ((0, 0), (0, -length % block)), constant_values=none)
-        return time.astype(jnp.int16)
-
-    q_coords, kv_coords = (mask.q_coords, mask.kv_coords) if is_partial(mask) else (None, None)
-    return (
-        place(q_coords, -1, mask.q_len, mask.block_q),
-        place(kv_coords, NEVER, mask.kv_len, mask.block_kv),
-    )
-
-
-def counted(mask: BlockMask) -> Bool[Array, "b K"]:
-    """Says which keys count, where blocks are cut short."""
-    if mask.kv_lengths is None:
-        return jnp.ones((1, mask.kv_len), bool)
-    place = jnp.arange(mask.kv_len)
-    return place[None] % mask.block_kv < mask.kv_lengths[:, place // mask.block_kv]
+    if mask.by_place:
+        q_places, kv_places = mask.places(NEVER)
+        return q_places.astype(jnp.int16), kv_places.astype(jnp.int16)
+    q_blocks, kv_blocks = mask.grid
+    nothing = jnp.zeros((1, q_blocks * mask.block_q), jnp.int16)
+    return nothing, jnp.zeros((1, kv_blocks * mask.block_kv), jnp.int16)

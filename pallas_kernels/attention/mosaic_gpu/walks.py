@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, is_partial, places, with_kinds
+from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, places, with_kinds
 from pallas_kernels.block_mask import BlockMask
 
 STEP = 64  # queries of a step, and keys of a warpgroup
@@ -70,7 +70,7 @@ def prepare_walks(mask: BlockMask, batch: int, heads: int, processors: int) -> t
         parts=parts,
         q_split=mask.block_q // STEP,
         kv_split=mask.block_kv // (parts * STEP),
-        partial=is_partial(mask),
+        partial=mask.by_place,
     )
     counts = turned.kv_counts
     sizes = (batch, heads, shape.kv_split)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.pallas_tpu.backward import Inputs, backward_kv, backward_q
 from pallas_kernels.attention.pallas_tpu.forward import forward
-from pallas_kernels.attention.pallas_tpu.lists import counted, pack
+from pallas_kernels.attention.pallas_tpu.lists import pack
 from pallas_kernels.attention.pallas_tpu.tiles import (
     KEYS,
     LANES,
@@ -75,7 +75,7 @@ class PallasTPU:
         out, lse = forward(queries, keys, values, pack(mask, options.tiles), scale, options)
         lse = lse.reshape(q.shape[0], q.shape[2], -1)[:, :, : q.shape[1]]
         if mask.q_lengths is not None:
-            known = counted(mask.q_len, mask.block_q, mask.q_lengths)[:, : q.shape[1]]
+            known = mask.q_counted[:, : q.shape[1]]
             lse = jnp.where(known[:, None], lse, -jnp.inf)
             return jnp.where(known[..., None, None], _by_token(out, q), 0), lse
         return _by_token(out, q), lse
@@ -87,18 +87,15 @@ class PallasTPU:
         v: Array,
         mask: BlockMask,
         scale: float,
-        lse: Float[Array, "B N Q"],
+        lse: Float[Array, "B N L"],
         d_out: Float[Array, "B Q N D"],
-        delta: Float[Array, "B N Q"],
+        delta: Float[Array, "B N L"],
     ) -> tuple[Array, Array, Array]:
         """Returns the gradients, equal bit for bit from call to call."""
         queries = functools.partial(_by_head, block=mask.block_q)
         keys = functools.partial(_by_head, block=mask.block_kv)
-        arrays = queries(q), keys(k), keys(v), queries(d_out.astype(q.dtype))
-        lse = jnp.where(lse > -jnp.inf, lse, jnp.inf)
-        short = [(0, 0), (0, 0), (0, -q.shape[1] % mask.block_q)]
-        lse = jnp.pad(lse, short, constant_values=jnp.inf).reshape(len(arrays[0]), -1)
-        delta = jnp.pad(delta, short).reshape(lse.shape)
+        arrays = queries(q), keys(k), keys(v), queries(d_out)
+        lse, delta = (x.reshape(len(arrays[0]), -1) for x in (lse, delta))
         inputs = Inputs(*arrays, lse, delta)
         options = self._options(mask, inputs.k, LEAST_BACKWARD)
         turned = mask.transpose()
@@ -109,9 +106,6 @@ class PallasTPU:
             _by_token(x.reshape(len(arrays[1]), -1, *x.shape[1:]).sum(1), k).astype(k.dtype)
             for x in backward_kv(inputs, lists, scale, options)
         )
-        if mask.kv_lengths is not None:
-            known = counted(mask.kv_len, mask.block_kv, mask.kv_lengths)[:, : k.shape[1]]
-            d_k, d_v = (jnp.where(known[..., None, None], x, 0) for x in (d_k, d_v))
         return _by_token(d_q, q), d_k, d_v
 
     def _options(self, mask: BlockMask, like: Any, least: int) -> Options:

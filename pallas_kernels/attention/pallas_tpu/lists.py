@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from pallas_kernels.attention.pallas_tpu.tiles import Tiles
-from pallas_kernels.block_mask import TIME_BITS, BlockMask
+from pallas_kernels.block_mask import BlockMask
 
 FULL, CUT, PARTIAL, ABSENT = range(4)  # kinds: all keys count; those that exist; by place; none
 
@@ -45,8 +45,7 @@ def pack(mask: BlockMask, tiles: Tiles, *, cut: bool = True) -> Lists:
     """
     entry = jnp.arange(mask.kv_indices.shape[3])[None, None, None]
     kinds = jnp.where(_cut_entries(mask), CUT, FULL) if cut else jnp.zeros_like(mask.kv_indices)
-    if by_place(mask):
-        assert mask.kv_full_counts is not None
+    if mask.by_place and mask.kv_full_counts is not None:
         kinds = jnp.where(entry >= mask.kv_full_counts[..., None], PARTIAL, kinds)
     kinds = jnp.where(entry >= mask.kv_counts[..., None], ABSENT, kinds)
     parts = jnp.arange(tiles.kv_split)[None, None, None, None]
@@ -70,25 +69,12 @@ def shift(kind: Any) -> Any:
     return jnp.where(kind == ABSENT, _NOWHERE, jnp.where(kind == PARTIAL, 0, -_NOWHERE - 1))
 
 
-def by_place(mask: BlockMask) -> bool:
-    """Says whether pairs may be masked within blocks by where they are."""
-    some = mask.kv_full_counts is not None
-    return some and mask.q_coords is not None and mask.kv_coords is not None
-
-
-def counted(length: int, block: int, lengths: Array | None) -> Bool[Array, "b L"]:
-    """Says which tokens count, up to the end of the last block."""
-    token = jnp.arange(-(-length // block) * block)
-    known = (token < length)[None]
-    return known if lengths is None else known & (token[None] % block < lengths[:, token // block])
-
-
 def _cut_entries(mask: BlockMask) -> Bool[Array, "B N Q M"]:
     """Says which entries of the lists are blocks of which some keys do not count."""
     if mask.kv_lengths is None:
         short = mask.kv_len % mask.block_kv > 0
         return (mask.kv_indices == mask.grid[1] - 1) & short
-    whole = counted(mask.kv_len, mask.block_kv, mask.kv_lengths)
+    whole = mask.kv_counted
     whole = jnp.all(whole.reshape(len(whole), -1, mask.block_kv), 2)
     size = max(len(whole), len(mask.kv_indices))
     ids = jnp.broadcast_to(mask.kv_indices, (size, *mask.kv_indices.shape[1:]))
@@ -98,16 +84,8 @@ def _cut_entries(mask: BlockMask) -> Bool[Array, "B N Q M"]:
 
 def _places(mask: BlockMask, cut: bool) -> tuple[Array | None, Array]:
     """Returns a number per query, unless all are 0, and per key, up to the end of the blocks."""
-    known = counted(mask.kv_len, mask.block_kv, mask.kv_lengths if cut else None)
-    known = known if cut else jnp.ones_like(known)
-    if not by_place(mask):
+    known = mask.kv_counted if cut else jnp.ones((1, mask.grid[1] * mask.block_kv), bool)
+    if not mask.by_place:
         return None, jnp.where(known, 0, _UNCOUNTED)
-
-    def place(coords: Array, none: int, block: int) -> Array:
-        time = coords >> TIME_BITS if mask.causal_time else jnp.zeros_like(coords)
-        short = [(0, 0), (0, -coords.shape[1] % block)]
-        return jnp.pad(jnp.where(coords < 0, none, time), short, constant_values=none)
-
-    assert mask.q_coords is not None and mask.kv_coords is not None
-    q = place(mask.q_coords, -1, mask.block_q)
-    return q, jnp.where(known, place(mask.kv_coords, _NOWHERE, mask.block_kv), _UNCOUNTED)
+    q_places, kv_places = mask.places(_NOWHERE)
+    return q_places, jnp.where(known, kv_places, _UNCOUNTED)
