@@ -8,12 +8,13 @@ from pallas_kernels.attention import (
     merge,
 )
 from pallas_kernels.attention.windowed import windowed_attention
-from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.block_mask import BlockMask, best_blocks
 from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
     "BlockMask",
     "TileOrder",
+    "best_blocks",
     "block_mass",
     "block_sparse_attention",
     "dense_attention",

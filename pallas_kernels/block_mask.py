@@ -123,19 +123,7 @@ class BlockMask:
         Raises:
             ValueError: If `count` or `mass` is out of range, or as `from_dense`.
         """
-        if not 1 <= count <= scores.shape[3] or not 0 < mass <= 1:
-            raise ValueError(
-                f"{count} of {scores.shape[3]} blocks up to a mass of {mass}: the number must be "
-                f"in 1..{scores.shape[3]} and the mass in (0, 1]"
-            )
-        best, ids = jax.lax.top_k(scores, count)
-        wanted = jnp.ones(best.shape, bool)
-        if mass < 1:
-            before = jnp.cumsum(best, -1) - best
-            wanted = before < mass * jnp.sum(scores, -1, keepdims=True)
-        blocks = jnp.zeros(scores.shape, bool)
-        blocks = jnp.put_along_axis(blocks, ids, wanted, -1, inplace=False)
-        return cls.from_dense(blocks, max_blocks=count, **fields)
+        return cls.from_dense(best_blocks(scores, count, mass), max_blocks=count, **fields)
 
     @classmethod
     def full(cls, q_len: int, kv_len: int, block_q: int = 128, block_kv: int = 128) -> "BlockMask":
@@ -344,6 +332,28 @@ class BlockMask:
         place = jnp.where(counts, self.kv_indices, self.grid[1])
         empty = jnp.zeros((*self.kv_counts.shape, self.grid[1]), bool)
         return jnp.put_along_axis(empty, place, counts, -1, inplace=False, mode="drop")
+
+
+def best_blocks(
+    scores: Float[Array, "B N Q K"], count: int, mass: float = 1.0
+) -> Bool[Array, "B N Q K"]:
+    """Marks the blocks that `BlockMask.from_top` lists; of equal scores the first.
+
+    Raises:
+        ValueError: If `count` or `mass` is out of range.
+    """
+    if not 1 <= count <= scores.shape[3] or not 0 < mass <= 1:
+        raise ValueError(
+            f"{count} of {scores.shape[3]} blocks up to a mass of {mass}: the number must be "
+            f"in 1..{scores.shape[3]} and the mass in (0, 1]"
+        )
+    best, ids = jax.lax.top_k(scores, count)
+    wanted = jnp.ones(best.shape, bool)
+    if mass < 1:
+        before = jnp.cumsum(best, -1) - best
+        wanted = before < mass * jnp.sum(scores, -1, keepdims=True)
+    blocks = jnp.zeros(scores.shape, bool)
+    return jnp.put_along_axis(blocks, ids, wanted, -1, inplace=False)
 
 
 def _counted(length: int, block: int, lengths: Array | None) -> Bool[Array, "B L"]:

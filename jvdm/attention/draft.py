@@ -9,8 +9,9 @@ import numpy as np
 from jvdm.arrays import Array, Float
 from jvdm.attention.blocks import Blocks
 from jvdm.attention.policy import AttentionCall
-from jvdm.attention.sparse import Sparse, best
+from jvdm.attention.sparse import Sparse
 from jvdm.errors import ConfigError
+from pallas_kernels import best_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Draft(Sparse):
         """Marks the highest entries of the draft."""
         drafted, count = self.draft(q, k, blocks), self.listed(blocks)
         if self.per == "row":
-            return best(drafted, count), count
+            return best_blocks(drafted, count), count
         flat = drafted.reshape(*drafted.shape[:2], 1, -1)
-        marked = best(flat, count * blocks.count).reshape(drafted.shape)
-        return marked | best(drafted, 1), None  # no block of queries is left with nothing
+        marked = best_blocks(flat, count * blocks.count).reshape(drafted.shape)
+        return marked | best_blocks(drafted, 1), None  # no block of queries is left with nothing
 
     def draft(
         self, q: Float[Array, "B L N D"], k: Float[Array, "B L N D"], blocks: Blocks

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from jvdm.attention.blocks import Blocks
 from jvdm.attention.policy import AttentionCall
-from jvdm.attention.sparse import Sparse, best
-from pallas_kernels import block_mass, block_sparse_attention
+from jvdm.attention.sparse import Sparse
+from pallas_kernels import best_blocks, block_mass, block_sparse_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,4 +25,4 @@ class Oracle(Sparse):
         lse = block_sparse_attention(q, k, v, everything, return_lse=True)[1]
         lse = jnp.where(blocks.holds[None, None], lse, -jnp.inf)
         mass = block_mass(q, k, lse, blocks.size, blocks.size, kv_lengths=everything.kv_lengths)
-        return best(mass, count), count
+        return best_blocks(mass, count), count

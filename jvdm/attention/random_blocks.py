@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jvdm.attention.blocks import Blocks
 from jvdm.attention.policy import AttentionCall
-from jvdm.attention.sparse import Sparse, best
+from jvdm.attention.sparse import Sparse
+from pallas_kernels import best_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,4 +24,4 @@ class Random(Sparse):
         key = jax.random.fold_in(jax.random.key(self.seed), call.row.index)
         key = jax.random.fold_in(key, call.layer)
         scores = jax.random.uniform(key, (1, q.shape[2], blocks.count, blocks.count))
-        return best(scores + jnp.eye(blocks.count)[None, None], count), count
+        return best_blocks(scores + jnp.eye(blocks.count)[None, None], count), count

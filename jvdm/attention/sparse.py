@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -143,9 +142,3 @@ class Sparse(Policy):
 
     def _dense(self: Mine) -> Mine:
         return dataclasses.replace(self, density=1.0)
-
-
-def best(scores: Float[Array, "B N Q K"], count: int) -> Bool[Array, "B N Q K"]:
-    """Marks the `count` highest scores of every row; of equal ones the first."""
-    _, ids = jax.lax.top_k(scores, count)
-    return jnp.put_along_axis(jnp.zeros(scores.shape, bool), ids, True, -1, inplace=False)

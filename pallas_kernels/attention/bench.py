@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pallas_kernels.attention.api import block_sparse_attention, dense_attention, explain
-from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.block_mask import BlockMask, best_blocks
 
 
 def seconds(
@@ -50,9 +50,8 @@ def random_mask(heads: int, length: int, block: int, density: float, widest: flo
     blocks = -(-length // block)
     count, width = (max(1, round(share * blocks)) for share in (density, widest))
     draws = jax.random.uniform(jax.random.key(0), (1, heads, blocks, blocks))
-    least = jnp.sort(draws)[..., -count]
     return BlockMask.from_dense(
-        draws >= least[..., None],
+        best_blocks(draws, count),
         max_blocks=width,
         block_q=block,
         block_kv=block,
