@@ -13,7 +13,9 @@ from jvdm.media.frames import Image
 MAX_GIF_FPS = 50  # browsers slow down pictures that are shown for less than 0.02 s
 _THREADS = "4"  # fixed, because what encoders write depends on their number
 _BT709, _TV_RANGE = 1, 1  # colour matrix; luma 16..235, the range that browsers assume
-_X264 = {"crf": "18", "threads": _THREADS}  # visually lossless; 23 is the encoder's default
+# Visually lossless; 23 is the encoder's default. Its macroblock tree reads memory that nobody wrote
+# where AVX-512 is used (x264 165), so that equal frames of many sizes gave other bytes each time.
+_X264 = {"crf": "18", "mbtree": "0", "threads": _THREADS}
 _VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "threads": _THREADS}
 
 
