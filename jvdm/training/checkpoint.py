@@ -94,6 +94,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             yield
         except Exception as error:  # orbax and tensorstore have many
+            # What orbax had not begun to write stays behind, and Python would say so at the end.
+            warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
             codes = re.findall(r"os_error_code='(\d+)'", str(error))
             why = os.strerror(int(codes[-1])) if codes else _first_line(error)
             raise self._unwritten(why) from error
