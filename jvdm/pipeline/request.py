@@ -14,7 +14,7 @@ from jvdm import record as records
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, place, read_channel
-from jvdm.rows import keep_given, matrix_of
+from jvdm.rows import keep_given, matrix_of, starts_noisy
 from jvdm.samplers import TimestepMatrix
 from jvdm.samplers.matrices import level_at
 from jvdm.settings import (
@@ -161,7 +161,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     ids, unknown = system.text.read(told)
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
     first = np.asarray(level_at(matrix, matrix.index[0]))
-    noisy = first > system.process.t_max - 1e-6
+    noisy = starts_noisy(matrix, system.process)
     known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
     matrix = keep_given(matrix, noisy, (*known, *request.given))
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
