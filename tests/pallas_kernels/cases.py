@@ -1,6 +1,7 @@
 """Random masks of every kind and float64 attention, for the tests of all implementations."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,26 @@ import numpy as np
 from pallas_kernels import BlockMask
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def from_map(blocks, partial, sizes) -> BlockMask:
+    """Lists of a map, compiled as a whole; sizes are of blocks, then lengths, queries first."""
+    names = ("block_q", "block_kv", "q_len", "kv_len")
+    return BlockMask.from_dense(blocks, partial, **dict(zip(names, sizes, strict=True)))
+
+
+# One program for each kind of mask, instead of one for each of its operations.
+token_mask, to_dense = jax.jit(BlockMask.token_mask), jax.jit(BlockMask.to_dense)
+
+
 def random_mask(seed, q_len, kv_len, block_q, block_kv, *, lists=(1, 1), cut=True, places=True):
     """A mask with empty rows, blocks in part, blocks cut short, tokens without a place."""
     draw = np.random.default_rng(seed)
     rows, columns = -(-q_len // block_q), -(-kv_len // block_kv)
     blocks = draw.random((*lists, rows, columns)) < 0.5
     blocks[..., 0, :] = False
-    mask = BlockMask.from_dense(
-        blocks,
-        draw.random(blocks.shape) < 0.5 if places else None,
-        block_q=block_q,
-        block_kv=block_kv,
-        q_len=q_len,
-        kv_len=kv_len,
-        causal_time=True,
-    )
+    partial = draw.random(blocks.shape) < 0.5 if places else None
+    sizes = (block_q, block_kv, q_len, kv_len)
+    mask = dataclasses.replace(from_map(blocks, partial, sizes), causal_time=True)
     if places:
         q, kv = (draw.integers(-1, 4, (lists[0], n), np.int32) for n in (q_len, kv_len))
         times = {

@@ -1,6 +1,7 @@
 """Block masks and attention under them: exact masks, empty rows, gradients, density."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,24 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import BlockMask, block_sparse_attention, dense_attention
+from tests.pallas_kernels.cases import from_map, to_dense, token_mask
 
 B, N, D = 2, 3, 8
 # Both sequences end in a short block.
-LENGTHS: dict[str, Any] = {
-    "q_len": 11,
-    "kv_len": 14,
-    "block_q": 4,
-    "block_kv": 5,
-}  # both end in a short block
+LENGTHS: dict[str, Any] = {"q_len": 11, "kv_len": 14, "block_q": 4, "block_kv": 5}
 GRID = (3, 3)
 
 
 def inputs(q_len=11, kv_len=14):
-    keys = jax.random.split(jax.random.key(0), 3)
-    return tuple(
-        jax.random.normal(key, (B, length, N, D))
-        for key, length in zip(keys, (q_len, kv_len, kv_len), strict=True)
-    )
+    draw = np.random.default_rng(0)
+    shapes = ((B, length, N, D) for length in (q_len, kv_len, kv_len))
+    return tuple(jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes)
 
 
 def softmax_attention(q, k, v, allowed):
@@ -46,9 +41,14 @@ def expand(blocks):
     return np.asarray(blocks)[:, :, rows][..., columns]
 
 
-def maps(batch=(1, B), heads=(1, N)):
-    sizes = st.tuples(st.sampled_from(batch), st.sampled_from(heads))
-    return sizes.flatmap(
+def listed(blocks):
+    """The lists of a map of both lengths."""
+    return from_map(blocks, None, (4, 5, 11, 14))
+
+
+def maps():
+    """Maps for all rows and heads, for each head, for each of both."""
+    return st.sampled_from([(1, 1), (1, N), (B, N)]).flatmap(
         lambda size: st.lists(
             st.booleans(), min_size=size[0] * size[1] * 9, max_size=size[0] * size[1] * 9
         ).map(lambda flags: np.array(flags).reshape(*size, *GRID))
@@ -57,73 +57,75 @@ def maps(batch=(1, B), heads=(1, N)):
 
 @given(maps())
 def test_a_map_comes_back_and_means_its_pairs(blocks):
-    mask = BlockMask.from_dense(blocks, **LENGTHS)
-    np.testing.assert_array_equal(mask.to_dense(), blocks)
-    np.testing.assert_array_equal(mask.token_mask(), expand(blocks))
-    np.testing.assert_allclose(mask.density, expand(blocks).mean(), rtol=1e-6)
+    mask = listed(blocks)
+    np.testing.assert_array_equal(to_dense(mask), blocks)
+    np.testing.assert_array_equal(token_mask(mask), expand(blocks))
+    np.testing.assert_allclose(density(mask), expand(blocks).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 @given(maps())
 def test_attention_is_softmax_over_the_listed_blocks(implementation, blocks):
     q, k, v = inputs()
-    mask = BlockMask.from_dense(blocks, **LENGTHS)
-    out = attend(q, k, v, mask, implementation)
+    out = attend(q, k, v, listed(blocks), implementation)
     np.testing.assert_allclose(out, softmax_attention(q, k, v, expand(blocks)), atol=2e-6)
 
 
-attend = jax.jit(
-    lambda q, k, v, mask, implementation: block_sparse_attention(
-        q, k, v, mask, implementation=implementation
-    ),
-    static_argnums=4,
-)
+density = jax.jit(lambda mask: mask.density)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def attend(q, k, v, mask, implementation=None, scale=None):
+    return block_sparse_attention(q, k, v, mask, scale=scale, implementation=implementation)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_queries_without_keys_give_zeros_and_no_gradient(implementation):
     blocks = np.ones((1, N, *GRID), bool)
     blocks[:, 1, 1] = False
-    mask = BlockMask.from_dense(blocks, **LENGTHS)
-    q, k, v = inputs()
-    out = attend(q, k, v, mask, implementation)
+    mask, arrays = listed(blocks), inputs()
+    out = np.asarray(attend(*arrays, mask, implementation))
     assert np.abs(out[:, 4:8, 1]).max() == 0 and np.abs(out[:, 4:8, 0]).min() > 0
-    gradients = jax.grad(lambda *x: attend(*x, mask, implementation).sum(), (0, 1, 2))(q, k, v)
+    gradients = slopes(arrays, np.ones(out.shape, np.float32), mask, implementation)
     assert all(np.isfinite(g).all() for g in gradients)
-    assert np.abs(gradients[0][:, 4:8, 1]).max() == 0
+    assert np.abs(np.asarray(gradients[0])[:, 4:8, 1]).max() == 0
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def slopes(arrays, weight, mask, implementation):
+    """Gradients of the weighted sum of the values."""
+    return jax.grad(lambda x: jnp.vdot(attend(*x, mask, implementation), weight))(arrays)
 
 
 def test_gradients_are_those_of_dense_attention_under_the_mask():
-    blocks = np.random.default_rng(3).random((B, N, *GRID)) < 0.6
+    blocks = np.random.default_rng(3).random((1, N, *GRID)) < 0.6
     blocks[..., 0] = True  # dense attention has no answer for an empty row
-    mask = BlockMask.from_dense(blocks, **LENGTHS)
-    weight = jax.random.normal(jax.random.key(4), (B, 11, N, D))
-
-    def gradients(attention):
-        return jax.grad(lambda *x: jnp.vdot(attention(*x), weight), (0, 1, 2))(*inputs())
-
-    expected = gradients(lambda *x: dense_attention(*x, mask=jnp.asarray(expand(blocks))))
+    weight = np.random.default_rng(4).normal(size=(B, 11, N, D)).astype(np.float32)
+    allowed = jnp.asarray(expand(blocks))
+    exact = jax.grad(lambda x: jnp.vdot(dense_attention(*x, mask=allowed), weight))
+    expected = jax.jit(exact)(inputs())
     for implementation in ("reference", "xla"):
-        ours = gradients(lambda *x, name=implementation: attend(*x, mask, name))
+        ours = slopes(inputs(), weight, listed(blocks), implementation)
         for one, two in zip(ours, expected, strict=True):
             np.testing.assert_allclose(one, two, atol=5e-6)
 
 
-@settings(max_examples=12)  # each compiles anew
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=17),
-    st.sampled_from([1, 3, 4, 16]),
-    st.sampled_from([1, 2, 5, 32]),
-)
-def test_causal_masks_allow_the_past_exactly_whatever_the_blocks(times, block_q, block_kv):
-    time = np.array(times)
+# Length and blocks; each compiles once, times are what varies.
+CAUSAL = [(1, 3, 2), (7, 4, 32), (17, 1, 5), (17, 16, 1), (17, 3, 5)]
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(CAUSAL), st.lists(st.integers(0, 5), min_size=17, max_size=17))
+def test_causal_masks_allow_the_past_exactly_whatever_the_blocks(sizes, times):
+    length, block_q, block_kv = sizes
+    time = np.array(times[:length])
     mask = BlockMask.causal(time, block_q, block_kv)
     exact = time[:, None] >= time[None]
-    np.testing.assert_array_equal(mask.token_mask()[0, 0], exact)
-    listed = np.asarray(mask.to_dense()[0, 0])
-    for i, j in np.ndindex(*listed.shape):
+    np.testing.assert_array_equal(np.asarray(token_mask(mask))[0, 0], exact)
+    blocks = np.asarray(to_dense(mask))[0, 0]
+    for i, j in np.ndindex(*blocks.shape):
         block = exact[i * block_q : (i + 1) * block_q, j * block_kv : (j + 1) * block_kv]
-        assert listed[i, j] == block.any()
+        assert blocks[i, j] == block.any()
 
 
 def test_a_causal_mask_and_lengths_reach_both_implementations():
@@ -183,13 +185,13 @@ def test_narrow_lists_choose_the_gather_and_another_scale_counts():
     blocks[..., :2] = True
     sizes: dict[str, Any] = {"q_len": 64, "kv_len": 64, "block_q": 4, "block_kv": 4}
     mask = BlockMask.from_dense(blocks, max_blocks=2, **sizes)
-    np.testing.assert_array_equal(mask.to_dense(), blocks)
-    text = jax.jit(block_sparse_attention).lower(q, k, v, mask).as_text()
+    np.testing.assert_array_equal(to_dense(mask), blocks)
+    text = attend.lower(q, k, v, mask).as_text()
     assert "64x64" not in text  # nothing quadratic is computed
-    out = block_sparse_attention(q, k, v, mask, scale=0.1)
+    out = attend(q, k, v, mask, None, 0.1)
     near = dense_attention(q, k[:, :8], v[:, :8], scale=0.1)
     np.testing.assert_allclose(out, near, atol=1e-6)
-    assert np.abs(out - block_sparse_attention(q, k, v, mask)).max() > 1e-2
+    assert np.abs(out - attend(q, k, v, mask)).max() > 1e-2
 
 
 def test_another_mask_of_equal_shape_does_not_compile_again():
@@ -202,8 +204,8 @@ def test_another_mask_of_equal_shape_does_not_compile_again():
         return block_sparse_attention(q, k, v, mask, implementation="xla")
 
     for seed in range(2):
-        blocks = jax.random.bernoulli(jax.random.key(seed), 0.5, (1, N, *GRID))
-        run(BlockMask.from_dense(blocks, **LENGTHS))
+        blocks = np.random.default_rng(seed).random((1, N, *GRID)) < 0.5
+        run.trace(listed(blocks))  # a program is compiled once for a trace
     assert len(traces) == 1
 
 

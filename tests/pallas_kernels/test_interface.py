@@ -1,6 +1,8 @@
 """What every implementation answers, and what a mask can become."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,61 +19,77 @@ from pallas_kernels import (
     explain,
     merge,
 )
-from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
-
-# Few shapes, because each compiles anew; the lists, lengths and places are what varies.
-SIZES = ((1, 3, 1, 32), (11, 14, 4, 5), (23, 9, 7, 3))
-masks = st.sampled_from(SIZES).flatmap(
-    lambda sizes: st.builds(
-        random_mask,
-        st.integers(0, 99),
-        *map(st.just, sizes),
-        lists=st.sampled_from([(1, 1), (1, 4), (2, 4)]),
-        cut=st.booleans(),
-        places=st.booleans(),
-    )
+from tests.pallas_kernels.cases import (
+    exact_attention,
+    from_map,
+    random_inputs,
+    random_mask,
+    to_dense,
+    token_mask,
 )
 
+# Lengths, blocks and what a mask has; each kind compiles once, lists and places are what varies.
+KINDS: dict[str, dict[str, Any]] = {
+    "empty": {"sizes": (1, 3, 1, 32), "places": False},
+    "every": {"sizes": (11, 14, 4, 5), "lists": (2, 4)},
+    "places": {"sizes": (23, 9, 7, 3), "lists": (1, 4), "cut": False},
+    "plain": {"sizes": (11, 14, 4, 5), "cut": False, "places": False},
+}
+KV_HEADS = {"empty": 2, "every": 2, "places": 4, "plain": 1}
+kinds, seeds = st.sampled_from(list(KINDS)), st.integers(0, 99)
+implementations = st.sampled_from(["reference", "xla"])
 
-def attend(mask, implementation):
-    return jax.jit(
-        lambda q, k, v: block_sparse_attention(
-            q, k, v, mask, return_lse=True, implementation=implementation
-        )
-    )
+
+def mask_of(kind: str, seed: int) -> BlockMask:
+    kind_of = dict(KINDS[kind])
+    return random_mask(seed, *kind_of.pop("sizes"), **kind_of)
 
 
-@settings(max_examples=8)
-@given(masks, st.sampled_from(["reference", "xla"]), st.sampled_from([1, 2, 4]))
-def test_values_and_their_log_sum_exp_are_exact(mask, implementation, kv_heads):
-    q, k, v, *_ = random_inputs(1, mask, kv_heads=kv_heads)
-    out, lse = attend(mask, implementation)(q, k, v)
-    exact, exact_lse = exact_attention(q, k, v, mask.token_mask())
+@functools.partial(jax.jit, static_argnums=2)
+def answers(inputs, mask, implementation) -> Any:
+    """Values, their log-sum-exp, and the gradients of both together."""
+    q, k, v, *cotangents = inputs
+
+    def attend(q, k, v):
+        return block_sparse_attention(q, k, v, mask, return_lse=True, implementation=implementation)
+
+    both, pull = jax.vjp(attend, q, k, v)
+    return (*both, pull(tuple(cotangents)))
+
+
+@settings(max_examples=12)
+@given(kinds, seeds, implementations)
+def test_values_and_their_log_sum_exp_are_exact(kind, seed, implementation):
+    mask = mask_of(kind, seed)
+    inputs = random_inputs(1, mask, kv_heads=KV_HEADS[kind])
+    out, lse, _ = answers(inputs, mask, implementation)
+    q, k, v, *_ = inputs
+    exact, exact_lse = exact_attention(q, k, v, token_mask(mask))
     np.testing.assert_allclose(out, exact, atol=2e-6)
     np.testing.assert_allclose(lse, exact_lse, atol=2e-6)
 
 
-@settings(max_examples=5)
-@given(masks)
-def test_gradients_of_both_outputs_are_those_of_the_reference(mask):
-    inputs = random_inputs(2, mask)
-    expected = gradients(attend(mask, "reference"), inputs)
-    for one, two in zip(gradients(attend(mask, "xla"), inputs), expected, strict=True):
+@settings(max_examples=12)
+@given(kinds, seeds)
+def test_gradients_of_both_outputs_are_those_of_the_reference(kind, seed):
+    mask = mask_of(kind, seed)
+    inputs = random_inputs(2, mask, kv_heads=KV_HEADS[kind])
+    (*_, ours), (*_, expected) = (answers(inputs, mask, name) for name in ("xla", "reference"))
+    for one, two in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, two, atol=5e-6)  # NaN is no number that is close
 
 
 def test_the_gradient_of_the_reference_is_the_slope_of_exact_attention():
-    mask = random_mask(3, 6, 7, 2, 3)
-    q, k, v, d_out, d_lse = random_inputs(3, mask, size=4)
-    allowed = mask.token_mask()
+    mask = mask_of("every", 3)
+    q, k, v, d_out, d_lse = random_inputs(3, mask)
+    allowed = token_mask(mask)
 
     def total(*arrays):
         q, k, v = arrays
         out, lse = exact_attention(q, k, v, allowed)
         return np.vdot(out, d_out) + np.vdot(np.where(np.isfinite(lse), lse, 0), d_lse)
 
-    ours = gradients(attend(mask, "reference"), (q, k, v, d_out, d_lse))
-    for i, gradient in enumerate(ours):
+    for i, gradient in enumerate(answers((q, k, v, d_out, d_lse), mask, "reference")[2]):
         way = np.random.default_rng(i).standard_normal(gradient.shape)
         ends = []
         for step in (1e-5, -1e-5):
@@ -81,62 +99,85 @@ def test_the_gradient_of_the_reference_is_the_slope_of_exact_attention():
         np.testing.assert_allclose(np.vdot(gradient, way), (ends[0] - ends[1]) / 2e-5, rtol=1e-4)
 
 
+@jax.jit
+def merged(*parts) -> Any:
+    """Both of the whole, and slopes."""
+    slopes = jax.grad(lambda *p: merge(*p)[0].sum() + 0 * p[1][0, 0, 0], (0, 1, 2, 3))
+    return merge(*parts), slopes(*parts)
+
+
 @settings(max_examples=4)
-@given(st.integers(0, 99), st.sampled_from(["reference", "xla"]))
+@given(seeds, implementations)
 def test_two_halves_of_the_keys_merge_to_the_whole(seed, implementation):
-    mask = random_mask(seed, 11, 14, 4, 5)
-    q, k, v, *_ = random_inputs(seed, mask)
-    first = jnp.arange(3) < 1
-    listed, partial = mask.to_dense(), mask._partial()
-    sizes = {f.name: getattr(mask, f.name) for f in dataclasses.fields(mask)[3:]}
+    mask = mask_of("every", seed)
+    inputs = random_inputs(seed, mask)
+    listed, partial = np.asarray(to_dense(mask)), np.asarray(marked(mask))
     parts = []
-    for half in (first, ~first):
-        keys = half[None, None, None]
-        part = BlockMask.from_dense(listed & keys, partial, **sizes)
-        parts += attend(part, implementation)(q, k, v)
-    for ours, whole in zip(merge(*parts), attend(mask, "reference")(q, k, v), strict=True):
+    for half in (np.arange(3) < 1, np.arange(3) >= 1):
+        lists = from_map(listed & half, partial, (4, 5, 11, 14))
+        names = ("kv_indices", "kv_counts", "kv_full_counts")
+        part = dataclasses.replace(mask, **{name: getattr(lists, name) for name in names})
+        parts += answers(inputs, part, implementation)[:2]
+    joined, slopes = merged(*parts)
+    for ours, whole in zip(joined, answers(inputs, mask, "reference")[:2], strict=True):
         np.testing.assert_allclose(ours, whole, atol=2e-6)
-    slopes = jax.grad(lambda *p: merge(*p)[0].sum() + 0 * p[1][0, 0, 0], (0, 1, 2, 3))(*parts)
-    assert all(np.isfinite(x[..., 4:]).all() for x in slopes[1::2])
+    assert all(np.isfinite(np.asarray(x)[..., 4:]).all() for x in slopes[1::2])
     assert all(np.isfinite(x).all() for x in slopes[::2])
+
+
+marked = jax.jit(lambda mask: mask._partial())
 
 
 @pytest.mark.parametrize(("q_len", "kv_len", "heads"), [(11, 14, 1), (3, 20, 4)])
 def test_block_mass_is_the_mean_weight_of_blocks(q_len, kv_len, heads):
+    run = jax.jit(lambda q, k, lse: block_mass(q, k, lse, 4, 5))
     mask = BlockMask.full(q_len, kv_len, 4, 5)
     q, k, v, *_ = random_inputs(4, mask, kv_heads=heads)
-    _, lse = block_sparse_attention(q, k, v, mask, return_lse=True)
-    ours = np.asarray(block_mass(q, k, lse, 4, 5))
+    _, lse = exact_attention(q, k, v, np.ones((q_len, kv_len), bool))
+    ours = np.asarray(run(q, k, jnp.asarray(lse, jnp.float32)))
     for i, j in np.ndindex(*mask.grid):
-        inside = jnp.zeros((q_len, kv_len), bool).at[:, 5 * j : 5 * j + 5].set(True)
+        inside = np.zeros((q_len, kv_len), bool)
+        inside[:, 5 * j : 5 * j + 5] = True
         part, level = exact_attention(q, k, v, inside)
-        share = np.exp(level - np.asarray(lse))[..., 4 * i : 4 * i + 4]
+        share = np.exp(level - lse)[..., 4 * i : 4 * i + 4]
         np.testing.assert_allclose(ours[:, :, i, j], share.mean(2), atol=2e-6)
-    nothing = jnp.full_like(lse, -jnp.inf)
-    assert np.abs(block_mass(q, k, nothing, 4, 5)).max() == 0
+    nothing = jnp.full(lse.shape, -jnp.inf)
+    assert np.abs(run(q, k, nothing)).max() == 0
+
+
+@jax.jit
+def turned(mask) -> Any:
+    return tuple(BlockMask.token_mask(x) for x in (mask.transpose(), mask.transpose().transpose()))
+
+
+@settings(max_examples=12)
+@given(kinds, seeds)
+def test_a_transposed_mask_allows_the_same_pairs_from_the_other_side(kind, seed):
+    mask = mask_of(kind, seed)
+    once, twice = turned(mask)
+    np.testing.assert_array_equal(once, np.swapaxes(token_mask(mask), 2, 3))
+    np.testing.assert_array_equal(twice, token_mask(mask))
+
+
+coarsen = jax.jit(BlockMask.coarsen, static_argnums=(1, 2))
 
 
 @settings(max_examples=8)
-@given(masks)
-def test_a_transposed_mask_allows_the_same_pairs_from_the_other_side(mask):
-    turned = mask.transpose()
-    np.testing.assert_array_equal(turned.token_mask(), mask.token_mask().swapaxes(2, 3))
-    np.testing.assert_array_equal(turned.transpose().token_mask(), mask.token_mask())
-
-
-@settings(max_examples=8)
-@given(masks, st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3]))
-def test_a_coarser_mask_lists_what_the_finer_one_does(mask, rows, columns):
+@given(st.sampled_from([("every", (2, 3)), ("places", (3, 1)), ("places", (1, 2))]), seeds)
+def test_a_coarser_mask_lists_what_the_finer_one_does(case, seed):
+    kind, factors = case
+    mask = mask_of(kind, seed)
     with pytest.raises(ValueError, match="q_lengths or kv_lengths has no coarser"):
-        dataclasses.replace(mask, q_lengths=jnp.ones((1, mask.grid[0]), int)).coarsen()
+        dataclasses.replace(mask, q_lengths=np.ones((1, mask.grid[0]), int)).coarsen()
     mask = dataclasses.replace(mask, q_lengths=None, kv_lengths=None)
-    coarse = mask.coarsen(rows, columns)
-    fine = np.asarray(mask.to_dense())
+    coarse, (rows, columns) = coarsen(mask, *factors), factors
+    fine, lists = np.asarray(to_dense(mask)), np.asarray(to_dense(coarse))
     for i, j in np.ndindex(*coarse.grid):
         part = fine[..., rows * i : rows * i + rows, columns * j : columns * j + columns]
-        np.testing.assert_array_equal(coarse.to_dense()[..., i, j], part.any((2, 3)))
-    assert not (mask.token_mask() & ~coarse.token_mask()).any()
-    np.testing.assert_array_equal(mask.coarsen().token_mask(), mask.token_mask())
+        np.testing.assert_array_equal(lists[..., i, j], part.any((2, 3)))
+    pairs = np.asarray(token_mask(mask))
+    assert not (pairs & ~np.asarray(token_mask(coarse))).any()
+    np.testing.assert_array_equal(token_mask(coarsen(mask, 1, 1)), pairs)
 
 
 def test_the_best_blocks_are_listed_until_the_mass_is_reached():
@@ -172,6 +213,7 @@ def test_the_choice_is_explained():
     assert explain(q, k, mask, "xla") == ("xla", "it was asked for")
     with pytest.raises(ValueError, match="4 heads of queries cannot share 3 heads"):
         explain(q, jnp.zeros((2, 6, 3, 8)), mask)
-    out, lse = block_sparse_attention(q, k, v, None, return_lse=True)
+    both = jax.jit(functools.partial(block_sparse_attention, return_lse=True))
+    out, lse = both(q, k, v, None)
     np.testing.assert_allclose(out, dense_attention(q, k, v), atol=2e-6)
     assert lse.shape == (2, 4, 4)
