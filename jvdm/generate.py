@@ -4,7 +4,8 @@ Only composition: each line is a stage, and each stage has a file of its own.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,17 @@ import numpy as np
 from jvdm import outputs
 from jvdm.arrays import Latents
 from jvdm.files import slug
-from jvdm.options import GenerateOptions, check_weights, recorded, resolve, shown_defaults
+from jvdm.options import (
+    GenerateOptions,
+    Resolved,
+    check_weights,
+    recorded,
+    resolve,
+    shown_defaults,
+    stream_record,
+)
 from jvdm.outputs import Outputs
-from jvdm.pipeline import Job, Pipeline, load
+from jvdm.pipeline import Job, Pipeline, Request, load, streaming
 from jvdm.record import Record, Status
 from jvdm.stages import measuring, stage, table
 from jvdm.stopping import StopRequest
@@ -37,10 +46,15 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     options = resolved.options
     request = options.request()
     name = slug(options.prompt or "")
-    outputs.probe(outputs.named(options.output, name), encode=not options.latents_only)
+    wanted = outputs.named(options.output, name)
+    if options.stream:
+        outputs.check_live(wanted)
+    outputs.probe(wanted, encode=not options.latents_only)
     names = {name: getattr(options, name) for name in ("system", "sampling", "dtype")}
     pipe = load(options.weights, **names)
     check_weights(resolved, pipe.identity)
+    if options.stream:
+        return _stream(resolved, pipe, request, name)
     job = pipe.prepare(request)
     outputs.say(*resolved.notes, *job.warnings)
 
@@ -72,6 +86,37 @@ def run(options: GenerateOptions) -> dict[str, Any]:
                 saved[index] = outputs.save_video(files[index], video, record)
         seconds = {"load": pipe.load_seconds, **stages.seconds}
     return {"videos": [record.as_data() for record in saved.values()], "seconds": seconds}
+
+
+def _stream(resolved: Resolved, pipe: Pipeline, request: Request, name: str) -> dict[str, Any]:
+    """Writes a video while it is made; Ctrl-C ends it after a chunk."""
+    options = resolved.options
+    job = streaming.prepare_stream(pipe, request, options.then)
+    outputs.say(*resolved.notes, *job.clip.warnings)
+    stop = StopRequest("the video ends after this chunk", "--duration says where it ends")
+    seeds = {0: job.clip.seeds[0]}
+
+    def chunks() -> Iterator[np.ndarray]:
+        with stage("stream", total=job.num_frames or 0, unit="frame") as bar:
+            made = 0
+            for frames in streaming.chunks(pipe, job):
+                made += len(frames)
+                stop.state = f"after {made} frames; they are saved"
+                yield frames
+                bar.update(len(frames))
+                if stop.requested:
+                    return
+
+    with (
+        stop,
+        outputs.reserved(options.output, name, seeds) as files,
+        measuring(show=True) as stages,
+    ):
+        with stop.later():
+            record_of = functools.partial(stream_record, options, pipe, job)
+            record = outputs.save_stream(files[0], chunks(), job.clip.settings.fps, record_of)
+        stop.check()
+    return {"videos": [record.as_data()], "seconds": {"load": pipe.load_seconds, **stages.seconds}}
 
 
 def text(result: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jvdm import record as records
 from jvdm.errors import ConfigError
-from jvdm.pipeline import Job, Request
+from jvdm.pipeline import Job, Pipeline, Request, streaming
 from jvdm.reading import checked
 from jvdm.settings import PICTURE, SIZE, Settings, settings_of
 from jvdm.weights.folder import embedded, read_manifest
@@ -32,6 +32,10 @@ class GenerateOptions(Settings):
     """Folder, or the name of an .mp4, .webm or .gif file."""
     latents_only: bool = False
     """Stop before decoding; `jvdm decode` goes on from there."""
+    stream: bool = False
+    """Write the video while it is made, chunk after chunk, until its length or Ctrl-C."""
+    then: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Other prompts of a stream, each after its time: --then 20s "a small blue box rests"."""
     like: Path | None = None
     """Record of a video to make again; other options that are given change it."""
 
@@ -54,6 +58,12 @@ class GenerateOptions(Settings):
         Raises:
             ConfigError: If there is no prompt.
         """
+        if self.then and not self.stream:
+            why = "a clip has one prompt from its first frame to its last"
+            raise ConfigError("--then was given", why, "add --stream")
+        if self.stream and self.latents_only:
+            why = "the latents of a stream are not kept"
+            raise ConfigError("--stream and --latents-only were given", why, "leave one out")
         if self.prompt is None:
             fix = 'give one: jvdm generate "a large red ball rolls to the left"'
             raise ConfigError("there is no prompt", "", fix)
@@ -111,7 +121,13 @@ def resolve(options: GenerateOptions) -> Resolved:
         if name in hints
     }
     names = [field.name for field in dataclasses.fields(options) if field.name in settings]
-    missing = {name: settings[name] for name in names if getattr(options, name) in (None, {})}
+    given = {name: getattr(options, name) for name in names}
+    missing = {
+        name: settings[name]
+        for name, value in given.items()
+        if (value is None or value is False or value == {})
+        and not (name == "num_frames" and options.duration is not None)
+    }
     for name in missing.keys() & settings["inputs"].keys():
         _check_unchanged(Path(missing[name] or name), settings["inputs"][name])
     videos = settings.get("num_videos") or 1
@@ -144,6 +160,19 @@ def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
         "inputs": inputs,
         **{name: getattr(options, name) for name in ("weights", "system", "sampling", "dtype")},
     }
+
+
+def stream_record(
+    options: GenerateOptions, pipe: Pipeline, job: streaming.StreamJob, frames: int
+) -> records.Record:
+    """Returns the record of a stream of which so many frames are written."""
+    made = streaming.record(pipe, job)
+    settings = {**recorded(options, job.clip, 0), "num_frames": frames}
+    settings |= {"stream": True, "then": options.then}
+    if job.num_frames in (None, frames):
+        return dataclasses.replace(made, settings=settings)
+    notes = (*made.warnings, f"the stream was stopped after {frames} frames")
+    return dataclasses.replace(made, settings=settings, warnings=notes, status="interrupted")
 
 
 def check_weights(resolved: Resolved, identity: Mapping[str, str]) -> None:

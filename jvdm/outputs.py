@@ -7,16 +7,17 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jvdm import record as records
+from jvdm.arrays import UInt8
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.files import probe_writable, reserving
-from jvdm.media import WRITERS
+from jvdm.files import probe_writable, reserving, unwritable
+from jvdm.media import LIVE_WRITERS, WRITERS
 from jvdm.reading import parse_json
 from jvdm.record import Record
 from jvdm.stages import seen, stage
@@ -77,6 +78,17 @@ def named(output: Path, stem: str) -> Outputs:
         f"videos are written as {', '.join(WRITERS)}",
         f"end it in .mp4, or make that folder first: {output.parent / output.stem[:80]}.mp4",
     )
+
+
+def check_live(outputs: Outputs) -> None:
+    """Refuses the name of a film that cannot be watched while it is made.
+
+    Raises:
+        ConfigError: It names the endings that can.
+    """
+    if outputs.ending.lower() not in LIVE_WRITERS:
+        why = f"a stream is written as it goes, as {' or '.join(LIVE_WRITERS)}"
+        raise ConfigError(f"--output ends in {outputs.ending}", why, "end it in .mp4")
 
 
 @contextlib.contextmanager
@@ -174,6 +186,57 @@ def save_video(outputs: Outputs, video: Video, record: Record) -> Record:
         written = {**record.outputs, **files}
         record = dataclasses.replace(record, sha256=sha256, outputs=written, status=status)
     return save_record(outputs, record)
+
+
+def save_stream(
+    outputs: Outputs,
+    chunks: Iterable[UInt8[np.ndarray, "T H W 3"]],
+    fps: float,
+    record_of: Callable[[int], Record],
+) -> Record:
+    """Writes a film while it is made, under its own name, and then its record.
+
+    Whatever ends it, what was made until then is a whole film.
+
+    Args:
+        outputs: Names of the files.
+        chunks: Frames, as they come.
+        fps: Frames per second.
+        record_of: Makes the record of so many frames.
+
+    Returns:
+        The record that was written.
+    """
+    pixels, count, failed = hashlib.sha256(), 0, None
+
+    def frames() -> Iterator[np.ndarray]:
+        nonlocal count, failed
+        try:
+            for chunk in chunks:
+                pixels.update(np.ascontiguousarray(chunk).data)
+                count += len(chunk)
+                yield from chunk
+        except BaseException as error:  # noqa: BLE001 - raised when the film is whole
+            failed = error
+
+    try:
+        LIVE_WRITERS[outputs.ending.lower()](outputs.video, frames(), fps)
+    except OSError as error:
+        raise unwritable(outputs.video, error) from error
+    record = record_of(count)
+    record = dataclasses.replace(
+        record,
+        sha256={**record.sha256, "pixels": pixels.hexdigest()},
+        outputs={**record.outputs, "video": str(outputs.video)},
+        status="interrupted" if failed else record.status,
+    )
+    if count:
+        record = save_record(outputs, record)
+    else:
+        outputs.video.unlink(missing_ok=True)
+    if failed:
+        raise failed
+    return record
 
 
 def save_record(outputs: Outputs, record: Record, **changes: Any) -> Record:

@@ -8,6 +8,7 @@ one field here, and its use.
 import dataclasses
 import math
 import numbers
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,8 @@ class Settings:
     """Pixels."""
     num_frames: int | None = _setting(SIZE)
     """Frames of the video, those of a given video included."""
+    duration: str | float | None = None
+    """Length instead of a number of frames: 5s, 1.5m, or seconds; the next one that is legal."""
     fps: float | None = _setting(SIZE, positive=True)
     """Frame rate of the file; it does not change the motion."""
     num_inference_steps: int | None = _setting(RULE, "levels.num_steps")
@@ -95,6 +98,9 @@ def check_numbers(settings: Any) -> Any:
         value, about = getattr(settings, field.name), field.metadata
         if value is None or field.name in ("prompt", "seed", *settings_of(PICTURE)):
             continue
+        if field.name == "duration":
+            found["duration"] = seconds_of("duration", value)
+            continue
         found[field.name] = value = typed(field.name, value, typing.get_args(field.type)[0])
         if about.get("positive") or about.get("at"):
             needed = "a positive number" if about["positive"] else "a finite number"
@@ -105,7 +111,23 @@ def check_numbers(settings: Any) -> Any:
         why = "one step or more leads from noise to a video"
         raise ConfigError(what, why, "16 is a good start")
     check_fps("fps", found.get("fps", 12.0))
+    if None not in (settings.duration, settings.num_frames):
+        what = f"num_frames is {settings.num_frames} and duration {settings.duration}"
+        raise ConfigError(what, "each says how long the video is", "leave one out")
     return dataclasses.replace(settings, **found)
+
+
+def seconds_of(name: str, time: Any) -> float:
+    """Returns a time in seconds: a number, or text such as 90, 90s, 1.5m or 1h.
+
+    Raises:
+        ConfigError: If it is none, or not above 0; it names the setting.
+    """
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(s|m|min|h)?", str(time).strip())
+    if found is None or isinstance(time, bool) or float(found[1]) == 0:
+        why = "it is a time above 0 in seconds, minutes or hours"
+        raise ConfigError(f"{name} is {time!r:.80}", why, "write it as 60s, 1.5m or 1h")
+    return float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2], 1)
 
 
 def typed(name: str, value: Any, kind: Any) -> Any:

@@ -3,10 +3,11 @@
 from jvdm.media.film import FPS_RANGE, Film, check_fps, opened
 from jvdm.media.frames import MATTE, MAX_PIXELS, Image, resized
 from jvdm.media.picture import read_image, rgb_of
-from jvdm.media.writing import WRITERS, exact_rate, write_png
+from jvdm.media.writing import LIVE_WRITERS, WRITERS, exact_rate, write_png
 
 __all__ = [
     "FPS_RANGE",
+    "LIVE_WRITERS",
     "MATTE",
     "MAX_PIXELS",
     "WRITERS",

@@ -16,6 +16,7 @@ _BT709, _TV_RANGE = 1, 1  # colour matrix; luma 16..235, the range that browsers
 # Visually lossless; 23 is the encoder's default. Its macroblock tree reads memory that nobody wrote
 # where AVX-512 is used (x264 165), so that equal frames of many sizes gave other bytes each time.
 _X264 = {"crf": "18", "mbtree": "0", "threads": _THREADS}
+_AT_ONCE = {"flush_packets": "1"}
 _VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "threads": _THREADS}
 
 
@@ -27,6 +28,25 @@ def write_mp4(path: Path, frames: Iterable[Image], fps: float) -> None:
 def write_webm(path: Path, frames: Iterable[Image], fps: float) -> None:
     """Writes VP9."""
     _write_film(path, frames, fps, "libvpx-vp9", _VP9, {"fflags": "+bitexact"})
+
+
+def write_live_mp4(path: Path, frames: Iterable[Image], fps: float) -> None:
+    """Writes H.264 in fragments of a second: what is there plays while the rest is made."""
+    movflags = "+frag_keyframe+empty_moov+default_base_moof"
+    options = {**_X264, "g": _second(fps), "bf": "0", "rc-lookahead": "0", "sc_threshold": "0"}
+    _write_film(path, frames, fps, "libx264", options, {"movflags": movflags, **_AT_ONCE})
+
+
+def write_live_webm(path: Path, frames: Iterable[Image], fps: float) -> None:
+    """Writes VP9 in clusters of a second: what is there plays while the rest is made."""
+    options = {**_VP9, "g": _second(fps), "lag-in-frames": "0", "deadline": "realtime"}
+    container = {"fflags": "+bitexact", "cluster_time_limit": "1000", **_AT_ONCE}
+    _write_film(path, frames, fps, "libvpx-vp9", options, container)
+
+
+def _second(fps: float) -> str:
+    """Returns the number of frames of a second."""
+    return str(max(1, round(fps)))
 
 
 def _write_film(
@@ -137,3 +157,6 @@ def _link_palette(graph: Any, source: Any) -> None:
 
 WRITERS = {".mp4": write_mp4, ".webm": write_webm, ".gif": write_gif}
 """What writes a film, by the ending of the file."""
+
+LIVE_WRITERS = {".mp4": write_live_mp4, ".webm": write_live_webm}
+"""What writes a film that others watch meanwhile, by the ending of the file."""

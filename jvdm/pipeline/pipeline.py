@@ -22,14 +22,14 @@ from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
 from jvdm.choices import choose
-from jvdm.errors import ConfigError, DeviceMemoryError, NumericsError
+from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
-from jvdm.pipeline import programs
+from jvdm.pipeline import programs, streaming
 from jvdm.pipeline.loading import chosen_dtype, load_parameters, system_of
-from jvdm.pipeline.request import Job, Request, prepare
-from jvdm.recipes import apply_system, load_system, nearest
+from jvdm.pipeline.request import Job, Request, prepare, request_of
+from jvdm.recipes import apply_system, load_system
 from jvdm.samplers.sampler import State
 from jvdm.settings import typed
 from jvdm.stages import measuring, seen, stage
@@ -224,6 +224,32 @@ class Pipeline:
         made = [video.to_pil() for video in videos] if output_type == "pil" else videos
         return made[0] if alone else made
 
+    def stream(
+        self, prompt: str, *, then: Mapping[Any, str] | None = None, **settings: Any
+    ) -> Iterator[Video]:
+        """Makes a video chunk after chunk, for as long as is asked for or for ever.
+
+        Memory and the time of a chunk do not grow (`jvdm.pipeline.streaming`).
+
+        Args:
+            prompt: What is to be seen.
+            then: Other prompts from a time on: `{"20s": "a small blue box rests"}`.
+            **settings: As of a call; `duration` or `num_frames` ends the video. `image` and
+                `video` begin it.
+
+        Returns:
+            Its parts, the finished frames one after the other.
+
+        Raises:
+            ConfigError: If a value cannot be used, or the system makes clips only.
+        """
+        request = request_of(prompt=prompt, **settings)
+        job = streaming.prepare_stream(self, request, then or {})
+        for message in job.clip.warnings:
+            warnings.warn(message, stacklevel=2)
+        fps = job.clip.settings.fps
+        return (Video(frames, fps) for frames in streaming.chunks(self, job))
+
     def prepare(self, request: Request) -> Job:
         """Checks a request and settles what it leaves open; computes nothing.
 
@@ -273,7 +299,7 @@ class Pipeline:
         placed += [(jnp.asarray(entry.latents), entry.columns) for entry in job.given]
         seeds = self._split(np.asarray(job.seeds, np.uint32))
         noise = None if job.noise is None else self._split(job.noise)
-        rules = ("process", "solver", "guidance", "policy", "noise")
+        rules = ("process", "solver", "guidance", "policy", "noise", "tiles")
         system = job.system.only("model", *rules)
         matrix, known = self._everywhere(
             (job.matrix, tuple((clean, jnp.asarray(columns)) for clean, columns in placed))
@@ -374,7 +400,7 @@ class Pipeline:
                     raise
                 return self._decode_in_pieces(latents)
             bar.update()
-        _check_finite(bool(finite))
+        programs.check_finite(bool(finite))
         return frames
 
     def _decode_in_pieces(self, latents: Latents) -> HostVideo:
@@ -387,7 +413,7 @@ class Pipeline:
         ):
             size = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
             for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
-                _check_finite(bool(np.isfinite(piece).all()))
+                programs.check_finite(bool(np.isfinite(piece).all()))
                 pieces.append(np.asarray(programs.to_bytes(jnp.asarray(piece))))
                 bar.update(piece.shape[1])
         return np.concatenate(pieces, axis=1)
@@ -408,7 +434,7 @@ class Pipeline:
 
     def _rows(self, run: Run) -> tuple[System, ...]:
         """Returns the system of every row, as far as the program of a row depends on it."""
-        rules = ("process", "prediction", "solver", "guidance", "policy", "hooks")
+        rules = ("process", "prediction", "solver", "guidance", "policy", "hooks", "tiles")
         return run.job.system.only("model", *rules).in_rows(run.job.matrix.num_rows)
 
     def _fixed(self, run: Run) -> tuple[Any, ...]:
@@ -472,27 +498,3 @@ def _signature() -> inspect.Signature:
 
 
 Pipeline.__call__.__signature__ = _signature()  # what `help` and editors show
-
-
-def request_of(**settings: Any) -> Request:
-    """Returns the request with these settings.
-
-    Raises:
-        ConfigError: If there is no setting of a name; it says which was probably meant.
-    """
-    known = {field.name for field in dataclasses.fields(Request)}
-    for name in settings:
-        if name not in known:
-            fix = nearest(name, known)
-            raise ConfigError(f"{name} was given", "there is no such setting", fix)
-    return Request(**settings)
-
-
-def _check_finite(finite: bool) -> None:
-    """Raises if a decoded frame is not finite, so that it is never encoded."""
-    if not finite:
-        raise NumericsError(
-            "the autoencoder decoded the latents to non-finite frames",
-            "the latents are far from those of training, or the number type is too small",
-            "load the model with dtype='float32'",
-        )

@@ -14,9 +14,10 @@ from jaxtyping import UInt32
 
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
+from jvdm.errors import NumericsError
 from jvdm.models.conditions import ChannelCondition, Conditions
 from jvdm.parallel.mesh import constrain_batch
-from jvdm.samplers import TimestepMatrix
+from jvdm.samplers import StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.process import corrupt, expand
 from jvdm.samplers.sampler import State
 from jvdm.system import System
@@ -117,6 +118,69 @@ def decode(
     """Decodes standardised latents to bytes; the flag says whether all values were finite."""
     frames = system.decode(params, latents)
     return to_bytes(frames), jnp.all(jnp.isfinite(frames))
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def begin_stream(
+    system: System,
+    params: PyTree,
+    conditions: Conditions,
+    rows: StreamRows,
+    clip: Latents | None,
+    seed: UInt32[Array, ""],
+    shape: tuple[int, ...],
+) -> StreamState:
+    """Returns a stream before its first chunk, from a finished clip or from noise.
+
+    Args:
+        system: Network and rules.
+        params: Parameters.
+        conditions: What the network is told.
+        rows: The rows of the stream.
+        clip: As many clean latent frames as the buffer has; None begins with noise.
+        seed: Seed of the video.
+        shape: Sizes of the latents in the buffer.
+    """
+    key, solver, process = jax.random.key(seed), system.sampling.solver, system.process
+    carry = system.start(shape, rows.buffer)
+    if clip is not None:
+        return samplers.warm_start(solver, process, rows, clip, key, carry=carry)
+    denoise, size = system.denoiser(params, conditions), (shape[0], *shape[2:])
+    return samplers.stream_init(denoise, solver, process, rows, size, key, carry=carry)
+
+
+@jax.jit
+def stream_chunk(
+    system: System, params: PyTree, conditions: Conditions, rows: StreamRows, state: StreamState
+) -> tuple[StreamState, Latents]:
+    """Finishes a block of latent frames and lets noise enter; the old state stays valid."""
+    denoise = system.denoiser(params, conditions)
+    return samplers.stream_step(denoise, system.sampling.solver, system.process, rows, state)
+
+
+@jax.jit
+def decode_piece(
+    system: System, params: PyTree, latents: Latents, carry: PyTree
+) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""], PyTree]:
+    """Decodes the next latents of a video as `decode` does the whole; None begins one.
+
+    Returns:
+        The frames, whether all are finite, and the carry of the next piece.
+    """
+    space = params["vae"]
+    variables, method = {"params": space.params}, "decode_chunk"
+    frames, carry = system.vae.apply(variables, space.restore(latents), carry, method=method)
+    return to_bytes(frames), jnp.all(jnp.isfinite(frames)), carry
+
+
+def check_finite(finite: bool) -> None:
+    """Raises `NumericsError` if a decoded frame is not finite, so that it is never encoded."""
+    if not finite:
+        raise NumericsError(
+            "the autoencoder decoded the latents to non-finite frames",
+            "the latents are far from those of training, or the number type is too small",
+            "load the model with dtype='float32'",
+        )
 
 
 @jax.jit

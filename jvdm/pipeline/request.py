@@ -14,6 +14,7 @@ from jvdm import record as records
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, place, read_channel
+from jvdm.recipes import nearest
 from jvdm.rows import keep_given, matrix_of, starts_noisy
 from jvdm.samplers import TimestepMatrix
 from jvdm.samplers.matrices import level_at
@@ -25,6 +26,7 @@ from jvdm.settings import (
     SIZE,
     Settings,
     check_numbers,
+    seconds_of,
     settings_of,
     settled,
     with_numbers,
@@ -61,6 +63,20 @@ class Request(Settings):
     if typing.TYPE_CHECKING:
 
         def __init__(self, **settings: Any) -> None: ...
+
+
+def request_of(**settings: Any) -> Request:
+    """Returns the request with these settings.
+
+    Raises:
+        ConfigError: If there is no setting of a name; it says which was probably meant.
+    """
+    known = {field.name for field in dataclasses.fields(Request)}
+    for name in settings:
+        if name not in known:
+            fix = nearest(name, known)
+            raise ConfigError(f"{name} was given", "there is no such setting", fix)
+    return Request(**settings)
 
 
 class LatentShape(NamedTuple):
@@ -141,7 +157,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         ShapeError: If a size does not fit; it names the two nearest that do.
         DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
-    request = check_numbers(request)
+    request = with_frames(check_numbers(request), system, manifest)
     sampling = system.sampling
     if request.matrix is not None:  # it says all levels: no rule of the system has a say
         sampling = dataclasses.replace(sampling, levels=None, matrix=None)
@@ -187,6 +203,16 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
 def _check_policy(network: Any, window: int, height: int, width: int) -> None:
     """Lets the attention policy refuse sizes that it cannot run on."""
     jax.eval_shape(lambda: network.start(window, height, width))
+
+
+def with_frames(request: Request, system: System, manifest: Manifest) -> Request:
+    """Returns the request with the legal number of frames that last as long as was asked for."""
+    if request.duration is None:
+        return request
+    vae, fps = system.vae, request.fps or manifest.defaults.fps
+    frames = max(1, round(seconds_of("duration", request.duration) * fps))
+    latents = 1 + -(-(frames - 1) // vae.strides[0])
+    return dataclasses.replace(request, num_frames=vae.num_frames(latents), duration=None)
 
 
 def _latent_shape(system: System, settings: Any, batch: int) -> LatentShape:

@@ -11,7 +11,7 @@ Reference: StreamDiT (arXiv:2507.03745) and FIFO-Diffusion (arXiv:2405.11473, la
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,12 @@ from jvdm.samplers.denoiser import Denoiser, PerFrame
 from jvdm.samplers.matrices import TimestepMatrix, from_index, times
 from jvdm.samplers.noise import Address, consecutive, initial_noise
 from jvdm.samplers.process import Process, corrupt, expand
+from jvdm.samplers.rules import (
+    AutoregressiveMatrix,
+    LagMatrix,
+    SynchronousMatrix,
+    WindowedMatrix,
+)
 from jvdm.samplers.sampler import State, advance, start
 from jvdm.samplers.solvers import Solver
 
@@ -120,6 +126,39 @@ def stream_rows(
     blocks = np.arange(cycle.shape[1]) // block
     ramp = np.clip(ramp_rows[:, None] - lag * blocks[None], 0, steps)
     return StreamRows(from_index(levels, ramp), from_index(levels, cycle), block, context)
+
+
+def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> StreamRows:
+    """Returns the endless rows of what makes the rows of a clip.
+
+    Args:
+        rule: A `LagMatrix` or `AutoregressiveMatrix`, in a `WindowedMatrix` or not. What makes
+            all frames together has no order to go on in: a `SynchronousMatrix` becomes the wave
+            of single frames whose lag is the least that fits the window beside a finished frame.
+        levels: Grid of `S + 1` levels.
+        window: Latent frames that the network knows; what frames in work leave of it holds
+            finished ones.
+
+    Raises:
+        ConfigError: If the rule has no such rows, or its lag is not 1 to `S`.
+    """
+    steps = levels.shape[0] - 1
+    if isinstance(rule, WindowedMatrix):
+        window, rule = rule.window or 0, rule.rule
+    if isinstance(rule, SynchronousMatrix):
+        rule = LagMatrix(-(-steps // max(1, min(window - 1, steps))))
+    if isinstance(rule, AutoregressiveMatrix):
+        rule = LagMatrix(steps, rule.block)
+    if not isinstance(rule, LagMatrix):
+        raise ConfigError(
+            f"the matrix {type(rule).__name__} was to be streamed",
+            "it is made for a clip of a known length",
+            "stream a wave (--sampling.matrix lag) or block by block (autoregressive); pictures "
+            "that begin a stream need no matrix",
+        )
+    in_work = -(-steps // max(1, rule.lag)) * rule.block
+    context = max(0, window - in_work) // rule.block * rule.block
+    return stream_rows(levels, rule.lag, rule.block, context)
 
 
 def stream_init(

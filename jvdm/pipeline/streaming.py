@@ -1,0 +1,210 @@
+"""Streams: a video without an end, decoded piece by piece as its frames are finished.
+
+An ordinary run of the system makes the first clip, whose latent frames are then noised to the
+levels of a rolling window (`jvdm.samplers.stream`). Every chunk finishes the next block of them,
+and the autoencoder goes on where it was. So given pictures begin a stream as they begin a clip,
+and neither memory nor the time of a chunk grows. A stream is a value: who keeps an old one can go
+back to it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jvdm import prompts, samplers
+from jvdm import record as records
+from jvdm.arrays import Latents, PyTree, UInt8
+from jvdm.errors import ConfigError
+from jvdm.models.conditions import Conditions
+from jvdm.pipeline import programs
+from jvdm.pipeline.request import Job, Request
+from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
+from jvdm.settings import check_numbers, seconds_of, with_numbers
+from jvdm.stages import stage
+
+if TYPE_CHECKING:
+    from jvdm.pipeline.pipeline import Pipeline
+
+HostFrames = UInt8[np.ndarray, "T height width 3"]
+_RULES = ("process", "prediction", "solver", "guidance", "policy", "tiles")
+
+
+class Told(NamedTuple):
+    """What is told from a frame on: the prompt, and what the text encoder reads of it."""
+
+    frame: int
+    prompt: str
+    ids: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamJob:
+    """A stream that can be run.
+
+    Attributes:
+        clip: The run that makes the first clip.
+        rows: The rows of the stream.
+        told: What is told from which frame on, in order; the first from frame 0.
+        num_frames: Frames of the video; None is without an end.
+    """
+
+    clip: Job
+    rows: StreamRows
+    told: tuple[Told, ...]
+    num_frames: int | None
+
+
+class Stream(NamedTuple):
+    """A stream between two chunks.
+
+    Attributes:
+        told: First frame and conditions of every prompt.
+        state: The rolling window.
+        decoder: What the autoencoder remembers; None before the first frame.
+        ready: Latents that are finished and were not handed out, if any.
+        frames: Frames that were handed out.
+    """
+
+    told: tuple[tuple[int, Conditions], ...]
+    state: StreamState
+    decoder: PyTree
+    ready: Latents | None
+    frames: int
+
+
+def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) -> StreamJob:
+    """Checks what was asked for; computes nothing.
+
+    Args:
+        pipe: The loaded system.
+        request: What was asked for; its number of frames, or duration, is that of the video.
+        then: Other prompts by the time from which they are told.
+
+    Raises:
+        ConfigError: If a value cannot be used, or the system cannot go on for ever.
+    """
+    request, sampling = check_numbers(request), pipe.system.sampling
+    if request.matrix is not None:
+        fix = "choose how to go on with sampling={'matrix': 'lag'}"
+        raise ConfigError("a timestep matrix was given", "it is made for one clip", fix)
+    levels: Any = with_numbers(sampling, request).levels
+    window = pipe.system.vae.latents_of_prefix(pipe.manifest.trained_frames)
+    rows = samplers.stream_of(sampling.matrix, levels(), window)
+    together = dataclasses.replace(sampling, matrix=SynchronousMatrix())
+    system = dataclasses.replace(pipe.system, sampling=together)
+    frames, last = system.vae.num_frames(rows.buffer), request.num_frames
+    if request.duration is not None:
+        fps = request.fps or pipe.manifest.defaults.fps
+        last = max(1, round(seconds_of("duration", request.duration) * fps))
+    asked = dataclasses.replace(request, num_frames=frames, duration=None)
+    clip = dataclasses.replace(pipe, system=system).prepare(asked)
+    _check(clip, last)
+    if isinstance(sampling.matrix, SynchronousMatrix):
+        note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
+        clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
+    return StreamJob(clip, rows, _told(clip, then), last)
+
+
+def _check(clip: Job, last: int | None) -> None:
+    """Refuses what makes clips only."""
+    sampling, policy, alone = clip.system.sampling, clip.system.network.policy, "of one clip"
+    reasons = {
+        f"{clip.shape.batch} videos": ("a stream is one video", clip.shape.batch > 1),
+        "hooks": (f"they count the rows {alone}", bool(sampling.hooks)),
+        f"the noise {sampling.noise}": (f"it is {alone}", sampling.noise is not None),
+        f"the policy {type(policy).__name__} with dense rows": (
+            f"they are the first {alone}; dense_above says it by noise level",
+            len(policy.phases(clip.matrix.num_rows)) > 1,
+        ),
+        f"the autoencoder {type(clip.system.vae).__name__}": (
+            "it decodes whole videos only",
+            not hasattr(clip.system.vae, "decode_chunk"),
+        ),
+        f"num_frames {last}": ("a video has one frame or more", last is not None and last < 1),
+    }
+    for what, (why, holds) in reasons.items():
+        if holds:
+            raise ConfigError(f"a stream with {what}", why, "leave it out")
+
+
+def _told(clip: Job, then: Mapping[Any, str]) -> tuple[Told, ...]:
+    """Returns the prompts in the order of their frames."""
+    told = [Told(0, clip.prompts[0], clip.ids)]
+    for time, prompt in then.items():
+        texts, _ = prompts.batch(prompt, clip.seeds, None)
+        negative = clip.settings.negative_prompt
+        every = prompts.of_branches(clip.system.sampling.guidance.branches, texts, negative)
+        frame = round(seconds_of("then", time) * clip.settings.fps)
+        told.append(Told(frame, prompt, clip.system.text.read(every)[0]))
+    return tuple(sorted(told, key=lambda entry: entry.frame))
+
+
+def begin(pipe: "Pipeline", job: StreamJob) -> Stream:
+    """Makes the first clip and noises it to the levels of the window."""
+    clip = job.clip
+    told = tuple(
+        (entry.frame, pipe.conditions(dataclasses.replace(clip, ids=entry.ids)))
+        for entry in job.told
+    )
+    latents = pipe.sample(clip)
+    system, params = network(pipe, job)
+    seed, shape = np.uint32(clip.seeds[0]), tuple(clip.shape)
+    with stage("begin"):
+        state = programs.begin_stream(
+            system, params, told[0][1], job.rows, latents, seed, shape=shape
+        )
+    ready = latents[:, : job.rows.context] if job.rows.context else None
+    return Stream(told, state, None, ready, 0)
+
+
+def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFrames]:
+    """Makes the next chunk; the stream that it is given stays valid.
+
+    Raises:
+        NumericsError: If a latent or a frame is not finite.
+    """
+    state, latents = run.state, run.ready
+    if latents is None:
+        now = [conditions for frame, conditions in run.told if frame <= run.frames][-1]
+        system, params = network(pipe, job)
+
+        def step(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
+            return programs.stream_chunk(system, params, told, job.rows, state)
+
+        with stage("denoise"):
+            ((state, latents),) = samplers.stream(step, state, [now])
+    with stage("decode"):
+        coder, params = pipe.coder()
+        decoded = programs.decode_piece(coder, params, latents, run.decoder)
+        frames, finite = jax.device_get(decoded[:2])
+    programs.check_finite(bool(finite))
+    frames = frames[0]
+    if job.num_frames is not None:
+        frames = frames[: job.num_frames - run.frames]
+    return Stream(run.told, state, decoded[2], None, run.frames + len(frames)), frames
+
+
+def chunks(pipe: "Pipeline", job: StreamJob) -> Iterator[HostFrames]:
+    """Yields the frames of a stream, chunk after chunk."""
+    run = begin(pipe, job)
+    while job.num_frames is None or run.frames < job.num_frames:
+        run, frames = next_chunk(pipe, job, run)
+        yield frames
+
+
+def record(pipe: "Pipeline", job: StreamJob) -> records.Record:
+    """Returns the record of a stream so far."""
+    made = pipe.record(job.clip)
+    rows = job.rows
+    cycle = {"rows": rows.cycle.num_rows, "window": rows.buffer, "block": rows.block}
+    digest = records.digest(*jax.tree.leaves((rows.ramp, rows.cycle)))
+    system = {**made.system, "stream": {**cycle, "context": rows.context, "sha256": digest}}
+    return dataclasses.replace(made, system=system)
+
+
+def network(pipe: "Pipeline", job: StreamJob) -> tuple[Any, PyTree]:
+    """Returns the first arguments of the programs of a stream."""
+    return job.clip.system.only("model", *_RULES), {"model": pipe.params["model"]}
