@@ -50,6 +50,12 @@ VERBS = {
     "attention": Verb(
         "jvdm.policies", "PoliciesOptions", (), "measure sparse attention beside dense attention"
     ),
+    "bench": Verb(
+        "jvdm.bench",
+        "BenchOptions",
+        ("what",),
+        "time sparse attention beside dense attention, alone or in a network",
+    ),
     "inspect": Verb(
         "jvdm.inspection",
         "InspectOptions",

@@ -1,0 +1,86 @@
+"""The bench of a network: what it times, and what sparse attention costs in fidelity."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm import bench, cli
+from jvdm.attention import POLICIES
+from jvdm.errors import ConfigError
+from pallas_kernels.attention.shapes import SHAPES, Shape
+
+TOY = Shape((2, 6, 8), 2, 16, 2)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(SHAPES, "toy", TOY)
+    monkeypatch.setattr(bench, "TEXT", (3, 8))
+
+
+def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_path, capsys):
+    clock = iter([0.4, 0.1, 0.2])
+    monkeypatch.setattr(bench, "seconds", lambda *_: next(clock))
+    options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".04"]
+    options += ["--dense-layers", "0"]
+    assert cli.main(options) == 0
+    found = json.loads((tmp_path / "model.json").read_text())
+    assert found["shape"]["tokens"] == 96
+    dense, draft, chance = found["rows"]
+    assert (dense["policy"], dense["error"], dense["psnr"]) == ("dense", 0, 100)
+    assert (draft["speedup"], chance["speedup"]) == pytest.approx((4, 2))
+    assert draft["density"] == chance["density"] == pytest.approx(4 / 96, abs=1e-3)
+    assert draft["recall"] > chance["recall"] + 0.1
+    assert 0 < draft["error"] < chance["error"] / 2
+    assert draft["psnr"] > chance["psnr"] and draft["ssim"] > chance["ssim"]
+    assert "draft     0.04    0.042" in capsys.readouterr().out
+
+
+def test_queries_and_keys_of_a_network_are_sharp_and_of_a_prompt_plain():
+    params = bench.parameters(jax.random.key(0), TOY)
+    layers = params["layers"]
+    for name, gain in (("self_attention", bench.SHARPNESS), ("cross_attention", 1.0)):
+        for norm in ("q_norm", "k_norm"):
+            np.testing.assert_array_equal(layers[name][norm]["gain"], gain)
+
+
+def test_regions_move_and_are_compact():
+    video = np.asarray(bench.moving_regions(jax.random.key(0), SHAPES["tiny"])[0])
+    assert video.shape == (9, 16, 16, bench.CHANNELS)
+
+    def likeness(one, two):
+        return (one * two).sum(-1).mean() / (video**2).sum(-1).mean()
+
+    near = likeness(video[:, 1:], video[:, :-1])
+    assert near > 0.5 and near > likeness(video[:, 8:], video[:, :8]) + 0.3
+    assert likeness(video[1:], video[:-1]) > likeness(video[8:], video[:1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"shape": "wan-1.3b"}, "no shape 'wan-1.3b'.*wan-1.3b-480p"),
+        ({"shape": "toy", "policies": ("dense",)}, "a sparse policy called 'dense'"),
+        ({"shape": "toy", "densities": (0.0,)}, "density is 0"),
+        ({"shape": "toy", "densities": (0.001,)}, "less than one of 96 blocks"),
+        ({"shape": "toy", "dense_layers": 2}, "the network has 2 layers"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(asked, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        bench.run(bench.BenchOptions(output=tmp_path, **asked))
+
+
+def test_a_network_of_a_video_model_has_its_size():
+    shape = SHAPES["wan-1.3b-720p"]
+    assert shape.length == 75_600
+    model = bench.network(shape, POLICIES["dense"])
+    assert (model.width, model.depth, sum(model.rotary_axes)) == (1536, 30, 128)
+    x = jnp.zeros((1, 1, 2, 2, 16))
+    told = bench._told(jnp.zeros((1, 3, 4096)))
+    params = jax.eval_shape(model.init, jax.random.key(0), x, bench.Call.at(x[..., 0, 0, 0]), told)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert abs(count / 1_418_996_800 - 1) < 0.05  # Wan 2.1 1.3B
