@@ -41,6 +41,7 @@ from jvdm.samplers import (
     ShiftedLevels,
     StepLevels,
     SynchronousMatrix,
+    Tiles,
     TruncatedMatrix,
     Unguided,
     WindowedMatrix,
@@ -102,6 +103,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "window_shuffle": WindowShuffle(4, 2),
         "pool_permute": PoolPermute(4, 4),
     },
+    "tiles": {"none": None, "frames": Tiles(8, 4), "blocks": Tiles(12, 8, weights="middle")},
     "hooks": {"none": (), "moment_match": (MomentMatch(),)},
     "process": {
         "rectified_flow": rectified_flow(),

@@ -22,7 +22,7 @@ from jvdm.products import product_bytes, product_flops
 from jvdm.samplers import TimestepMatrix
 from jvdm.system import System
 
-_PARTS = ("text", "model", "vae", "process", "prediction", "solver", "guidance", "policy")
+_PARTS = ("text", "model", "vae", "process", "prediction", "solver", "guidance", "policy", "tiles")
 UNPRICED_OPERATIONS = 3e12  # take less than a minute on a single core
 WORTH_SAYING = 60.0  # seconds
 SHARE_OF_PEAK = 0.5  # of the speed of a large product, that a whole row reaches

@@ -29,6 +29,9 @@ from jvdm.samplers import (
     ShiftedLevels,
     Solver,
     SynchronousMatrix,
+    Tiles,
+    fused,
+    fused_carry,
     guided,
     guided_carry,
     make_denoiser,
@@ -36,6 +39,7 @@ from jvdm.samplers import (
 )
 from jvdm.samplers.process import PredictionKind
 from jvdm.samplers.rules import LevelsRule, MatrixRule
+from jvdm.samplers.tiling import Place, cut
 from jvdm.vae.latent_space import LatentSpace
 from jvdm.values import to_data
 
@@ -60,6 +64,8 @@ class Sampling:
     """Noise that a run starts from; None is independent noise."""
     hooks: tuple[Hook, ...] | None = ()
     """What is changed from row to row."""
+    tiles: Tiles | None = dataclasses.field(default=None, metadata={"static": True})
+    """Parts of the latents that the network sees one by one; None shows it the whole window."""
 
 
 @no_type_check
@@ -181,15 +187,26 @@ class System:
 
     def denoiser(self, params: PyTree, conditions: Conditions) -> Denoiser:
         """Returns the guided network as a function of latents, call and carry."""
-        guidance = self.sampling.guidance
+        guidance, tiles = self.sampling.guidance, self.sampling.tiles
 
         def denoiser_of(names: Sequence[str]) -> Denoiser:
             told = _branches(conditions, guidance.branches, names)
-            condition = None if told.channel is None else told.channel.latents
-            network = self.predict(params, told)
-            return make_denoiser(network, self.process, self.prediction, condition)
+
+            def told_so(told: Conditions) -> Denoiser:
+                condition = None if told.channel is None else told.channel.latents
+                network = self.predict(params, told)
+                return make_denoiser(network, self.process, self.prediction, condition)
+
+            if tiles is None:
+                return told_so(told)
+            return fused(tiles, lambda place: told_so(_in_tile(told, tiles, place)))
 
         return guided(guidance, denoiser_of, self.process)
+
+    def seen(self, window: int, height: int, width: int) -> tuple[int, int, int]:
+        """Returns the latent frames, rows and columns that one call of the network sees."""
+        tiles = self.sampling.tiles
+        return (window, height, width) if tiles is None else tiles.size(window, height, width)
 
     def start(self, shape: Sequence[int], window: int) -> PyTree:
         """Returns the first carry of a denoiser for latents `[B, F, H, W, C]`.
@@ -202,10 +219,12 @@ class System:
             JvdmError: If the attention policy cannot run on these sizes.
         """
         batch, latent_frames, height, width, _ = shape
-        positions = jnp.arange(latent_frames, dtype=jnp.float32)
+        tiles, positions = self.sampling.tiles, jnp.arange(latent_frames, dtype=jnp.float32)
+        sizes = self.seen(window, height, width)
 
         def carry_of(names: Sequence[str]) -> PyTree:
-            return self.network.start(window, height, width, positions, batch * len(names))
+            carry = self.network.start(*sizes, positions, batch * len(names))
+            return carry if tiles is None else fused_carry(tiles, carry, window, height, width)
 
         return guided_carry(self.sampling.guidance, carry_of, shape)
 
@@ -231,6 +250,15 @@ def rules_of(system: System) -> dict[str, Any]:
 def dropped(branch: str) -> tuple[str, ...]:
     """Returns the ports that a guidance branch goes without: `prompt without channel`."""
     return tuple(branch.split(" without ")[1:])
+
+
+def _in_tile(told: Conditions, tiles: Tiles, place: Place) -> Conditions:
+    """Returns what the network is told of a tile: known latents are those in it."""
+    if told.channel is None:
+        return told
+    size = tiles.size(*told.channel.known.shape[1:])
+    channel = jax.tree.map(lambda known: cut(known, place, size), told.channel)
+    return dataclasses.replace(told, channel=channel)
 
 
 def _branches(conditions: Conditions, every: Sequence[str], names: Sequence[str]) -> Conditions:

@@ -181,7 +181,8 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
     matrix = keep_given(matrix, noisy, (*known, *request.given))
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
-    _check_policy(system.network, matrix.window, shape.height, shape.width)
+    seen = system.seen(matrix.window, shape.height, shape.width)
+    _check_policy(system.network, *seen)
     return Job(
         settings=settings,
         prompts=texts,
@@ -195,14 +196,13 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         shape=shape,
         noise=_noise(request.latents, shape),
         inputs={name: records.digest(x) for name, x in given.items() if x is not None},
-        warnings=(*unknown, *_beyond_training(settings, manifest), *notes, *estimate),
+        warnings=(
+            *unknown,
+            *_beyond_training(settings, manifest, seen[0] < matrix.window),
+            *notes,
+            *estimate,
+        ),
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _check_policy(network: Any, window: int, height: int, width: int) -> None:
-    """Lets the attention policy refuse sizes that it cannot run on."""
-    jax.eval_shape(lambda: network.start(window, height, width))
 
 
 def with_frames(request: Request, system: System, manifest: Manifest) -> Request:
@@ -213,6 +213,12 @@ def with_frames(request: Request, system: System, manifest: Manifest) -> Request
     frames = max(1, round(seconds_of("duration", request.duration) * fps))
     latents = 1 + -(-(frames - 1) // vae.strides[0])
     return dataclasses.replace(request, num_frames=vae.num_frames(latents), duration=None)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_policy(network: Any, window: int, height: int, width: int) -> None:
+    """Lets the attention policy refuse sizes that it cannot run on."""
+    jax.eval_shape(lambda: network.start(window, height, width))
 
 
 def _latent_shape(system: System, settings: Any, batch: int) -> LatentShape:
@@ -237,10 +243,10 @@ def _check_multiple(name: str, value: int, stride: int) -> None:
     )
 
 
-def _beyond_training(settings: Any, manifest: Manifest) -> tuple[str, ...]:
+def _beyond_training(settings: Any, manifest: Manifest, in_tiles: bool) -> tuple[str, ...]:
     """Returns warnings about sizes that the model was not trained on."""
     warnings = []
-    if settings.num_frames > manifest.trained_frames:
+    if settings.num_frames > manifest.trained_frames and not in_tiles:
         warnings.append(
             f"{settings.num_frames} frames are more than the {manifest.trained_frames} of "
             f"training, so motion may repeat or break; use {manifest.trained_frames} and "

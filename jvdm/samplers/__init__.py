@@ -2,6 +2,7 @@
 
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
+from jvdm.samplers.cached import CachedMatrix, cached, check_cache
 from jvdm.samplers.denoiser import (
     Call,
     Denoised,
@@ -128,6 +129,7 @@ from jvdm.samplers.stream import (
     stream_step,
     warm_start,
 )
+from jvdm.samplers.tiling import Tiles, fused, fused_carry
 from jvdm.samplers.timesteps import (
     Blockwise,
     CleanPrefix,
@@ -146,6 +148,9 @@ from jvdm.samplers.timesteps import (
 )
 
 __all__ = [
+    "check_cache",
+    "cached",
+    "CachedMatrix",
     "Address",
     "AutoregressiveMatrix",
     "BackProject",
@@ -206,6 +211,7 @@ __all__ = [
     "StreamState",
     "Synchronous",
     "SynchronousMatrix",
+    "Tiles",
     "TimestepMatrix",
     "TimestepSampler",
     "TrainTimes",
@@ -229,6 +235,8 @@ __all__ = [
     "exponential_levels",
     "freeze",
     "from_index",
+    "fused",
+    "fused_carry",
     "guided",
     "guided_carry",
     "hooked",
