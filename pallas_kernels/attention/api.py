@@ -9,11 +9,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.kernel import Kernel, attend
 from pallas_kernels.attention.reference import masked_attention
-from pallas_kernels.attention.xla import gather_attention
+from pallas_kernels.attention.xla import gather_attention, looped_mass
 from pallas_kernels.block_mask import BlockMask
 
 Implementation = Literal["xla", "cudnn"]
 KernelImplementation = Literal["mosaic_gpu", "pallas_tpu"]
+MassImplementation = Literal["xla", "mosaic_gpu"]
 SparseImplementation = Literal["reference", "xla"] | KernelImplementation
 
 _BACKENDS: dict[KernelImplementation, str] = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
@@ -111,6 +112,54 @@ def block_sparse_attention(
     return both if return_lse else both[0]
 
 
+def block_mass(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    lse: Float[Array, "B N Q"],
+    block_q: int = 128,
+    block_kv: int = 128,
+    scale: float | None = None,
+    kv_lengths: Int[Array, "#B k"] | None = None,
+    implementation: MassImplementation | None = None,
+) -> Float[Array, "B N q k"]:
+    """Returns how much attention each block of queries pays to each block of keys.
+
+    Linear in the length of the queries in memory, quadratic in time; values are not read.
+
+    Args:
+        q: Queries.
+        k: Keys; `H` divides `N`.
+        lse: Log-sum-exp of their scores, as attention returns it.
+        block_q: Queries of a block.
+        block_kv: Keys of a block.
+        scale: Factor of the products; `1 / sqrt(D)` if None.
+        kv_lengths: Keys of a block that count, from its first, as in `BlockMask`; None is all.
+        implementation: `mosaic_gpu` is for H100 and H200, blocks that are multiples of 64 and
+            all keys; `xla` runs anywhere. None chooses the first where it can serve the call.
+
+    Returns:
+        Mean over the queries of a block of the weights of the keys of a block: sums to 1
+        over all blocks of keys if `lse` is that of dense attention.
+
+    Raises:
+        NotImplementedError: If the asked implementation cannot serve the call.
+    """
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    reason = "some keys do not count" if kv_lengths is not None else _device_refusal("mosaic_gpu")
+    if not reason:
+        from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+
+        reason = MosaicGPU().refusal_of_blocks(q, block_q, block_kv)
+    if implementation == "mosaic_gpu" and reason:
+        raise NotImplementedError(f"mosaic_gpu: {reason}; use implementation='xla'")
+    if implementation == "xla" or reason:
+        sums = looped_mass(q, k, lse, block_q, block_kv, factor, kv_lengths)
+    else:
+        sums = MosaicGPU().mass(q, k, lse, block_q, block_kv, factor)
+    sizes = jnp.minimum(block_q, q.shape[1] - block_q * jnp.arange(sums.shape[2]))
+    return sums / sizes.reshape(1, 1, -1, 1)
+
+
 def explain(
     q: Float[Array, "B Q N D"],
     k: Float[Array, "B K H D"],
@@ -160,10 +209,12 @@ def _kernel(name: KernelImplementation) -> Kernel:
 
 def _kernel_refusal(name: KernelImplementation, q: Array, k: Array, mask: BlockMask) -> str:
     """Returns why a kernel cannot serve a call here; empty if it can."""
+    return _device_refusal(name) or _kernel(name).refusal(q, k, mask)
+
+
+def _device_refusal(name: KernelImplementation) -> str:
     backend, needed = jax.default_backend(), _BACKENDS[name]
-    if backend != needed:
-        return f"the default device is {backend}, not {needed}"
-    return _kernel(name).refusal(q, k, mask)
+    return "" if backend == needed else f"the default device is {backend}, not {needed}"
 
 
 def merge(

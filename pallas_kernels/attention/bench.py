@@ -1,13 +1,13 @@
-"""Times block-sparse attention beside dense attention, in one run on one device.
+"""Times block-sparse attention beside dense attention and its peers, in one run on one device.
 
-`python -m pallas_kernels.attention.bench --lengths 75776 --blocks 128 64 --densities .5 .25 .1`
+`python -m pallas_kernels.attention.bench --shapes wan-1.3b-720p --blocks 128 64 --json a.json`
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pallas_kernels.attention.api import block_sparse_attention, dense_attention, explain
+from pallas_kernels.attention.api import (
+    block_sparse_attention,
+    dense_attention,
+    explain,
+    refusal,
+)
+from pallas_kernels.attention.peers import PEERS, missing
+from pallas_kernels.attention.plot import speedups
+from pallas_kernels.attention.shapes import SHAPES, Shape
 from pallas_kernels.block_mask import BlockMask, best_blocks
+
+DENSITIES = (0.5, 0.25, 0.2, 0.1, 0.05, 0.02)
+BLOCKS = (128, 64)
+PASSES = {"forward": 1.0, "both": 3.5}  # operations of the passes; the backward one has 2.5 times
 
 
 def seconds(
-    call: Callable[..., Any], *inputs: Any, loop_s: float = 0.06, repeats: int = 5
+    call: Callable[..., Any],
+    *inputs: Any,
+    loop_s: float = 0.06,
+    repeats: int = 5,
+    wait: Callable[[Any], Any] = jax.block_until_ready,
 ) -> float:
     """Returns the median time of a call, in loops long enough to hide how it is started."""
-    jax.block_until_ready(call(*inputs))  # compiled
+    wait(call(*inputs))  # compiled
     began = time.perf_counter()
-    jax.block_until_ready(call(*inputs))
+    wait(call(*inputs))
     count = max(1, int(loop_s / (time.perf_counter() - began)))
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
         for _ in range(count):
             result = call(*inputs)
-        jax.block_until_ready(result)
+        wait(result)
         times.append((time.perf_counter() - began) / count)
     return statistics.median(times)
 
@@ -61,33 +77,44 @@ def random_mask(heads: int, length: int, block: int, density: float, widest: flo
 
 
 def measure(
-    length: int, block: int, densities: list[float], heads: int = 12, size: int = 128
-) -> list[dict[str, Any]]:
-    """Times both passes of one length and block, at each density, beside dense attention.
+    shape: Shape, block: int, densities: Sequence[float], peers: Iterable[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Times both passes of one shape and block, at each density, beside dense attention.
 
-    Returns:
-        A row per density, `dense` first: seconds of the forward pass and of both passes, and the
-        rate of the operations of listed blocks, in TFLOP/s (both passes count 3.5 times forward).
+    Yields:
+        A row per attention and density, dense attention first, then ours with full lists:
+        `density` that was listed, seconds of the forward pass and of both passes, and the rate
+        of the operations of listed blocks, in TFLOP/s (both passes count 3.5 times forward).
     """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     keys = jax.random.split(jax.random.key(1), 4)
-    q, k, v, d_out = (jax.random.normal(x, (1, length, heads, size), dtype) for x in keys)
+    sizes = (1, shape.length, shape.heads, shape.size)
+    q, k, v, d_out = inputs = tuple(jax.random.normal(x, sizes, dtype) for x in keys)
 
-    def row(name: str, programs: tuple[Any, Any], share: Any, *mask: BlockMask) -> dict[str, Any]:
-        forward, both = programs
-        work = 4e-12 * heads * length**2 * size * float(share)
-        forward_s, both_s = seconds(forward, q, k, v, *mask), seconds(both, q, k, v, d_out, *mask)
-        found = {"attention": name, "length": length, "block": block}
-        found |= {"forward_s": forward_s, "forward_tflops": work / forward_s}
-        return found | {"both_s": both_s, "both_tflops": 3.5 * work / both_s}
+    def row(name: str, share: float, times: tuple[float, float]) -> dict[str, Any]:
+        work = 4e-12 * shape.heads * shape.length**2 * shape.size * share
+        found: dict[str, Any] = {"attention": name, "length": shape.length, "block": block}
+        found["density"] = share
+        for (part, factor), time_s in zip(PASSES.items(), times, strict=True):
+            found |= {f"{part}_s": time_s, f"{part}_tflops": factor * work / time_s}
+        return found
 
-    sparse = passes(block_sparse_attention)
-    rows = [row("dense", passes(dense_attention), 1)]
-    for density in densities:
-        mask = random_mask(heads, length, block, density, max(densities))
-        name = f"{explain(q, k, mask).implementation} {density:g}"
-        rows.append(row(name, sparse, mask.density, mask))
-    return rows
+    def timed(programs: tuple[Any, Any], *mask: BlockMask) -> tuple[float, float]:
+        return seconds(programs[0], q, k, v, *mask), seconds(programs[1], *inputs, *mask)
+
+    yield row(f"dense {'xla' if refusal(q) else 'cudnn'}", 1.0, timed(passes(dense_attention)))
+    sparse, peers = passes(block_sparse_attention), tuple(peers)
+    full = random_mask(shape.heads, shape.length, block, 1.0, 1.0)
+    for density in (1.0, *densities):
+        mask = full
+        if density < 1:
+            mask = random_mask(shape.heads, shape.length, block, density, max(densities))
+        share = float(mask.density)
+        yield row(explain(q, k, mask).implementation, share, timed(sparse, mask))
+        for name in peers:
+            if PEERS[name].sparse or density == 1:
+                calls, wait = PEERS[name].calls(inputs, mask)
+                yield row(name, share, tuple(seconds(call, wait=wait) for call in calls))
 
 
 def passes(attend: Callable[..., Array]) -> tuple[Any, Any]:
@@ -99,34 +126,67 @@ def passes(attend: Callable[..., Array]) -> tuple[Any, Any]:
     return jax.jit(attend), jax.jit(both)
 
 
+def rows(
+    shapes: Mapping[str, Shape],
+    blocks: Sequence[int] = BLOCKS,
+    densities: Sequence[float] = DENSITIES,
+) -> Iterator[dict[str, Any]]:
+    """Measures all shapes, blocks and densities on the default device.
+
+    Args:
+        shapes: Shapes by name.
+        blocks: Tokens of a block.
+        densities: Shares of the blocks that are listed, in (0, 1].
+
+    Yields:
+        The rows of `measure`, with the name of the `shape`.
+    """
+    peers = [name for name in PEERS if not missing(name)]
+    for name, shape in shapes.items():
+        for block in blocks:
+            for row in measure(shape, block, densities, peers):
+                yield {"shape": name, **row}
+
+
+def told(row: Mapping[str, Any] | None = None) -> str:
+    """Returns a row as a line of the table; its head for None."""
+    if row is None:
+        head = f"{'shape':15} block {'attention':15} density {'forward':>25}"
+        return f"{head} {'both passes':>25}"
+    times = (f"{1e3 * row[f'{x}_s']:9.2f} ms {row[f'{x}_tflops']:5.3g} TFLOP/s" for x in PASSES)
+    start = f"{row['shape']:15} {row['block']:5} {row['attention']:15} {row['density']:7.3f}"
+    return f"{start} {'  '.join(times)}"
+
+
 def main() -> None:
-    """Prints the table, and writes it as JSON where asked."""
+    """Prints the table, and writes it as JSON and as a picture where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[128])
-    parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.25, 0.1, 0.05])
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--size", type=int, default=128, help="size of a head")
+    parser.add_argument("--shapes", choices=list(SHAPES), nargs="+", default=[])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[], help="other sequences")
+    parser.add_argument("--heads", type=int, default=12, help="of other sequences")
+    parser.add_argument("--size", type=int, default=128, help="of a head of other sequences")
+    parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS)
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--plot", type=Path, help="file to draw the speedups to, an .svg")
     options = parser.parse_args()
     if not all(0 < density <= 1 for density in options.densities):
-        parser.error(f"densities {options.densities}: each must be in (0, 1]")
-    device = jax.devices()[0]
-    print(f"{device.device_kind}, jax {jax.__version__}, {options.heads} heads of {options.size}")
-    print(f"{'attention':18} {'length':>7} {'block':>5} {'forward':>24} {'both passes':>24}")
-    found = []
-    for length in options.lengths:
-        for block in options.blocks:
-            rows = measure(length, block, options.densities, options.heads, options.size)
-            for row in rows:
-                times = (
-                    f"{1e3 * row[f'{name}_s']:9.2f} ms {row[f'{name}_tflops']:4.0f} TFLOP/s"
-                    for name in ("forward", "both")
-                )
-                print(f"{row['attention']:18} {length:7} {block:5} {' '.join(times)}", flush=True)
-            found += rows
+        parser.error(f"densities {list(options.densities)}: each must be in (0, 1]")
+    lengths = options.lengths or ([] if options.shapes else [4096])
+    shapes = {name: SHAPES[name] for name in options.shapes}
+    shapes |= {str(n): Shape((1, 1, n), options.heads, options.size, 1) for n in lengths}
+    device, absent = jax.devices()[0].device_kind, {name: missing(name) for name in PEERS}
+    print(f"{device}, jax {jax.__version__}, one batch row, {dict(shapes)}")
+    print(*(f"without {name}: {why}" for name, why in absent.items() if why), told(), sep="\n")
+    result: dict[str, Any] = {"device": device, "jax": jax.__version__, "missing": absent}
+    result["rows"] = []
+    for row in rows(shapes, options.blocks, options.densities):
+        result["rows"].append(row)
+        print(told(row), flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"device": device.device_kind, "rows": found}, indent=1))
+        options.json.write_text(json.dumps(result, indent=1))
+    if options.plot:
+        options.plot.write_text(speedups(result))
 
 
 if __name__ == "__main__":

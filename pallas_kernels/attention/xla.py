@@ -101,33 +101,16 @@ def _allowed(mask: BlockMask, row: _Row) -> Bool[Array, "b n q M k"]:
     return allowed
 
 
-def block_mass(
+def looped_mass(
     q: Float[Array, "B Q N D"],
     k: Float[Array, "B K H D"],
     lse: Float[Array, "B N Q"],
-    block_q: int = 128,
-    block_kv: int = 128,
-    scale: float | None = None,
-    kv_lengths: Int[Array, "#B k"] | None = None,
+    block_q: int,
+    block_kv: int,
+    scale: float,
+    kv_lengths: Int[Array, "#B k"] | None,
 ) -> Float[Array, "B N q k"]:
-    """Returns how much attention each block of queries pays to each block of keys.
-
-    Linear in the length of the queries in memory, quadratic in time; values are not read.
-
-    Args:
-        q: Queries.
-        k: Keys.
-        lse: Log-sum-exp of their scores, as attention returns it.
-        block_q: Queries of a block.
-        block_kv: Keys of a block.
-        scale: Factor of the products; `1 / sqrt(D)` if None.
-        kv_lengths: Keys of a block that count, from its first, as in `BlockMask`; None is all.
-
-    Returns:
-        Mean over the queries of a block of the weights of the keys of a block: sums to 1
-        over all blocks of keys if `lse` is that of dense attention.
-    """
-    factor = q.shape[3] ** -0.5 if scale is None else scale
+    """Returns the sums of the weights of blocks, one row of blocks after the other."""
     keys = jnp.moveaxis(per_head(k, q.shape[2]), 1, 2)
     place = jnp.arange(keys.shape[2])
     edges, known = place // block_kv, jnp.ones((1, 1), bool)
@@ -138,7 +121,7 @@ def block_mass(
         scores = jnp.einsum("bnqd,bnkd->bnqk", row[0], keys, preferred_element_type=exact(q.dtype))
         level = row[1][..., None]
         counts = (level > -jnp.inf) & known[:, None, None]
-        weights = jnp.exp(jnp.where(counts, scores * factor - level, -jnp.inf))
+        weights = jnp.exp(jnp.where(counts, scores * scale - level, -jnp.inf))
         total = jnp.moveaxis(jnp.sum(weights, 2), 2, 0)
         return jax.ops.segment_sum(total, edges, -(-keys.shape[2] // block_kv))
 
@@ -146,8 +129,7 @@ def block_mass(
     levels = jnp.pad(lse, ((0, 0), (0, 0), (0, short)), constant_values=-jnp.inf)
     levels = jnp.moveaxis(levels.reshape(*lse.shape[:2], -1, block_q), 2, 0)
     rows = jax.lax.map(mass, (jnp.moveaxis(_blocks(q, block_q), 2, 0), levels))
-    sizes = jnp.minimum(block_q, q.shape[1] - block_q * jnp.arange(levels.shape[0]))
-    return jnp.moveaxis(rows, (0, 1), (2, 3)) / sizes.reshape(1, 1, -1, 1)
+    return jnp.moveaxis(rows, (0, 1), (2, 3))
 
 
 def _listed(values: Array, indices: Int[Array, "b n M"]) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, block_sparse_attention, explain
+from pallas_kernels import BlockMask, block_mass, block_sparse_attention, explain
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.mosaic_gpu.tiles import prepare
@@ -80,7 +80,8 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
 @pytest.mark.parametrize("case", CASES)
 def test_walks_are_the_lists_from_the_side_of_the_keys(case):
     mask, _ = problem(case)
-    walks, shape = prepare_walks(mask, 2, CASES[case][4], 132)
+    heads = CASES[case][4:6]
+    walks, shape = prepare_walks(mask, 2, heads, 132)
     arrays = [batched(x) for x in (walks.indices, walks.counts)]
     sizes = mask.block_kv, mask.block_q
     places = batched(walks.q_places), batched(walks.kv_places)
@@ -94,6 +95,20 @@ def test_walks_are_the_lists_from_the_side_of_the_keys(case):
     starts = np.asarray(walks.starts)
     counts = np.repeat(np.asarray(walks.counts), shape.kv_split, 2)
     assert np.all((starts >= 0) & (starts <= counts))
+
+
+def test_walks_of_heads_that_share_keys_begin_where_the_others_are():
+    """Long after the start, when tiles end at all times, every head and place is begun with."""
+    mask = BlockMask.full(64 * 96, 64 * 128 * 96, 64, 128)
+    walks, _ = prepare_walks(mask, 1, (12, 4), 8)
+    assert walks.firsts.shape == (1, 4, 64 * 96) and walks.starts.shape == (1, 12, 64 * 96)
+    late = np.asarray(walks.firsts[0, 2:])
+    assert np.all(np.abs(np.bincount(late.reshape(-1)) / late.size - 1 / 3) < 0.1)
+    starts = np.asarray(walks.starts[0, 6:]).reshape(-1)
+    assert np.all(np.abs(np.histogram(starts, 4, (0, 96))[0] / starts.size - 1 / 4) < 0.1)
+    np.testing.assert_array_equal(walks.starts[:, 0::3], walks.starts[:, 1::3])
+    alone, _ = prepare_walks(mask, 1, (4, 4), 8)
+    assert not np.any(np.asarray(alone.firsts))
 
 
 def test_every_tile_is_computed_once_and_workers_have_equal_work():
@@ -187,6 +202,54 @@ def test_values_and_gradients_are_as_exact_as_plain_attention(case, dtype):
 
     for one, two in zip(gradients(fast, inputs), gradients(plain, wide), strict=True):
         assert distance(one, two) < tolerance
+
+
+# Lengths, blocks, heads, heads of keys, head size.
+MASSES = {
+    "plain": (512, 512, 128, 128, 2, 2, 128),
+    "odd": (500, 423, 64, 64, 4, 2, 64),
+    "large blocks": (700, 900, 192, 256, 2, 1, 128),
+}
+
+
+def mass_problem(case):
+    q_len, kv_len, block_q, block_kv, heads, kv_heads, size = MASSES[case]
+    mask = BlockMask.full(q_len, kv_len, block_q, block_kv)
+    options = {"heads": heads, "kv_heads": kv_heads, "size": size, "dtype": "bfloat16"}
+    q, k, v, *_ = random_inputs(5, mask, **options)
+    _, lse = exact_attention(q, k, v, mask.token_mask())
+    return (q, k, jnp.asarray(lse, jnp.float32)), (block_q, block_kv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["plain", "odd"])
+def test_mass_for_h200_keeps_everything_in_registers(case, tmp_path, monkeypatch):
+    inputs, blocks = mass_problem(case)
+    (report,) = compiled_for_h200(
+        lambda q, k, lse: KERNEL.mass(q, k, lse, *blocks, 0.1), inputs, tmp_path, monkeypatch
+    )
+    assert "0 bytes spill stores, 0 bytes spill loads" in report
+    assert "C7512" not in report
+
+
+def test_mass_lowers_without_a_gpu_and_is_refused_on_one_without_it():
+    inputs, blocks = mass_problem("odd")
+    traced = jax.jit(lambda q, k, lse: KERNEL.mass(q, k, lse, *blocks, 0.1)).trace(*inputs)
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@mosaic_gpu") == 1
+    if jax.default_backend() == "cpu":
+        with pytest.raises(NotImplementedError, match="mosaic_gpu: the default device is cpu"):
+            block_mass(*inputs, *blocks, implementation="mosaic_gpu")
+
+
+@on_hopper
+@pytest.mark.parametrize("case", MASSES)
+def test_mass_is_that_of_a_loop_in_float32(case):
+    (q, k, lse), blocks = mass_problem(case)
+    lse = lse.at[..., 7].set(-jnp.inf)  # a query that does not count
+    fast = block_mass(q, k, lse, *blocks, implementation="mosaic_gpu")
+    wide = (q.astype("float32"), k.astype("float32"), lse)
+    plain = block_mass(*wide, *blocks, implementation="xla")
+    np.testing.assert_allclose(fast, plain, rtol=2e-3, atol=1e-7)
 
 
 def distance(one, two):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mosaic_gpu.backward import backward
 from pallas_kernels.attention.mosaic_gpu.forward import forward
+from pallas_kernels.attention.mosaic_gpu.mass import ROWS, TILE_SIZE, mass
 from pallas_kernels.attention.mosaic_gpu.tiles import prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.block_mask import BlockMask
@@ -25,6 +26,10 @@ class MosaicGPU:
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
+        return self.refusal_of_blocks(q, mask.block_q, mask.block_kv)
+
+    def refusal_of_blocks(self, q: Any, block_q: int, block_kv: int) -> str:
+        """The same for blocks of a size, without a mask."""
         capability = getattr(jax.devices()[0], "compute_capability", "unknown")
         if capability != "9.0":
             return f"the GPU has compute capability {capability}, not 9.0 (H100, H200)"
@@ -32,9 +37,9 @@ class MosaicGPU:
             return f"the inputs are {q.dtype}, not bfloat16 or float16"
         if q.shape[-1] > 128:
             return f"the head size {q.shape[-1]} is above 128"
-        if mask.block_q % 64 or mask.block_kv % 64:
+        if block_q % 64 or block_kv % 64:
             return (
-                f"blocks of {mask.block_q} queries and {mask.block_kv} keys are not multiples "
+                f"blocks of {block_q} queries and {block_kv} keys are not multiples "
                 "of 64; BlockMask.coarsen makes larger ones"
             )
         return ""
@@ -59,7 +64,8 @@ class MosaicGPU:
         delta: Array,
     ) -> tuple[Array, Array, Array]:
         """Returns the gradients; those of queries differ in last bits from call to call."""
-        walks = prepare_walks(mask, q.shape[0], q.shape[2], self._processors)
+        heads = q.shape[2], k.shape[2]
+        walks = prepare_walks(mask, q.shape[0], heads, self._processors)
         if mask.kv_lengths is not None:
             known = mask.kv_counted[:, : k.shape[1], None, None]
             k, v = jnp.where(known, k, 0), jnp.where(known, v, 0)
@@ -70,6 +76,30 @@ class MosaicGPU:
             d_k[:, : k.shape[1], :, : k.shape[3]],
             d_v[:, : v.shape[1], :, : v.shape[3]],
         )
+
+    def mass(
+        self,
+        q: Array,
+        k: Array,
+        lse: Float[Array, "B N Q"],
+        block_q: int,
+        block_kv: int,
+        scale: float,
+    ) -> Float[Array, "B N q k"]:
+        """Returns the sums of the weights of blocks of queries and keys, multiples of 64."""
+        unit = 64 if block_kv % TILE_SIZE else TILE_SIZE
+        levels = jnp.where(lse > -jnp.inf, lse, jnp.inf)
+        short = ((0, 0), (0, 0), (0, -q.shape[1] % TILE_SIZE))
+        levels = jnp.pad(levels, short, constant_values=jnp.inf)
+        padded = _padded(q), _padded(k)
+        sums = mass(*padded, levels, unit, scale, k.shape[1], self._processors)
+        rows, columns = -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)
+        per_row, per_column = block_q // ROWS, block_kv // unit
+        sizes = (*sums.shape[:2], rows * per_row, columns * per_column)
+        sums = sums[:, :, : sizes[2], : sizes[3]]
+        sums = jnp.pad(sums, [(0, n - m) for n, m in zip(sizes, sums.shape, strict=True)])
+        sums = sums.reshape(*sums.shape[:2], rows, per_row, columns, per_column)
+        return jnp.sum(sums, (3, 5))
 
     @property
     def _processors(self) -> int:

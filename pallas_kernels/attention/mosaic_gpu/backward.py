@@ -205,13 +205,14 @@ class _Group:
         """Folds `visit(walk, state)` over the heads of queries that share these keys."""
         if self.options.shared_heads == 1:
             return visit(self.walk(self.head), state)
-        first = self.head * self.options.shared_heads
-        return lax.fori_loop(
-            0,
-            self.options.shared_heads,
-            lambda member, state: visit(self.walk(first + member), state),
-            state,
-        )
+        sharing, tile = self.options.shared_heads, jnp.minimum(self.tile, self.tiles - 1)
+        first = self.refs.walks.firsts[self.batch, self.head, tile]
+
+        def advance(number: Any, state: Any) -> Any:
+            member = lax.rem(first + number, sharing)
+            return visit(self.walk(self.head * sharing + member), state)
+
+        return lax.fori_loop(0, sharing, advance, state)
 
     def walk(self, head: Any) -> _Walk:
         """Returns the walk of one head of queries."""

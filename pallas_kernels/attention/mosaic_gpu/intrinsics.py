@@ -11,9 +11,10 @@ import numpy as np
 from jax.experimental import pallas
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
+from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, nvvm, scf, vector  # noqa: F401
+from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, scf, vector  # noqa: F401
 from jaxtyping import Array, Float
 
 # Their annotations know neither references nor functions that are inlined.
@@ -161,6 +162,26 @@ def store_fragment(ref: Any, x: Float[Array, "64 64"]) -> None:
             fours[i] = mlir.vector.shuffle(pairs[2 * i], pairs[2 * i + 1], [0, 1, 2, 3])
         strided = fragmented_array.WGStridedFragLayout((16, 256), 4)
         mgpu.FragmentedArray(_registers=fours, _layout=strided, _is_signed=None).store_untiled(ref)
+
+    store(ref, x)
+
+
+def store_warp_sum(ref: Any, x: Float[Array, "64 C"]) -> None:
+    """Stores the sum of what each of the four warps of a warpgroup holds of a tile."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), TILE))
+    def store(_, ref, x):
+        parts = list(x.registers.flat)
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [mlir.arith.addf(one, two) for one, two in pairs]
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        halves = [mlir.llvm.extractelement(parts[0], mgpu.c(i, i32)) for i in range(2)]
+        total = mlir.arith.addf(*halves)
+        for distance in (1, 2, 4, 8, 16):
+            total = mlir.arith.addf(total, mgpu_utils.shfl_bfly(total, distance))
+        warp = mlir.arith.remui(mgpu_utils.warp_idx(sync=False), mgpu.c(4, i32))
+        mlir.memref.store(total, ref, [mlir.arith.index_castui(index, warp)])
 
     store(ref, x)
 

@@ -19,7 +19,8 @@ class Walks(NamedTuple):
         indices: i32[b, n, K, M], blocks of queries; with partial blocks, twice that, and 1
             more where not all pairs count.
         counts: i32[b, n, K], how many count.
-        starts: i32[B, N, tiles], list entry at which each tile of keys begins.
+        firsts: i32[B, H, tiles], which of the heads of queries that share keys comes first.
+        starts: i32[B, N, tiles], list entry at which each tile of keys begins, in every head.
         q_places: i16[b, 2, L], a number per query: in blocks that are attended to in full, and
             in others.
         kv_places: i16[b, L], a number per key, which may not be above the query's.
@@ -27,6 +28,7 @@ class Walks(NamedTuple):
 
     indices: Array
     counts: Array
+    firsts: Array
     starts: Array
     q_places: Array
     kv_places: Array
@@ -55,13 +57,15 @@ class Shape(NamedTuple):
         return STEP * self.parts
 
 
-def prepare_walks(mask: BlockMask, batch: int, heads: int, processors: int) -> tuple[Walks, Shape]:
+def prepare_walks(
+    mask: BlockMask, batch: int, heads: tuple[int, int], processors: int
+) -> tuple[Walks, Shape]:
     """Makes what the backward pass reads of a mask.
 
     Args:
         mask: Its blocks are multiples of 64.
         batch: Rows of the batch.
-        heads: Heads of the queries.
+        heads: Of the queries, and of the keys.
         processors: Streaming multiprocessors of the device.
     """
     turned = mask.transpose()
@@ -73,23 +77,22 @@ def prepare_walks(mask: BlockMask, batch: int, heads: int, processors: int) -> t
         partial=mask.by_place,
     )
     counts = turned.kv_counts
-    sizes = (batch, heads, shape.kv_split)
-    at_once = processors * shape.groups
-    starts = start_entries(turned.kv_indices, counts, mask.grid[0], sizes, at_once)
+    sizes, at_once = (batch, *heads, shape.kv_split), processors * shape.groups
+    firsts, starts = beginnings(turned.kv_indices, counts, mask.grid[0], sizes, at_once)
     indices = with_kinds(turned) if shape.partial else turned.kv_indices
     q_places, kv_places = places(mask)
     q_places = jnp.stack([jnp.broadcast_to(jnp.int16(NEVER), q_places.shape), q_places], 1)
-    return Walks(indices, counts, starts, q_places, kv_places), shape
+    return Walks(indices, counts, firsts, starts, q_places, kv_places), shape
 
 
-def start_entries(
+def beginnings(
     indices: Int[Array, "b n K M"],
     counts: Int[Array, "b n K"],
     blocks: int,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
     processors: int,
-) -> Int[Array, "B N T"]:
-    """Returns the list entry at which each tile of keys begins its walk.
+) -> tuple[Int[Array, "B H T"], Int[Array, "B N T"]]:
+    """Returns the head and the list entry with which each tile of keys begins its walk.
 
     Tiles begin when others end. When, follows from the spread of the counts; a tile then begins
     at the queries that the others read at that time.
@@ -98,14 +101,14 @@ def start_entries(
         indices: Blocks of queries per block of keys.
         counts: How many count.
         blocks: Blocks of queries of the sequence.
-        sizes: Batch rows, heads, and tiles in a block of keys.
+        sizes: Batch rows, heads of queries and of keys, and tiles in a block of keys.
         processors: Tiles that are computed at one time.
     """
-    batch, heads, split = sizes
+    batch, heads, kv_heads, split = sizes
+    sharing = heads // kv_heads
     spread = jnp.broadcast_to(counts, (batch, heads, counts.shape[2]))
-    spread = jnp.repeat(spread, split, axis=2)
-    tiles = spread.size
-    waves = -(-tiles // processors)
+    spread = jnp.repeat(spread.reshape(batch, kv_heads, sharing, -1).sum(2), split, axis=2)
+    waves = -(-spread.size // processors)
     mean = jnp.maximum(jnp.mean(spread.astype(jnp.float32)), 1e-3)
     deviation = jnp.clip(jnp.std(spread.astype(jnp.float32)) / mean, 0.01, 0.5)
     time = jnp.linspace(0.0, waves + 1.0, 64 * (waves + 1))
@@ -114,9 +117,11 @@ def start_entries(
         (time[:, None] - wave[None]) / (deviation * jnp.sqrt(wave))[None]
     )
     begun = processors * (1 + jnp.sum(ended, 1))
-    number = jnp.arange(tiles)
+    number = jnp.arange(spread.size)
     front = jnp.where(number < processors, 0.0, jnp.interp(number + 0.5, begun, time)) % 1.0
-    first = front.reshape(spread.shape) * blocks
+    front = front.reshape(spread.shape) * sharing
+    place = jnp.repeat(front % 1.0, sharing, axis=1) * blocks
     order = jnp.arange(indices.shape[3])[None, None, None] < counts[..., None]
     listed = jnp.repeat(jnp.where(order, indices, blocks), split, axis=2)
-    return jnp.sum(listed < first[..., None], -1, dtype=jnp.int32)
+    starts = jnp.sum(listed < place[..., None], -1, dtype=jnp.int32)
+    return jnp.minimum(front.astype(jnp.int32), sharing - 1), starts

@@ -1,0 +1,219 @@
+"""How much attention blocks of queries pay to blocks of keys, on Hopper: half a forward pass.
+
+Both compute warpgroups of a processor work at one tile of 128 queries and share what the third
+loads. The scores of the next keys are computed while the weights of these are added up, over the
+64 rows of a warpgroup and the keys of a unit; a warp writes its part. The exponentials bound the
+speed: 16 of them per cycle and processor take twice the time of the products.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pallas_kernels.attention.mosaic_gpu.intrinsics import (
+    FIRST_BARRIER,
+    LOG2E,
+    REGISTERS,
+    ROW,
+    SWIZZLE,
+    TILE,
+    arrive,
+    launch,
+    load,
+    pl,
+    plgpu,
+    store_warp_sum,
+    sync,
+)
+
+TILE_SIZE = 128  # queries and keys of a tile
+ROWS = 64  # queries of a warpgroup
+WARPS = 4  # of a warpgroup
+STAGES = 4  # tiles of keys in shared memory
+
+
+def mass(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    lse: Float[Array, "B N L"],
+    unit: int,
+    scale: float,
+    keys: int,
+    processors: int,
+) -> Float[Array, "B N T U"]:
+    """Returns the sum of the weights of 64 queries and the keys of a unit.
+
+    Args:
+        q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
+        k: Keys, as many or a divisor of the heads.
+        lse: Log-sum-exp of the scores, up to a multiple of 128; inf for a query that does not
+            count.
+        unit: Keys that are counted together: 64 or 128.
+        scale: Factor of the scores.
+        keys: Keys that count, from the first.
+        processors: Streaming multiprocessors of the device.
+    """
+    batch, _, heads, size = q.shape
+    tiles, units = lse.shape[2] // ROWS, -(-keys // TILE_SIZE) * (TILE_SIZE // unit)
+    parts = launch(
+        "block_mass",
+        functools.partial(_kernel, _Options(unit, scale * LOG2E, keys, processors)),
+        jax.ShapeDtypeStruct((batch, heads, tiles, units, WARPS), jnp.float32),
+        [
+            plgpu.SMEM((TILE_SIZE, size), q.dtype, transforms=SWIZZLE),
+            plgpu.SMEM((STAGES, TILE_SIZE, size), q.dtype, transforms=SWIZZLE),
+            plgpu.Barrier(),
+            plgpu.Barrier(num_barriers=STAGES),
+        ],
+        {"processor": processors},
+    )(q, k, lse * LOG2E)
+    return jnp.sum(parts, -1)
+
+
+class _Options(NamedTuple):
+    unit: int
+    scale: float  # of scores, for powers of two
+    keys: int
+    processors: int
+
+
+class _Refs(NamedTuple):
+    q: Any
+    k: Any
+    lse: Any
+    parts: Any
+    q_tile: Any
+    k_tiles: Any
+    q_full: Any
+    k_full: Any
+
+
+def _kernel(options: _Options, *refs: Any) -> None:
+    names = _Refs._make(refs)
+    warpgroup, registers = lax.axis_index("warpgroup"), REGISTERS[names.q.shape[3]]
+    walk = _Walk(options, names, lax.axis_index("processor"))
+
+    @pl.when(warpgroup < 2)
+    def _compute():
+        plgpu.set_max_registers(registers[0], action="increase")
+        walk.compute(warpgroup)
+
+    @pl.when(warpgroup == 2)
+    def _load():
+        plgpu.set_max_registers(registers[1], action="decrease")
+
+        @plgpu.warp_map
+        def _(warp):
+            pl.when(warp == 0)(walk.produce)
+
+
+class _Walk:
+    """The tiles of queries of a processor: each meets all keys, every other time from the last."""
+
+    THREADS = 2 * 128 + 32  # that compute, and the warp that loads
+    Q_FREE, K_FREE = FIRST_BARRIER, FIRST_BARRIER + 1
+
+    def __init__(self, options: _Options, refs: _Refs, processor: Any):
+        self.options, self.refs, self.processor = options, refs, processor
+        self.per_head = refs.lse.shape[2] // TILE_SIZE
+        self.total = refs.q.shape[0] * refs.q.shape[2] * self.per_head
+        self.steps = -(-options.keys // TILE_SIZE)
+
+    def each_tile(self, visit: Any) -> None:
+        """Calls `visit(batch, head, tile, place)`; `place(step)` is the tile of keys of a step."""
+        heads, workers = self.refs.q.shape[2], self.options.processors
+        left = lax.div(jnp.int32(self.total - 1) - self.processor, jnp.int32(workers))
+
+        def advance(turn: Any, done: Any) -> Any:
+            sequence = self.processor + turn * workers
+            index, tile = lax.div(sequence, self.per_head), lax.rem(sequence, self.per_head)
+            batch, head = lax.div(index, heads), lax.rem(index, heads)
+            backwards = (turn & 1) == 1
+
+            def place(step: Any) -> Any:
+                return jnp.where(backwards, self.steps - 1 - step, step)
+
+            visit(batch, head, tile, place, done)
+            return done + self.steps
+
+        count = jnp.where(self.processor < self.total, left + 1, 0)
+        lax.fori_loop(0, count, advance, jnp.int32(0))
+
+    def produce(self) -> None:
+        """Loads the queries and keys of all tiles, as room for them is made."""
+        refs = self.refs
+        shared_heads = refs.q.shape[2] // refs.k.shape[2]
+
+        def visit(batch: Any, head: Any, tile: Any, place: Any, done: Any) -> None:
+            sync(self.Q_FREE, self.THREADS)
+            rows = pl.ds(tile * TILE_SIZE, TILE_SIZE)
+            plgpu.copy_gmem_to_smem(refs.q.at[batch, rows, head], refs.q_tile, refs.q_full)
+
+            def load_keys(step: Any, state: Any) -> Any:
+                slot = lax.rem(done + step, STAGES)
+                sync(self.K_FREE + slot, self.THREADS)
+                rows = pl.ds(place(step) * TILE_SIZE, TILE_SIZE)
+                source = refs.k.at[batch, rows, lax.div(head, shared_heads)]
+                plgpu.copy_gmem_to_smem(source, refs.k_tiles.at[slot], refs.k_full.at[slot])
+                return state
+
+            lax.fori_loop(0, self.steps, load_keys, ())
+
+        self.each_tile(visit)
+
+    def compute(self, part: Any) -> None:
+        """Adds up the weights of 64 queries of all tiles."""
+        refs = self.refs
+        for slot in range(STAGES):
+            arrive(self.K_FREE + slot, self.THREADS)
+        arrive(self.Q_FREE, self.THREADS)
+
+        def visit(batch: Any, head: Any, tile: Any, place: Any, done: Any) -> None:
+            plgpu.barrier_wait(refs.q_full)
+            q = load(refs.q_tile.at[pl.ds(part * ROWS, ROWS)], layout=TILE)
+            q = lax.optimization_barrier(q)
+            arrive(self.Q_FREE, self.THREADS)
+            rows = pl.ds(tile * TILE_SIZE + part * ROWS, ROWS)
+            lse = load(refs.lse.at[batch, head, rows], layout=ROW, optimized=False)
+            target = refs.parts.at[batch, head, tile * 2 + part]
+
+            def scores(step: Any, meanwhile: Any) -> Array:
+                slot = lax.rem(done + step, STAGES)
+                plgpu.barrier_wait(refs.k_full.at[slot])
+
+                def products(s_ref: Any) -> Array:
+                    plgpu.wgmma(s_ref, q, refs.k_tiles.at[slot].T)
+                    meanwhile()
+                    return s_ref[...]
+
+                s = pl.run_scoped(products, plgpu.ACC((ROWS, TILE_SIZE), jnp.float32))
+                s = lax.optimization_barrier(s)
+                arrive(self.K_FREE + slot, self.THREADS)
+                return s
+
+            def advance(step: Any, s: Any) -> Any:
+                return scores(step, lambda: self.add_up(target, place(step - 1), s, lse))
+
+            s = lax.fori_loop(1, self.steps, advance, scores(jnp.int32(0), lambda: None))
+            self.add_up(target, place(self.steps - 1), s, lse)
+
+        self.each_tile(visit)
+
+    def add_up(self, target: Any, place: Any, s: Array, lse: Array) -> None:
+        """Writes the sums of the weights of the units of a tile of keys."""
+        p = jnp.exp2(s * self.options.scale - lax.broadcast_in_dim(lse, s.shape, [0]))
+        if self.options.keys % TILE_SIZE:
+            p = lax.cond(place == self.steps - 1, lambda: self.cut(p), lambda: p)
+        unit = self.options.unit
+        for number, start in enumerate(range(0, TILE_SIZE, unit)):
+            index = place * (TILE_SIZE // unit) + number
+            store_warp_sum(target.at[index], p[:, start : start + unit])
+
+    def cut(self, p: Array) -> Array:
+        """Leaves nothing of keys behind the last."""
+        column = plgpu.broadcasted_iota(jnp.int32, p.shape, 1, layout=TILE)
+        return jnp.where(column < self.options.keys % TILE_SIZE, p, 0.0)
