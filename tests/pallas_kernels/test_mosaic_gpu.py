@@ -80,7 +80,7 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
 @pytest.mark.parametrize("case", CASES)
 def test_walks_are_the_lists_from_the_side_of_the_keys(case):
     mask, _ = problem(case)
-    heads = CASES[case][4:6]
+    heads = CASES[case][4], CASES[case][5]
     walks, shape = prepare_walks(mask, 2, heads, 132)
     arrays = [batched(x) for x in (walks.indices, walks.counts)]
     sizes = mask.block_kv, mask.block_q
