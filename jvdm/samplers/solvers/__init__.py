@@ -4,6 +4,7 @@ from jvdm.samplers.solvers.ddim import DDIM, DDPM, Consistency
 from jvdm.samplers.solvers.dpm import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M
 from jvdm.samplers.solvers.edm import EDM
 from jvdm.samplers.solvers.euler import Euler, Heun
+from jvdm.samplers.solvers.flow_map import FlowMap
 from jvdm.samplers.solvers.named import SOLVERS, solver_named
 from jvdm.samplers.solvers.solver import (
     Context,
@@ -25,6 +26,7 @@ __all__ = [
     "DPMSolverPP3M",
     "EDM",
     "Euler",
+    "FlowMap",
     "Heun",
     "OneEvaluation",
     "SOLVERS",

@@ -7,6 +7,7 @@ from jvdm.samplers.solvers.ddim import DDIM, DDPM, Consistency
 from jvdm.samplers.solvers.dpm import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M
 from jvdm.samplers.solvers.edm import EDM
 from jvdm.samplers.solvers.euler import Euler, Heun
+from jvdm.samplers.solvers.flow_map import FlowMap
 from jvdm.samplers.solvers.solver import Solver
 from jvdm.samplers.solvers.unipc import UniPC
 
@@ -25,6 +26,7 @@ SOLVERS: dict[str, Solver] = {
     "unipc3": UniPC(3),
     "edm_euler": EDM(corrector=False),
     "edm_heun": EDM(),
+    "flow_map": FlowMap(),
 }
 """Every solver with its usual settings."""
 
