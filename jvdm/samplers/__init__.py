@@ -2,7 +2,6 @@
 
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
-from jvdm.samplers.cached import CachedMatrix, cached, check_cache
 from jvdm.samplers.denoiser import (
     Call,
     Denoised,
@@ -148,9 +147,6 @@ from jvdm.samplers.timesteps import (
 )
 
 __all__ = [
-    "check_cache",
-    "cached",
-    "CachedMatrix",
     "Address",
     "AutoregressiveMatrix",
     "BackProject",
