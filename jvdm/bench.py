@@ -1,14 +1,15 @@
-"""`jvdm bench model`: a whole network with sparse attention beside dense attention, and its price.
+"""`jvdm bench`: sparse attention beside dense attention on this device, alone or in a network.
 
-Random weights, but attention with structure, so that policies which look at it have something to
-find. Needs jax and flax only:
+The network has random weights, but attention with structure, so that policies which look at it
+have something to find. Where there is no command line (jax and flax suffice):
 
-    python -c "from jvdm import bench; bench.main('model', shape='wan-1.3b-720p')"
+    python -c "from jvdm import bench; bench.main('model', shape=('wan-1.3b-720p',))"
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,11 @@ from jvdm.files import probe_writable, write_text
 from jvdm.models import Conditions, TextStates, VideoDiT
 from jvdm.recipes import nearest
 from jvdm.samplers import Call
-from pallas_kernels.attention.bench import seconds
+from jvdm.stages import measuring, stage
+from pallas_kernels.attention import bench
+from pallas_kernels.attention.bench import BLOCKS, DENSITIES
+from pallas_kernels.attention.peers import PEERS, missing
+from pallas_kernels.attention.plot import speedups
 from pallas_kernels.attention.shapes import SHAPES, Shape
 
 TEXT = (512, 4096)  # states of a prompt and their width: T5-XXL in Wan
@@ -39,84 +44,112 @@ LEVEL = 0.5  # noise level of the call
 class BenchOptions:
     """Times attention, or a network with it, on this device."""
 
-    what: Literal["model"] = "model"
-    """model: forward passes of a network with random weights."""
-    shape: str | None = None
-    """Shape by name, such as wan-1.3b-720p; tiny on a CPU, else wan-1.3b-480p, if left out."""
+    what: Literal["attention", "model"] = "attention"
+    """attention: kernels on random lists; model: forward passes of a network."""
+    shape: tuple[str, ...] = ()
+    """Shapes by name; tiny on a CPU, else wan-1.3b-480p, if left out."""
+    densities: tuple[float, ...] = ()
+    """Shares of attention that are computed; .5 to .02 for attention, .25 for a model."""
+    blocks: tuple[int, ...] = BLOCKS
+    """Tokens of a block; a model chooses by its grid."""
     policies: tuple[str, ...] = ("draft", "random")
-    """Sparse policies, by name."""
-    densities: tuple[float, ...] = (0.25,)
-    """Shares of attention that are computed in the layers that are not dense."""
+    """Sparse policies of a model, by name."""
     dense_layers: int = 1
-    """First layers that are dense, for every policy."""
+    """First layers of a model that are dense, for every policy."""
     seed: int = 0
-    """Seed of weights and video."""
+    """Seed of the weights of a model and of its video."""
     output: Path = Path("out/bench")
-    """Folder for the results as JSON."""
+    """Folder for the results as JSON, and as a picture."""
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """Runs the network with dense attention, then with every policy at every density.
+    """Measures every shape.
 
     Returns:
-        `rows`: policy, density asked for, seconds of a forward pass (median) and how many times
-        faster it is than the dense one, its price (`price`), and what the tallies say
-        (`jvdm.attention.summary`).
+        `settings`, `device`, `jax`, `outputs`, why a peer was not measured (`missing`) and `rows`:
+        those of `pallas_kernels.attention.bench`, or of `rows_of_model`, with `shape`, its name.
 
     Raises:
-        ConfigError: If there is no such shape or policy, or a policy cannot run on the shape.
+        ConfigError: If there is no such shape or policy, or it cannot run.
     """
-    name = options.shape or ("tiny" if jax.default_backend() == "cpu" else "wan-1.3b-480p")
-    if name not in SHAPES:
-        raise ConfigError(f"there is no shape {name!r}", nearest(name, SHAPES), "take one of these")
-    shape, path = SHAPES[name], options.output / "model.json"
+    shapes, path = _shapes(options), options.output / f"{options.what}.json"
     probe_writable(options.output)
-    variants = {("dense", 1.0): POLICIES["dense"], **_variants(options)}
-    for policy in variants.values():
-        network(shape, policy).start(shape.grid[0], *_cells(shape))
-    device = jax.devices()[0]
+    if options.what == "model":
+        variants = {("dense", 1.0): POLICIES["dense"], **_variants(options, shapes.values())}
+        rows, total = rows_of_model(shapes, variants, options.seed), len(shapes) * len(variants)
+    else:
+        densities = options.densities or DENSITIES
+        rows = bench.rows(shapes, options.blocks, densities)
+        total = len(shapes) * len(options.blocks) * (2 + sum(x < 1 for x in densities))
+    absent = {name: missing(name) for name in PEERS} if options.what == "attention" else {}
     result: dict[str, Any] = {
         "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
-        "shape": {"name": name, **shape._asdict(), "tokens": shape.length},
-        "device": device.device_kind,
+        "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
+        "missing": {name: why for name, why in absent.items() if why},
         "rows": [],
+        "outputs": [str(path)],
     }
-    keys = jax.random.split(jax.random.key(options.seed), 3)
-    params, text = parameters(keys[0], shape), jax.random.normal(keys[1], (1, *TEXT))
-    inputs = params, moving_regions(keys[2], shape), text
-    dense, dense_s = None, 0.0
-    for (policy_name, density), policy in variants.items():
-        forward = program(network(shape, policy))
-        made, states = forward(*inputs)
-        time = seconds(forward, *inputs)
-        dense, dense_s = (made, time) if dense is None else (dense, dense_s)
-        row = {"policy": policy_name, "asked": density, "seconds": time, "speedup": dense_s / time}
-        near = {key: round(float(value), 4) for key, value in price(made, dense).items()}
-        result["rows"].append({**row, **near, **summary(states)})
-        write_text(path, json.dumps(result, indent=1) + "\n")  # a long run may be stopped
-    return {**result, "outputs": [str(path)]}
+    with measuring(True), stage(f"bench {options.what}", total=total, unit="row") as bar:
+        for row in rows:
+            result["rows"].append(row)
+            write_text(path, json.dumps(result, indent=1) + "\n")  # a long run may be stopped
+            bar.update()
+    if options.what == "attention":
+        picture = path.with_suffix(".svg")
+        write_text(picture, speedups(result))
+        result["outputs"].append(str(picture))
+    return result
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """Returns the table, and where the file is."""
-    shape = result["shape"]
-    lines = [
-        f"{result['device']}, jax {result['jax']}; {shape['name']}: {shape['tokens']} tokens, "
-        f"{shape['layers']} layers, {shape['heads']} heads of {shape['size']}",
-        "policy   asked  density  recall  seconds  speedup   error    PSNR    SSIM",
-    ]
-    for row in result["rows"]:
-        kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
-        lines.append(
-            f"{row['policy']:8} {row['asked']:5.2f}  {row.get('density', 1.0):7.3f}  {kept}  "
-            f"{row['seconds']:7.3f}  {row['speedup']:7.2f}  {row['error']:6.4f}  "
-            f"{row['psnr']:6.2f}  {row['ssim']:6.4f}"
-        )
+    """Returns the table, and where the files are."""
+    lines = [f"{result['device']}, jax {result['jax']}"]
+    lines += [f"without {name}: {why}" for name, why in result["missing"].items()]
+    if result["settings"]["what"] == "attention":
+        lines += [bench.told(), *map(bench.told, result["rows"])]
+    else:
+        head = "shape          policy   asked  density  recall  seconds  speedup   error    PSNR"
+        lines += [f"{head}    SSIM", *map(_told, result["rows"])]
     return "\n".join([*lines, "", *result["outputs"]])
 
 
-def main(what: Literal["model"] = "model", **options: Any) -> None:
+def _told(row: Mapping[str, Any]) -> str:
+    kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
+    return (
+        f"{row['shape']:14} {row['policy']:8} {row['asked']:5.2f}  {row.get('density', 1.0):7.3f}  "
+        f"{kept}  {row['seconds']:7.3f}  {row['speedup']:7.2f}  {row['error']:6.4f}  "
+        f"{row['psnr']:6.2f}  {row['ssim']:6.4f}"
+    )
+
+
+def rows_of_model(
+    shapes: Mapping[str, Shape], variants: Mapping[tuple[str, float], Any], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Runs a network of every shape with every policy, of which the first is dense attention.
+
+    Yields:
+        Shape, policy, density asked for, seconds of a forward pass (median) and how many times
+        faster it is than the dense one, its price (`price`), and what the tallies say
+        (`jvdm.attention.summary`).
+    """
+    for shape_name, shape in shapes.items():
+        keys = jax.random.split(jax.random.key(seed), 3)
+        params, states = parameters(keys[0], shape), jax.random.normal(keys[1], (1, *TEXT))
+        inputs = params, moving_regions(keys[2], shape), states
+        dense, dense_s = None, 0.0
+        for (name, density), policy in variants.items():
+            forward = program(network(shape, policy))
+            made, tallies = forward(*inputs)
+            time = bench.seconds(forward, *inputs)
+            dense, dense_s = (made, time) if dense is None else (dense, dense_s)
+            row: dict[str, Any] = {"shape": shape_name, "policy": name, "asked": density}
+            row |= {"seconds": time, "speedup": dense_s / time}
+            near = {key: round(float(value), 4) for key, value in price(made, dense).items()}
+            yield {**row, **near, **summary(tallies)}
+
+
+def main(what: Literal["attention", "model"], **options: Any) -> None:
     """Runs and prints, where there is no command line."""
     print(text(run(BenchOptions(what, **options))))
 
@@ -146,7 +179,7 @@ def parameters(key: Array, shape: Shape) -> PyTree:
     """
     model = network(shape, POLICIES["dense"])
     latents = jnp.zeros((1, 1, PATCH, PATCH, CHANNELS))  # parameters do not depend on sizes
-    call, told = Call.at(jnp.zeros((1, 1))), _told(jnp.zeros((1, *TEXT)))
+    call, told = Call.at(jnp.zeros((1, 1))), _conditions(jnp.zeros((1, *TEXT)))
     params = jax.jit(model.init)(key, latents, call, told)["params"]
 
     def sharper(path: Any, leaf: Array) -> Array:
@@ -184,7 +217,7 @@ def program(model: VideoDiT) -> Any:
 
     def forward(params: PyTree, x: Latents, states: Float[Array, "B L D"]) -> Any:
         call = Call.at(jnp.full(x.shape[:2], LEVEL))
-        both: Any = model.apply({"params": params}, x, call, _told(states))
+        both: Any = model.apply({"params": params}, x, call, _conditions(states))
         return both[0], both[1].layers
 
     return jax.jit(forward)
@@ -203,7 +236,7 @@ def price(made: Latents, dense: Latents) -> dict[str, Array]:
     return {"error": error, "psnr": psnr(one, two).mean(), "ssim": ssim(one, two).mean()}
 
 
-def _told(states: Float[Array, "B L D"]) -> Conditions:
+def _conditions(states: Float[Array, "B L D"]) -> Conditions:
     return Conditions(TextStates(states, jnp.full(states.shape[:1], states.shape[1])))
 
 
@@ -211,17 +244,35 @@ def _cells(shape: Shape) -> tuple[int, int]:
     return shape.grid[1] * PATCH, shape.grid[2] * PATCH
 
 
-def _variants(options: BenchOptions) -> dict[tuple[str, float], Any]:
-    """Returns every policy at every density."""
+def _shapes(options: BenchOptions) -> dict[str, Shape]:
+    """Returns the shapes that were asked for; refuses numbers that are none."""
+    names = options.shape or ("tiny" if jax.default_backend() == "cpu" else "wan-1.3b-480p",)
+    for name in names:
+        if name not in SHAPES:
+            fix = f"shapes are {', '.join(SHAPES)}"
+            raise ConfigError(f"there is no shape {name!r}", nearest(name, SHAPES), fix)
+    for block in options.blocks:
+        if block < 1:
+            raise ConfigError(f"a block of {block} tokens", "it has 1 or more", "use 128 or 64")
+    for density in options.densities:
+        if not 0 < density <= 1:
+            fix = "use 0.25 for a quarter of it"
+            raise ConfigError(f"density is {density:g}", "it is a share, in (0, 1]", fix)
+    return {name: SHAPES[name] for name in names}
+
+
+def _variants(options: BenchOptions, shapes: Iterable[Shape]) -> dict[tuple[str, float], Any]:
+    """Returns every policy at every density, all of which can run on all shapes."""
     sparse: dict[str, Any] = {
         name: policy for name, policy in POLICIES.items() if isinstance(policy, Sparse)
     }
     found = {}
-    for density in options.densities:
-        for name in options.policies:
-            if name not in sparse:
-                what = f"a sparse policy called {name!r} was asked for"
-                raise ConfigError(what, "there is none", nearest(name, sparse))
-            fields: Any = {"density": density, "dense_layers": options.dense_layers}
-            found[name, density] = dataclasses.replace(sparse[name], **fields)
+    for density, name in itertools.product(options.densities or (0.25,), options.policies):
+        if name not in sparse:
+            what = f"a sparse policy called {name!r} was asked for"
+            raise ConfigError(what, "there is none", nearest(name, sparse))
+        fields: Any = {"density": density, "dense_layers": options.dense_layers}
+        found[name, density] = dataclasses.replace(sparse[name], **fields)
+    for shape, policy in itertools.product(shapes, found.values()):
+        network(shape, policy).start(shape.grid[0], *_cells(shape))
     return found

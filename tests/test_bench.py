@@ -23,12 +23,11 @@ def toy(monkeypatch):
 
 def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_path, capsys):
     clock = iter([0.4, 0.1, 0.2])
-    monkeypatch.setattr(bench, "seconds", lambda *_: next(clock))
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_: next(clock))
     options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".04"]
     options += ["--dense-layers", "0"]
     assert cli.main(options) == 0
     found = json.loads((tmp_path / "model.json").read_text())
-    assert found["shape"]["tokens"] == 96
     dense, draft, chance = found["rows"]
     assert (dense["policy"], dense["error"], dense["psnr"]) == ("dense", 0, 100)
     assert (draft["speedup"], chance["speedup"]) == pytest.approx((4, 2))
@@ -36,7 +35,7 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
     assert draft["recall"] > chance["recall"] + 0.1
     assert 0 < draft["error"] < chance["error"] / 2
     assert draft["psnr"] > chance["psnr"] and draft["ssim"] > chance["ssim"]
-    assert "draft     0.04    0.042" in capsys.readouterr().out
+    assert "toy            draft     0.04    0.042" in capsys.readouterr().out
 
 
 def test_queries_and_keys_of_a_network_are_sharp_and_of_a_prompt_plain():
@@ -59,19 +58,34 @@ def test_regions_move_and_are_compact():
     assert likeness(video[1:], video[:-1]) > likeness(video[8:], video[:1])
 
 
+def test_attention_is_timed_and_drawn(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_, **__: 1e-3)
+    options = ["bench", "attention", "--shape", "toy", "--blocks", "8", "--densities", ".5", ".1"]
+    assert cli.main([*options, "--output", str(tmp_path), "--json"]) == 0
+    found = json.loads((tmp_path / "attention.json").read_text())
+    assert json.loads(capsys.readouterr().out)["rows"] == found["rows"]
+    assert [row["attention"] for row in found["rows"]] == ["dense xla", "reference", "xla", "xla"]
+    assert [row["density"] for row in found["rows"]] == pytest.approx([1, 1, 0.5, 1 / 12])
+    assert "torch" in found["missing"]["flex_attention"] or "gpu" in found["missing"]["tokamax"]
+    assert (tmp_path / "attention.svg").read_text().startswith("<svg ")
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"shape": "wan-1.3b"}, "no shape 'wan-1.3b'.*wan-1.3b-480p"),
-        ({"shape": "toy", "policies": ("dense",)}, "a sparse policy called 'dense'"),
-        ({"shape": "toy", "densities": (0.0,)}, "density is 0"),
-        ({"shape": "toy", "densities": (0.001,)}, "less than one of 96 blocks"),
-        ({"shape": "toy", "dense_layers": 2}, "the network has 2 layers"),
+        ({"shape": ("wan-1.3b",)}, "no shape 'wan-1.3b'.*wan-1.3b-480p"),
+        ({"policies": ("dense",)}, "a sparse policy called 'dense'"),
+        ({"densities": (0.0,)}, "density is 0"),
+        ({"densities": (0.001,)}, "less than one of 96 blocks"),
+        ({"dense_layers": 2}, "the network has 2 layers"),
+        ({"what": "attention", "blocks": (0,)}, "a block of 0 tokens"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(asked, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        bench.run(bench.BenchOptions(output=tmp_path, **asked))
+        bench.run(
+            bench.BenchOptions(**{"what": "model", "shape": ("toy",), **asked}, output=tmp_path)
+        )
 
 
 def test_a_network_of_a_video_model_has_its_size():
@@ -80,7 +94,7 @@ def test_a_network_of_a_video_model_has_its_size():
     model = bench.network(shape, POLICIES["dense"])
     assert (model.width, model.depth, sum(model.rotary_axes)) == (1536, 30, 128)
     x = jnp.zeros((1, 1, 2, 2, 16))
-    told = bench._told(jnp.zeros((1, 3, 4096)))
+    told = bench._conditions(jnp.zeros((1, 3, 4096)))
     params = jax.eval_shape(model.init, jax.random.key(0), x, bench.Call.at(x[..., 0, 0, 0]), told)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert abs(count / 1_418_996_800 - 1) < 0.05  # Wan 2.1 1.3B

@@ -91,7 +91,7 @@ def measure(
     sizes = (1, shape.length, shape.heads, shape.size)
     q, k, v, d_out = inputs = tuple(jax.random.normal(x, sizes, dtype) for x in keys)
 
-    def row(name: str, share: float, times: tuple[float, float]) -> dict[str, Any]:
+    def row(name: str, share: float, times: tuple[float, ...]) -> dict[str, Any]:
         work = 4e-12 * shape.heads * shape.length**2 * shape.size * share
         found: dict[str, Any] = {"attention": name, "length": shape.length, "block": block}
         found["density"] = share
@@ -104,11 +104,10 @@ def measure(
 
     yield row(f"dense {'xla' if refusal(q) else 'cudnn'}", 1.0, timed(passes(dense_attention)))
     sparse, peers = passes(block_sparse_attention), tuple(peers)
-    full = random_mask(shape.heads, shape.length, block, 1.0, 1.0)
-    for density in (1.0, *densities):
-        mask = full
-        if density < 1:
-            mask = random_mask(shape.heads, shape.length, block, density, max(densities))
+    parts = [density for density in densities if density < 1]
+    for density in (1.0, *parts):
+        widest = 1.0 if density == 1 else max(parts)
+        mask = random_mask(shape.heads, shape.length, block, density, widest)
         share = float(mask.density)
         yield row(explain(q, k, mask).implementation, share, timed(sparse, mask))
         for name in peers:

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from xml.etree import ElementTree
 
+import jax
+import numpy as np
 import pytest
 
-from pallas_kernels.attention import bench
+from pallas_kernels.attention import bench, peers, plot
 
 
 def test_random_lists_have_the_density_that_was_asked():
@@ -17,17 +20,46 @@ def test_random_lists_have_the_density_that_was_asked():
 def test_the_table_has_a_row_per_density_beside_dense(monkeypatch, tmp_path, capsys):
     options = ["bench", "--lengths", "128", "--blocks", "32", "--densities", ".5", ".25"]
     options += ["--heads", "2", "--size", "8", "--json", str(tmp_path / "rows.json")]
-    monkeypatch.setattr(bench, "seconds", lambda call, *inputs: (call(*inputs), 1e-3)[1])
+    monkeypatch.setattr(bench, "seconds", lambda call, *inputs, **_: (call(*inputs), 1e-3)[1])
     monkeypatch.setattr(sys, "argv", options)
     bench.main()
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [row["attention"] for row in rows] == ["dense", "xla 0.5", "xla 0.25"]
+    shares = [1, 1, 0.5, 0.25]
+    assert [row["attention"] for row in rows] == ["dense xla", "reference", "xla", "xla"]
+    assert [row["density"] for row in rows] == shares
     work = 4 * 2 * 128**2 * 8 / 1e-3 / 1e12
-    assert [row["forward_tflops"] for row in rows] == pytest.approx([work, work / 2, work / 4])
-    assert [row["both_tflops"] for row in rows] == pytest.approx(
-        [3.5 * work, 1.75 * work, 0.875 * work]
-    )
-    assert "xla 0.25" in capsys.readouterr().out
+    assert [row["forward_tflops"] / work for row in rows] == pytest.approx(shares)
+    assert [row["both_tflops"] / work / 3.5 for row in rows] == pytest.approx(shares)
+    said = capsys.readouterr().out
+    assert "without tokamax: " in said and " 0.250 " in said
+
+
+def test_a_picture_shows_how_many_times_faster_each_is():
+    rows = [
+        {"shape": "a", "block": 8, "attention": name, "density": share, "forward_s": 1 / gain}
+        for name, share, gain in (("dense", 1.0, 1.0), ("ours", 1.0, 1.0), ("ours", 0.1, 10.0))
+    ]
+    rows = [{**row, "both_s": 2 * row["forward_s"]} for row in rows]
+    root = ElementTree.fromstring(plot.speedups({"device": "<none>", "rows": rows}))
+    assert "<none>" in "".join(root.itertext()) and "a, ours 8" in "".join(root.itertext())
+    lines = [line.get("points", "") for line in root.iter() if line.tag.endswith("polyline")]
+    ideal, *_, forward, both = lines
+    assert set(forward.split()) == set(both.split()) == set(ideal.split())
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert peers.missing("flex_attention") == "torch is not installed"
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
+    assert jax.default_backend() == "gpu" or "is cpu, not gpu" in peers.missing("tokamax")
+
+
+@pytest.mark.parity
+def test_flex_attention_is_given_the_same_lists():
+    pytest.importorskip("torch")
+    mask = bench.random_mask(2, 128, 16, 0.25, 0.5)
+    theirs = peers.flex_lists(mask, "cpu").to_dense().numpy()
+    np.testing.assert_array_equal(theirs, mask.to_dense())
 
 
 def test_a_density_out_of_range_is_refused(monkeypatch, capsys):
