@@ -13,7 +13,12 @@ from pallas_kernels import BlockMask, block_sparse_attention
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
 from pallas_kernels.attention.reference import masked_attention
-from tests.pallas_kernels.cases import exact_attention, random_inputs, random_mask
+from tests.pallas_kernels.cases import (
+    exact_attention,
+    random_inputs,
+    random_mask,
+    token_mask,
+)
 
 KERNEL = PallasTPU(interpret=True, queries=128, keys=128)
 SIZES: dict[str, Any] = {"q_len": 130, "kv_len": 300, "block_q": 64, "block_kv": 64}
@@ -35,35 +40,23 @@ def mask_of(case: str, seed: int) -> BlockMask:
     return random_mask(seed, q_len, kv_len, block_q, block_kv, **kind)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def run(q, k, v, mask, kernel=KERNEL, scale=None) -> Any:
-    return attend(kernel, q, k, v, mask, scale or q.shape[-1] ** -0.5)
-
-
 @functools.partial(jax.jit, static_argnums=2)
-def slopes(inputs, mask, kernel) -> Any:
-    """Gradients of output and log-sum-exp together; the kernel, or attention under the mask."""
-    *arrays, d_out, d_lse = inputs
-
-    def total(q, k, v):
-        scale = q.shape[-1] ** -0.5
-        if kernel:
-            out, lse = run(q, k, v, mask, kernel, scale)
-        else:
-            out, lse = masked_attention(q, k, v, mask, scale)
-        lse = jnp.where(lse > -jnp.inf, lse, 0.0)
-        return jnp.vdot(out.astype("float32"), d_out) + jnp.vdot(lse, d_lse)
-
-    return jax.grad(total, (0, 1, 2))(*arrays)
+def answers(inputs, mask, kernel: PallasTPU | None = KERNEL) -> Any:
+    """Values, log-sum-exp and their gradients: the kernel's, or of attention under the mask."""
+    q, k, v, d_out, d_lse = inputs
+    attended = functools.partial(attend, kernel) if kernel else masked_attention
+    both, pull = jax.vjp(lambda q, k, v: attended(q, k, v, mask, q.shape[-1] ** -0.5), q, k, v)
+    return (*both, pull((d_out.astype(q.dtype), d_lse.astype("float32"))))
 
 
 @cases
 def test_values_and_their_log_sum_exp_are_exact(case):
     for seed in SEEDS:
         mask = mask_of(case, seed)
-        q, k, v, *_ = random_inputs(seed, mask)
-        out, lse = run(q, k, v, mask)
-        exact, exact_lse = exact_attention(q, k, v, mask.token_mask())
+        inputs = random_inputs(seed, mask)
+        out, lse, _ = answers(inputs, mask)
+        q, k, v, *_ = inputs
+        exact, exact_lse = exact_attention(q, k, v, token_mask(mask))
         assert np.isinf(exact_lse).any()
         np.testing.assert_allclose(out, exact, atol=2e-6)
         np.testing.assert_allclose(lse, exact_lse, atol=2e-6)
@@ -75,70 +68,79 @@ def test_gradients_of_both_outputs_are_those_of_the_reference(case):
     for seed in SEEDS:
         mask = mask_of(case, seed)
         inputs = random_inputs(seed, mask)
-        expected = slopes(inputs, mask, None)
-        for one, two in zip(slopes(inputs, mask, KERNEL), expected, strict=True):
+        (*_, ours), (*_, expected) = (answers(inputs, mask, kernel) for kernel in (KERNEL, None))
+        for one, two in zip(ours, expected, strict=True):
             np.testing.assert_allclose(one, two, atol=5e-6)  # NaN is no number that is close
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 136])
 def test_in_16_bits_the_error_is_that_of_plain_attention(size):
     mask = random_mask(5, **SIZES)
     inputs = random_inputs(5, mask, size=size, dtype="bfloat16")
-    q, k, v, d_out, d_lse = inputs
-    exact, _ = exact_attention(q, k, v, mask.token_mask())
-    plain, _ = masked_attention(q, k, v, mask, size**-0.5)
-    out, _ = run(q, k, v, mask)
+    exact, _, true = answers(tuple(x.astype("float32") for x in inputs), mask, None)
+    (plain, _, near), (out, _, ours) = (answers(inputs, mask, kernel) for kernel in (None, KERNEL))
     assert out.dtype == jnp.bfloat16
     assert error(out, exact) <= 2 * error(plain, exact)
-    wide = tuple(x.astype("float32") for x in inputs)
-    true = slopes(wide, mask, None)
-    one, two = (slopes((q, k, v, *wide[3:]), mask, kernel) for kernel in (KERNEL, None))
-    for ours, theirs, right in zip(one, two, true, strict=True):
-        assert error(ours, right) <= 2 * error(theirs, right)
+    for one, two, right in zip(ours, near, true, strict=True):
+        assert error(one, right) <= 2 * error(two, right)
 
 
 def error(x, exact):
     return np.sqrt(np.mean((np.asarray(x, np.float64) - np.asarray(exact, np.float64)) ** 2))
 
 
+def for_all(mask: BlockMask) -> BlockMask:
+    """The lists of a mask for 2 batch rows and 4 heads, as those of "every kind"."""
+    lists = ("kv_indices", "kv_counts", "kv_full_counts")
+    rows = ("q_lengths", "kv_lengths", "q_coords", "kv_coords")
+    sizes = {name: (2, 4) for name in lists} | {name: (2,) for name in rows}
+    found = {name: getattr(mask, name) for name in sizes}
+    wide = {
+        name: jnp.broadcast_to(x, (*sizes[name], *x.shape[len(sizes[name]) :]))
+        for name, x in found.items()
+    }
+    return dataclasses.replace(mask, **wide)
+
+
 def test_what_is_not_attended_to_is_not_read():
     """Neither keys of no listed block, nor those that a mask cuts, change a bit."""
-    mask = random_mask(6, **SIZES)
-    q, k, v, *_ = random_inputs(6, mask)
-    unseen = ~np.asarray(mask.token_mask()).any((1, 2))[0]  # pyright: ignore[reportIndexIssue]
+    mask = for_all(random_mask(6, **SIZES))
+    q, k, v, *rest = random_inputs(6, mask)
+    seen: Any = np.asarray(token_mask(mask))
+    unseen = ~seen.any((0, 1, 2))
     assert 0 < unseen.sum() < 300
-    other = (
-        jnp.where(unseen[None, :, None, None], 1e4, k),
-        jnp.where(unseen[None, :, None, None], -1e4, v),
-    )
-    for one, two in zip(run(q, *other, mask), run(q, k, v, mask), strict=True):
-        np.testing.assert_array_equal(one, two)
+    other = (np.where(unseen[None, :, None, None], x, y) for x, y in ((1e4, k), (-1e4, v)))
+    one, two = (answers((q, *x, *rest), mask)[:2] for x in (other, (k, v)))
+    for ours, same in zip(one, two, strict=True):
+        np.testing.assert_array_equal(ours, same)
 
 
 def test_the_order_of_lists_does_not_matter_and_what_follows_them_neither():
-    mask = BlockMask.full(130, 300, 64, 64)
-    q, k, v, *_ = random_inputs(7, mask)
-    turned = BlockMask(mask.kv_indices[..., ::-1], mask.kv_counts, **SIZES)
-    for one, two in zip(run(q, k, v, turned), run(q, k, v, mask), strict=True):
+    mask = dataclasses.replace(BlockMask.full(130, 300, 64, 64), causal_time=True)
+    inputs = random_inputs(7, mask)
+
+    def run(ids, fewer=0):
+        lists = {"kv_indices": ids, "kv_counts": mask.kv_counts - fewer}
+        return answers(inputs, dataclasses.replace(mask, **lists))[:2]
+
+    for one, two in zip(run(mask.kv_indices[..., ::-1]), run(mask.kv_indices), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
-    few = [
-        BlockMask(ids, mask.kv_counts - 3, **SIZES)
-        for ids in (mask.kv_indices, mask.kv_indices.at[..., 2:].set(0))
-    ]
-    for one, two in zip(*(run(q, k, v, x) for x in few), strict=True):
+    few = (run(ids, 3) for ids in (mask.kv_indices, mask.kv_indices.at[..., 2:].set(0)))
+    for one, two in zip(*few, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.slow
 def test_keys_and_values_in_vector_memory_give_the_same():
-    mask = random_mask(8, **SIZES)
+    mask = for_all(random_mask(8, **SIZES))
     inputs = random_inputs(8, mask)
-    kernel = dataclasses.replace(KERNEL, resident=True)
-    for one, two in zip(run(*inputs[:3], mask, kernel), run(*inputs[:3], mask), strict=True):
-        np.testing.assert_array_equal(one, two)
-    one, two = (slopes(inputs, mask, x) for x in (kernel, KERNEL))
-    for ours, theirs in zip(one, two, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    kernels = (dataclasses.replace(KERNEL, resident=True), KERNEL)
+    (*one, ours), (*two, slopes) = (answers(inputs, mask, kernel) for kernel in kernels)
+    for x, y in zip(one, two, strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(ours, slopes, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason():
