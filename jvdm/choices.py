@@ -19,6 +19,7 @@ from jvdm.recipes import load_file, nearest
 from jvdm.samplers import (
     AutoregressiveMatrix,
     BetaLevels,
+    CachedMatrix,
     ClassifierFree,
     Cosine,
     DiffusersLevels,
@@ -82,6 +83,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "autoregressive": AutoregressiveMatrix(),
         "truncated": TruncatedMatrix(SynchronousMatrix(), 0.6),
         "windowed": WindowedMatrix(SynchronousMatrix()),
+        "cached": CachedMatrix(AutoregressiveMatrix()),
     },
     "solver": SOLVERS,
     "guidance": {

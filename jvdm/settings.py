@@ -19,7 +19,9 @@ from jvdm.media import check_fps
 from jvdm.system import Sampling
 from jvdm.video import Fit
 
-AttentionName = Literal["dense", "frame_causal", "draft", "window", "random", "oracle"]
+AttentionName = Literal[
+    "dense", "frame_causal", "cached_causal", "draft", "window", "random", "oracle"
+]
 """The names of `jvdm.attention.POLICIES`."""
 SIZE, RULE, PICTURE, OTHER = "size", "rule", "picture", "other"
 """Kinds: a size of the canvas, a number of a rule of sampling, something to look at, the rest."""

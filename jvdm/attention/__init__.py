@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from jvdm.attention.blocks import Blocks, blocks_of
+from jvdm.attention.cached_causal import CachedCausal, KVCache
 from jvdm.attention.dense import Dense
 from jvdm.attention.draft import Draft
 from jvdm.attention.frame_causal import FrameCausal
@@ -16,6 +17,7 @@ from jvdm.attention.window import Window
 POLICIES: Mapping[str, Policy] = {
     "dense": Dense(),
     "frame_causal": FrameCausal(),
+    "cached_causal": CachedCausal(),
     "draft": Draft(),
     "window": Window(),
     "random": Random(),
@@ -27,9 +29,11 @@ __all__ = [
     "POLICIES",
     "AttentionCall",
     "Blocks",
+    "CachedCausal",
     "Dense",
     "Draft",
     "FrameCausal",
+    "KVCache",
     "Oracle",
     "Policy",
     "Random",

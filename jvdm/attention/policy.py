@@ -1,7 +1,11 @@
 """The protocol of attention policies: who may attend to whom, chosen at run time."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Float, Int, NoiseLevels, PyTree
 from jvdm.samplers import Row
@@ -22,6 +26,8 @@ class TokenGrid:
     """Sequences: samples times branches of guidance that are evaluated together."""
     heads: int = 1
     head_dim: int = 64
+    dtype: str = "float32"
+    """Number type of queries, keys and values."""
 
     @property
     def tokens(self) -> int:
@@ -34,6 +40,16 @@ class TokenGrid:
         return self.height * self.width
 
 
+Turn = Callable[..., Array]
+"""`turn(k)` gives keys `[B, L, N, D]` of the frames of a call their rotary positions;
+`turn(k, frames)` those of `F` frames at these places in time, f32[F]."""
+
+
+def _as_they_are(k: Array, frames: Array | None = None) -> Array:
+    """Leaves keys without positions."""
+    return k
+
+
 class AttentionCall(NamedTuple):
     """Where in a run, and in a network, a policy chooses.
 
@@ -43,6 +59,7 @@ class AttentionCall(NamedTuple):
         t: f32[B, F], noise level of each frame, as the network is told it.
         grid: Layout of the tokens (static).
         order: Order that the tokens of every frame are in; None is raster order (static).
+        turn: Gives keys of whole frames their rotary positions (static).
     """
 
     layer: Int[Array, ""]
@@ -50,6 +67,7 @@ class AttentionCall(NamedTuple):
     t: NoiseLevels
     grid: TokenGrid
     order: TileOrder | None = None
+    turn: Turn = _as_they_are
 
 
 @runtime_checkable
@@ -84,6 +102,14 @@ class Policy(Protocol):
         """
         return None
 
+    def positions(self, positions: Float[Array, " W"], row: Row) -> Float[Array, " W"]:
+        """Returns the places in time that the frames of a window have for the network."""
+        return positions
+
+    def slots(self, frames: Int[Array | np.ndarray, " W"]) -> Int[Array, " W"]:
+        """Returns where in its state it keeps the keys of each frame that a row writes, or -1."""
+        return jnp.full(len(frames), -1)
+
     def init(self, grid: TokenGrid) -> PyTree:
         """Returns the state of one layer before the first row.
 
@@ -91,6 +117,23 @@ class Policy(Protocol):
             ConfigError: If the policy cannot run on such a grid.
         """
         return None
+
+    def attended(
+        self,
+        q: Float[Array, "B L N D"],
+        k: Float[Array, "B L N D"],
+        v: Float[Array, "B L N D"],
+        state: PyTree,
+        call: AttentionCall,
+    ) -> tuple[Float[Array, "B K N D"], Float[Array, "B K N D"], BlockMask | None, PyTree]:
+        """Returns keys and values that are attended to, the blocks among them, and the next state.
+
+        Keys come without positions and are returned with them (`call.turn`). A policy that
+        chooses among the tokens of the window writes `select` alone.
+        """
+        k = call.turn(k)
+        mask, state = self.select(q, k, v, state, call)
+        return k, v, mask, state
 
     def select(
         self,

@@ -1,12 +1,36 @@
 """Attention layers of the networks: a policy decides who attends to whom."""
 
+import dataclasses
+
 import flax.linen as nn
 
 from jvdm.arrays import Array, Float, PyTree, Tokens
-from jvdm.attention import AttentionCall, Blocks, Policy
+from jvdm.attention import AttentionCall, Blocks, Policy, TokenGrid
+from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
-from jvdm.models.layers import Linear, RMSNorm, Rotary, rotate
+from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from pallas_kernels import block_sparse_attention, dense_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryAxes:
+    """How the heads of a network turn with the place of a token (`rotary_table`)."""
+
+    axes: tuple[int, int, int]
+    base: float
+
+    def table(self, frames: Float[Array, " F"], grid: TokenGrid) -> Rotary:
+        """Returns the table of whole frames at these places in time, in raster order."""
+        return rotary_table(frames, grid.height, grid.width, self.axes, self.base)
+
+    def turning(self, window: Rotary, grid: TokenGrid, dtype: str) -> Turn:
+        """Returns what gives keys their positions; `window` is the table of a call's tokens."""
+
+        def turn(k: Array, frames: Array | None = None) -> Array:
+            table = window if frames is None else self.table(frames, grid)
+            return rotate(k, table).astype(dtype)
+
+        return turn
 
 
 class SelfAttention(nn.Module):
@@ -26,8 +50,8 @@ class SelfAttention(nn.Module):
             _heads(part, self.head_dim) for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
         )
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
-        k = rotate(RMSNorm(name="k_norm")(k), rotary).astype(self.dtype)
-        mask, state = self.policy.select(q, k, v, state, call)
+        k = RMSNorm(name="k_norm")(k)
+        k, v, mask, state = self.policy.attended(q, k, v, state, call)
         if mask is None and call.order is not None and call.order.is_padded:
             mask = Blocks(call.grid, call.order).everything()
         out = block_sparse_attention(q, k, v, mask)

@@ -13,10 +13,10 @@ from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
 from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.features import fold, unfold
-from jvdm.models.attention import CrossAttention, SelfAttention
+from jvdm.models.attention import CrossAttention, RotaryAxes, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
-from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding, rotary_table
+from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat, layer_stack
 from jvdm.samplers import Call, Row
@@ -44,6 +44,8 @@ class VideoDiTLayer(nn.Module):
     """Order of the tokens of a frame."""
     keep: bool
     """Whether the tokens are collected."""
+    positions: RotaryAxes
+    """How heads turn."""
     dtype: str
 
     @nn.compact
@@ -64,7 +66,8 @@ class VideoDiTLayer(nn.Module):
         flat = (x.shape[0], x.shape[1] * x.shape[2], width)
 
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
-        call = AttentionCall(index, shared.row, shared.t, self.grid, self.order)
+        turn = self.positions.turning(shared.rotary, self.grid, self.dtype)
+        call = AttentionCall(index, shared.row, shared.t, self.grid, self.order, turn)
         y = modulate(x, scale_a, shift_a).reshape(flat)
         y, state = mixer(y, shared.rotary, state, call)
         x = x + gate(y.reshape(x.shape), gate_a)
@@ -142,8 +145,9 @@ class VideoDiT(nn.Module):
         grid = self._grid(f, h, w, b)
         keep = bool(self.collect) and (carry is None or carry.features is not None)
         carry = Carry.first(policy, self.depth, grid) if carry is None else carry
-        frames = carry.window(call.row, f)
-        rotary = rotary_table(frames, grid.height, grid.width, self.rotary_axes, self.rotary_base)
+        frames = policy.positions(carry.window(call.row, f), call.row)
+        axes = RotaryAxes(self.rotary_axes, self.rotary_base)
+        rotary = axes.table(frames, grid)
         order = policy.order(grid)
 
         embed = Linear((self.width,), self.dtype, bias=True, name="patch_in")
@@ -166,7 +170,8 @@ class VideoDiT(nn.Module):
             rotary = (cosine, sine)
         shared = Shared(modulation.reshape(b, f, 6, self.width), rotary, text, call.row, call.t)
         per_layer = (jnp.arange(self.depth), carry.layers)
-        fields = {"grid": grid, "order": order, "keep": keep, "dtype": self.dtype}
+        fields = {"grid": grid, "order": order, "keep": keep, "positions": axes}
+        fields["dtype"] = self.dtype
         tokens, (states, features) = self._layers(policy, fields, tokens, per_layer, shared)
         if features is not None:
             features = features[jnp.array(self.collect)]
@@ -222,7 +227,7 @@ class VideoDiT(nn.Module):
 
     def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
         sizes = (frames, height // self.patch, width // self.patch, batch)
-        return TokenGrid(*sizes, self.width // self.head_dim, self.head_dim)
+        return TokenGrid(*sizes, self.width // self.head_dim, self.head_dim, self.dtype)
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)

@@ -16,7 +16,7 @@ from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, place, read_channel
 from jvdm.recipes import nearest
 from jvdm.rows import keep_given, matrix_of, starts_noisy
-from jvdm.samplers import TimestepMatrix
+from jvdm.samplers import TimestepMatrix, check_cache
 from jvdm.samplers.matrices import level_at
 from jvdm.settings import (
     LEAVE_OUT,
@@ -183,6 +183,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     seen = system.seen(matrix.window, shape.height, shape.width)
     _check_policy(system.network, *seen)
+    check_cache(matrix, system.network.policy.slots)
     return Job(
         settings=settings,
         prompts=texts,

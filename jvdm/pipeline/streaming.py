@@ -101,16 +101,17 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
         last = max(1, round(seconds_of("duration", request.duration) * fps))
     asked = dataclasses.replace(request, num_frames=frames, duration=None)
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
-    _check(clip, last)
+    _check(clip, rows, last)
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
     return StreamJob(clip, rows, _told(clip, then), last)
 
 
-def _check(clip: Job, last: int | None) -> None:
+def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
     """Refuses what makes clips only."""
     sampling, policy, alone = clip.system.sampling, clip.system.network.policy, "of one clip"
+    known = bool(clip.known or clip.given)
     reasons = {
         f"{clip.shape.batch} videos": ("a stream is one video", clip.shape.batch > 1),
         "hooks": (f"they count the rows {alone}", bool(sampling.hooks)),
@@ -123,6 +124,11 @@ def _check(clip: Job, last: int | None) -> None:
             "it decodes whole videos only",
             not hasattr(clip.system.vae, "decode_chunk"),
         ),
+        f"a cache that the policy {type(policy).__name__} does not keep": (
+            "later chunks read earlier ones from it: --sampling.policy cached_causal keeps one",
+            keeps(rows) and policy.slots(np.zeros(1, int))[0] < 0,
+        ),
+        "pictures and a cache": ("it is filled from the first frame on", keeps(rows) and known),
         f"num_frames {last}": ("a video has one frame or more", last is not None and last < 1),
     }
     for what, (why, holds) in reasons.items():
@@ -142,21 +148,29 @@ def _told(clip: Job, then: Mapping[Any, str]) -> tuple[Told, ...]:
     return tuple(sorted(told, key=lambda entry: entry.frame))
 
 
+def keeps(rows: StreamRows) -> bool:
+    """Whether finished frames are kept as keys and values instead of in the window."""
+    return bool(np.asarray(rows.cycle.write).any())
+
+
 def begin(pipe: "Pipeline", job: StreamJob) -> Stream:
-    """Makes the first clip and noises it to the levels of the window."""
+    """Makes the first clip and noises it to the levels of the window.
+
+    Who reads earlier frames from a cache begins with noise: no clip would be in it.
+    """
     clip = job.clip
     told = tuple(
         (entry.frame, pipe.conditions(dataclasses.replace(clip, ids=entry.ids)))
         for entry in job.told
     )
-    latents = pipe.sample(clip)
+    latents = None if keeps(job.rows) else pipe.sample(clip)
     system, params = network(pipe, job)
     seed, shape = np.uint32(clip.seeds[0]), tuple(clip.shape)
     with stage("begin"):
         state = programs.begin_stream(
             system, params, told[0][1], job.rows, latents, seed, shape=shape
         )
-    ready = latents[:, : job.rows.context] if job.rows.context else None
+    ready = None if latents is None or not job.rows.context else latents[:, : job.rows.context]
     return Stream(told, state, None, ready, 0)
 
 

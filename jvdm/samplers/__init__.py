@@ -2,6 +2,7 @@
 
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
+from jvdm.samplers.cached import CachedMatrix, cached, check_cache
 from jvdm.samplers.denoiser import (
     Call,
     Denoised,
@@ -154,6 +155,7 @@ __all__ = [
     "Blend",
     "Blockwise",
     "Call",
+    "CachedMatrix",
     "ClassifierFree",
     "CleanPrefix",
     "Cosine",
@@ -221,6 +223,8 @@ __all__ = [
     "ask",
     "beta_levels",
     "biased",
+    "cached",
+    "check_cache",
     "consecutive",
     "corrupt",
     "cost",

@@ -34,11 +34,14 @@ class Row(NamedTuple):
         index: i32[], row of the timestep matrix.
         start: i32[], first frame of the window.
         write: bool[W], frames of the window whose keys and values are to be kept.
+        frame: i32[], absolute index of the first frame of the window in its video; a stream
+            counts on where `start` stays 0.
     """
 
     index: Int[Array, ""]
     start: Int[Array, ""]
     write: Bool[Array, " W"]
+    frame: Int[Array, ""]
 
 
 class Call(NamedTuple):
@@ -58,7 +61,7 @@ class Call(NamedTuple):
     def at(cls, t: Float[Array, "B W"], t_next: Float[Array, "B W"] | None = None) -> "Call":
         """Returns a call outside of a run: row 0, nothing written, to clean data by default."""
         first = jnp.zeros((), jnp.int32)
-        row = Row(first, first, jnp.zeros(t.shape[1:], bool))
+        row = Row(first, first, jnp.zeros(t.shape[1:], bool), first)
         return cls(t, jnp.zeros_like(t) if t_next is None else t_next, row)
 
 

@@ -196,7 +196,7 @@ class _Step(NamedTuple):
     remaining: Int[Array, " W"]
 
 
-def _step_of_row(matrix: TimestepMatrix, k: Array) -> _Step:
+def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"]) -> _Step:
     inside = k < matrix.num_rows
     k = jnp.minimum(k, matrix.num_rows - 1)
     first = matrix.start[k]
@@ -211,7 +211,7 @@ def _step_of_row(matrix: TimestepMatrix, k: Array) -> _Step:
     to_come = jnp.arange(matrix.num_rows)[:, None] >= k
     remaining = jnp.sum((levels[:-1] != levels[1:]) & to_come, axis=0, dtype=jnp.int32)
     moving = (t != t_next) & inside
-    return _Step(Row(k, first, write), t, t_next, moving, in_window(remaining))
+    return _Step(Row(k, first, write, frames[first]), t, t_next, moving, in_window(remaining))
 
 
 def _one_row(
@@ -223,7 +223,7 @@ def _one_row(
     k: Array,
 ) -> State:
     """Takes row `k` to row `k + 1`; skipped where neither a level nor a cache changes."""
-    step = _step_of_row(matrix, k)
+    step = _step_of_row(matrix, k, state.address.frames)
 
     def work(state: State) -> State:
         everything = _Frames(state.x, state.solver, state.updates, state.bad_row)

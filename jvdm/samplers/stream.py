@@ -20,6 +20,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError, ShapeError
 from jvdm.keys import addressed_normal, named
+from jvdm.samplers.cached import CachedMatrix
 from jvdm.samplers.denoiser import Denoiser, PerFrame
 from jvdm.samplers.matrices import TimestepMatrix, from_index, times
 from jvdm.samplers.noise import Address, consecutive, initial_noise
@@ -106,7 +107,12 @@ def stream_cycle(
 
 
 def stream_rows(
-    levels: Float[Array, " levels"], lag: int, block: int = 1, context: int = 0
+    levels: Float[Array, " levels"],
+    lag: int,
+    block: int = 1,
+    context: int = 0,
+    *,
+    kept: bool = False,
 ) -> StreamRows:
     """Returns the rows of an endless wave.
 
@@ -116,6 +122,8 @@ def stream_rows(
         lag: Rows between neighbouring blocks, 1 to `S`.
         block: Latent frames per chunk.
         context: Finished frames that the network is shown before those in work.
+        kept: Whether a last row of every cycle writes the finished block to a cache of keys and
+            values, which later ones read (`cached`).
 
     Raises:
         ConfigError: If a number is out of range.
@@ -125,16 +133,23 @@ def stream_rows(
     ramp_rows = np.arange(steps - lag + lag * (context // block) + 1)
     blocks = np.arange(cycle.shape[1]) // block
     ramp = np.clip(ramp_rows[:, None] - lag * blocks[None], 0, steps)
-    return StreamRows(from_index(levels, ramp), from_index(levels, cycle), block, context)
+    if not kept:
+        return StreamRows(from_index(levels, ramp), from_index(levels, cycle), block, context)
+    again = from_index(levels, np.concatenate([cycle, cycle[-1:]]))
+    write = np.zeros(again.write.shape, bool)
+    write[-1, context : context + block] = True
+    again = dataclasses.replace(again, write=jnp.asarray(write))
+    return StreamRows(from_index(levels, ramp), again, block, context)
 
 
 def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> StreamRows:
     """Returns the endless rows of what makes the rows of a clip.
 
     Args:
-        rule: A `LagMatrix` or `AutoregressiveMatrix`, in a `WindowedMatrix` or not. What makes
-            all frames together has no order to go on in: a `SynchronousMatrix` becomes the wave
-            of single frames whose lag is the least that fits the window beside a finished frame.
+        rule: A `LagMatrix` or `AutoregressiveMatrix`, alone or in a `WindowedMatrix` or in a
+            `CachedMatrix`, whose cache stands for all finished frames. A `SynchronousMatrix` has
+            no order to go on in and becomes the wave of single frames whose lag is the least that
+            fits the window beside a finished frame.
         levels: Grid of `S + 1` levels.
         window: Latent frames that the network knows; what frames in work leave of it holds
             finished ones.
@@ -142,7 +157,9 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
     Raises:
         ConfigError: If the rule has no such rows, or its lag is not 1 to `S`.
     """
-    steps = levels.shape[0] - 1
+    steps, kept = levels.shape[0] - 1, isinstance(rule, CachedMatrix)
+    if isinstance(rule, CachedMatrix):
+        window, rule = 0, rule.rule
     if isinstance(rule, WindowedMatrix):
         window, rule = rule.window or 0, rule.rule
     if isinstance(rule, SynchronousMatrix):
@@ -158,7 +175,7 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
         )
     in_work = -(-steps // max(1, rule.lag)) * rule.block
     context = max(0, window - in_work) // rule.block * rule.block
-    return stream_rows(levels, rule.lag, rule.block, context)
+    return stream_rows(levels, rule.lag, rule.block, context, kept=kept)
 
 
 def stream_init(

@@ -1,0 +1,148 @@
+"""Frame-causal attention whose finished frames are read from a cache of keys and values."""
+
+import dataclasses
+import typing
+from typing import Any, Literal
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Float, Int
+from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from jvdm.errors import ConfigError
+from jvdm.samplers import Row
+from pallas_kernels import BlockMask
+
+EMPTY = -1  # frame of a slot that holds none
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of whole latent frames, one frame a slot.
+
+    Attributes:
+        k: `[B, S, P, N, D]`, keys of `S` slots of `P` tokens.
+        v: `[B, S, P, N, D]`, values.
+        frames: i32[S], absolute index of the frame in each slot, -1 where there is none.
+    """
+
+    k: Float[Array, "B S P N D"]
+    v: Float[Array, "B S P N D"]
+    frames: Int[Array, " S"]
+
+    @classmethod
+    def empty(cls, grid: TokenGrid, slots: int) -> "KVCache":
+        """Returns a cache without frames, in the number type of the network."""
+        shape = (grid.batch, slots, grid.tokens_per_frame, grid.heads, grid.head_dim)
+        nothing = jnp.zeros(shape, grid.dtype)
+        return cls(nothing, nothing, jnp.full(slots, EMPTY, jnp.int32))
+
+    def write(
+        self,
+        k: Float[Array, "B L N D"],
+        v: Float[Array, "B L N D"],
+        frames: Int[Array, " W"],
+        slots: Int[Array, " W"],
+    ) -> "KVCache":
+        """Returns the cache with frames in these slots; one whose slot is not below `S` is not.
+
+        Writing a frame twice is writing it once, which solvers of two evaluations do.
+        """
+
+        def put(old: Array, new: Array) -> Array:
+            whole = new.reshape(new.shape[0], len(slots), *old.shape[2:])
+            return old.at[:, slots].set(whole.astype(old.dtype), mode="drop")
+
+        held = self.frames.at[slots].set(frames.astype(jnp.int32), mode="drop")
+        return KVCache(put(self.k, k), put(self.v, v), held)
+
+    def truncate(self, frame: int | Int[Array, ""]) -> "KVCache":
+        """Returns the cache without `frame` and those after it, to go on from there otherwise.
+
+        What had been overwritten by them does not come back.
+        """
+        return KVCache(self.k, self.v, jnp.where(self.frames >= frame, EMPTY, self.frames))
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedCausal(Policy):
+    """Frame-causal attention, for matrices whose rows write finished frames (`CachedMatrix`).
+
+    A frame attends to its block, to earlier ones of its window, and to all cached frames before
+    the window. The first `sink` frames stay in the cache, the others are a ring. Cached equals
+    recomputed (`FrameCausal` on the whole video) as long as no frame has been overwritten: then
+    frames of the cache still know what they saw, which none sees any more (ViD-GPT,
+    arXiv:2406.10981; Self-Forcing, arXiv:2506.08009; sinks: LongLive, arXiv:2509.22622).
+    """
+
+    frames: int = 32
+    """Latent frames that the cache holds."""
+    sink: int = 0
+    """How many of them are the first of the video for ever."""
+    block: int = 1
+    """Latent frames that see each other freely."""
+    rotary: Literal["write", "read"] = "write"
+    """When keys get their positions. Written with them, they are absolute, and cheap; read with
+    them, the oldest frame of the ring follows the sink, so that positions stay small for ever."""
+
+    def init(self, grid: TokenGrid) -> KVCache:
+        """Returns an empty cache."""
+        if self.block < 1 or not 0 <= self.sink < self.frames:
+            raise ConfigError(
+                f"a cache of {self.frames} latent frames, {self.sink} of them a sink, in blocks "
+                f"of {self.block}",
+                "a block has a frame or more, and the ring behind the sink too",
+                "use a larger cache or a smaller sink",
+            )
+        return KVCache.empty(grid, self.frames)
+
+    def slots(self, frames: Int[Array | np.ndarray, " W"]) -> Int[Array, " W"]:
+        """Returns the slot of each frame: a sink is its own, the others go round in the rest."""
+        ring = self.sink + (frames - self.sink) % (self.frames - self.sink)
+        return jnp.where(frames < self.sink, frames, ring)
+
+    def positions(self, positions: Float[Array, " W"], row: Row) -> Float[Array, " W"]:
+        """Returns absolute places, or those behind the cache."""
+        first = row.frame - self._moved(row)
+        return (first + jnp.arange(len(positions))).astype(jnp.float32)
+
+    def attended(self, q, k, v, state: KVCache, call: AttentionCall):
+        """Puts the cache before the window, then writes the frames that the row says."""
+        turned = call.turn(k)
+        cached, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (state.k, state.v))
+        if self.rotary == "read":
+            moved = jnp.where(state.frames < self.sink, 0, self._moved(call.row))
+            cached = call.turn(cached, (state.frames - moved).astype(jnp.float32))
+        keys = jnp.concatenate([cached, turned], 1)
+        mask, _ = self.select(q, keys, v, state, call)
+        frames = self._window(call)
+        slots = jnp.where(call.row.write, self.slots(frames), self.frames)
+        state = state.write(k if self.rotary == "read" else turned, v, frames, slots)
+        return keys, jnp.concatenate([values, v], 1), mask, state
+
+    def select(self, q, k, v, state: KVCache, call: AttentionCall):
+        """Allows, of the keys of cache and window, those before the window and of no later block.
+
+        A frame of the window that is cached already is read from the window.
+        """
+        frames, per_frame = self._window(call), call.grid.tokens_per_frame
+        held = (state.frames >= 0) & (state.frames < call.row.frame)
+        block = frames // self.block
+        inside = block[:, None] >= block[None]
+        before = jnp.broadcast_to(held[None], (len(frames), len(held)))
+        allowed = jnp.concatenate([before, inside], 1)[None, None]
+        sizes: Any = {"q_len": q.shape[1], "kv_len": k.shape[1]}
+        sizes |= {"block_q": per_frame, "block_kv": per_frame}
+        return BlockMask.from_dense(allowed, **sizes), state
+
+    def _window(self, call: AttentionCall) -> Int[Array, " W"]:
+        """Returns the absolute frames of the window."""
+        return call.row.frame + jnp.arange(call.grid.frames, dtype=jnp.int32)
+
+    def _moved(self, row: Row) -> Int[Array, ""]:
+        """Returns by how many places the ring and the window have moved up."""
+        if self.rotary == "write":
+            return jnp.zeros((), jnp.int32)
+        return jnp.maximum(row.frame - self.frames, 0)

@@ -1,0 +1,118 @@
+"""Rows for networks that keep keys and values: finished frames are written once, then not fed.
+
+A frame that is finished, and all frames before it, is shown to the network once more, at the level
+that later rows tell for it (0, or that of a given frame), and its keys and values are kept. From
+then on only frames in work are fed. Cached equals recomputed if attention is strictly
+frame-causal and no frame that is read has been overwritten (Self-Forcing, arXiv:2506.08009, has
+the extra row; MAGI-1, arXiv:2505.13211, lets the writing ride on the next one).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, no_type_check
+from jvdm.errors import ConfigError
+from jvdm.samplers.matrices import TimestepMatrix
+from jvdm.samplers.rules import AutoregressiveMatrix, MatrixRule
+
+Slots = Callable[[np.ndarray], Array | np.ndarray]
+"""Says in which slot of a cache each frame is kept; -1 where none is."""
+
+
+def cached(matrix: TimestepMatrix, lookback: int | None = None) -> TimestepMatrix:
+    """Adds the rows that write finished frames, and feeds only the frames in work.
+
+    Args:
+        matrix: Any matrix; its own windows and writes are not used.
+        lookback: Earlier frames that the rows read, at most; None is all of them.
+
+    Returns:
+        A matrix with a row more for each group of frames that is finished together, but for the
+        last ones, which nobody reads.
+    """
+    index = np.asarray(matrix.index)
+    count, steps = index.shape[1], index.shape[0] - 1
+    ends = np.where((index == index[-1:]).all(0), 0, (index != index[-1:]).sum(0))
+    front = [int(np.argmax(np.append(ends > row, True))) for row in range(steps + 1)]
+    moving = index[1:] != index[:-1]
+    last = np.where(moving.any(1), count - moving[:, ::-1].argmax(1), 0)
+    window = max([int(last[row]) - front[row] for row in range(steps)] + [1])
+    rows, first, writes, made = [index[0]], [], [], 0
+    for row in range(steps):
+        while made < front[row]:  # in the order of the frames, a window at a time
+            part = np.zeros(count, bool)
+            part[made : min(made + window, front[row])] = True
+            rows.append(index[row])
+            first.append(made)
+            writes.append(part)
+            made += int(part.sum())
+        rows.append(index[row + 1])
+        first.append(front[row])
+        writes.append(np.zeros(count, bool))
+    start = np.minimum(first, count - window)
+    return dataclasses.replace(
+        matrix,
+        index=jnp.asarray(np.stack(rows), jnp.int32),
+        start=jnp.asarray(start, jnp.int32),
+        write=jnp.asarray(np.stack(writes)),
+        window=window,
+        lookback=min(int(start.max()), count if lookback is None else lookback),
+    )
+
+
+def check_cache(matrix: TimestepMatrix, slots: Slots) -> TimestepMatrix:
+    """Checks that every row finds the earlier frames that it reads, and returns the matrix.
+
+    Args:
+        matrix: The matrix.
+        slots: Where the attention policy keeps frames (`Policy.slots`).
+
+    Raises:
+        ConfigError: If a frame was not written before, or is overwritten already; the message
+            names the row and the frame.
+    """
+    if not matrix.lookback:
+        return matrix
+    frames = np.arange(matrix.latent_frames)
+    where, start = np.asarray(slots(frames)), np.asarray(matrix.start)
+    index, write = np.asarray(matrix.index), np.asarray(matrix.write)
+    called = (index[1:] != index[:-1]).any(1) | write.any(1)
+    held = np.full(int(where.max()) + 2, -1)  # the last one is of frames that are kept nowhere
+    for row in np.flatnonzero(called):
+        needed = frames[max(0, start[row] - matrix.lookback) : start[row]]
+        missing = needed[held[where[needed]] != needed]
+        if len(missing):
+            known = int(where.max(initial=-1)) + 1
+            raise ConfigError(
+                f"row {row} of the timestep matrix reads latent frame {missing[0]} from a cache",
+                f"that of this attention policy holds {known} frames, and this one is not there",
+                "choose a smaller lookback, or one that holds more: --sampling.policy "
+                f"cached_causal --sampling.policy.frames {matrix.lookback}",
+            )
+        now = frames[write[row] & (where >= 0)]
+        held[where[now]] = now
+    return matrix
+
+
+@no_type_check
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CachedMatrix:
+    """Writes finished frames to a cache and feeds the frames in work (`cached`).
+
+    Attributes:
+        rule: The matrix of all frames.
+        lookback: Earlier frames that are read, at most; None is all of them (static).
+    """
+
+    rule: MatrixRule = AutoregressiveMatrix()
+    lookback: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix; the network's policy must keep keys and values."""
+        return cached(self.rule(levels, latent_frames), self.lookback)

@@ -1,0 +1,146 @@
+"""Keys and values that are kept: cached equals recomputed, whatever the rows and the solver."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm import samplers
+from jvdm.attention import CachedCausal, FrameCausal
+from jvdm.samplers import cached, initial_noise, lag_matrix, linspace_levels, windowed
+from tests.models.small import DIT, conditions, parameters
+
+FRAMES, KEY, LEVELS = 5, jax.random.key(4), linspace_levels(3)
+FLOW, TOLD, EULER = samplers.rectified_flow(), conditions(), samplers.Euler()
+NOISE = jax.jit(lambda: initial_noise(KEY, jnp.arange(2), FRAMES, (4, 4, 4)))()
+
+
+@functools.cache
+def row_of(model, solver) -> Any:
+    """One row of a run, compiled once for matrices of one shape."""
+
+    def run(params, told, matrix, state, row):
+        def predict(x, call, carry):
+            return model.apply({"params": params}, x, call, told, carry)
+
+        denoise = samplers.make_denoiser(predict, FLOW)
+        return samplers.advance(denoise, solver, FLOW, matrix, state, row, 1)
+
+    return jax.jit(run)
+
+
+def rows(policy, matrix, state=None, first=0, last=20, noise=NOISE, solver=EULER, depth=3):
+    """The state after some rows; `depth` layers of the network."""
+    model, matrix = DIT.clone(policy=policy, depth=depth), samplers.pad_rows(matrix, 20)
+    if state is None:
+        carry = model.start(matrix.window, 4, 4, jnp.arange(FRAMES, dtype=jnp.float32), 2)
+        state = samplers.start(solver, noise, KEY, carry)
+    params = parameters()
+    params = {**params, "layers": jax.tree.map(lambda leaf: leaf[:depth], params["layers"])}
+    for row in range(first, last):
+        state = row_of(model, solver)(params, TOLD, matrix, state, np.int32(row))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("lag", "block", "rotary", "solver"),
+    [
+        (3, 1, "write", EULER),
+        (3, 2, "write", samplers.Heun()),
+        (1, 1, "read", EULER),
+    ],
+    ids=["one by one", "blocks, two calls a step", "wave, turned when read"],
+)
+def test_cached_equals_recomputed(lag, block, rotary, solver):
+    """To rounding: the sums of softmax and of products run over arrays of other shapes."""
+    whole = lag_matrix(LEVELS, FRAMES, lag, block)
+    expected = rows(FrameCausal(block), whole, solver=solver).x
+    policy = CachedCausal(frames=FRAMES, block=block, rotary=rotary)
+    matrix = samplers.validate(cached(whole))
+    assert matrix.window < FRAMES
+    found = rows(policy, matrix, solver=solver).x
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_given_frames_are_written_before_others_read_them():
+    whole = samplers.freeze(lag_matrix(LEVELS, FRAMES, 3), [0, 1])
+    expected = rows(FrameCausal(), whole).x
+    found = rows(CachedCausal(FRAMES), cached(whole)).x
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_array_equal(found[:, :2], NOISE[:, :2])
+
+
+def test_no_frame_knows_what_follows():
+    matrix, policy = cached(lag_matrix(LEVELS, FRAMES, 3)), CachedCausal(FRAMES)
+    plain = rows(policy, matrix).x
+    other = rows(policy, matrix, noise=NOISE.at[:, 2].add(1.0)).x
+    np.testing.assert_array_equal(other[:, :2], plain[:, :2])
+    assert (np.abs(other[:, 2:] - plain[:, 2:]).max((0, 2, 3, 4)) > 1e-3).all()
+
+
+def test_a_truncated_cache_never_saw_what_was_dropped():
+    """Bit by bit: the same programs on the same values."""
+    matrix, policy = cached(lag_matrix(LEVELS, FRAMES, 3)), CachedCausal(FRAMES)
+    two = rows(policy, matrix, last=8)  # three steps and a write for each frame
+    four = rows(policy, matrix, two, first=8, last=16)
+    assert (np.asarray(four.carry.layers.frames)[0, :4] == [0, 1, 2, 3]).all()
+    dropped = four.carry.replace(layers=four.carry.layers.truncate(2))
+    assert (np.asarray(dropped.layers.frames)[0] == [0, 1, -1, -1, -1]).all()
+    again = rows(policy, matrix, two._replace(carry=dropped), first=8)
+    kept = rows(policy, matrix, two._replace(carry=four.carry), first=8)
+    plain = rows(policy, matrix, two, first=8)
+    np.testing.assert_array_equal(again.x, plain.x)
+    np.testing.assert_array_equal(kept.x, plain.x)  # later frames are never read too early
+
+
+def test_a_ring_is_a_window_where_frames_know_only_themselves():
+    """In one layer keys and values of a clean frame depend on that frame alone."""
+    whole = lag_matrix(LEVELS, FRAMES, 3)
+    expected = rows(FrameCausal(), windowed(whole, context=2), depth=1).x
+    policy = CachedCausal(frames=2, rotary="read")
+    found = rows(policy, cached(whole, lookback=2), depth=1).x
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_sink_stays_and_is_seen():
+    """Before a frame is overwritten nothing changes; later frames still see the first one."""
+    matrix = cached(lag_matrix(LEVELS, FRAMES, 3), lookback=3)
+    ring, sink = (CachedCausal(frames=3, sink=n, rotary="read") for n in (0, 1))
+    one, two = (rows(policy, matrix) for policy in (ring, sink))
+    np.testing.assert_array_equal(one.x[:, :4], two.x[:, :4])
+    assert np.abs(one.x[:, 4] - two.x[:, 4]).max() > 1e-3
+    assert sorted(np.asarray(two.carry.layers.frames)[0].tolist()) == [0, 2, 3]
+    assert sorted(np.asarray(one.carry.layers.frames)[0].tolist()) == [1, 2, 3]
+
+
+def test_a_stream_reads_what_it_wrote_for_ever():
+    """Cached chunks equal one long run of the same ring; the cache does not grow."""
+    policy = CachedCausal(frames=3, rotary="read")
+    matrix = cached(lag_matrix(LEVELS, FRAMES, 3), lookback=3)
+    expected = rows(policy, matrix).x
+    model, stream = DIT.clone(policy=policy), samplers.stream_rows(LEVELS, 3, kept=True)
+
+    def denoiser(params):
+        def predict(x, call, carry):
+            return model.apply({"params": params}, x, call, TOLD, carry)
+
+        return samplers.make_denoiser(predict, FLOW)
+
+    @jax.jit
+    def begin(params):
+        carry, shape = model.start(1, 4, 4, batch=2), (2, 4, 4, 4)
+        denoise = denoiser(params)
+        return samplers.stream_init(denoise, EULER, FLOW, stream, shape, KEY, carry=carry)
+
+    @jax.jit
+    def step(params, state):
+        return samplers.stream_step(denoiser(params), EULER, FLOW, stream, state)
+
+    state = begin(parameters())
+    for frame in range(FRAMES):
+        state, chunk = step(parameters(), state)
+        np.testing.assert_allclose(chunk[:, 0], expected[:, frame], rtol=2e-4, atol=2e-4)
+    assert state.run.carry.layers.k.shape == (3, 2, 3, 4, 2, 16)

@@ -1,0 +1,118 @@
+"""Rows that write a cache: once each, in order, and never read before."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.attention import CachedCausal, Dense
+from jvdm.errors import ConfigError
+from jvdm.samplers import (
+    AutoregressiveMatrix,
+    CachedMatrix,
+    LagMatrix,
+    SynchronousMatrix,
+    TruncatedMatrix,
+    WindowedMatrix,
+    cached,
+    check_cache,
+    cost,
+    freeze,
+    lag_matrix,
+    linspace_levels,
+    stream_of,
+    times,
+    validate,
+)
+
+LEVELS = linspace_levels(3)
+CASES = [(lag, block, frames) for lag in range(4) for block in (1, 2) for frames in (1, 4, 7)]
+
+
+@pytest.mark.parametrize(("lag", "block", "frames"), CASES)
+def test_every_frame_makes_its_steps_and_is_written_before_it_leaves(lag, block, frames):
+    plain = lag_matrix(LEVELS, frames, lag, block)
+    matrix = validate(cached(plain))
+    index, start, write = (np.asarray(x) for x in (matrix.index, matrix.start, matrix.write))
+    again = (index[1:] == index[:-1]).all(1)
+    np.testing.assert_array_equal(index[np.append(True, ~again)], plain.index)
+    np.testing.assert_array_equal(again, write.any(1))
+    for row, first in enumerate(start):
+        earlier = np.asarray(write[:row].any(0))
+        assert earlier[:first].all()
+        assert not (write[row] & (index[row] != 3)).any()
+    check_cache(matrix, CachedCausal(frames=max(frames, 1)).slots)
+    assert matrix.lookback == start.max()
+
+
+def test_a_run_of_frames_one_by_one_feeds_each_once_more():
+    matrix = cached(lag_matrix(LEVELS, 4, 3))
+    assert cost(matrix)._asdict() == {
+        "calls": 4 * 3 + 3,
+        "frame_evaluations": 15,
+        "first_output_call": 3,
+    }
+    np.testing.assert_array_equal(times(matrix)[3], [0, 1, 1, 1])
+
+
+def test_given_frames_are_written_in_order_and_none_before_those_it_sees():
+    matrix = validate(cached(freeze(lag_matrix(LEVELS, 4, 3), [0, 1, 3])))
+    write = np.asarray(matrix.write)
+    assert [int(write[:, frame].argmax()) for frame in range(2)] == [0, 1]
+    assert write[:, 3].argmax() > write[:, 2].argmax() > 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "lookback", "message"),
+    [
+        (Dense(), None, "row 4 .* reads latent frame 0 from a cache; .* holds 0 frames"),
+        (CachedCausal(2), None, "row 12 .* reads latent frame 0 .* holds 2 frames.*frames 3"),
+        (CachedCausal(3, sink=1), 3, "row 16 .* reads latent frame 1 .* holds 3 frames"),
+    ],
+)
+def test_a_cache_that_is_too_short_is_refused_with_row_and_frame(policy, lookback, message):
+    frames = 4 if lookback is None else 5
+    matrix = cached(lag_matrix(LEVELS, frames, 3), lookback)
+    check_cache(matrix, CachedCausal(frames).slots)
+    with pytest.raises(ConfigError, match=message):
+        check_cache(matrix, policy.slots)
+
+
+def test_frames_that_were_never_written_are_missed():
+    matrix = cached(lag_matrix(LEVELS, 4, 3))
+    broken = type(matrix)(
+        matrix.levels,
+        matrix.index,
+        matrix.start,
+        matrix.write.at[7].set(False),
+        matrix.window,
+        matrix.lookback,
+    )
+    with pytest.raises(ConfigError, match="row 8 .* reads latent frame 1"):
+        check_cache(broken, CachedCausal(4).slots)
+
+
+def test_what_makes_a_clip_makes_a_stream():
+    of = functools.partial(stream_of, levels=jnp.linspace(1, 0, 9), window=9)
+    sizes = {
+        SynchronousMatrix(): (1, 8, 1, 1),
+        LagMatrix(2): (2, 9, 1, 5),
+        LagMatrix(2, block=3): (2, 12, 3, 0),
+        LagMatrix(4, block=3): (4, 9, 3, 3),
+        AutoregressiveMatrix(2): (8, 8, 2, 6),
+        WindowedMatrix(LagMatrix(2), 6): (2, 6, 1, 2),
+        WindowedMatrix(LagMatrix(2)): (2, 4, 1, 0),
+        CachedMatrix(): (9, 1, 1, 0),
+        CachedMatrix(LagMatrix(2)): (3, 4, 1, 0),
+    }
+    for rule, expected in sizes.items():
+        rows = of(rule)
+        found = (rows.cycle.num_rows, rows.buffer, rows.block, rows.context)
+        if rule == SynchronousMatrix():
+            assert found == (1, 9, 1, 1)
+            continue
+        assert found == expected, rule
+        assert np.asarray(rows.cycle.write).sum() == (rows.block if found[0] % 2 else 0), rule
+    with pytest.raises(ConfigError, match="TruncatedMatrix was to be streamed"):
+        of(TruncatedMatrix(SynchronousMatrix(), 0.5))
