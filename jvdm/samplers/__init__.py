@@ -49,6 +49,7 @@ from jvdm.samplers.initialisers import (
     report_noise,
 )
 from jvdm.samplers.inversion import Inverted, invert, reversed_rows
+from jvdm.samplers.joint import guided_together, noise_of, waves_in_seconds
 from jvdm.samplers.levels import (
     beta_levels,
     exp_shift_levels,
@@ -239,6 +240,7 @@ __all__ = [
     "fused_carry",
     "guided",
     "guided_carry",
+    "guided_together",
     "hooked",
     "initial_noise",
     "invert",
@@ -249,6 +251,7 @@ __all__ = [
     "make_denoiser",
     "mix_frequencies",
     "mixed_noise",
+    "noise_of",
     "pad_rows",
     "plot",
     "raise_non_finite",
@@ -282,6 +285,7 @@ __all__ = [
     "vp_linear",
     "vp_scaled_linear",
     "warm_start",
+    "waves_in_seconds",
     "whole_thousandths",
     "windowed",
     "zero_terminal_snr",

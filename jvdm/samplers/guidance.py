@@ -391,11 +391,15 @@ def _together(
     count: int, denoiser: Denoiser, x: Array, call: Call, carry: PyTree
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates all branches as one batch."""
-    t, t_next = (jnp.concatenate([level] * count) for level in (call.t, call.t_next))
-    called = Call(t, t_next, call.row)
-    denoised, carry = denoiser(jnp.concatenate([x] * count), called, carry)
+    denoised, carry = denoiser(*repeated(x, call, count), carry)
     parts = (jnp.split(value, count) for value in denoised)
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
+
+
+def repeated(x: Array, call: Call, count: int) -> tuple[Array, Call]:
+    """Returns latents and call of a branch-major batch of `count` branches."""
+    t, t_next = (jnp.concatenate([level] * count) for level in (call.t, call.t_next))
+    return jnp.concatenate([x] * count), Call(t, t_next, call.row)
 
 
 def _one_by_one(

@@ -36,10 +36,12 @@ def test_all_rules_of_a_slope_are_of_second_order(rule):
 
 
 def test_the_readme_examples_run():
-    example, solver = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example, solver, modalities = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict = {}
     exec(example, names)  # noqa: S102
     np.testing.assert_allclose(names["videos"], 0, atol=1e-5)
     exec(solver, names)  # noqa: S102
+    exec(modalities, names)  # noqa: S102
+    np.testing.assert_allclose(names["latents"], np.zeros((1, 50, 8)), atol=1e-5)
     exec(re.sub(r'solver_named\(".*"\)', "Halfway()", example), names)  # noqa: S102
     np.testing.assert_allclose(names["videos"], 0, atol=1e-5)

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, NoiseLevels
+from jvdm.arrays import Array, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
+from jvdm.samplers.denoiser import Denoised
 from jvdm.samplers.process import Process, expand, mix
-from jvdm.samplers.solvers.solver import Context, Solver, Stepped
+from jvdm.samplers.solvers.solver import Context, Moved, OneEvaluation
 
 
 @dataclass(frozen=True)
-class FlowMap(Solver):
+class FlowMap(OneEvaluation):
     """One evaluation per jump, however far it is; the network is told where the jump ends.
 
     What the network says at `(t, t_next)` holds for the whole jump: with a mean velocity `u` on
@@ -33,7 +34,6 @@ class FlowMap(Solver):
     """
 
     gamma: float = 0.0
-    evaluations = 1
 
     def __post_init__(self):
         if not 0 <= self.gamma <= 1:
@@ -43,18 +43,21 @@ class FlowMap(Solver):
                 "use 0 (deterministic) to 1 (consistency sampling)",
             )
 
-    def step(self, x: Array, state: None, context: Context) -> Stepped:
-        """Jumps from `context.t` to `context.t_next`."""
+    def aim(self, context: Context) -> Context:
+        """Returns the jump: it may land below `context.t_next`."""
+        return context._replace(t_next=self._landing(context.process, context.t_next))
+
+    def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
+        """Returns the latents at `context.t_next`."""
         process, t_next = context.process, context.t_next
         landing = self._landing(process, t_next)
-        denoised, context = context._replace(t_next=landing).ask(x)
         alpha = process.alpha(landing)
         x_next = mix(alpha, process.sigma(landing), denoised.x0, denoised.eps)
         if self.gamma:
             back = expand(process.alpha(t_next) / alpha, x)
             fresh = expand(self.gamma * process.sigma(t_next), x) * context.noise(0)
             x_next = back * x_next + fresh
-        return Stepped(x_next, state, context.carry)
+        return x_next, state
 
     def _landing(self, process: Process, t_next: NoiseLevels) -> NoiseLevels:
         """Returns the level that the network jumps to."""

@@ -4,14 +4,17 @@ A solver sees only legal arithmetic: the loop (`samplers/sampler.py`) gives it h
 frozen frames, shows the network their true values, and selects their old state afterwards.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree
+from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser, Row
+from jvdm.samplers.modalities import any_of, each
 from jvdm.samplers.process import Process, expand
 
 
@@ -93,14 +96,17 @@ class OneEvaluation(Solver):
 
     evaluations = 1
 
+    def aim(self, context: Context) -> Context:
+        """Returns the step that the network is told of: this one, unless a subclass differs."""
+        return context
+
     def move(self, denoised: Denoised, x: Array, state: PyTree, context: Context) -> Moved:
         """Returns the step as one evaluation has it."""
         raise NotImplementedError
 
     def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
         """Moves every frame from its level `context.t` to `context.t_next`."""
-        denoised, context = context.ask(x)
-        return Stepped(*self.move(denoised, x, state, context), context.carry)
+        return _step_once(self, x, state, context)
 
 
 class Trial(NamedTuple):
@@ -141,17 +147,75 @@ class TwoEvaluations(Solver):
 
     def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
         """Moves every frame from its level `context.t` to `context.t_next`."""
-        x, t = self.begin(x, context)
-        denoised, context = context._replace(t=t).ask(x)
-        trial = self.attempt(denoised, x, context)
+        return _step_twice(self, x, state, context)
 
-        def correct(carry: PyTree) -> tuple[Array, PyTree]:
-            second, after = context._replace(t=trial.t, carry=carry).ask(trial.x)
-            corrected = self.correct(trial, (denoised, second), x, context)
-            return jnp.where(expand(trial.again, x), corrected, trial.x_next), after.carry
 
-        def keep(carry: PyTree) -> tuple[Array, PyTree]:
-            return trial.x_next, carry
+def step_all(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
+    """Does a step of all modalities, whose solvers ask the network together.
 
-        x_next, carry = jax.lax.cond(jnp.any(trial.again), correct, keep, context.carry)
-        return Stepped(x_next, state, carry)
+    Args:
+        solver: A solver, or one for each modality by name; so are the latents, the solvers' states
+            and the contexts, whose network and carry are those of all modalities.
+
+    Returns:
+        Latents and states by name, and the carry.
+
+    Raises:
+        ConfigError: If the solvers do not ask equally often.
+    """
+    if not isinstance(solver, Mapping):
+        return solver.step(x, state, context)
+    solvers = tuple(solver.values())
+    if all(isinstance(one, OneEvaluation) for one in solvers):
+        return _step_once(solver, x, state, context)
+    if all(isinstance(one, TwoEvaluations) for one in solvers):
+        return _step_twice(solver, x, state, context)
+    raise ConfigError(
+        f"solvers {', '.join(f'{one} of {name}' for name, one in solver.items())}",
+        "solvers of modalities ask the network at the same time, once or twice in a step",
+        "use solvers of one evaluation (OneEvaluation), or of two (TwoEvaluations)",
+    )
+
+
+def _step_once(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
+    """Asks once, and moves every modality."""
+    aimed = each(lambda solver, context: solver.aim(context), solver, context)
+    said, carry = _ask(x, aimed, _one(context).carry)
+    moved = each(lambda solver, *given: solver.move(*given), solver, said, x, state, context)
+    return Stepped(each(itemgetter(0), moved), each(itemgetter(1), moved), carry)
+
+
+def _step_twice(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
+    """Tries a step of every modality, asks again if one of them needs it, and corrects."""
+    begun = each(lambda solver, *given: solver.begin(*given), solver, x, context)
+    x = each(itemgetter(0), begun)
+    context = each(lambda context, begun: context._replace(t=begun[1]), context, begun)
+    said, carry = _ask(x, context, _one(context).carry)
+    trial = each(lambda solver, *given: solver.attempt(*given), solver, said, x, context)
+
+    def corrected(solver: Any, trial: Trial, said: Any, second: Any, x: Any, context: Any) -> Array:
+        other = solver.correct(trial, (said, second), x, context)
+        return jnp.where(expand(trial.again, x), other, trial.x_next)
+
+    def correct(carry: PyTree) -> tuple[Any, PyTree]:
+        ahead = each(lambda context, trial: context._replace(t=trial.t), context, trial)
+        second, carry = _ask(each(attrgetter("x"), trial), ahead, carry)
+        return each(corrected, solver, trial, said, second, x, context), carry
+
+    def keep(carry: PyTree) -> tuple[Any, PyTree]:
+        return each(attrgetter("x_next"), trial), carry
+
+    again = any_of(each(attrgetter("again"), trial))
+    x_next, carry = jax.lax.cond(again, correct, keep, carry)
+    return Stepped(x_next, state, carry)
+
+
+def _ask(x: Any, context: Any, carry: PyTree) -> tuple[Any, PyTree]:
+    """Evaluates the network on what all modalities have."""
+    call = each(lambda context: Call(context.t, context.t_next, context.row), context)
+    return _one(context).denoise(x, call, carry)
+
+
+def _one(context: Any) -> Context:
+    """Returns the context of any modality: network and carry are those of all."""
+    return next(iter(context.values())) if isinstance(context, Mapping) else context

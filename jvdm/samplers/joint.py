@@ -1,0 +1,123 @@
+"""What modalities of one run share: a clock in seconds, and the branches of guidance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Float, Key, PyTree
+from jvdm.errors import ConfigError
+from jvdm.keys import named
+from jvdm.samplers.denoiser import Call, Denoised
+from jvdm.samplers.guidance import Guidance, repeated
+from jvdm.samplers.matrices import TimestepMatrix, from_index
+from jvdm.samplers.modalities import JointDenoiser, each, every
+from jvdm.samplers.noise import initial_noise
+from jvdm.samplers.process import Process
+
+Levels = Float[Array, " _"]
+"""A grid; those of modalities may have other lengths."""
+
+
+def waves_in_seconds(
+    levels: Mapping[str, Levels],
+    seconds: Mapping[str, Float[np.ndarray, " _"]],
+    lag: int = 0,
+    block_s: float = 1.0,
+) -> dict[str, TimestepMatrix]:
+    """Returns matrices whose frames go together where they belong to the same time.
+
+    The clip is divided into blocks of `block_s` seconds, each `lag` rows behind the one before it:
+    `index[k, f] = clip(k - lag * floor(seconds[f] / block_s), 0, S)`. Grids may differ, such as in
+    their shift, but have equally many levels.
+
+    Args:
+        levels: Grid of every modality.
+        seconds: When each latent frame begins, from 0 on.
+        lag: Rows between neighbouring blocks; 0 denoises all together.
+        block_s: Length of a block in seconds.
+
+    Raises:
+        ConfigError: If grids have different lengths, or lag or block are out of range.
+    """
+    steps = {name: grid.shape[0] - 1 for name, grid in levels.items()}
+    if len(set(steps.values())) > 1:
+        raise ConfigError(
+            "grids of " + ", ".join(f"{name} with {count} steps" for name, count in steps.items()),
+            "the modalities of a run share its rows",
+            "use as many steps for each; their levels may differ",
+        )
+    if lag < 0 or block_s <= 0:
+        raise ConfigError(
+            f"lag {lag}, blocks of {block_s} s", "", "use a lag of 0 or more and a positive length"
+        )
+    begins = every(seconds, levels)
+    blocks = {name: np.floor(np.asarray(begins[name]) / block_s).astype(int) for name in levels}
+    last = max(int(block.max()) for block in blocks.values())
+    count = next(iter(steps.values()))
+    rows = np.arange(count + lag * last + 1)[:, None]
+    return {
+        name: from_index(levels[name], np.clip(rows - lag * blocks[name][None], 0, count))
+        for name in levels
+    }
+
+
+def noise_of(
+    key: Key, samples: Array, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Float[Array, "_ _ ..."]]:
+    """Returns the noise that a run of several modalities starts from.
+
+    Args:
+        key: Stream of the run; that of a modality is `named` by it.
+        samples: Index of each sample in the whole job.
+        shapes: Latent frames and shape of one, `(F, ...)`, of every modality.
+    """
+    return {
+        name: initial_noise(named(key, name), samples, frames, shape)
+        for name, (frames, *shape) in shapes.items()
+    }
+
+
+def guided_together(
+    rules: Mapping[str, Guidance],
+    denoiser_of: Callable[[tuple[str, ...]], JointDenoiser],
+    processes: Process | Mapping[str, Process],
+) -> JointDenoiser:
+    """Returns the denoiser of all modalities that follows a rule for each.
+
+    The network is asked once, about a branch-major batch of the branches that any rule names, in
+    the order in which they are named; a rule combines its own.
+
+    Args:
+        rules: The rule of every modality.
+        denoiser_of: Returns the denoiser of all modalities for the named branches.
+        processes: The process of all, or of each.
+
+    Raises:
+        ConfigError: If a rule remembers earlier steps, or evaluates branches one by one.
+    """
+    for name, rule in rules.items():
+        if rule.remembers or rule.execution != "batched":
+            what = "remembers earlier steps" if rule.remembers else "evaluates branches one by one"
+            raise ConfigError(
+                f"the guidance of {name} {what}",
+                "branches of several modalities are one batch, of this step alone",
+                'use a rule without momentum, with execution="batched"',
+            )
+    names = tuple(dict.fromkeys(name for rule in rules.values() for name in rule.branches))
+    denoiser, count, processes = denoiser_of(names), len(names), every(processes, rules)
+
+    def follow(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
+        batch = each(lambda x, call: repeated(x, call, count), x, call)
+        said, carry = denoiser(each(itemgetter(0), batch), each(itemgetter(1), batch), carry)
+
+        def combine(rule: Guidance, said: Denoised, x: Array, call: Call, process: Process):
+            parts = zip(*(jnp.split(value, count) for value in said), strict=True)
+            branches = {name: Denoised(*part) for name, part in zip(names, parts, strict=True)}
+            return rule.combine([branches[name] for name in rule.branches], x, call, process)
+
+        return each(combine, dict(rules), said, x, call, processes), carry
+
+    return follow
