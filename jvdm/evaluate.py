@@ -12,7 +12,7 @@ import numpy as np
 
 from jvdm import record
 from jvdm.errors import ConfigError
-from jvdm.evaluation import report
+from jvdm.evaluation import report, streams
 from jvdm.evaluation.held_out import SETS, Prompts, draw, part_of
 from jvdm.evaluation.judge import Judge, compare, make_judge
 from jvdm.evaluation.measure import measure_known_frames, measure_reconstruction
@@ -53,6 +53,10 @@ class EvaluateOptions:
     """Published method: one of `configs/systems`, such as wave, or a file with system(base)."""
     sampling: dict[str, str] = dataclasses.field(default_factory=dict)
     """Rules by name: --sampling.solver heun, --sampling.matrix lag --sampling.matrix.lag 4."""
+    streams: tuple[str, ...] = ()
+    """Published methods whose streams are measured instead, such as fvdm and fifo, in one table."""
+    stream_frames: int = 500
+    """Frames of each stream; twice as many as the model's clip has, or more."""
     seed: int = 0
     """Seed of the first clip of each set; the next ones follow."""
     output: Path = Path("out/evaluation")
@@ -68,6 +72,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     """
     _check(options)
     probe_writable(options.output)
+    if options.streams:
+        return _measure_streams(options)
     pipe = load(options.weights, system=options.system, sampling=options.sampling)
     asked = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale")}
     judge = make_judge(pipe, options.reader, Request(**asked))
@@ -98,7 +104,33 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """Returns the tables, and where the files are."""
+    if "streams" in result:
+        return "\n\n".join([streams.text(result["streams"]), *result["outputs"]])
     return "\n\n".join([report.text(result), *result["outputs"]])
+
+
+def _measure_streams(options: EvaluateOptions) -> dict[str, Any]:
+    """Measures streams of one to two prompts beside the clips of the same seeds."""
+    prompts = streams.PROMPTS[: min(options.num_prompts, len(streams.PROMPTS))]
+    asked = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale")}
+    base = load(options.weights, sampling=options.sampling)
+    clips = [
+        base(prompt, seed=options.seed + index, output_type="np", **asked)
+        for index, prompt in enumerate(prompts)
+    ]
+    result: dict[str, Any] = {"settings": dataclasses.asdict(options), "streams": []}
+    result |= {"weights": dict(base.identity), "device": record.device()}
+    path = options.output / "streams.json"
+    for name in options.streams:
+        pipe = load(options.weights, system=name, sampling=options.sampling)
+        rows = [
+            streams.measure_stream(pipe, prompt, options.seed + index, options.stream_frames, clip)
+            for index, (prompt, clip) in enumerate(zip(prompts, clips, strict=True))
+        ]
+        result["streams"].append({"system": name, **streams.mean_of(rows)})
+        result = json.loads(json.dumps(result, default=str))
+        write_text(path, json.dumps(result, indent=1) + "\n")  # a long run may be stopped
+    return {**result, "outputs": [str(path)]}
 
 
 def _check(options: EvaluateOptions) -> None:

@@ -22,7 +22,7 @@ from jvdm.models.conditions import Conditions
 from jvdm.pipeline import programs
 from jvdm.pipeline.request import Job, Request
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
-from jvdm.settings import check_numbers, seconds_of, with_numbers
+from jvdm.settings import PICTURE, check_numbers, seconds_of, settings_of, with_numbers
 from jvdm.stages import stage
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
     levels: Any = with_numbers(sampling, request).levels
     window = pipe.system.vae.latents_of_prefix(pipe.manifest.trained_frames)
     rows = samplers.stream_of(sampling.matrix, levels(), window)
+    if keeps(rows) and any(getattr(request, name) is not None for name in settings_of(PICTURE)):
+        why = "its cache of keys and values is filled from the first frame on, by itself"
+        raise ConfigError("a stream with a cache was given a picture", why, "leave one out")
     together = dataclasses.replace(sampling, matrix=SynchronousMatrix())
     system = dataclasses.replace(pipe.system, sampling=together)
     frames, last = system.vae.num_frames(rows.buffer), request.num_frames
@@ -111,7 +114,6 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
 def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
     """Refuses what makes clips only."""
     sampling, policy, alone = clip.system.sampling, clip.system.network.policy, "of one clip"
-    known = bool(clip.known or clip.given)
     reasons = {
         f"{clip.shape.batch} videos": ("a stream is one video", clip.shape.batch > 1),
         "hooks": (f"they count the rows {alone}", bool(sampling.hooks)),
@@ -128,7 +130,7 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
             "later chunks read earlier ones from it: --sampling.policy cached_causal keeps one",
             keeps(rows) and policy.slots(np.zeros(1, int))[0] < 0,
         ),
-        "pictures and a cache": ("it is filled from the first frame on", keeps(rows) and known),
+        "a clip for the channel port": ("it says what is in one clip", clip.channel is not None),
         f"num_frames {last}": ("a video has one frame or more", last is not None and last < 1),
     }
     for what, (why, holds) in reasons.items():

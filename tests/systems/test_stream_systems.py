@@ -1,0 +1,132 @@
+"""Systems that make videos without an end: their rows are those of the papers."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm.attention import CachedCausal, FrameCausal
+from jvdm.evaluation import streams
+from jvdm.pipeline import Request, streaming
+from jvdm.recipes import load_system
+from jvdm.samplers import LagMatrix, Tiles, lag_matrix, linspace_levels, stream_of
+from tests.generate import nano
+
+PROMPT = "a large red ball rolls to the left"
+
+
+def sampling_of(name):
+    return load_system(name, nano.SYSTEM).sampling
+
+
+def rows_of(name, steps=16):
+    """Level indices of a cycle, for the shipped model's 9 latent frames."""
+    rows = stream_of(sampling_of(name).matrix, linspace_levels(steps), 9)
+    return rows, np.asarray(rows.cycle.index)
+
+
+def test_fvdm_makes_half_a_window_behind_a_finished_half():
+    rows, index = rows_of("fvdm")
+    assert (rows.block, rows.context, rows.buffer) == (4, 4, 8)
+    assert (index[:, :4] == 16).all()
+    np.testing.assert_array_equal(index[:, 4:], np.arange(17)[:, None] * np.ones(4))
+
+
+def test_streamdit_moves_a_buffer_of_chunks_as_its_figure_does():
+    """Its example has two steps a chunk and four chunks of two; ours four steps a chunk."""
+    rows, index = rows_of("streamdit")
+    assert (rows.block, rows.context, rows.buffer) == (2, 0, 8)
+    np.testing.assert_array_equal(index[0], [12, 12, 8, 8, 4, 4, 0, 0])
+    np.testing.assert_array_equal(index[-1], [16, 16, 12, 12, 8, 8, 4, 4])
+    published = np.array([1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0])
+    shown = stream_of(LagMatrix(2, 2), jnp.asarray(published, jnp.float32), 8).cycle
+    np.testing.assert_array_equal(
+        published[np.asarray(shown.index)],
+        [
+            [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0],
+            [0.125, 0.125, 0.375, 0.375, 0.625, 0.625, 0.875, 0.875],
+            [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75],
+        ],
+    )
+
+
+def test_fifo_is_a_queue_whose_every_frame_is_a_step_behind():
+    rows, index = rows_of("fifo")
+    np.testing.assert_array_equal(index, [np.arange(15, -1, -1), np.arange(16, 0, -1)])
+    assert (rows.block, rows.context, rows.cycle.num_rows) == (1, 0, 1)
+    tiles = sampling_of("fifo").tiles
+    assert tiles == Tiles(8, 4)
+    np.testing.assert_array_equal(tiles.places(16, 1, 1)[:, 0], [0, 4, 8])
+
+
+def test_ar_diffusion_and_diffusion_forcing_never_look_ahead():
+    sampling = sampling_of("ar_diffusion")
+    assert isinstance(sampling.policy, CachedCausal)
+    matrix = sampling.matrix(linspace_levels(16), 9)
+    plain = np.asarray(lag_matrix(linspace_levels(16), 9, 5).index)
+    again = np.append(True, ~np.asarray(matrix.write).any(1))
+    np.testing.assert_array_equal(np.asarray(matrix.index)[again], plain)
+    assert (matrix.window, matrix.lookback) == (4, 5)
+    rows, _ = rows_of("ar_diffusion")
+    assert (rows.buffer, rows.cycle.num_rows, rows.context) == (4, 6, 0)
+    assert sampling_of("diffusion_forcing").policy == FrameCausal()
+    rows, index = rows_of("diffusion_forcing")
+    assert (rows.buffer, rows.context) == (9, 5)
+    assert (np.diff(index[:, 5:], axis=1) < 0).all()
+
+
+CACHED = {"matrix": "cached", "policy": "cached_causal", "policy.frames": 3}
+CAUSAL = {"matrix": "autoregressive", "policy": "frame_causal"}
+
+
+@pytest.mark.slow
+def test_clips_and_streams_with_a_cache_are_those_without_it(weights):
+    """All branches of guidance have their own keys and values."""
+    causal, cached = (jvdm.load(weights, sampling=s, progress=False) for s in (CAUSAL, CACHED))
+    asked = {"seed": 0, "progress": False, "output_type": "latent"}
+    expected, found = (np.asarray(pipe(PROMPT, **asked)) for pipe in (causal, cached))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    job = streaming.prepare_stream(cached, Request(prompt=PROMPT, seed=0), {})
+    run = streaming.begin(cached, job)
+    parts = []
+    for _ in range(3):
+        run, frames = streaming.next_chunk(cached, job, run)
+        parts.append(frames)
+    shown = cached.decode(expected)[0].astype(int)
+    assert np.abs(np.concatenate(parts) - shown).max() <= 3  # 1e-3 of the latents, decoded
+
+
+def test_a_cache_is_asked_for_before_anything_is_made(weights):
+    short = jvdm.load(weights, sampling=CACHED | {"policy.frames": 1}, progress=False)
+    with pytest.raises(jvdm.ConfigError, match="row 8 .* reads latent frame 0 .* holds 1 frames"):
+        short.prepare(Request(prompt=PROMPT, seed=0))
+    none = jvdm.load(weights, sampling={"matrix": "cached"}, progress=False)
+    with pytest.raises(jvdm.ConfigError, match="row 4 .* reads latent frame 0 .* holds 0 frames"):
+        none.prepare(Request(prompt=PROMPT, seed=0))
+    with pytest.raises(jvdm.ConfigError, match="a cache that the policy Dense does not keep"):
+        none.stream(PROMPT, seed=0)
+    image = np.zeros((16, 32, 3), np.uint8)
+    full = jvdm.load(weights, sampling=CACHED, progress=False)
+    with pytest.raises(jvdm.ConfigError, match="cache was given a picture"):
+        full.stream(PROMPT, seed=0, image=image)
+
+
+def test_what_is_measured_of_a_stream(monkeypatch, pipe):
+    """A video that turns brighter by 51 of 255, and jumps where a chunk begins."""
+    level = np.repeat([0, 10, 10, 51, 51], 4)[:, None, None, None] + np.zeros((1, 4, 4, 3))
+    level[1::2, :2] += 4  # what moves all the time
+    video = level.astype(np.uint8)
+    rows = stream_of(LagMatrix(2), linspace_levels(4), 3)
+    job = types.SimpleNamespace(rows=rows)
+    monkeypatch.setattr(streaming, "prepare_stream", lambda *_: job)
+    chunks = [video[:1], *(video[n : n + 4] for n in range(1, 17, 4)), video[17:]]
+    monkeypatch.setattr(streaming, "chunks", lambda *_: iter(chunks))
+    found = streams.measure_stream(pipe, PROMPT, 0, 20, video[:4] + 10)
+    assert found["calls/chunk"] == rows.cycle.num_rows
+    np.testing.assert_allclose(found["drift"], 51 / 2, rtol=1e-3)  # of means; deviations are equal
+    np.testing.assert_allclose(found["motion"], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(found["PSNR"], 20 * np.log10(25.5), rtol=1e-3)
+    with pytest.raises(jvdm.ConfigError, match="7 frames; its ends are compared; make 8"):
+        streams.measure_stream(pipe, PROMPT, 0, 7, video[:4])
