@@ -1,6 +1,7 @@
 """Which blocks of keys each block of queries attends to, as lists that are data."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -84,22 +85,10 @@ class BlockMask:
                 f"in blocks of {found.block_q} and {found.kv_len} keys in blocks of "
                 f"{found.block_kv} are {found.grid[0]} x {found.grid[1]}"
             )
-        masked = jnp.zeros_like(blocks) if partial is None else blocks & partial
-        full = blocks & ~masked
-        counts, full_counts = (jnp.sum(x, -1, dtype=jnp.int32) for x in (blocks, full))
         width = max_blocks or blocks.shape[3]
-        after_full = full_counts[..., None] + jnp.cumsum(masked, -1)
-        place = jnp.where(masked, after_full, jnp.cumsum(full, -1)) - 1
-        place = jnp.where(blocks, place, width)
-        ids = jnp.broadcast_to(jnp.arange(blocks.shape[3], dtype=jnp.int32), blocks.shape)
-        indices = jnp.zeros((*blocks.shape[:3], width), jnp.int32)
-        indices = jnp.put_along_axis(indices, place, ids, -1, inplace=False, mode="drop")
-        return dataclasses.replace(
-            found,
-            kv_indices=indices,
-            kv_counts=jnp.minimum(counts, width),
-            kv_full_counts=None if partial is None else jnp.minimum(full_counts, width),
-        )
+        indices, counts, full_counts = _lists(blocks, partial, width)
+        lists = {"kv_indices": indices, "kv_counts": counts, "kv_full_counts": full_counts}
+        return dataclasses.replace(found, **lists)
 
     @classmethod
     def from_top(
@@ -327,11 +316,40 @@ class BlockMask:
 
     def _map(self, first: Int[Array, "B N Q"]) -> Bool[Array, "B N Q K"]:
         """Marks the blocks of the list entries from `first` on."""
-        entry = jnp.arange(self.kv_indices.shape[-1])[None, None, None]
-        counts = (entry >= first[..., None]) & (entry < self.kv_counts[..., None])
-        place = jnp.where(counts, self.kv_indices, self.grid[1])
-        empty = jnp.zeros((*self.kv_counts.shape, self.grid[1]), bool)
-        return jnp.put_along_axis(empty, place, counts, -1, inplace=False, mode="drop")
+        return _marked(self.kv_indices, first, self.kv_counts, self.grid[1])
+
+
+# Each is one program where a mask is made outside of any, instead of one for each operation.
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _lists(
+    blocks: Bool[Array, "B N Q K"], partial: Bool[Array, "B N Q K"] | None, width: int
+) -> tuple[Int[Array, "B N Q M"], Int[Array, "B N Q"], Int[Array, "B N Q"] | None]:
+    """Returns the first `width` blocks of a map, full ones first, and how many there are."""
+    masked = jnp.zeros_like(blocks) if partial is None else blocks & partial
+    full = blocks & ~masked
+    counts, full_counts = (jnp.sum(x, -1, dtype=jnp.int32) for x in (blocks, full))
+    after_full = full_counts[..., None] + jnp.cumsum(masked, -1)
+    place = jnp.where(masked, after_full, jnp.cumsum(full, -1)) - 1
+    place = jnp.where(blocks, place, width)
+    ids = jnp.broadcast_to(jnp.arange(blocks.shape[3], dtype=jnp.int32), blocks.shape)
+    indices = jnp.zeros((*blocks.shape[:3], width), jnp.int32)
+    indices = jnp.put_along_axis(indices, place, ids, -1, inplace=False, mode="drop")
+    full_counts = None if partial is None else jnp.minimum(full_counts, width)
+    return indices, jnp.minimum(counts, width), full_counts
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _marked(
+    indices: Int[Array, "B N Q M"], first: Int[Array, "B N Q"], last: Int[Array, "B N Q"], size: int
+) -> Bool[Array, "B N Q K"]:
+    """Returns the map of `size` columns of the entries from `first` on, before `last`."""
+    entry = jnp.arange(indices.shape[-1])[None, None, None]
+    counts = (entry >= first[..., None]) & (entry < last[..., None])
+    place = jnp.where(counts, indices, size)
+    empty = jnp.zeros((*first.shape, size), bool)
+    return jnp.put_along_axis(empty, place, counts, -1, inplace=False, mode="drop")
 
 
 def best_blocks(

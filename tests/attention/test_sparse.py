@@ -77,6 +77,9 @@ def compiled(policy, grid):
     return jax.jit(select)
 
 
+attended = jax.jit(block_sparse_attention)
+
+
 def chosen(policy: Any, grid, layer=0, row=0, t: Any = 0.5):
     """The mask and the tally of one call."""
     inputs, _ = ordered(policy.block, grid)
@@ -84,7 +87,8 @@ def chosen(policy: Any, grid, layer=0, row=0, t: Any = 0.5):
 
 
 def with_density(name, density, **fields):
-    fields = {"density": density, "dense_layers": 0, "dense_rows": 0.0, **fields}
+    fields = {"dense_layers": 0, "dense_rows": 0.0, "recall_queries": 0, **fields}
+    fields["density"] = density
     policy: Any = POLICIES[name]
     return dataclasses.replace(policy, **fields)
 
@@ -100,10 +104,10 @@ def test_density_1_lists_nothing_and_asks_for_no_order(name):
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("grid", [EVEN, ODD], ids=["even", "odd"])
 def test_lists_of_everything_are_dense_attention_in_another_order(name, grid):
-    policy = with_density(name, 0.9999, block=8)
+    policy = with_density(name, 0.9999, block=8, recall_queries=16)
     (q, k, v), undo = ordered(policy.block, grid)
     mask, tally = chosen(policy, grid)
-    out = undo(block_sparse_attention(q, k, v, mask))
+    out = undo(attended(q, k, v, mask))
     np.testing.assert_allclose(out, dense_attention(*moving(grid)), atol=3e-6)
     assert abs(float(tally.density) - 1) < 1e-6 and abs(float(tally.recall) - 1) < 1e-5
 
@@ -162,7 +166,7 @@ def test_a_draft_is_exact_where_the_tokens_of_a_block_are_equal(grid):
 
 
 def test_padding_has_no_influence():
-    policy = with_density("draft", 0.4, block=8)
+    policy = with_density("draft", 0.4, block=8, recall_queries=16)
     tokens, undo = ordered(policy.block, ODD)
     empty = ~blocks_of(ODD, 8).holds[None, :, None, None]
     results: list[Any] = []
@@ -171,7 +175,7 @@ def test_padding_has_no_influence():
         where = (jnp.int32(0), jnp.int32(0), jnp.asarray(0.5))
         mask, tally = compiled(policy, ODD)(*inputs, *where)
         q, k, v = inputs
-        results.append((undo(block_sparse_attention(q, k, v, mask)), tally.recall))
+        results.append((undo(attended(q, k, v, mask)), tally.recall))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
 
@@ -215,12 +219,12 @@ def test_a_density_per_head_takes_the_best_of_the_head_and_leaves_no_row_empty()
 
 
 def test_windows_slide_or_shift_with_the_layer():
-    sliding = Window(density=0.3, block=4)
+    sliding = Window(density=0.3, block=4, recall_queries=0)
     first, second = (chosen(sliding, EVEN, layer=n)[0].to_dense() for n in (0, 1))
     np.testing.assert_array_equal(first, second)
     box = sliding.window(blocks_of(EVEN, 4))
     assert (first.sum(-1) == np.prod(box)).all() and 0.2 < np.prod(box) / 64 <= 0.3
-    shifted = Window(density=0.3, block=4, shifted=True)
+    shifted = Window(density=0.3, block=4, shifted=True, recall_queries=0)
     maps = [np.asarray(chosen(shifted, EVEN, layer=n)[0].to_dense()[0, 0]) for n in (0, 1, 2)]
     np.testing.assert_array_equal(maps[0], maps[2])
     assert (maps[0] != maps[1]).any()
@@ -236,8 +240,9 @@ def test_the_frames_of_a_window_can_be_asked_for():
 
 
 def test_random_blocks_change_with_layer_and_row_and_seed_and_hold_themselves():
+    scattered = functools.partial(Random, 0.2, recall_queries=0)
     maps = [
-        np.asarray(chosen(Random(0.2, seed=seed), EVEN, layer=layer, row=row)[0].to_dense())
+        np.asarray(chosen(scattered(seed=seed), EVEN, layer=layer, row=row)[0].to_dense())
         for seed, layer, row in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0))
     ]
     np.testing.assert_array_equal(maps[0], maps[4])

@@ -15,7 +15,7 @@ from tests.models.small import DIT, conditions, parameters
 SHAPE = (2, 2, 6, 10, 4)  # frames of 3 x 5 tokens
 X = jax.random.normal(jax.random.key(0), SHAPE)
 T = jnp.array([[0.1, 0.9], [0.4, 0.6]])
-WHOLE = 0.9999  # every block is listed, but in the order of tiles
+Whole = functools.partial(Draft, 0.9999, recall_queries=0)  # all blocks, in the order of tiles
 
 
 @functools.cache
@@ -29,9 +29,9 @@ def made(policy):
 @pytest.mark.parametrize(
     "policy",
     [
-        Draft(WHOLE, dense_layers=0, block=4),  # 3 x 5 tokens in tiles of 2 x 2: with padding
-        Draft(WHOLE, dense_layers=2, block=4),
-        Draft(WHOLE, dense_layers=1, block=5),  # without
+        Whole(dense_layers=0, block=4),  # 3 x 5 tokens in tiles of 2 x 2: with padding
+        Whole(dense_layers=2, block=4),
+        Whole(dense_layers=1, block=5),  # without
     ],
 )
 def test_the_order_of_tokens_changes_nothing_outside(policy):
@@ -47,7 +47,10 @@ def test_density_1_is_dense_to_the_bit():
 
 
 def test_dense_layers_are_the_first_and_others_are_sparse():
-    plain, ours = made(DIT.policy)[1].features, made(Window(0.2, dense_layers=1, block=1))[1]
+    plain, ours = (
+        made(DIT.policy)[1].features,
+        made(Window(0.2, dense_layers=1, block=5, recall_queries=0))[1],
+    )
     np.testing.assert_allclose(ours.features[0], plain[0], rtol=1e-4, atol=1e-4)
     assert np.abs(ours.features[1] - plain[1]).max() > 1e-2
     assert ours.layers.density[0] == 1 and (ours.layers.density[1:] < 0.25).all()
@@ -60,7 +63,7 @@ def test_gradients_pass_the_order_and_the_division_of_layers():
 
     ours, plain = (
         jax.jit(jax.grad(functools.partial(loss, policy=policy)))(parameters())
-        for policy in (Draft(WHOLE, dense_layers=1, block=4), DIT.policy)
+        for policy in (Whole(dense_layers=1, block=4), DIT.policy)
     )
     for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3 * float(np.abs(two).max()))
