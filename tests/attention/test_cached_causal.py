@@ -1,0 +1,79 @@
+"""The cache of keys and values: which slot, which frames are seen, which places they have."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.attention import AttentionCall, CachedCausal, KVCache, TokenGrid
+from jvdm.errors import ConfigError
+from jvdm.samplers import Call
+
+GRID = TokenGrid(frames=2, height=1, width=1, head_dim=1)
+
+
+def turn(k, frames=None):
+    """Marks keys with a hundredth of their place in time; those of the window are left."""
+    return k if frames is None else k + frames[None, :, None, None] / 100
+
+
+def seen(policy, state, first, write=(False, False)):
+    """Keys, who sees which, and the next state, of a window of two frames."""
+    row = Call.at(jnp.zeros((1, 2))).row._replace(frame=jnp.int32(first), write=jnp.array(write))
+    call = AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), GRID, turn=turn)
+    k = (first + jnp.arange(2.0)).reshape(1, 2, 1, 1)
+    keys, values, mask, state = policy.attended(k, k, -k, state, call)
+    np.testing.assert_array_equal(values[:, -2:], -k)
+    return np.asarray(keys).ravel(), np.asarray(mask.token_mask())[0, 0], state, row
+
+
+@pytest.mark.parametrize(
+    ("rotary", "places"), [("read", [0.0, 3.02, 2.01]), ("write", [0.0, 3.0, 2.0])]
+)
+def test_a_sink_keeps_its_place_and_the_ring_moves_up(rotary, places):
+    policy = CachedCausal(frames=3, sink=1, rotary=rotary)
+    state = policy.init(GRID)
+    for frame in range(4):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.frames, [0, 3, 2])
+    keys, mask, _, row = seen(policy, state, 4)
+    np.testing.assert_allclose(keys, [*places, 4, 5], rtol=1e-6)
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    expected = [3, 4] if rotary == "read" else [4, 5]
+    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row), expected)
+
+
+def test_before_the_cache_is_full_places_are_absolute_and_empty_slots_unseen():
+    policy = CachedCausal(frames=3, rotary="read")
+    _, _, state, _ = seen(policy, policy.init(GRID), 0, (True, True))
+    keys, mask, state, row = seen(policy, state, 2, (True, False))
+    np.testing.assert_allclose(keys[:2], [0.0, 1.01], rtol=1e-6)
+    np.testing.assert_array_equal(mask[0], [1, 1, 0, 1, 0])
+    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row), [2, 3])
+    # What this window holds is read from the window, though it has been written already.
+    np.testing.assert_array_equal(seen(policy, state, 2)[1][1], [1, 1, 0, 1, 1])
+    np.testing.assert_array_equal(state.truncate(1).frames, [0, -1, -1])
+
+
+def test_frames_of_a_block_see_each_other():
+    policy = CachedCausal(frames=2, block=2)
+    np.testing.assert_array_equal(seen(policy, policy.init(GRID), 0)[1][:, 2:], [[1, 1], [1, 1]])
+    np.testing.assert_array_equal(seen(policy, policy.init(GRID), 1)[1][:, 2:], [[1, 0], [1, 1]])
+
+
+def test_writing_twice_is_writing_once_and_nothing_else_is_touched():
+    cache = KVCache.empty(GRID, 3)
+    one = cache.write(jnp.ones((1, 2, 1, 1)), jnp.ones((1, 2, 1, 1)), jnp.arange(2), jnp.arange(2))
+    two = one.write(jnp.ones((1, 2, 1, 1)), jnp.ones((1, 2, 1, 1)), jnp.arange(2), jnp.arange(2))
+    for name in ("k", "v", "frames"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    np.testing.assert_array_equal(one.k.ravel(), [1, 1, 0])
+    none = one.write(
+        jnp.zeros((1, 2, 1, 1)), jnp.zeros((1, 2, 1, 1)), jnp.arange(2), jnp.full(2, 3)
+    )
+    np.testing.assert_array_equal(none.k, one.k)
+
+
+@pytest.mark.parametrize("fields", [{"frames": 2, "sink": 2}, {"sink": -1}, {"block": 0}])
+def test_caches_that_hold_nothing_are_refused(fields):
+    with pytest.raises(ConfigError, match="a cache of .* latent frames"):
+        CachedCausal(**fields).init(GRID)
