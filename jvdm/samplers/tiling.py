@@ -162,7 +162,8 @@ def _within(call: Call, place: Place, size: Sequence[int]) -> Call:
         jax.lax.dynamic_slice_in_dim(values, place.frame, size[0], axis=-1)
         for values in (call.t, call.t_next, call.row.write)
     )
-    row = call.row._replace(start=call.row.start + place.frame, write=write)
+    start, frame = (first + place.frame for first in (call.row.start, call.row.frame))
+    row = call.row._replace(start=start, frame=frame, write=write)
     return Call(t, t_next, row)
 
 

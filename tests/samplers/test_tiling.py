@@ -108,7 +108,8 @@ def test_a_tile_is_told_its_place_its_levels_and_its_own_carry():
     def denoiser_of(place):
         def network(x, told, carry):
             ok = (told.t == jax.lax.dynamic_slice_in_dim(call.t, place.frame, 4, 1)).all()
-            ok &= (told.row.start == place.frame) & (told.row.write.shape == (4,))
+            first = (told.row.start == place.frame) & (told.row.frame == place.frame)
+            ok &= first & (told.row.write.shape == (4,))
             ok &= x.shape == (2, 4, 3, WIDTH, 3)
             corner = jax.lax.dynamic_slice(
                 NOISE, (0, place.frame, place.row, 0, 0), (2, 4, 3, WIDTH, 3)
