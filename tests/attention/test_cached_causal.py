@@ -12,8 +12,8 @@ GRID = TokenGrid(frames=2, height=1, width=1, head_dim=1)
 
 
 def turn(k, frames=None):
-    """Marks keys with a hundredth of their place in time; those of the window are left."""
-    return k if frames is None else k + frames[None, :, None, None] / 100
+    """Marks keys with a hundredth of their place in time, those of the window with a half."""
+    return k + 0.5 if frames is None else k + frames[None, :, None, None] / 100
 
 
 def seen(policy, state, first, write=(False, False)):
@@ -27,7 +27,7 @@ def seen(policy, state, first, write=(False, False)):
 
 
 @pytest.mark.parametrize(
-    ("rotary", "places"), [("read", [0.0, 3.02, 2.01]), ("write", [0.0, 3.0, 2.0])]
+    ("rotary", "places"), [("read", [0.0, 3.02, 2.01]), ("write", [0.5, 3.5, 2.5])]
 )
 def test_a_sink_keeps_its_place_and_the_ring_moves_up(rotary, places):
     policy = CachedCausal(frames=3, sink=1, rotary=rotary)
@@ -36,7 +36,7 @@ def test_a_sink_keeps_its_place_and_the_ring_moves_up(rotary, places):
         _, _, state, _ = seen(policy, state, frame, (True, False))
     np.testing.assert_array_equal(state.frames, [0, 3, 2])
     keys, mask, _, row = seen(policy, state, 4)
-    np.testing.assert_allclose(keys, [*places, 4, 5], rtol=1e-6)
+    np.testing.assert_allclose(keys, [*places, 4.5, 5.5], rtol=1e-6)
     np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     expected = [3, 4] if rotary == "read" else [4, 5]
     np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row), expected)
