@@ -124,10 +124,10 @@ def test_numbers_as_text_are_no_numbers(record, tmp_path, field, value, message)
 def test_edited_manifests_are_refused_or_used(weights, tmp_path):
     folder, rng, read = shutil.copytree(weights, tmp_path / "w"), random.Random(1), []
     content = json.loads((weights / "model.json").read_text())
-    for _ in range(120):
+    for _ in range(60):
         (folder / "model.json").write_text(json.dumps(edited(content, rng)))
         read.append(survives(lambda: system_of(read_manifest(folder))))
-    assert 10 < sum(read) < 110
+    assert 5 < sum(read) < 55
     (folder / "model.json").write_text(nested())
     assert not survives(lambda: read_manifest(folder))
 
