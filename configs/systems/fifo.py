@@ -10,7 +10,8 @@ windows are fused with weights, where the paper's lookahead keeps those of the l
 Measured as `fvdm` was, in one run with it (its table and command): one call in
 windows a latent frame, 279 frames/s, the smallest seam of 1.88, drift 2.06 of 255 after 501 frames,
 .98 of the motion, PSNR 24.5 dB to the clip of the same seed.
-`tiny_t2v` has not been measured yet.
+`tiny_t2v`, 16 steps, one prompt, 97 frames, on the same two cores: .10 calls/s (three windows in
+each), seam 6.94 (one border of chunks stands out), drift 3.31, .31 of the motion, PSNR 24.5 dB.
 """
 
 import dataclasses

@@ -185,9 +185,9 @@ class Pipeline:
                 pipeline, step, noise level and `{"latents": x}`; may return such a dictionary.
             progress: Whether progress bars are drawn.
             **settings: Fields of `jvdm.pipeline.Request`: `negative_prompt`, `height`, `width`,
-                `num_frames`, `fps`, `num_inference_steps`, `guidance_scale`, `shift`, `seed`
-                (0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list; drawn and
-                recorded if left out), `num_videos` per prompt; `image`, `last_image` (a file, or
+                `num_frames`, `duration`, `fps`, `num_inference_steps`, `guidance_scale`, `shift`,
+                `seed` (0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list; drawn
+                and recorded if left out), `num_videos` per prompt; `image`, `last_image` (a file or
                 uint8 RGB `[H, W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at
                 the model's frame rate; pictures may be `PIL.Image`s), `fit`, `prefix_frames`,
                 `channel`; `latents` (starting noise
