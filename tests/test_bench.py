@@ -21,6 +21,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(bench, "TEXT", (3, 8))
 
 
+@pytest.mark.slow
 def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_path, capsys):
     clock = iter([0.4, 0.1, 0.2])
     monkeypatch.setattr(bench.bench, "seconds", lambda *_: next(clock))

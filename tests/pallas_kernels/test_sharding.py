@@ -26,6 +26,7 @@ def places_of(mask: BlockMask) -> Any:
     return jax.tree.map(lambda leaf: BY_ROW if leaf.ndim > 2 else PartitionSpec("samples"), mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_attention_by_samples_and_heads_is_that_of_one_device(way):
     """Four devices with a sample and two heads each, of which keys have one; gradients too."""
