@@ -1,5 +1,6 @@
 """Video and audio in one run: a joint mixture of normal distributions, whose posterior is known."""
 
+import dataclasses
 import functools
 
 import jax
@@ -123,8 +124,12 @@ def test_both_reach_the_exact_end_at_the_order_of_the_solver():
     with jax.enable_x64(True):
         x = {name: jnp.asarray(value, jnp.float64) for name, value in noise(1).items()}
         exact, found = exact_end(x), []
-        for steps in (128, 256):
-            end = runner(Heun())(matrices(steps), x)
+        for stride in (2, 1):  # every other level of one grid, then all: one program
+            rows = {
+                name: dataclasses.replace(one, index=jnp.minimum(stride * one.index, 256))
+                for name, one in matrices(256).items()
+            }
+            end = runner(Heun())(rows, x)
             found.append(max(np.abs(np.ravel(end[name]) - exact[name]).max() for name in x))
     # Of second order, with a last step of first order.
     assert found[0] > 3.3 * found[1] and found[1] < 0.01, found
@@ -168,11 +173,10 @@ def apart(x, call, carry):
 @pytest.mark.parametrize(
     "solver",
     [
-        {"video": UniPC(2), "audio": Euler()},
-        {"video": FlowMap(0.5), "audio": FlowMap()},
+        {"video": UniPC(2), "audio": FlowMap(0.5)},
         {"video": Heun(), "audio": EDM(s_churn=2.0)},
     ],
-    ids=["history", "flow maps", "two evaluations"],
+    ids=["history", "two evaluations"],
 )
 def test_modalities_that_do_not_mix_have_the_bits_of_runs_of_their_own(solver):
     together = jax.jit(lambda x: sample(apart, solver, PROCESS, ROWS, x, KEY, carry=jnp.array(0)))

@@ -36,8 +36,6 @@ from jvdm.samplers import (
     rectified_flow,
     sample,
     times,
-    trig_flow,
-    vp_scaled_linear,
     whole_thousandths,
 )
 from jvdm.system import System
@@ -87,8 +85,8 @@ class Shown(System):
 
 @pytest.mark.parametrize(
     "process",
-    [rectified_flow(whole_thousandths), vp_scaled_linear(), trig_flow(), edm(t_max=1.0)],
-    ids=["thousandths", "table", "angles", "edm"],
+    [rectified_flow(whole_thousandths), edm(t_max=1.0)],
+    ids=["thousandths", "edm"],
 )
 def test_the_trainer_and_the_sampler_show_the_network_the_same(process):
     matrix, row = lag_matrix(linspace_levels(7), 3, lag=2), 4

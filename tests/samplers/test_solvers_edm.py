@@ -47,7 +47,6 @@ def network(x, call, carry):
 
 CASES = {
     "euler": (False, CHURN),
-    "heun": (True, CHURN),
     "heun, capped": (True, {**CHURN, "s_churn": 80.0}),
 }
 

@@ -29,8 +29,7 @@ LEVELS = linspace_levels(3)
 CASES = {
     "frames": Tiles(4, 2),
     "blocks": Tiles(5, 4, weights="middle"),
-    "space": Tiles(None, 0, 4, 3, 1, "flat"),
-    "all": Tiles(4, 1, 3, 4, 2),
+    "all": Tiles(4, 1, 3, 4, 2, "flat"),
 }
 each_case = pytest.mark.parametrize("name", CASES)
 
