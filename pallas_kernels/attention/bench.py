@@ -6,6 +6,7 @@
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,8 +113,20 @@ def measure(
         yield row(explain(q, k, mask).implementation, share, timed(sparse, mask))
         for name in peers:
             if PEERS[name].sparse or density == 1:
-                calls, wait = PEERS[name].calls(inputs, mask)
-                yield row(name, share, tuple(seconds(call, wait=wait) for call in calls))
+                times = _peer_times(name, inputs, mask)
+                if times:
+                    yield row(name, share, times)
+
+
+def _peer_times(name: str, inputs: tuple[Array, ...], mask: BlockMask) -> tuple[float, ...]:
+    """Returns the seconds of a peer's passes; nothing where it cannot serve the call, and why."""
+    try:
+        calls, wait = PEERS[name].calls(inputs, mask)
+        return tuple(seconds(call, wait=wait) for call in calls)
+    except Exception as error:  # other libraries have many
+        why = next((line for line in str(error).splitlines() if "Error" in line), str(error))
+        print(f"without {name} at blocks of {mask.block_q}: {why.strip()[:200]}", file=sys.stderr)
+        return ()
 
 
 def passes(attend: Callable[..., Array]) -> tuple[Any, Any]:

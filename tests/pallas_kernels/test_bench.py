@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention import bench, peers, plot
+from pallas_kernels.attention.shapes import Shape
 
 
 def test_random_lists_have_the_density_that_was_asked():
@@ -52,6 +53,18 @@ def test_what_is_missing_is_named(monkeypatch):
     assert peers.missing("flex_attention") == "torch is not installed"
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
     assert jax.default_backend() == "gpu" or "is cpu, not gpu" in peers.missing("tokamax")
+
+
+def test_a_peer_that_cannot_serve_a_call_says_why_and_the_others_are_timed(monkeypatch, capsys):
+    def refuse(inputs, mask):
+        raise RuntimeError("flags: 3\nValueError: blocks of 32 are too small\nsee the log")
+
+    monkeypatch.setitem(peers.PEERS, "refusing", peers.Peer("torch", True, refuse))
+    monkeypatch.setattr(bench, "seconds", lambda call, *inputs, **_: 1e-3)
+    rows = list(bench.measure(Shape((1, 1, 128), 2, 8, 1), 32, [0.5], ["refusing"]))
+    assert [row["attention"] for row in rows] == ["dense xla", "reference", "xla"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == 2 * ["without refusing at blocks of 32: ValueError: blocks of 32 are too small"]
 
 
 @pytest.mark.parity
