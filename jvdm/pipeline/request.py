@@ -26,7 +26,6 @@ from jvdm.settings import (
     SIZE,
     Settings,
     check_numbers,
-    seconds_of,
     settings_of,
     settled,
     with_numbers,
@@ -206,12 +205,18 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     )
 
 
+def frames_of(request: Request, manifest: Manifest) -> int | None:
+    """Returns how many frames were asked for, by a number or by a duration in seconds."""
+    if request.duration is None:
+        return request.num_frames
+    return max(1, round(float(request.duration) * (request.fps or manifest.defaults.fps)))
+
+
 def with_frames(request: Request, system: System, manifest: Manifest) -> Request:
     """Returns the request with the legal number of frames that last as long as was asked for."""
-    if request.duration is None:
+    frames, vae = frames_of(request, manifest), system.vae
+    if request.duration is None or frames is None:
         return request
-    vae, fps = system.vae, request.fps or manifest.defaults.fps
-    frames = max(1, round(seconds_of("duration", request.duration) * fps))
     latents = 1 + -(-(frames - 1) // vae.strides[0])
     return dataclasses.replace(request, num_frames=vae.num_frames(latents), duration=None)
 

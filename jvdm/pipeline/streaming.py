@@ -20,7 +20,7 @@ from jvdm.arrays import Latents, PyTree, UInt8
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions
 from jvdm.pipeline import programs
-from jvdm.pipeline.request import Job, Request
+from jvdm.pipeline.request import Job, Request, frames_of
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
 from jvdm.settings import PICTURE, check_numbers, seconds_of, settings_of, with_numbers
 from jvdm.stages import stage
@@ -98,10 +98,7 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
         raise ConfigError("a stream with a cache was given a picture", why, "leave one out")
     together = dataclasses.replace(sampling, matrix=SynchronousMatrix())
     system = dataclasses.replace(pipe.system, sampling=together)
-    frames, last = system.vae.num_frames(rows.buffer), request.num_frames
-    if request.duration is not None:
-        fps = request.fps or pipe.manifest.defaults.fps
-        last = max(1, round(seconds_of("duration", request.duration) * fps))
+    frames, last = system.vae.num_frames(rows.buffer), frames_of(request, pipe.manifest)
     asked = dataclasses.replace(request, num_frames=frames, duration=None)
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
     _check(clip, rows, last)

@@ -146,16 +146,14 @@ def block_mass(
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
     reason = "some keys do not count" if kv_lengths is not None else _device_refusal("mosaic_gpu")
-    if not reason:
-        from pallas_kernels.attention.mosaic_gpu import MosaicGPU
-
-        reason = MosaicGPU().refusal_of_blocks(q, block_q, block_kv)
+    kernel: Any = None if reason else _kernel("mosaic_gpu")
+    reason = reason or kernel.refusal_of_blocks(q, block_q, block_kv)
     if implementation == "mosaic_gpu" and reason:
         raise NotImplementedError(f"mosaic_gpu: {reason}; use implementation='xla'")
     if implementation == "xla" or reason:
         sums = looped_mass(q, k, lse, block_q, block_kv, factor, kv_lengths)
     else:
-        sums = MosaicGPU().mass(q, k, lse, block_q, block_kv, factor)
+        sums = kernel.mass(q, k, lse, block_q, block_kv, factor)
     sizes = jnp.minimum(block_q, q.shape[1] - block_q * jnp.arange(sums.shape[2]))
     return sums / sizes.reshape(1, 1, -1, 1)
 
