@@ -87,7 +87,7 @@ def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
     some = lse > -jnp.inf
     short = ((0, 0), (0, 0), (0, -q.shape[1] % mask.block_q))
     delta = jnp.pad(jnp.where(some, delta - d_lse, 0.0), short)
-    lse = jnp.pad(jnp.where(some, lse, jnp.inf), short, constant_values=jnp.inf)
+    lse = whole_blocks(lse, mask.block_q)
     d_q, d_k, d_v = kernel.backward(q, k, v, mask, scale, lse, d_out, delta)
     if mask.kv_lengths is not None:
         known = mask.kv_counted[:, : k.shape[1], None, None]
@@ -96,3 +96,9 @@ def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
 
 
 attend.defvjp(_forward, _backward)
+
+
+def whole_blocks(lse: Float[Array, "B N Q"], size: int) -> Float[Array, "B N L"]:
+    """Returns a log-sum-exp up to the end of the last block: inf for queries without weights."""
+    short = ((0, 0), (0, 0), (0, -lse.shape[2] % size))
+    return jnp.pad(jnp.where(lse > -jnp.inf, lse, jnp.inf), short, constant_values=jnp.inf)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.attention.kernel import whole_blocks
 from pallas_kernels.attention.mosaic_gpu.backward import backward
 from pallas_kernels.attention.mosaic_gpu.forward import forward
 from pallas_kernels.attention.mosaic_gpu.mass import ROWS, TILE_SIZE, mass
@@ -88,11 +89,8 @@ class MosaicGPU:
     ) -> Float[Array, "B N q k"]:
         """Returns the sums of the weights of blocks of queries and keys, multiples of 64."""
         unit = 64 if block_kv % TILE_SIZE else TILE_SIZE
-        levels = jnp.where(lse > -jnp.inf, lse, jnp.inf)
-        short = ((0, 0), (0, 0), (0, -q.shape[1] % TILE_SIZE))
-        levels = jnp.pad(levels, short, constant_values=jnp.inf)
-        padded = _padded(q), _padded(k)
-        sums = mass(*padded, levels, unit, scale, k.shape[1], self._processors)
+        levels = whole_blocks(lse, TILE_SIZE)
+        sums = mass(_padded(q), _padded(k), levels, unit, scale, k.shape[1], self._processors)
         rows, columns = -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)
         per_row, per_column = block_q // ROWS, block_kv // unit
         sizes = (*sums.shape[:2], rows * per_row, columns * per_column)

@@ -33,6 +33,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     plgpu,
     scale_rows,
     sync,
+    turns,
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, Kinds, Lists, Tiles, Work
 
@@ -169,8 +170,7 @@ class _Group:
     @property
     def count(self) -> Any:
         """Tiles of this group."""
-        left = lax.div(jnp.int32(self.total - 1) - self.first, jnp.int32(self.workers))
-        return jnp.where(self.first < self.total, left + 1, 0)  # for div truncates
+        return turns(self.first, self.total, self.workers)
 
     def tile(self, turn: Any) -> _Tile:
         """Returns the tile of queries of a turn."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib.mlir.dialects as dialects
 import numpy as np
+from jax import lax
 from jax.experimental import pallas
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
@@ -66,6 +68,12 @@ def launch(
     return pl.kernel(
         with_scratch, out_type=out_type, mesh=mesh, compiler_params=parameters, name=name
     )
+
+
+def turns(first: Any, total: int, workers: int) -> Any:
+    """Returns how many of `first`, `first + workers`, ... are below `total`."""
+    left = lax.div(jnp.int32(total - 1) - first, jnp.int32(workers))
+    return jnp.where(first < total, left + 1, 0)  # for div truncates
 
 
 def arrive(barrier: Any, threads: int) -> None:

@@ -29,6 +29,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     plgpu,
     store_warp_sum,
     sync,
+    turns,
 )
 
 TILE_SIZE = 128  # queries and keys of a tile
@@ -127,7 +128,6 @@ class _Walk:
     def each_tile(self, visit: Any) -> None:
         """Calls `visit(batch, head, tile, place)`; `place(step)` is the tile of keys of a step."""
         heads, workers = self.refs.q.shape[2], self.options.processors
-        left = lax.div(jnp.int32(self.total - 1) - self.processor, jnp.int32(workers))
 
         def advance(turn: Any, done: Any) -> Any:
             sequence = self.processor + turn * workers
@@ -141,8 +141,7 @@ class _Walk:
             visit(batch, head, tile, place, done)
             return done + self.steps
 
-        count = jnp.where(self.processor < self.total, left + 1, 0)
-        lax.fori_loop(0, count, advance, jnp.int32(0))
+        lax.fori_loop(0, turns(self.processor, self.total, workers), advance, jnp.int32(0))
 
     def produce(self) -> None:
         """Loads the queries and keys of all tiles, as room for them is made."""
