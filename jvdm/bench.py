@@ -16,28 +16,19 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Latents, PyTree
+from jvdm.arrays import Array, Latents
 from jvdm.attention import POLICIES, Sparse, summary
 from jvdm.errors import ConfigError
 from jvdm.fidelity import psnr, ssim
 from jvdm.files import probe_writable, write_text
-from jvdm.models import Conditions, TextStates, VideoDiT
+from jvdm.models import stand_in
 from jvdm.recipes import nearest
-from jvdm.samplers import Call
 from jvdm.stages import measuring, stage
 from pallas_kernels.attention import bench
 from pallas_kernels.attention.bench import BLOCKS, DENSITIES
 from pallas_kernels.attention.peers import PEERS, missing
 from pallas_kernels.attention.plot import speedups
 from pallas_kernels.attention.shapes import SHAPES, Shape
-
-TEXT = (512, 4096)  # states of a prompt and their width: T5-XXL in Wan
-CHANNELS, PATCH = 16, 2  # of latents, and cells of a token's side: Wan, HunyuanVideo
-MLP_RATIO = 6  # Wan 1.3B has 5.83
-ROTARY_BASE = 1e4
-REGIONS = 24  # that move through the video (specs/efficiency.md, 0.7)
-SHARPNESS = 3.0  # gain of the norms of queries and keys: scores have a deviation of its square
-LEVEL = 0.5  # noise level of the call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +126,12 @@ def rows_of_model(
     """
     for shape_name, shape in shapes.items():
         keys = jax.random.split(jax.random.key(seed), 3)
-        params, states = parameters(keys[0], shape), jax.random.normal(keys[1], (1, *TEXT))
-        inputs = params, moving_regions(keys[2], shape), states
+        params = stand_in.parameters(keys[0], shape)
+        states = jax.random.normal(keys[1], (1, *stand_in.TEXT))
+        inputs = params, stand_in.moving_regions(keys[2], shape), states
         dense, dense_s = None, 0.0
         for (name, density), policy in variants.items():
-            forward = program(network(shape, policy))
+            forward = stand_in.program(stand_in.network(shape, policy))
             made, tallies = forward(*inputs)
             time = bench.seconds(forward, *inputs)
             dense, dense_s = (made, time) if dense is None else (dense, dense_s)
@@ -154,75 +146,6 @@ def main(what: Literal["attention", "model"], **options: Any) -> None:
     print(text(run(BenchOptions(what, **options))))
 
 
-def network(shape: Shape, policy: Any) -> VideoDiT:
-    """Returns a network of a shape; a third of a head turns with each axis."""
-    third = shape.size // 6 * 2
-    return VideoDiT(
-        width=shape.heads * shape.size,
-        depth=shape.layers,
-        latent_channels=CHANNELS,
-        head_dim=shape.size,
-        mlp_ratio=MLP_RATIO,
-        patch=PATCH,
-        rotary_axes=(shape.size - 2 * third, third, third),
-        rotary_base=ROTARY_BASE,
-        policy=policy,
-        dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
-    )
-
-
-def parameters(key: Array, shape: Shape) -> PyTree:
-    """Returns random parameters with sharp attention.
-
-    Plainly random queries and keys attend to everything alike, which no trained network does:
-    their norms have a gain of `SHARPNESS` instead of 1.
-    """
-    model = network(shape, POLICIES["dense"])
-    latents = jnp.zeros((1, 1, PATCH, PATCH, CHANNELS))  # parameters do not depend on sizes
-    call, told = Call.at(jnp.zeros((1, 1))), _conditions(jnp.zeros((1, *TEXT)))
-    params = jax.jit(model.init)(key, latents, call, told)["params"]
-
-    def sharper(path: Any, leaf: Array) -> Array:
-        sharp = {"q_norm", "k_norm"} & {getattr(part, "key", None) for part in path}
-        return leaf * SHARPNESS if sharp and "self_attention" in str(path) else leaf
-
-    return jax.tree_util.tree_map_with_path(sharper, params)
-
-
-def moving_regions(key: Array, shape: Shape) -> Latents:
-    """Returns noisy latents of soft regions that drift over the frames.
-
-    A cell is the mixture of the features of the regions near it; queries and keys are linear
-    maps of it, so that regions attend to regions, wherever they have moved.
-    """
-    draws = jax.random.split(key, 4)
-    sides = (shape.grid[0], *_cells(shape))
-    axes = (jnp.arange(side, dtype=jnp.float32) for side in sides)
-    frame, *place = jnp.meshgrid(*axes, indexing="ij")
-    size = jnp.array(sides[1:], jnp.float32)[:, None]
-    start = jax.random.uniform(draws[0], (2, REGIONS)) * size
-    speed = jax.random.normal(draws[1], (2, REGIONS)) * size / sides[0] / 4
-    far = jnp.zeros((*sides, REGIONS))
-    for axis in range(2):
-        centre = start[axis][None] + speed[axis][None] * jnp.arange(sides[0])[:, None]
-        far += (place[axis][..., None] - centre[:, None, None]) ** 2
-    near = jax.nn.softmax(-far / (2 * PATCH**2), -1)
-    features = jax.random.normal(draws[2], (REGIONS, CHANNELS))
-    noise = jax.random.normal(draws[3], (*sides, CHANNELS))
-    return ((1 - LEVEL) * near @ features + LEVEL * 0.3 * noise)[None]
-
-
-def program(model: VideoDiT) -> Any:
-    """Returns the forward pass: the prediction, and the states of the policy."""
-
-    def forward(params: PyTree, x: Latents, states: Float[Array, "B L D"]) -> Any:
-        call = Call.at(jnp.full(x.shape[:2], LEVEL))
-        both: Any = model.apply({"params": params}, x, call, _conditions(states))
-        return both[0], both[1].layers
-
-    return jax.jit(forward)
-
-
 @jax.jit
 def price(made: Latents, dense: Latents) -> dict[str, Array]:
     """Returns how far a prediction is from that of dense attention.
@@ -234,14 +157,6 @@ def price(made: Latents, dense: Latents) -> dict[str, Array]:
     one, two = ((x[..., :3] - centre) / spread + 0.5 for x in (made, dense))
     error = jnp.linalg.norm(made - dense) / jnp.linalg.norm(dense)
     return {"error": error, "psnr": psnr(one, two).mean(), "ssim": ssim(one, two).mean()}
-
-
-def _conditions(states: Float[Array, "B L D"]) -> Conditions:
-    return Conditions(TextStates(states, jnp.full(states.shape[:1], states.shape[1])))
-
-
-def _cells(shape: Shape) -> tuple[int, int]:
-    return shape.grid[1] * PATCH, shape.grid[2] * PATCH
 
 
 def _shapes(options: BenchOptions) -> dict[str, Shape]:
@@ -274,5 +189,5 @@ def _variants(options: BenchOptions, shapes: Iterable[Shape]) -> dict[tuple[str,
         fields: Any = {"density": density, "dense_layers": options.dense_layers}
         found[name, density] = dataclasses.replace(sparse[name], **fields)
     for shape, policy in itertools.product(shapes, found.values()):
-        network(shape, policy).start(shape.grid[0], *_cells(shape))
+        stand_in.network(shape, policy).start(shape.grid[0], *stand_in.cells(shape))
     return found

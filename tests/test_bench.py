@@ -10,6 +10,8 @@ import pytest
 from jvdm import bench, cli
 from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
+from jvdm.models import stand_in
+from jvdm.samplers import Call
 from pallas_kernels.attention.shapes import SHAPES, Shape
 
 TOY = Shape((2, 6, 8), 2, 16, 2)
@@ -18,7 +20,7 @@ TOY = Shape((2, 6, 8), 2, 16, 2)
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setitem(SHAPES, "toy", TOY)
-    monkeypatch.setattr(bench, "TEXT", (3, 8))
+    monkeypatch.setattr(stand_in, "TEXT", (3, 8))
 
 
 @pytest.mark.slow
@@ -40,16 +42,16 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
 
 
 def test_queries_and_keys_of_a_network_are_sharp_and_of_a_prompt_plain():
-    params = bench.parameters(jax.random.key(0), TOY)
+    params = stand_in.parameters(jax.random.key(0), TOY)
     layers = params["layers"]
-    for name, gain in (("self_attention", bench.SHARPNESS), ("cross_attention", 1.0)):
+    for name, gain in (("self_attention", stand_in.SHARPNESS), ("cross_attention", 1.0)):
         for norm in ("q_norm", "k_norm"):
             np.testing.assert_array_equal(layers[name][norm]["gain"], gain)
 
 
 def test_regions_move_and_are_compact():
-    video = np.asarray(bench.moving_regions(jax.random.key(0), SHAPES["tiny"])[0])
-    assert video.shape == (9, 16, 16, bench.CHANNELS)
+    video = np.asarray(stand_in.moving_regions(jax.random.key(0), SHAPES["tiny"])[0])
+    assert video.shape == (9, 16, 16, stand_in.CHANNELS)
 
     def likeness(one, two):
         return (one * two).sum(-1).mean() / (video**2).sum(-1).mean()
@@ -92,10 +94,10 @@ def test_what_cannot_be_timed_is_refused(asked, message, tmp_path):
 def test_a_network_of_a_video_model_has_its_size():
     shape = SHAPES["wan-1.3b-720p"]
     assert shape.length == 75_600
-    model = bench.network(shape, POLICIES["dense"])
+    model = stand_in.network(shape, POLICIES["dense"])
     assert (model.width, model.depth, sum(model.rotary_axes)) == (1536, 30, 128)
     x = jnp.zeros((1, 1, 2, 2, 16))
-    told = bench._conditions(jnp.zeros((1, 3, 4096)))
-    params = jax.eval_shape(model.init, jax.random.key(0), x, bench.Call.at(x[..., 0, 0, 0]), told)
+    told = stand_in.told(jnp.zeros((1, 3, 4096)))
+    params = jax.eval_shape(model.init, jax.random.key(0), x, Call.at(x[..., 0, 0, 0]), told)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert abs(count / 1_418_996_800 - 1) < 0.05  # Wan 2.1 1.3B

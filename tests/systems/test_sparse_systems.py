@@ -53,7 +53,10 @@ def test_a_policy_that_the_system_has_keeps_its_fields(pipe):
         ({"attention": "draft", "density": 1.5}, "density is 1.5; it is a share"),
         ({"attention": "draft", "density": 0.0}, "density is 0.0; it must be a positive number"),
         ({"attention": "draft", "density": 0.01}, "less than one of 24 blocks of 1 tokens"),
-        ({"attention": "sparse"}, "attention is 'sparse' .*dense or frame_causal or cached_causal or draft"),
+        (
+            {"attention": "sparse"},
+            "attention is 'sparse' .*dense or frame_causal or cached_causal or draft",
+        ),
         ({"attention": "frame_causal", "density": 0.5}, "has no density"),
     ],
 )

@@ -1,0 +1,105 @@
+"""A network of the shape of a published one, with random weights and something to attend to.
+
+Attention between plainly random queries and keys is flat, and no policy can be told from another
+on it. These queries and keys are sharp, and the video has regions that attend to themselves
+(specs/efficiency.md, 0.7).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, Latents, PyTree
+from jvdm.attention import POLICIES
+from jvdm.models.conditions import Conditions, TextStates
+from jvdm.models.video_dit import VideoDiT
+from jvdm.samplers import Call
+from pallas_kernels.attention.shapes import Shape
+
+TEXT = (512, 4096)  # states of a prompt and their width: T5-XXL in Wan
+CHANNELS, PATCH = 16, 2  # of latents, and cells of a token's side: Wan, HunyuanVideo
+MLP_RATIO = 6  # Wan 1.3B has 5.83
+ROTARY_BASE = 1e4
+REGIONS = 24  # that move through the video (specs/efficiency.md, 0.7)
+SHARPNESS = 3.0  # gain of the norms of queries and keys: scores have a deviation of its square
+LEVEL = 0.5  # noise level of the call
+
+
+def network(shape: Shape, policy: Any) -> VideoDiT:
+    """Returns a network of a shape; a third of a head turns with each axis."""
+    third = shape.size // 6 * 2
+    return VideoDiT(
+        width=shape.heads * shape.size,
+        depth=shape.layers,
+        latent_channels=CHANNELS,
+        head_dim=shape.size,
+        mlp_ratio=MLP_RATIO,
+        patch=PATCH,
+        rotary_axes=(shape.size - 2 * third, third, third),
+        rotary_base=ROTARY_BASE,
+        policy=policy,
+        dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
+    )
+
+
+def parameters(key: Array, shape: Shape) -> PyTree:
+    """Returns random parameters with sharp attention.
+
+    Plainly random queries and keys attend to everything alike, which no trained network does:
+    their norms have a gain of `SHARPNESS` instead of 1.
+    """
+    model = network(shape, POLICIES["dense"])
+    latents = jnp.zeros((1, 1, PATCH, PATCH, CHANNELS))  # parameters do not depend on sizes
+    call = Call.at(jnp.zeros((1, 1)))
+    params = jax.jit(model.init)(key, latents, call, told(jnp.zeros((1, *TEXT))))["params"]
+
+    def sharper(path: Any, leaf: Array) -> Array:
+        sharp = {"q_norm", "k_norm"} & {getattr(part, "key", None) for part in path}
+        return leaf * SHARPNESS if sharp and "self_attention" in str(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(sharper, params)
+
+
+def moving_regions(key: Array, shape: Shape) -> Latents:
+    """Returns noisy latents of soft regions that drift over the frames.
+
+    A cell is the mixture of the features of the regions near it; queries and keys are linear
+    maps of it, so that regions attend to regions, wherever they have moved.
+    """
+    draws = jax.random.split(key, 4)
+    sides = (shape.grid[0], *cells(shape))
+    axes = (jnp.arange(side, dtype=jnp.float32) for side in sides)
+    frame, *place = jnp.meshgrid(*axes, indexing="ij")
+    size = jnp.array(sides[1:], jnp.float32)[:, None]
+    start = jax.random.uniform(draws[0], (2, REGIONS)) * size
+    speed = jax.random.normal(draws[1], (2, REGIONS)) * size / sides[0] / 4
+    far = jnp.zeros((*sides, REGIONS))
+    for axis in range(2):
+        centre = start[axis][None] + speed[axis][None] * jnp.arange(sides[0])[:, None]
+        far += (place[axis][..., None] - centre[:, None, None]) ** 2
+    near = jax.nn.softmax(-far / (2 * PATCH**2), -1)
+    features = jax.random.normal(draws[2], (REGIONS, CHANNELS))
+    noise = jax.random.normal(draws[3], (*sides, CHANNELS))
+    return ((1 - LEVEL) * near @ features + LEVEL * 0.3 * noise)[None]
+
+
+def program(model: VideoDiT) -> Any:
+    """Returns the forward pass: the prediction, and the states of the policy."""
+
+    def forward(params: PyTree, x: Latents, states: Float[Array, "B L D"]) -> Any:
+        call = Call.at(jnp.full(x.shape[:2], LEVEL))
+        both: Any = model.apply({"params": params}, x, call, told(states))
+        return both[0], both[1].layers
+
+    return jax.jit(forward)
+
+
+def told(states: Float[Array, "B L D"]) -> Conditions:
+    """Returns the conditions of a prompt whose states are all true."""
+    return Conditions(TextStates(states, jnp.full(states.shape[:1], states.shape[1])))
+
+
+def cells(shape: Shape) -> tuple[int, int]:
+    """Returns height and width of latents."""
+    return shape.grid[1] * PATCH, shape.grid[2] * PATCH
