@@ -1,7 +1,8 @@
 """What a run will need, before anything is made: rows, operations and bytes.
 
 The program of a row is traced for the sizes that were asked for, and its products are counted
-(`jvdm.products`); nothing is computed and nothing allocated.
+(`jvdm.products`); what is remembered from row to row, such as keys and values, is counted array by
+array. Nothing is computed and nothing allocated.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from jvdm import samplers
 from jvdm.arrays import Latents, PyTree
+from jvdm.attention import CachedCausal
 from jvdm.errors import DeviceMemoryError
 from jvdm.machine import free_device_memory, free_memory
 from jvdm.products import product_bytes, product_flops
@@ -48,12 +50,34 @@ class Price(NamedTuple):
     Attributes:
         rows: Rows in which the network is called.
         operations: Of the products in all rows.
-        device_bytes: Latents, the largest product and what comes of it, over all devices.
+        split_bytes: Latents, the solver's history, the largest product and what comes of it, over
+            all devices.
+        cache_bytes: What the network remembers from row to row, such as keys and values of every
+            layer, branch and kept latent frame. Every device holds all of it.
     """
 
     rows: int
     operations: float
-    device_bytes: int
+    split_bytes: int
+    cache_bytes: int
+
+    def on_device(self, devices: int = 1) -> int:
+        """Returns the bytes that a device needs; a row reads a cache and makes the next one."""
+        return self.split_bytes // devices + 2 * self.cache_bytes
+
+
+class Held(NamedTuple):
+    """Bytes that a stream holds between two chunks, however long it is.
+
+    Attributes:
+        window: Latent frames in work and finished ones before them, with the solver's history.
+        cache: What the network remembers, such as keys and values.
+        decoder: What the autoencoder remembers.
+    """
+
+    window: int
+    cache: int
+    decoder: int
 
 
 def price(system: System, size: Size, matrix: TimestepMatrix) -> Price:
@@ -64,15 +88,70 @@ def price(system: System, size: Size, matrix: TimestepMatrix) -> Price:
         size: What is made.
         matrix: Its timestep matrix.
     """
-    vae = system.vae
-    frames, (rows, columns) = vae.latent_frames(size.num_frames), vae.latent_size(*size[2:])
-    shape = (size.videos, frames, rows, columns, vae.latent_channels)
+    shape = _latents(system, size)
     calls = samplers.cost(matrix).calls
-    leaves, structure = jax.tree.flatten(system.only(*_PARTS))
-    values = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    structure, values = _structure(system)
     operations, largest = _row(structure, values, shape, matrix.window)
+    state = _first_state(structure, values, shape, matrix.window)
     # The latents, the noise that they began as, and what a row makes of them.
-    return Price(calls, calls * operations, 3 * 4 * math.prod(shape) + 2 * largest)
+    latents = 3 * 4 * math.prod(shape) + 2 * _size_bytes(state.solver)
+    return Price(calls, calls * operations, latents + 2 * largest, _size_bytes(state.carry))
+
+
+def held(system: System, size: Size) -> Held:
+    """Returns what a stream holds.
+
+    Args:
+        system: The system, with the numbers of the run in it.
+        size: One video of as many frames as the stream has in its window.
+    """
+    shape = _latents(system, size)
+    state = _first_state(*_structure(system), shape, shape[1])
+    clip = jax.ShapeDtypeStruct(shape, jnp.float32)
+    params, decoder = parameter_shapes(system)["vae"].params, 0
+    if hasattr(system.vae, "decode_chunk"):
+
+        def decode(params: PyTree, latents: Latents) -> PyTree:
+            told: Any = {"params": params}
+            return system.vae.apply(told, latents, None, method="decode_chunk")[1]
+
+        decoder = _size_bytes(jax.eval_shape(decode, params, clip))
+    cache = _size_bytes(state.carry)
+    # Beside the state of the loop: the key that noise is drawn from, and the chunks so far.
+    window = _size_bytes((state, state.key, jax.ShapeDtypeStruct((), jnp.int32))) - cache
+    return Held(window, cache, decoder)
+
+
+def _latents(system: System, size: Size) -> tuple[int, ...]:
+    """Returns the sizes of the latents."""
+    vae = system.vae
+    cells = vae.latent_size(size.height, size.width)
+    return (size.videos, vae.latent_frames(size.num_frames), *cells, vae.latent_channels)
+
+
+def _structure(system: System) -> tuple[Any, tuple[Any, ...]]:
+    """Returns what a program of the system depends on: its structure, and shapes of numbers."""
+    leaves, structure = jax.tree.flatten(system.only(*_PARTS))
+    values = (jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    return structure, tuple(values)
+
+
+def _size_bytes(tree: PyTree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@functools.lru_cache(maxsize=256)
+def _first_state(
+    structure: Any, values: tuple[Any, ...], shape: tuple[int, ...], window: int
+) -> samplers.State:
+    """Returns the shapes of the state of a run."""
+
+    def start(system: System, x: Latents) -> samplers.State:
+        solver = system.sampling.solver
+        return samplers.start(solver, x, jax.random.key(0), system.start(shape, window))
+
+    system = jax.tree.unflatten(structure, values)
+    return jax.eval_shape(start, system, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,20 +166,17 @@ def _row(
     ids = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), ids)
     matrix = samplers.synchronous(jnp.array([1.0, 0.0]), shape[1])
     matrix = dataclasses.replace(matrix, window=window)
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = _first_state(structure, values, shape, window)
 
     def begin(system: System, params: PyTree, ids: PyTree) -> PyTree:
-        return system.conditions(params, ids), system.start(shape, window)
+        return system.conditions(params, ids)
 
-    def row(system: System, params: PyTree, told: tuple[Any, PyTree], x: Latents) -> Latents:
-        conditions, carry = told
-        solver = system.sampling.solver
-        state = samplers.start(solver, x, jax.random.key(0), carry)
-        denoise = system.denoiser(params, conditions)
+    def row(system: System, params: PyTree, told: PyTree, state: samplers.State) -> Latents:
+        denoise, solver = system.denoiser(params, told), system.sampling.solver
         return samplers.advance(denoise, solver, system.process, matrix, state, 0, 1).x
 
     first = (system, params, ids)
-    second = (system, params, jax.eval_shape(begin, *first), x)
+    second = (system, params, jax.eval_shape(begin, *first), state)
     largest = max(product_bytes(begin, *first), product_bytes(row, *second))
     return product_flops(row, *second), largest
 
@@ -127,35 +203,107 @@ def check(system: System, size: Size, matrix: TimestepMatrix, devices: int = 1) 
     Raises:
         DeviceMemoryError: With what is needed, what is there, and the largest that fits.
     """
-    device = jax.local_devices()[0]
-    free = free_memory(), free_device_memory(device)
-
-    def lacking(size: Size) -> tuple[int, str, int] | None:
-        """Returns the bytes that are needed where too few are free, if so."""
-        least = host_bytes(size)
-        if free[0] is not None and least > free[0]:
-            return least, "the host", free[0]
-        least = price(system, size, matrix).device_bytes // devices
-        if free[1] is not None and least > free[1]:
-            return least, device.device_kind, free[1]
-        return None
-
-    if found := lacking(size):
-        rows, columns = (stride * system.model.patch for stride in system.vae.strides[1:])
-        fits = largest_that_fits(size, (rows, columns), lambda size: lacking(size) is None)
-        raise DeviceMemoryError(
-            f"{size}: about {_bytes(found[0])} of memory are needed",
-            f"{found[1]} has {_bytes(found[2])} free",
-            f"the largest that fits: {fits}" if fits else "use fewer frames",
-        )
+    _fit(system, size, lambda system, size: price(system, size, matrix).on_device(devices))
     need = price(system, size, matrix)
     if need.operations < UNPRICED_OPERATIONS:
         return ()
-    seconds = need.operations / (devices * SHARE_OF_PEAK * _speed(device.platform))
+    platform = jax.local_devices()[0].platform
+    seconds = need.operations / (devices * SHARE_OF_PEAK * _speed(platform))
     if seconds < WORTH_SAYING:
         return ()
     each = f"{need.rows:,} rows of {need.operations / need.rows:.1e} operations"
     return (f"denoising will take about {_duration(seconds)}: {each}",)
+
+
+def check_stream(system: System, size: Size, matrix: TimestepMatrix) -> Held:
+    """Refuses a stream that this machine cannot hold; returns what it holds.
+
+    Args:
+        system: The system, with the numbers of the run in it.
+        size: One video of as many frames as the stream has in its window.
+        matrix: Rows over this window.
+
+    Raises:
+        DeviceMemoryError: With what is needed, what is there, and the largest that fits.
+    """
+
+    def needed(system: System, size: Size) -> int:
+        # The chunk before stays valid, and so does what it was made of.
+        return price(system, size, matrix).on_device() + sum(held(system, size))
+
+    _fit(system, size, needed)
+    return held(system, size)
+
+
+def _fit(system: System, size: Size, needed: Callable[[System, Size], int]) -> None:
+    """Refuses what does not fit.
+
+    Args:
+        system: The system.
+        size: What is made.
+        needed: Returns the bytes of a device.
+    """
+    device = jax.local_devices()[0]
+    free = free_memory(), free_device_memory(device)
+
+    def lacking(system: System, size: Size) -> tuple[int, str, int] | None:
+        """Returns the bytes that are needed where too few are free, if so."""
+        least = host_bytes(size)
+        if free[0] is not None and least > free[0]:
+            return least, "the host", free[0]
+        least = needed(system, size)
+        if free[1] is not None and least > free[1]:
+            return least, device.device_kind, free[1]
+        return None
+
+    found = lacking(system, size)
+    if found is None:
+        return
+    what = f"{size}: about {_bytes(found[0])} of memory are needed"
+    why = f"{found[1]} has {_bytes(found[2])} free"
+    kept = smaller_cache(system, lambda system: lacking(system, size) is None)
+    if kept is not None:
+        what = f"{what}, with a cache of {_cache_of(system).frames} latent frames"
+        fix = f"keep {kept}: --sampling.policy.frames {kept} --sampling.matrix.lookback {kept}"
+        raise DeviceMemoryError(what, why, fix)
+    rows, columns = (stride * system.model.patch for stride in system.vae.strides[1:])
+    fits = largest_that_fits(size, (rows, columns), lambda size: lacking(system, size) is None)
+    fix = f"the largest that fits: {fits}" if fits else "use fewer frames"
+    raise DeviceMemoryError(what, why, fix)
+
+
+def _cache_of(system: System) -> Any:
+    """Returns the policy that keeps keys and values, if the system has one."""
+    policy = system.network.policy
+    return policy if isinstance(policy, CachedCausal) else None
+
+
+def smaller_cache(system: System, fits: Callable[[System], bool]) -> int | None:
+    """Returns how many latent frames a cache can hold, less than it does; None if none fits.
+
+    Args:
+        system: What does not fit.
+        fits: Says whether another system fits.
+    """
+    policy = _cache_of(system)
+    if policy is None:
+        return None
+
+    def keeps(frames: int) -> bool:
+        fewer = dataclasses.replace(policy, frames=frames)
+        sampling = dataclasses.replace(system.sampling, policy=fewer)
+        return fits(dataclasses.replace(system, sampling=sampling))
+
+    return _last(policy.sink, policy.frames, keeps)
+
+
+def _last(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """Returns the largest number above `low` and below `high` that fits; None if none does."""
+    first = low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low if low > first else None
 
 
 def host_bytes(size: Size) -> int:
@@ -182,13 +330,11 @@ def largest_that_fits(
     def fewer(part: int) -> Size:
         return size._replace(videos=part)
 
-    make, low, high = fewer, 0, size.videos
+    make, high = fewer, size.videos
     if not fits(fewer(1)):
         make, high = scaled, max(rows, columns)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(make(middle)) else (low, middle)
-    return make(low) if low else None
+    found = _last(0, high, lambda part: fits(make(part)))
+    return None if found is None else make(found)
 
 
 @functools.cache

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jvdm import cli, evaluate, machine, pricing, samplers
+from jvdm.attention import CachedCausal
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.pipeline import Pipeline, Request, programs
 from jvdm.pipeline.request import prepare
 from jvdm.pricing import Size, largest_that_fits, price
-from jvdm.samplers import Heun
+from jvdm.samplers import AutoregressiveMatrix, CachedMatrix, Heun
 from tests.generate import nano
 from tests.generate.nano import MANIFEST, SYSTEM
 
@@ -52,17 +53,76 @@ def pipe():
     return Pipeline(SYSTEM, jax.jit(SYSTEM.init)(jax.random.key(0)), MANIFEST)
 
 
-@pytest.mark.parametrize("size", [Size(1, 9, 192, 192), Size(6, 9, 96, 96), Size(1, 17, 160, 96)])
+def cached(frames, sink=0, system=SYSTEM, **rules):
+    """The small system with a cache of so many latent frames."""
+    rules |= {"matrix": CachedMatrix(AutoregressiveMatrix(), lookback=min(frames, 9))}
+    rules |= {"policy": CachedCausal(frames=frames, sink=sink)}
+    return dataclasses.replace(system, sampling=dataclasses.replace(system.sampling, **rules))
+
+
+@pytest.mark.parametrize(
+    ("size", "frames"),
+    [(Size(1, 9, 192, 192), 0), (Size(6, 9, 96, 96), 0), (Size(1, 17, 160, 96), 0)]
+    + [(Size(1, 9, 64, 64), 200)],
+)
 @pytest.mark.filterwarnings("ignore")
-def test_the_bytes_of_a_run_are_those_that_xla_takes(pipe, size):
+def test_the_bytes_of_a_run_are_those_that_xla_takes(pipe, size, frames):
+    if frames:
+        pipe = dataclasses.replace(pipe, system=cached(frames))
     videos, num_frames, height, width = size
     sizes = {"height": height, "width": width, "num_frames": num_frames, "num_videos": videos}
     run = pipe.start(pipe.prepare(Request(prompt="a ball", seed=0, **sizes)))
+    kept = sum(x.nbytes for x in jax.tree.leaves(run.state.carry))
     arguments = (pipe._rows(run)[0], *pipe._fixed(run), run.state, np.int32(0))
     compiled = programs.denoise_row.lower(*arguments, mesh=None).compile()
     analysis: Any = compiled.memory_analysis()
-    taken = analysis.temp_size_in_bytes
-    assert 0.8 < price_of(size).device_bytes / taken < 1.25
+    taken = analysis.temp_size_in_bytes + kept
+    found = price(pipe.system, size, run.job.matrix)
+    assert 0.8 < found.on_device() / taken < 1.25
+    assert found.cache_bytes == kept
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sink", "execution"), [("float32", 0, "batched"), ("bfloat16", 2, "sequential")]
+)
+def test_a_cache_costs_what_its_arrays_do(dtype, sink, execution):
+    """Keys and values of all layers, heads, branches and frames of two videos."""
+    rule = samplers.ClassifierFree(2.0, execution=execution)
+    system = cached(5, sink, SYSTEM.with_dtype(dtype), guidance=rule)
+    arrays = jax.tree.leaves(system.start((2, 3, 4, 8, 4), 1))
+    matrix = system.sampling.matrix(samplers.linspace_levels(3), 3)
+    found = price(system, Size(2, 9, 32, 64), matrix)
+    assert found.cache_bytes == sum(x.nbytes for x in arrays)
+    large = sum(x.nbytes for x in arrays if x.ndim > 4)
+    # keys and values, two layers, two branches of two videos, 2 x 4 tokens of two heads of 16
+    assert large == 2 * 2 * 4 * 5 * (2 * 4 * 2 * 16) * {"float32": 4, "bfloat16": 2}[dtype]
+    assert 0 <= found.cache_bytes - large < 500
+    # every device has the whole cache: the carry is not split
+    assert found.on_device(2) - found.on_device(1) // 2 == found.cache_bytes
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_one_that_does(memory):
+    system = cached(6, sink=1)
+    matrix = system.sampling.matrix(samplers.linspace_levels(3), 3)
+    memory(price(cached(4, sink=1), SIZE, matrix).on_device())
+    with pytest.raises(DeviceMemoryError, match="cache of 6 latent frames; .* has .* kB") as it:
+        pricing.check(system, SIZE, matrix)
+    assert it.value.fix == "keep 4: --sampling.policy.frames 4 --sampling.matrix.lookback 4"
+    with pytest.raises(DeviceMemoryError) as it:  # too large without a cache
+        pricing.check(system, SIZE._replace(num_frames=80_001), matrix)
+    assert it.value.fix == "use fewer frames"
+
+
+def test_a_stream_that_does_not_fit_is_refused(memory):
+    """It holds its window, its cache and what the autoencoder remembers, once more than a clip."""
+    system, matrix = cached(2), matrix_of(SIZE)
+    clip, held = price(system, SIZE, matrix).on_device(), pricing.held(system, SIZE)
+    assert held.cache == price(system, SIZE, matrix).cache_bytes
+    memory(clip + sum(held))
+    assert pricing.check_stream(system, SIZE, matrix) == held
+    memory(clip + sum(held) - 1)
+    with pytest.raises(DeviceMemoryError, match="with a cache of 2 latent frames.*keep 1: "):
+        pricing.check_stream(system, SIZE, matrix)
 
 
 def test_operations_follow_rows_videos_branches_and_evaluations():
@@ -117,7 +177,7 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(memory):
 
 def test_devices_share_the_videos(memory, monkeypatch):
     size = Size(64, 9, 96, 96)
-    half = price_of(size).device_bytes // 2
+    half = price_of(size).on_device() // 2
     monkeypatch.setattr(pricing, "free_device_memory", lambda _: half)
     pricing.check(SYSTEM, size, matrix_of(size), devices=2)
     with pytest.raises(DeviceMemoryError, match="fits: 3[12] videos of 9 frames"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from jvdm import prompts, samplers
+from jvdm import pricing, prompts, samplers
 from jvdm import record as records
 from jvdm.arrays import Latents, PyTree, UInt8
 from jvdm.errors import ConfigError
@@ -49,12 +49,14 @@ class StreamJob:
         rows: The rows of the stream.
         told: What is told from which frame on, in order; the first from frame 0.
         num_frames: Frames of the video; None is without an end.
+        held: Bytes that it holds between two chunks.
     """
 
     clip: Job
     rows: StreamRows
     told: tuple[Told, ...]
     num_frames: int | None
+    held: pricing.Held
 
 
 class Stream(NamedTuple):
@@ -85,6 +87,7 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
 
     Raises:
         ConfigError: If a value cannot be used, or the system cannot go on for ever.
+        DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
     request, sampling = check_numbers(request), pipe.system.sampling
     if request.matrix is not None:
@@ -102,10 +105,12 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
     asked = dataclasses.replace(request, num_frames=frames, duration=None)
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
     _check(clip, rows, last)
+    size = pricing.Size(1, frames, clip.settings.height, clip.settings.width)
+    held = pricing.check_stream(clip.system, size, clip.matrix)
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
-    return StreamJob(clip, rows, _told(clip, then), last)
+    return StreamJob(clip, rows, _told(clip, then), last, held)
 
 
 def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
@@ -114,6 +119,8 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
     reasons = {
         f"{clip.shape.batch} videos": ("a stream is one video", clip.shape.batch > 1),
         "hooks": (f"they count the rows {alone}", bool(sampling.hooks)),
+        "switch": (f"it counts the rows {alone}; then (--then 20s) tells a stream", clip.later),
+        "invert": ("it edits a clip", clip.inversion is not None),
         f"the noise {sampling.noise}": (f"it is {alone}", sampling.noise is not None),
         f"the policy {type(policy).__name__} with dense rows": (
             f"they are the first {alone}; dense_above says it by noise level",
@@ -214,7 +221,8 @@ def record(pipe: "Pipeline", job: StreamJob) -> records.Record:
     rows = job.rows
     cycle = {"rows": rows.cycle.num_rows, "window": rows.buffer, "block": rows.block}
     digest = records.digest(*jax.tree.leaves((rows.ramp, rows.cycle)))
-    system = {**made.system, "stream": {**cycle, "context": rows.context, "sha256": digest}}
+    more = {"context": rows.context, "held_bytes": job.held._asdict(), "sha256": digest}
+    system = {**made.system, "stream": {**cycle, **more}}
     return dataclasses.replace(made, system=system)
 
 

@@ -60,6 +60,8 @@ def test_two_hundred_chunks_are_the_same_programs_and_arrays(pipe):
             counts.append((sorted(arrays), [program._cache_size() for program in every]))
     assert counts[0] == counts[1] == counts[2]
     assert run.frames == 1 + 4 * 201 and frames.shape == (4, 16, 32, 3)
+    bytes_of = [sum(x.nbytes for x in jax.tree.leaves(part)) for part in (run.state, run.decoder)]
+    assert bytes_of == [job.held.window + job.held.cache, job.held.decoder]
 
 
 def test_another_prompt_is_told_from_its_time_on(pipe):
@@ -164,6 +166,7 @@ def test_a_stream_is_a_film_and_its_record_makes_it_again(command, tmp_path, end
     assert record["settings"]["num_frames"] == 24 and record["settings"]["then"] == {"1s": OTHER}
     stream = {name: record["system"]["stream"][name] for name in ("rows", "window", "context")}
     assert stream == {"rows": 2, "window": 3, "context": 1}
+    assert all(record["system"]["stream"]["held_bytes"][name] > 0 for name in ("window", "decoder"))
     like = ["--like", record["outputs"]["record"]]
     code, again, _ = command(*like, prompt=None, output=f"again.{ending}")
     assert code == 0 and again["sha256"] == record["sha256"]

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -93,6 +94,8 @@ def test_a_stream_with_a_cache_is_the_clip_without_it(weights):
     for frame in range(3):
         state, block = programs.stream_chunk(*network, run.told[0][1], job.rows, state)
         np.testing.assert_allclose(block[:, 0], expected[:, frame], rtol=1e-3, atol=1e-3)
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) == job.held.window + job.held.cache
+    assert job.held.cache == sum(x.nbytes for x in jax.tree.leaves(state.run.carry))
 
 
 def test_a_cache_is_asked_for_before_anything_is_made(weights):
