@@ -12,6 +12,12 @@ def rms_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
     return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
 
 
+def layer_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """Subtracts the mean of the last axis and divides by its deviation, in float32."""
+    y = x.astype(jnp.float32)
+    return rms_normalize(y - jnp.mean(y, -1, keepdims=True))
+
+
 def fold(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F h w c"]:
     """Moves squares of `size` x `size` cells into channels."""
     batch, frames, height, width, channels = x.shape

@@ -6,6 +6,8 @@ forth, a tenth of a training step on an H200. As a product with ones, frame by f
 the sum reads each activation once, as it lies.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -14,13 +16,16 @@ from jvdm.features import rms_normalize
 
 
 def modulate(
-    x: Float[Array, "B F P D"], scale: Float[Array, "B F D"], shift: Float[Array, "B F D"]
+    x: Float[Array, "B F P D"],
+    scale: Float[Array, "B F D"],
+    shift: Float[Array, "B F D"],
+    normalize: Callable[[Array], Array] = rms_normalize,
 ) -> Float[Array, "B F P D"]:
     """Normalises tokens, then scales and shifts them by their frame's vectors.
 
     Reference: adaLN of Peebles and Xie, arXiv:2212.09748.
     """
-    return _scale_shift(rms_normalize(x), scale, shift)
+    return _scale_shift(normalize(x), scale, shift)
 
 
 @jax.custom_vjp

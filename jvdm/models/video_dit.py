@@ -1,24 +1,21 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
-import operator
 import typing
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
 from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
-from jvdm.errors import ConfigError, ShapeError
-from jvdm.features import fold, unfold
+from jvdm.errors import ConfigError
 from jvdm.models.attention import CrossAttention, RotaryAxes, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
-from jvdm.models.stack import Remat, layer_stack
+from jvdm.models.stack import Remat
+from jvdm.models.transformer import Transformer
 from jvdm.samplers import Call, Row
 from pallas_kernels import TileOrder
 
@@ -87,13 +84,7 @@ def _gates_open(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) ->
     return jnp.zeros(shape, dtype).at[jnp.array([2, 5])].set(0.3)
 
 
-def _per_frame(change: Callable[..., Array], x: Array, frames: int) -> Array:
-    """Changes the order of the tokens of every frame of `[..., L, D]`."""
-    changed = change(x.reshape(*x.shape[:-2], frames, -1, x.shape[-1]), x.ndim - 1)
-    return changed.reshape(*x.shape[:-2], -1, x.shape[-1])
-
-
-class VideoDiT(nn.Module):
+class VideoDiT(Transformer, nn.Module):
     """Diffusion transformer over latent videos (Peebles and Xie, arXiv:2212.09748).
 
     Noise levels `t[B, F]` modulate each frame on its own (adaLN), so any mixture
@@ -138,18 +129,9 @@ class VideoDiT(nn.Module):
             ConfigError: If a condition has no port in this model, or the policy cannot run
                 on a grid of these sizes.
         """
-        self._check(x, conditions)
+        self._check(conditions)
         b, f, h, w, _ = x.shape
-        # Parameters do not depend on the policy, and may be made on a grid that it refuses.
-        policy = Dense() if self.is_initializing() else self.policy
-        grid = self._grid(f, h, w, b)
-        keep = bool(self.collect) and (carry is None or carry.features is not None)
-        carry = Carry.first(policy, self.depth, grid) if carry is None else carry
-        frames = policy.positions(carry.window(call.row, f), call.row)
-        axes = RotaryAxes(self.rotary_axes, self.rotary_base)
-        rotary = axes.table(frames, grid)
-        order = policy.order(grid)
-
+        way = self._way(x.shape[:4], call, carry)
         embed = Linear((self.width,), self.dtype, bias=True, name="patch_in")
         (tokens,) = embed(self._patches(x))
         channel = conditions.channel
@@ -164,70 +146,11 @@ class VideoDiT(nn.Module):
             (states,) = Linear((self.width,), self.dtype, name="text_in")(text.states)
             text = TextStates(states, text.lengths)
 
-        if order is not None:
-            tokens = order.apply(tokens, 2)
-            cosine, sine = (_per_frame(order.apply, table[None], f)[0] for table in rotary)
-            rotary = (cosine, sine)
-        shared = Shared(modulation.reshape(b, f, 6, self.width), rotary, text, call.row, call.t)
-        per_layer = (jnp.arange(self.depth), carry.layers)
-        fields = {"grid": grid, "order": order, "keep": keep, "positions": axes}
-        fields["dtype"] = self.dtype
-        tokens, (states, features) = self._layers(policy, fields, tokens, per_layer, shared)
-        if features is not None:
-            features = features[jnp.array(self.collect)]
-        if order is not None:
-            tokens = order.undo(tokens, 2)
-            features = features if features is None else _per_frame(order.undo, features, f)
-        return self._head(tokens, time, h, w), Carry(states, carry.positions, features)
-
-    def start(
-        self,
-        latent_frames: int,
-        height: int,
-        width: int,
-        positions: Float[Array, " F"] | None = None,
-        batch: int = 1,
-    ) -> Carry:
-        """Returns the carry before the first call.
-
-        Args:
-            latent_frames: Frames of the window that a call sees.
-            height: Latent cells of a column.
-            width: Latent cells of a row.
-            positions: Absolute position of each frame of the whole run; 0, 1, ... over
-                one window if None.
-            batch: Samples times branches of guidance that a call sees.
-
-        Raises:
-            ConfigError: If the policy cannot run on these sizes.
-        """
-        grid = self._grid(latent_frames, height, width, batch)
-        return Carry.first(self.policy, self.depth, grid, positions)
-
-    def _layers(
-        self, policy: Policy, fields: dict[str, Any], tokens: Array, per_layer: PyTree, shared: Any
-    ) -> tuple[Array, PyTree]:
-        """Runs the layers: one scan for each policy that they are divided among."""
-
-        def stack(count: int, policy: Policy, **made: Any) -> Any:
-            layers = layer_stack(VideoDiTLayer, count, self.remat, self.unroll)
-            return layers(self.head_dim, self.mlp_ratio, policy, **fields, **made)
-
-        parts = policy.in_layers(self.depth)
-        if len(parts) == 1:
-            return stack(self.depth, parts[0][0], name="layers")(tokens, per_layer, shared)
-        whole, first, outputs = (self.variables["params"]["layers"], per_layer), 0, []
-        for part, count in parts:
-            own = jax.tree.map(operator.itemgetter(slice(first, first + count)), whole)
-            layers, (params, inputs) = stack(count, part, parent=None), own
-            tokens, output = layers.apply({"params": params}, tokens, inputs, shared)
-            first += count
-            outputs.append(output)
-        return tokens, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
-
-    def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
-        sizes = (frames, height // self.patch, width // self.patch, batch)
-        return TokenGrid(*sizes, self.width // self.head_dim, self.head_dim, self.dtype)
+        vectors = modulation.reshape(b, f, 6, self.width)
+        shared = Shared(vectors, way.rotary, text, call.row, call.t)
+        made = {"mlp_ratio": self.mlp_ratio}
+        tokens, carry = self._layers(VideoDiTLayer, made, tokens, way, shared)
+        return self._head(tokens, time, h, w), carry
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
@@ -235,10 +158,7 @@ class VideoDiT(nn.Module):
         y = modulate(tokens, scale, shift)
         size = self.patch**2 * self.latent_channels
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
-        y = y.astype(jnp.float32).reshape(
-            *y.shape[:2], height // self.patch, width // self.patch, size
-        )
-        return unfold(y, self.patch)
+        return self._unpatched(y, height, width)
 
     def _channel(self, channel: ChannelCondition) -> Array:
         known = channel.known[..., None].astype(jnp.float32)
@@ -246,22 +166,11 @@ class VideoDiT(nn.Module):
         port = Linear((self.width,), self.dtype, scale=0.0, name="channel_in")
         return port(self._patches(inputs))[0]
 
-    def _patches(self, x: Float[Array, "B F H W C"]) -> Float[Array, "B F P E"]:
-        patches = fold(x, self.patch)
-        return patches.reshape(*x.shape[:2], -1, patches.shape[-1])
-
-    def _check(self, x: Latents, conditions: Conditions) -> None:
+    def _check(self, conditions: Conditions) -> None:
         conditions.check(self.ports)
         if self.is_initializing() and "text" in self.ports and conditions.text is None:
             raise ConfigError(
                 "parameters of a model with a text port, without text",
                 "the width of the text states is not known",
                 'give text states of any values, or build the model without the port "text"',
-            )
-        height, width = x.shape[2:4]
-        if height % self.patch or width % self.patch:
-            raise ShapeError(
-                f"latents are {height} x {width} cells",
-                f"both must be multiples of the patch size {self.patch}",
-                "choose a height and width that are multiples of patch size x VAE stride",
             )

@@ -123,7 +123,7 @@ def load_stored(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     header, _ = read_header(path)
     if other := {entry["dtype"] for entry in header.values()} - _DTYPES.keys():
-        raise _corrupt(path, f"jvdm does not know the number type {_first(sorted(other))[:80]}")
+        raise _corrupt(path, f"jvdm does not know the number type {listed(sorted(other))[:80]}")
     flat: dict[str, np.ndarray] = {}
     try:
         for name, raw in safetensors.deserialize(path.read_bytes()):
@@ -229,7 +229,7 @@ def check_floating(path: str | Path, tree: Mapping[str, Any]) -> None:
     wrong = [f"{name} is {a.dtype}" for name, a in flatten(tree).items() if not _is_floating(a)]
     if wrong:
         fix = "convert or export the weights again"
-        raise WeightsError(f"{path}: {_first(wrong)}", "parameters are floating numbers", fix)
+        raise WeightsError(f"{path}: {listed(wrong)}", "parameters are floating numbers", fix)
 
 
 def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -252,17 +252,17 @@ def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]
     wrong = sorted(n for n in found.keys() & needed.keys() if found[n] != needed[n])
     parts = [f"{len(needed)} arrays expected, {len(found)} found"]
     if missing:
-        parts.append(f"missing: {_first(missing)}")
+        parts.append(f"missing: {listed(missing)}")
     if unused:
-        parts.append(f"not in the model: {_first(unused)}")
+        parts.append(f"not in the model: {listed(unused)}")
     if wrong:
         shapes = [f"{name} is {found[name]}, needs {needed[name]}" for name in wrong]
-        parts.append(f"wrong shape: {_first(shapes)}")
+        parts.append(f"wrong shape: {listed(shapes)}")
     fix = "use the model.json that was written with these weights"
     raise WeightsError(f"{path} holds another model", ". ".join(parts), fix)
 
 
-def _first(names: list[str], count: int = 10) -> str:
+def listed(names: list[str], count: int = 10) -> str:
     """Lists the first names and how many more there are."""
     rest = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + rest
@@ -274,7 +274,7 @@ def _check_names(path: Path, header: Mapping[str, Any]) -> None:
         raise _corrupt(path, f"an array is deeper than {DEEPEST} folders")
     folders = {name[:end] for name in header for end, sign in enumerate(name) if sign == "/"}
     if both := sorted(folders & header.keys()):
-        raise _corrupt(path, f"{_first(both)[:200]} is an array and a folder of arrays")
+        raise _corrupt(path, f"{listed(both)[:200]} is an array and a folder of arrays")
 
 
 def _dequantized(path: Path, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

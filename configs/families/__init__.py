@@ -1,0 +1,1 @@
+"""Published families: how their folders become systems, one file per family."""

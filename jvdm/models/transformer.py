@@ -1,0 +1,197 @@
+"""What all video transformers share: tokens of frames go through a scanned stack of layers."""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Array, Float, Latents, PyTree
+from jvdm.attention import Dense, Policy, TokenGrid
+from jvdm.errors import ShapeError
+from jvdm.features import fold, unfold
+from jvdm.models.attention import RotaryAxes
+from jvdm.models.carry import Carry
+from jvdm.models.layers import Rotary
+from jvdm.models.stack import Remat, layer_stack
+from jvdm.samplers import Call
+from pallas_kernels import TileOrder
+
+
+class Way(NamedTuple):
+    """How the tokens of one call go through the layers.
+
+    Attributes:
+        policy: Who attends to whom.
+        grid: Layout of the tokens.
+        order: Order of the tokens of every frame, None for raster order.
+        positions: How heads turn.
+        rotary: Their angles, token by token, in that order.
+        carry: What the last call handed on.
+        keep: Whether tokens are collected.
+    """
+
+    policy: Policy
+    grid: TokenGrid
+    order: TileOrder | None
+    positions: RotaryAxes
+    rotary: Rotary
+    carry: Carry
+    keep: bool
+
+
+class Transformer:
+    """Base of networks whose layers are scanned, with an attention policy in every layer.
+
+    A subclass is a Linen module with the members that are only declared here. Its `__call__`
+    makes tokens `[B, F, P, D]`, sends them through `_layers` along the `_way` of the call,
+    and makes latents of them.
+    """
+
+    width: int
+    depth: int
+    head_dim: int
+    patch: int
+    rotary_axes: tuple[int, int, int]
+    rotary_base: float
+    policy: Policy
+    collect: tuple[int, ...]
+    remat: Remat
+    unroll: int
+    dtype: str
+    variables: Any  # Linen's, as those of every subclass
+    is_initializing: Callable[[], bool]
+
+    def start(
+        self,
+        latent_frames: int,
+        height: int,
+        width: int,
+        positions: Float[Array, " F"] | None = None,
+        batch: int = 1,
+    ) -> Carry:
+        """Returns the carry before the first call.
+
+        Args:
+            latent_frames: Frames of the window that a call sees.
+            height: Latent cells of a column.
+            width: Latent cells of a row.
+            positions: Absolute position of each frame of the whole run; 0, 1, ... over
+                one window if None.
+            batch: Samples times branches of guidance that a call sees.
+
+        Raises:
+            ConfigError: If the policy cannot run on these sizes.
+        """
+        grid = self._grid(latent_frames, height, width, batch)
+        return Carry.first(self.policy, self.depth, grid, positions)
+
+    def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
+        sizes = (frames, height // self.patch, width // self.patch, batch)
+        return TokenGrid(*sizes, self.width // self.head_dim, self.head_dim, self.dtype)
+
+    def _patches(self, x: Latents) -> Float[Array, "B F P E"]:
+        """Returns the squares of cells of every frame, as rows of `patch`, `patch`, channels."""
+        height, width = x.shape[2:4]
+        if height % self.patch or width % self.patch:
+            raise ShapeError(
+                f"latents are {height} x {width} cells",
+                f"both must be multiples of the patch size {self.patch}",
+                "choose a height and width that are multiples of patch size x VAE stride",
+            )
+        squares = fold(x, self.patch)
+        return squares.reshape(*x.shape[:2], -1, squares.shape[-1])
+
+    def _unpatched(self, y: Float[Array, "B F P E"], height: int, width: int) -> Latents:
+        """Inverse of `_patches`, in float32."""
+        rows, columns = height // self.patch, width // self.patch
+        squares = y.astype(jnp.float32).reshape(*y.shape[:2], rows, columns, y.shape[-1])
+        return unfold(squares, self.patch)
+
+    def _way(self, sizes: Sequence[int], call: Call, carry: Carry | None) -> Way:
+        """Returns the way of a call on latents of `sizes` `B, F, H, W`."""
+        batch, frames, height, width = sizes
+        # Parameters do not depend on the policy, and may be made on a grid that it refuses.
+        policy = Dense() if self.is_initializing() else self.policy
+        grid = self._grid(frames, height, width, batch)
+        keep = bool(self.collect) and (carry is None or carry.features is not None)
+        carry = Carry.first(policy, self.depth, grid) if carry is None else carry
+        places = policy.positions(carry.window(call.row, frames), call.row)
+        axes, order = RotaryAxes(self.rotary_axes, self.rotary_base), policy.order(grid)
+        rotary = axes.table(places, grid)
+        if order is not None:
+            cosine, sine = (_per_frame(order.apply, table[None], frames)[0] for table in rotary)
+            rotary = (cosine, sine)
+        return Way(policy, grid, order, axes, rotary, carry, keep)
+
+    def _layers(
+        self,
+        layer: type[nn.Module],
+        made: Mapping[str, Any],
+        tokens: Float[Array, "B F P D"],
+        way: Way,
+        shared: Any,
+    ) -> tuple[Float[Array, "B F P D"], Carry]:
+        """Runs the layers: one scan for each policy that they are divided among.
+
+        Args:
+            layer: Module class of one layer; it has the fields `policy`, `grid`, `order`,
+                `positions`, `keep`, `head_dim` and `dtype`.
+            made: Its other fields.
+            tokens: In raster order.
+            way: How they go.
+            shared: What all layers are given.
+
+        Returns:
+            The tokens in raster order, and the carry for the next call.
+        """
+        order, frames = way.order, tokens.shape[1]
+        tokens = tokens if order is None else order.apply(tokens, 2)
+        fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
+        fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}
+        inputs = (jnp.arange(self.depth), way.carry.layers)
+
+        def stack(count: int, policy: Policy, **named: Any) -> Any:
+            layers = layer_stack(layer, count, self.remat, self.unroll)
+            return layers(policy=policy, **fields, **named)
+
+        parts = way.policy.in_layers(self.depth)
+        if len(parts) == 1:
+            layers = stack(self.depth, parts[0][0], name="layers")
+            tokens, (states, features) = layers(tokens, inputs, shared)
+        else:
+            params = self.variables["params"]["layers"]
+            tokens, (states, features) = _divided(stack, parts, params, tokens, inputs, shared)
+        if features is not None:
+            features = features[jnp.array(self.collect)]
+        if order is not None:
+            tokens = order.undo(tokens, 2)
+            features = features if features is None else _per_frame(order.undo, features, frames)
+        return tokens, Carry(states, way.carry.positions, features)
+
+
+def _divided(
+    stack: Callable[..., Any],
+    parts: Sequence[tuple[Policy, int]],
+    params: PyTree,
+    tokens: Array,
+    inputs: PyTree,
+    shared: Any,
+) -> tuple[Array, PyTree]:
+    """Runs layers one policy after the other; returns tokens and the outputs of all layers."""
+    first, outputs = 0, []
+    for policy, count in parts:
+        own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (params, inputs))
+        layers = stack(count, policy, parent=None)
+        tokens, output = layers.apply({"params": own[0]}, tokens, own[1], shared)
+        first += count
+        outputs.append(output)
+    return tokens, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+
+
+def _per_frame(change: Callable[..., Array], x: Array, frames: int) -> Array:
+    """Changes the order of the tokens of every frame of `[..., L, D]`."""
+    changed = change(x.reshape(*x.shape[:-2], frames, -1, x.shape[-1]), x.ndim - 1)
+    return changed.reshape(*x.shape[:-2], -1, x.shape[-1])

@@ -1,0 +1,220 @@
+"""Published weights to ours and back: one engine that renames, turns and stacks arrays.
+
+A table says for every array of a network what it is called elsewhere and how it lies there.
+Every published array is used exactly once, or it is an error. Nothing is computed: numbers keep
+their bits and their type, so that there and back is the identity.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jvdm.errors import WeightsError
+from jvdm.weights.safetensors import Tree, flatten, listed, unflatten
+
+Turn = Callable[[np.ndarray], np.ndarray]
+Tensors = Mapping[str, np.ndarray]
+
+
+class Layout(NamedTuple):
+    """How a published array becomes ours, and the way back."""
+
+    ours: Turn
+    theirs: Turn
+
+    def then(self, other: "Layout") -> "Layout":
+        """Returns the layout that does what this one does, and then the other."""
+        return Layout(lambda x: other.ours(self.ours(x)), lambda x: self.theirs(other.theirs(x)))
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+
+
+def transposed(*axes: int) -> Layout:
+    """Returns the layout whose axes are those of the published array in this order."""
+    back = np.argsort(axes)
+    return Layout(lambda x: x.transpose(axes), lambda x: x.transpose(back))
+
+
+LINEAR = transposed(1, 0)
+CONV_2D, CONV_3D = transposed(2, 3, 1, 0), transposed(2, 3, 4, 1, 0)
+FIRST = Layout(lambda x: x[0], lambda x: x[None])
+"""Drops a leading axis of one."""
+
+
+def joined(*sizes: int) -> Layout:
+    """Returns the layout that joins all axes but the last, which were of these `sizes`; -1 once."""
+    return Layout(lambda x: x.reshape(-1, x.shape[-1]), lambda x: x.reshape(*sizes, x.shape[-1]))
+
+
+def flat(ones: int) -> Layout:
+    """Returns the layout of a vector that is published with so many axes of one after it."""
+    return Layout(lambda x: x.reshape(-1), lambda x: x.reshape(-1, *(1,) * ones))
+
+
+def halves(size: int) -> Layout:
+    """Returns the layout that puts even features of every head of `size` before odd ones."""
+
+    def change(x: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+        return x.reshape(*x.shape[:-1], -1, *pair).swapaxes(-1, -2).reshape(x.shape)
+
+    return Layout(lambda x: change(x, (size // 2, 2)), lambda x: change(x, (2, size // 2)))
+
+
+class Rule(NamedTuple):
+    """Where an array comes from.
+
+    Attributes:
+        theirs: Its published name; `{}` counts layers, whose arrays are stacked.
+        ours: Its path in the parameters, joined by `/`.
+        layout: How one published array becomes ours.
+    """
+
+    theirs: str
+    ours: str
+    layout: Layout = SAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a family calls the arrays of a network.
+
+    Attributes:
+        rules: One for every array.
+        copies: Names under which an array may be stored again, or instead: the copy first.
+        ignored: Regular expressions of published names that the network has no use for.
+    """
+
+    rules: tuple[Rule, ...]
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+class Report(NamedTuple):
+    """How many published arrays were needed, were read, and were left out on purpose."""
+
+    expected: int
+    loaded: int
+    unused: int
+
+    def __str__(self) -> str:
+        return f"{self.expected} arrays expected, {self.loaded} loaded, {self.unused} unused"
+
+
+def converted(
+    table: Table, tensors: Tensors, expected: Mapping[str, Any], where: object
+) -> tuple[Tree, Report]:
+    """Returns the parameters that published arrays are.
+
+    Args:
+        table: What they are called.
+        tensors: The published arrays, by name; views of a file are read here.
+        expected: The parameters of the network; leaves have a `shape`.
+        where: Where they come from, for errors.
+
+    Raises:
+        WeightsError: If an array is missing, left over, of another shape or not finite, with
+            the published names.
+    """
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
+    tensors, unused = _sorted_out(table, tensors, where)
+    plan = {rule: list(_names(rule, shapes)) for rule in _complete(table, shapes)}
+    needed = [name for names in plan.values() for name in names]
+    problems = _differences(needed, tensors)
+    wrong = []
+    for rule, names in plan.items() if not problems else ():
+        shape = shapes[rule.ours][1:] if "{}" in rule.theirs else shapes[rule.ours]
+        for name in names:
+            wrong += _misshapen(name, tensors[name], rule, shape)
+    if wrong:
+        problems.append(f"wrong shape: {listed(wrong)}")
+    if problems:
+        counts = f"{len(needed)} arrays expected, {len(tensors)} found"
+        fix = "use the config.json that was published with these weights, or download both again"
+        raise WeightsError(f"{where} holds another model", ". ".join([counts, *problems]), fix)
+    leaves = {}
+    for rule, names in plan.items():
+        parts = [rule.layout.ours(_finite(name, tensors[name], where)) for name in names]
+        leaves[rule.ours] = np.stack(parts) if "{}" in rule.theirs else parts[0]
+    return unflatten(leaves), Report(len(needed), len(needed), unused)
+
+
+def published(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays of `params` as they are published: the inverse of `converted`.
+
+    Raises:
+        WeightsError: If the table does not name an array.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    tensors = {}
+    for rule in _complete(table, shapes):
+        leaf = leaves[rule.ours]
+        parts = leaf if "{}" in rule.theirs else leaf[None]
+        for name, part in zip(_names(rule, shapes), parts, strict=True):
+            tensors[name] = np.ascontiguousarray(rule.layout.theirs(part))
+    return tensors
+
+
+def _complete(table: Table, shapes: Mapping[str, Any]) -> Sequence[Rule]:
+    """Returns the rules, which must name every array of the network once."""
+    named = [rule.ours for rule in table.rules]
+    if sorted(named) != sorted(shapes):
+        odd = sorted(set(named) ^ set(shapes)) or ["an array is named twice"]
+        raise WeightsError(f"the table of names and the network differ: {listed(odd)}")
+    return table.rules
+
+
+def _names(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yields the published names of an array."""
+    count = shapes[rule.ours][0] if "{}" in rule.theirs else 1
+    return (rule.theirs.replace("{}", str(index)) for index in range(count))
+
+
+def _sorted_out(table: Table, tensors: Tensors, where: object) -> tuple[dict[str, Any], int]:
+    """Returns the arrays without copies and ignored ones, and how many those were."""
+    kept = {
+        name: array
+        for name, array in tensors.items()
+        if not any(re.fullmatch(pattern, name) for pattern in table.ignored)
+    }
+    for copy, name in table.copies.items():
+        if copy in kept:
+            array = kept.pop(copy)
+            if not np.array_equal(kept.setdefault(name, array), array):
+                why = "they are one array of the network"
+                raise WeightsError(f"{where}: {copy} and {name} differ", why, "download it again")
+    return kept, len(tensors) - len(kept)
+
+
+def _differences(needed: Sequence[str], tensors: Tensors) -> list[str]:
+    """Says which names are missing or left over."""
+    both = {
+        "missing": [name for name in needed if name not in tensors],
+        "not in the model": sorted(tensors.keys() - set(needed)),
+    }
+    return [f"{what}: {listed(names)}" for what, names in both.items() if names]
+
+
+def _misshapen(name: str, array: np.ndarray, rule: Rule, shape: tuple[int, ...]) -> list[str]:
+    """Says of an array that it is not of the needed shape, if so."""
+    needed = rule.layout.theirs(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+    if array.shape == needed:
+        return []
+    return [f"{name} is {array.shape}, needs {needed}"]
+
+
+def _finite(name: str, array: np.ndarray, where: object) -> np.ndarray:
+    """Returns the array; raises if it is no array of finite floating numbers."""
+    if not np.issubdtype(array.dtype, np.inexact) and array.dtype.name != "bfloat16":
+        what = f"{where}: {name} is {array.dtype}"
+        raise WeightsError(what, "parameters are floating numbers", "download it again")
+    count = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if count:
+        what = f"{where}: tensor {name} has {count} non-finite values of {array.size}"
+        why = "a video made with them would be black or noise"
+        raise WeightsError(what, why, "convert or download these weights again")
+    return array
