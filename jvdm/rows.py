@@ -1,5 +1,6 @@
 """The rows of a run: the matrix that was given, or the system's, with given frames kept."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,3 +92,45 @@ def keep_given(matrix: TimestepMatrix, noisy: np.ndarray, known: Sequence[Any]) 
             "use a larger window, or give nothing",
         )
     return matrix
+
+
+def row_from(when: str, matrix: TimestepMatrix) -> int:
+    """Returns the row that something changes at.
+
+    Args:
+        when: `row8`, or a noise level: the first row whose frames are at it or below.
+        matrix: The rows of the run.
+
+    Raises:
+        ConfigError: If it is neither, or no row after the first one, or if frames in work have
+            different levels, so that a level is no row.
+    """
+    found = re.fullmatch(r"row ?(\d+)", when.strip())
+    row = int(found[1]) if found else _row_at(when, matrix)
+    if not 0 < row < matrix.num_rows:
+        why = "the prompt itself is told from row 0 on, and this is no later one"
+        fix = f"rows are 1 to {matrix.num_rows - 1}, from the noisiest to the cleanest"
+        raise ConfigError(f"switch is at {when}", why, fix)
+    return row
+
+
+def _row_at(when: str, matrix: TimestepMatrix) -> int:
+    """Returns the first row whose moving frames are at a level or below; the end if none is."""
+    try:
+        level = float(when)
+    except ValueError:
+        level = np.nan
+    if not 0 < level < np.inf:
+        why = "it is a noise level above 0, or a row"
+        raise ConfigError(f"switch is at {when!r:.80}", why, "write 0.6, or row8")
+    levels = np.asarray(samplers.times(matrix))[:-1]
+    moving = np.diff(np.asarray(matrix.index), axis=0) != 0
+    highest = np.where(moving, levels, 0.0).max(1)
+    lowest = np.where(moving, levels, np.inf).min(1)
+    mixed = np.flatnonzero(lowest < highest)
+    if mixed.size:
+        span = f"{lowest[mixed[0]]:g} to {highest[mixed[0]]:g}"
+        why = f"the frames of row {mixed[0]} are at levels from {span}"
+        raise ConfigError(f"switch is at noise level {level:g}", why, "name a row: row8")
+    there = moving.any(1) & (highest <= level * (1 + 1e-6))  # levels are of float32
+    return int(np.argmax(np.append(there, True)))

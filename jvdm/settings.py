@@ -10,6 +10,7 @@ import math
 import numbers
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,8 @@ AttentionName = Literal[
     "dense", "frame_causal", "cached_causal", "draft", "window", "random", "oracle"
 ]
 """The names of `jvdm.attention.POLICIES`."""
-SIZE, RULE, PICTURE, OTHER = "size", "rule", "picture", "other"
-"""Kinds: a size of the canvas, a number of a rule of sampling, something to look at, the rest."""
+SIZE, RULE, PICTURE, TEXT, OTHER = "size", "rule", "picture", "text", "other"
+"""Kinds: a size, a number of a rule of sampling, something to look at, other prompts, the rest."""
 LEAVE_OUT = "change it, or leave it out"
 
 
@@ -43,8 +44,11 @@ class Settings:
 
     prompt: str | None = None
     """What is to be seen."""
-    negative_prompt: str | None = None
+    negative_prompt: str | None = _setting(TEXT)
     """What is not to be seen."""
+    switch: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"kind": TEXT})
+    """Other prompts within a run: --switch 0.6 "a small blue box rests" from that noise level down,
+    or --switch row8."""
     height: int | None = _setting(SIZE)
     """Pixels."""
     width: int | None = _setting(SIZE)
@@ -75,6 +79,10 @@ class Settings:
     """Picture that is the last frame; needs an image."""
     video: Path | None = _setting(PICTURE)
     """Video whose last frames are continued, or that is edited if the system edits."""
+    invert: int | None = _setting(OTHER)
+    """Edit the video from its own noise, which a run backwards finds: refinements of a step."""
+    source_prompt: str | None = _setting(TEXT)
+    """What is seen in the video that is inverted; nothing if left out."""
     prefix_frames: int | None = _setting(OTHER)
     """Frames of the video that the result begins with; those of four latents if left out."""
     channel: Path | None = _setting(PICTURE)
@@ -100,8 +108,8 @@ def check_numbers(settings: Any) -> Any:
         value, about = getattr(settings, field.name), field.metadata
         if value is None or field.name in ("prompt", "seed", *settings_of(PICTURE)):
             continue
-        if field.name == "duration":
-            found["duration"] = seconds_of("duration", value)
+        if field.name in _READ:
+            found[field.name] = _READ[field.name](field.name, value)
             continue
         found[field.name] = value = typed(field.name, value, typing.get_args(field.type)[0])
         if about.get("positive") or about.get("at"):
@@ -130,6 +138,17 @@ def seconds_of(name: str, time: Any) -> float:
         why = "it is a time above 0 in seconds, minutes or hours"
         raise ConfigError(f"{name} is {time!r:.80}", why, "write it as 60s, 1.5m or 1h")
     return float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2], 1)
+
+
+def _texts_of(name: str, texts: Any) -> dict[str, str]:
+    """Returns texts by what they are told at, which may be numbers, as text too."""
+    if not isinstance(texts, Mapping):
+        fix = 'write it as {0.6: "a small blue box rests"}'
+        raise ConfigError(f"{name} is {texts!r:.80}", "it says prompts by when they are told", fix)
+    return {str(when): typed(name, text, str) for when, text in texts.items()}
+
+
+_READ = {"duration": seconds_of, "switch": _texts_of}
 
 
 def typed(name: str, value: Any, kind: Any) -> Any:

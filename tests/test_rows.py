@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ConfigError
-from jvdm.rows import keep_given, starts_noisy
+from jvdm.rows import keep_given, row_from, starts_noisy
 from jvdm.samplers import (
     diffusers_levels,
     edm,
@@ -75,3 +75,12 @@ def test_where_much_of_the_data_is_left_noise_is_no_start():
     np.testing.assert_array_equal(noisy, [True, False, True])
     with pytest.raises(ConfigError, match=r"frames 1 .*row 0 has frame 1 at noise level 0\.7"):
         keep_given(matrix, noisy, [])
+
+
+def test_a_level_is_the_first_row_at_which_frames_in_work_are_so_clean():
+    for matrix in (MATRIX, freeze(MATRIX, [0])):  # .75, .5 and .25 after the first row
+        found = [row_from(when, matrix) for when in ("0.8", "0.75", "0.74", "0.25", "row3")]
+        assert found == [1, 1, 2, 3, 3]
+    for when in ("0.2", "row4", "row 0", "1"):
+        with pytest.raises(ConfigError, match="rows are 1 to 3"):
+            row_from(when, MATRIX)

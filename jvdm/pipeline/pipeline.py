@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,12 +27,12 @@ from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
 from jvdm.pipeline import programs, streaming
 from jvdm.pipeline.loading import chosen_dtype, load_parameters, system_of
-from jvdm.pipeline.request import Job, Request, prepare, request_of
+from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.recipes import apply_system, load_system
 from jvdm.samplers.sampler import State
 from jvdm.settings import typed
 from jvdm.stages import measuring, seen, stage
-from jvdm.system import System
+from jvdm.system import OF_A_ROW, System
 from jvdm.vae import tiling
 from jvdm.video import Video
 from jvdm.weights import Manifest, read_manifest
@@ -53,13 +52,13 @@ class Run(NamedTuple):
 
     Attributes:
         job: What is made.
-        conditions: What the model is told.
+        conditions: What the model is told, from row 0 and from every row of `job.switch` on.
         state: Latents and everything else that the loop remembers.
         row: Rows that are done.
     """
 
     job: Job
-    conditions: Conditions
+    conditions: tuple[Conditions, ...]
     state: State
     row: int
 
@@ -191,7 +190,10 @@ class Pipeline:
                 uint8 RGB `[H, W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at
                 the model's frame rate; pictures may be `PIL.Image`s), `fit`, `prefix_frames`,
                 `channel`; `latents` (starting noise
-                instead of the seed's), `matrix` (timestep matrix instead of the system's).
+                instead of the seed's), `matrix` (timestep matrix instead of the system's);
+                `switch` (other prompts from a noise level or a row on, as `{0.6: "a small blue box
+                rests"}` or `{"row8": ...}`); `invert` (a video is edited from its own noise, whose
+                steps are refined so many times) with `source_prompt`.
 
         Returns:
             A `Video`, or what `output_type` says; with several prompts or `num_videos` a list
@@ -282,8 +284,9 @@ class Pipeline:
 
     def start(self, job: Job) -> Run:
         """Returns the run of a job before its first row."""
+        told = [dataclasses.replace(job, ids=ids) for ids in (job.ids, *job.later)]
         with stage("text"):
-            conditions = jax.block_until_ready(self.conditions(job))
+            conditions = jax.block_until_ready(tuple(map(self.conditions, told)))
         with stage("begin"):
             return Run(job, conditions, self.begin(job), 0)
 
@@ -294,7 +297,10 @@ class Pipeline:
         return programs.tell(told, params, self._split(job.ids), clip, shape=tuple(job.shape))
 
     def begin(self, job: Job) -> State:
-        """Seeds to noise, and given frames at the levels where their columns start."""
+        """Seeds to noise, and given frames at the levels where their columns start.
+
+        A video that is inverted begins as its own noise, which a run of its own finds.
+        """
         placed = [(self.encode(e.frames)[:, -len(e.columns) :], e.columns) for e in job.known]
         placed += [(jnp.asarray(entry.latents), entry.columns) for entry in job.given]
         seeds = self._split(np.asarray(job.seeds, np.uint32))
@@ -304,7 +310,9 @@ class Pipeline:
         matrix, known = self._everywhere(
             (job.matrix, tuple((clean, jnp.asarray(columns)) for clean, columns in placed))
         )
-        return programs.begin(system, matrix, seeds, noise, known, tuple(job.shape), self.mesh)
+        size = tuple(job.shape)
+        state = programs.begin(system, matrix, seeds, noise, known, size, self.mesh)
+        return state if job.inversion is None else state._replace(x=self.sample(job.inversion))
 
     def compile(self, run: Run, decodes: int = 0) -> None:
         """Compiles the rows of a run and the decoder side by side; else they do so when called.
@@ -347,16 +355,18 @@ class Pipeline:
         """
         left = run.job.matrix.num_rows - run.row
         count = left if num_rows is None else min(num_rows, left)
-        systems, fixed = self._rows(run), self._fixed(run)
-
+        systems, stage_of = self._rows(run), run.job.switch.stage
+        fixed = [self._fixed(run, told) for told in range(len(run.conditions))]
+        name = "invert" if run.job.inverts else "denoise"
         end, row, stops = run.state, run.row, False
 
         def step(_: State, row: np.int32) -> State:  # from `end`: a callback may have changed it
             row = np.int32(run.row + row)
-            return programs.denoise_row(systems[row], *fixed, end, row, mesh=self.mesh)
+            told = fixed[stage_of(int(row))]
+            return programs.denoise_row(systems[row], *told, end, row, mesh=self.mesh)
 
         with (
-            stage("denoise", total=count, unit="step") as bar,
+            stage(name, total=count, unit="step") as bar,
             self._enough_memory(run.job.shape),
         ):
             for end in samplers.run_rows(step, run.state, count):
@@ -434,13 +444,13 @@ class Pipeline:
 
     def _rows(self, run: Run) -> tuple[System, ...]:
         """Returns the system of every row, as far as the program of a row depends on it."""
-        rules = ("process", "prediction", "solver", "guidance", "policy", "hooks", "tiles")
-        return run.job.system.only("model", *rules).in_rows(run.job.matrix.num_rows)
+        systems = run.job.system.only("model", "hooks", *OF_A_ROW).in_rows(run.job.matrix.num_rows)
+        return systems[::-1] if run.job.inverts else systems
 
-    def _fixed(self, run: Run) -> tuple[Any, ...]:
-        """Returns the arguments that all rows share."""
+    def _fixed(self, run: Run, told: int = 0) -> tuple[Any, ...]:
+        """Returns the arguments that the rows of a stage share, by what they are told."""
         params = {"model": self.params["model"]}
-        return params, run.conditions, self._everywhere(run.job.matrix)
+        return params, run.conditions[told], self._everywhere(run.job.matrix)
 
     def _compile_row(self, system: System, run: Run) -> None:
         arguments = (system, *self._fixed(run), run.state, np.int32(0))
@@ -484,17 +494,4 @@ class Pipeline:
         return tree if self.mesh is None else replicate(tree, self.mesh)
 
 
-def _signature() -> inspect.Signature:
-    """Returns the signature of a call, in which every setting has its name."""
-    own = inspect.signature(Pipeline.__call__)
-    kept = [item for item in own.parameters.values() if item.kind is not item.VAR_KEYWORD]
-    names = {item.name for item in kept}
-    settings = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
-        for field in dataclasses.fields(Request)
-        if field.name not in names
-    ]
-    return own.replace(parameters=[*kept, *settings])
-
-
-Pipeline.__call__.__signature__ = _signature()  # what `help` and editors show
+Pipeline.__call__.__signature__ = signature_of(Pipeline.__call__)  # what `help` and editors show

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvdm import pricing, prompts
@@ -15,8 +17,17 @@ from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, place, read_channel
 from jvdm.recipes import nearest
-from jvdm.rows import keep_given, matrix_of, starts_noisy
-from jvdm.samplers import TimestepMatrix, check_cache
+from jvdm.rows import keep_given, matrix_of, row_from, starts_noisy
+from jvdm.samplers import (
+    Denoised,
+    Inverted,
+    PromptSwitch,
+    TimestepMatrix,
+    Unguided,
+    check_cache,
+    invert,
+    reversed_rows,
+)
 from jvdm.samplers.matrices import level_at
 from jvdm.settings import (
     LEAVE_OUT,
@@ -24,6 +35,7 @@ from jvdm.settings import (
     PICTURE,
     RULE,
     SIZE,
+    TEXT,
     Settings,
     check_numbers,
     settings_of,
@@ -78,6 +90,20 @@ def request_of(**settings: Any) -> Request:
     return Request(**settings)
 
 
+def signature_of(call: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a method with `**settings`, in which every one has its name."""
+    own = inspect.signature(call)
+    kept = [item for item in own.parameters.values() if item.kind is not item.VAR_KEYWORD]
+    names = {item.name for item in kept}
+    usual = Request()
+    settings = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=getattr(usual, name))
+        for name in (field.name for field in dataclasses.fields(Request))
+        if name not in names
+    ]
+    return own.replace(parameters=[*kept, *settings])
+
+
 class LatentShape(NamedTuple):
     """Sizes of the latents of a run."""
 
@@ -98,6 +124,9 @@ class Job:
         seeds: One per video.
         system: The system, with the numbers of the request in it.
         ids: What the text encoder reads: prompts of all guidance branches, branch-major.
+        switch: The rows from which other prompts are told.
+        later: `ids` of these prompts.
+        inversion: The run that finds the noise of the video that is edited, if any.
         matrix: Levels of every latent frame, with known columns frozen.
         known: Frames that are given instead of generated, or that are edited.
         given: Latents that are given.
@@ -113,6 +142,9 @@ class Job:
     seeds: tuple[int, ...]
     system: System
     ids: Any
+    switch: PromptSwitch
+    later: tuple[Any, ...]
+    inversion: "Job | None"
     matrix: TimestepMatrix
     known: tuple[Known, ...]
     given: tuple[Given, ...]
@@ -124,12 +156,17 @@ class Job:
 
     def recorded(self) -> dict[str, Any]:
         """Returns the texts and numbers of the run, for its record."""
-        names = ("negative_prompt", *settings_of(SIZE, RULE, OTHER))
+        names = settings_of(TEXT, SIZE, RULE, OTHER)
         values = {name: getattr(self.settings, name) for name in names}
         inputs = dict(self.inputs)
         if self.given:
             inputs["given"] = records.digest(*(entry.latents for entry in self.given))
         return {"prompts": self.prompts, "seeds": self.seeds, **values, "inputs": inputs}
+
+    @property
+    def inverts(self) -> bool:
+        """Whether the run goes from a clip to its noise."""
+        return isinstance(self.system.sampling.solver, Inverted)
 
     def system_recorded(self) -> dict[str, Any]:
         """Returns process, prediction, sampling and matrix of the run, for its record."""
@@ -172,23 +209,26 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     matrix = matrix_of(request.matrix, system, settings, shape.frames)
     estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
     texts, seeds = prompts.batch(request.prompt, request.seed, request.num_videos)
-    told = prompts.of_branches(guidance.branches, texts, settings.negative_prompt)
-    ids, unknown = system.text.read(told)
+    ids, unknown = _read(system, texts, settings)
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = starts_noisy(matrix, system.process)
-    known, notes = place(request, canvas, edits=bool((~noisy & (first > 0)).any()))
+    known, notes = place(request, canvas, edits=_edits(request, noisy, first))
     matrix = keep_given(matrix, noisy, (*known, *request.given))
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     seen = system.seen(matrix.window, shape.height, shape.width)
     _check_policy(system.network, *seen)
     check_cache(matrix, system.network.policy.slots)
-    return Job(
+    rows = sorted((row_from(when, matrix), text) for when, text in settings.switch.items())
+    job = Job(
         settings=settings,
         prompts=texts,
         seeds=seeds,
         system=system,
         ids=ids,
+        switch=PromptSwitch(tuple(row for row, _ in rows)),
+        later=tuple(_read(system, (text,) * len(texts), settings)[0] for _, text in rows),
+        inversion=None,
         matrix=matrix,
         known=known,
         given=request.given,
@@ -203,6 +243,63 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
             *estimate,
         ),
     )
+    return job if request.invert is None else dataclasses.replace(job, inversion=_inverse(job))
+
+
+def _read(system: System, texts: tuple[str, ...], settings: Settings) -> tuple[Any, Any]:
+    """Returns what the text encoder reads of the prompts of all branches, and unknown words."""
+    branches = system.sampling.guidance.branches
+    return system.text.read(prompts.of_branches(branches, texts, settings.negative_prompt))
+
+
+def _edits(request: Request, noisy: np.ndarray, first: np.ndarray) -> bool:
+    """Returns whether a run starts from a whole video: at its levels, or at its own noise."""
+    if request.invert is None:
+        if request.source_prompt is not None:
+            what, why = f"source_prompt is {request.source_prompt!r:.80}", "no video is inverted"
+            raise ConfigError(what, why, "give invert (--invert 2) and video, or leave it out")
+        return bool((~noisy & (first > 0)).any())
+    if request.invert < 0:
+        fix = "use 0 for one evaluation a step, or 2 to come nearer"
+        raise ConfigError(f"invert is {request.invert}", "it counts refinements of a step", fix)
+    if request.video is None or request.latents is not None:
+        why = "no video was given" if request.video is None else "latents say the noise already"
+        raise ConfigError(f"invert is {request.invert}", why, "give video, and no latents")
+    return True
+
+
+def _inverse(job: Job) -> Job:
+    """Returns the run that finds the noise of the video that a job edits.
+
+    It is the job's, backwards, without guidance and hooks, told `source_prompt`.
+
+    Raises:
+        ConfigError: If its solver or its matrix has no way back.
+    """
+    sampling, matrix = job.system.sampling, job.matrix
+    if matrix.lookback:
+        why = "its rows read frames from a cache, which a run backwards has not made"
+        raise ConfigError("a video is inverted with a cached matrix", why, "choose another matrix")
+    solver = Inverted(sampling.solver, job.settings.invert)
+    x = jnp.zeros((1, matrix.latent_frames, 1))
+    jax.eval_shape(lambda x: invert(_nothing, sampling.solver, job.system.process, matrix, x), x)
+    rules = dataclasses.replace(sampling, solver=solver, guidance=Unguided(), hooks=())
+    system = dataclasses.replace(job.system, sampling=rules)
+    texts = (job.settings.source_prompt or "",) * job.shape.batch
+    return dataclasses.replace(
+        job,
+        prompts=texts,
+        system=system,
+        ids=_read(system, texts, job.settings)[0],
+        switch=PromptSwitch(()),
+        later=(),
+        matrix=reversed_rows(matrix),
+    )
+
+
+def _nothing(x: Any, call: Any, carry: Any) -> tuple[Denoised, Any]:
+    """A network that costs nothing, to try a solver with."""
+    return Denoised(x, x), carry
 
 
 def frames_of(request: Request, manifest: Manifest) -> int | None:

@@ -233,9 +233,9 @@ class PromptSwitch:
                 f"prompts switch at rows {self.rows}", "", "use ascending rows above 0"
             )
 
-    def stage(self, row: Int[Array, ""]) -> Int[Array, ""]:
-        """Returns which stage a row belongs to."""
-        return jnp.sum(row >= jnp.asarray(self.rows, jnp.int32), dtype=jnp.int32)
+    def stage(self, row: int | Int[Array, ""]) -> int | Int[Array, ""]:
+        """Returns which stage a row belongs to; a number of the host for one of the host."""
+        return sum((row >= first) * 1 for first in self.rows)
 
     def denoiser(self, told: PyTree, denoiser_of: Callable[[PyTree], Denoiser]) -> Denoiser:
         """Returns the denoiser that is told what belongs to its row.

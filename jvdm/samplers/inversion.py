@@ -93,7 +93,7 @@ def invert(
     process: Process,
     matrix: TimestepMatrix,
     clean: Float[Array, "B F ..."],
-    key: Key,
+    key: Key | None = None,
     *,
     refinements: int = 0,
     carry: PyTree = None,
@@ -109,7 +109,7 @@ def invert(
         process: The corruption process.
         matrix: The rows of the forward run; frozen frames stay.
         clean: Clean latents.
-        key: Not used, as nothing is drawn; the loop asks for one.
+        key: Of no effect, as nothing is drawn.
         refinements: Further evaluations per step.
         carry: The denoiser's first state.
 
@@ -119,5 +119,5 @@ def invert(
     Raises:
         ConfigError: If the solver has a history or draws noise.
     """
-    solver = Inverted(solver, refinements)
+    solver, key = Inverted(solver, refinements), jax.random.key(0) if key is None else key
     return sample(denoise, solver, process, reversed_rows(matrix), clean, key, carry=carry)
