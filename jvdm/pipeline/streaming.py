@@ -121,8 +121,6 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
         "hooks": (f"they count the rows {alone}", bool(sampling.hooks)),
         "switch": (f"it counts the rows {alone}; then (--then 20s) tells a stream", clip.later),
         "invert": ("it edits a clip", clip.inversion is not None),
-        "switch": (f"it counts the rows {alone}; then (--then 20s) tells a stream", clip.later),
-        "invert": ("it edits a clip", clip.inversion is not None),
         f"the noise {sampling.noise}": (f"it is {alone}", sampling.noise is not None),
         f"the policy {type(policy).__name__} with dense rows": (
             f"they are the first {alone}; dense_above says it by noise level",
