@@ -40,6 +40,7 @@ from jvdm.samplers import (
     Rescaled,
     SharedNoise,
     ShiftedLevels,
+    Stabilised,
     StepLevels,
     SynchronousMatrix,
     Tiles,
@@ -105,6 +106,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "window_shuffle": WindowShuffle(4, 2),
         "pool_permute": PoolPermute(4, 4),
     },
+    "context": {"none": None, "stabilised": Stabilised()},
     "tiles": {"none": None, "frames": Tiles(8, 4), "blocks": Tiles(12, 8, weights="middle")},
     "hooks": {"none": (), "moment_match": (MomentMatch(),)},
     "process": {

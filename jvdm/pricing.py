@@ -22,9 +22,9 @@ from jvdm.errors import DeviceMemoryError
 from jvdm.machine import free_device_memory, free_memory
 from jvdm.products import product_bytes, product_flops
 from jvdm.samplers import TimestepMatrix
-from jvdm.system import System
+from jvdm.system import OF_A_ROW, System
 
-_PARTS = ("text", "model", "vae", "process", "prediction", "solver", "guidance", "policy", "tiles")
+_PARTS = ("text", "model", "vae", *OF_A_ROW)
 UNPRICED_OPERATIONS = 3e12  # take less than a minute on a single core
 WORTH_SAYING = 60.0  # seconds
 SHARE_OF_PEAK = 0.5  # of the speed of a large product, that a whole row reaches

@@ -28,6 +28,7 @@ from jvdm.samplers import (
     Process,
     ShiftedLevels,
     Solver,
+    Stabilised,
     SynchronousMatrix,
     Tiles,
     fused,
@@ -66,6 +67,12 @@ class Sampling:
     """What is changed from row to row."""
     tiles: Tiles | None = dataclasses.field(default=None, metadata={"static": True})
     """Parts of the latents that the network sees one by one; None shows it the whole window."""
+    context: Stabilised | None = None
+    """What the network is told of clean frames; None is that they are clean."""
+
+
+OF_A_ROW = ("process", "prediction", "solver", "guidance", "policy", "tiles", "context")
+"""Rules that the program of a row depends on; hooks are added where rows are those of a clip."""
 
 
 @no_type_check
@@ -201,7 +208,8 @@ class System:
                 return told_so(told)
             return fused(tiles, lambda place: told_so(_in_tile(told, tiles, place)))
 
-        return guided(guidance, denoiser_of, self.process)
+        denoise, context = guided(guidance, denoiser_of, self.process), self.sampling.context
+        return denoise if context is None else context.around(denoise, self.process)
 
     def seen(self, window: int, height: int, width: int) -> tuple[int, int, int]:
         """Returns the latent frames, rows and columns that one call of the network sees."""

@@ -14,12 +14,12 @@ from jvdm.pipeline import Pipeline, Request, streaming
 
 PROMPTS = ("a large red ball rolls to the left", "a small blue box slides to the right")
 WARM = 2  # chunks before those that are timed: they compile
-COLUMNS = ("system", "calls/chunk", "calls/s", "frames/s", "seam", "drift", "motion", "PSNR")
+COLUMNS = ("calls/chunk", "calls/s", "frames/s", "seam", "borders", "drift", "motion", "PSNR")
 
 
 def measure_stream(
     pipe: Pipeline, prompt: str, seed: int, num_frames: int, clip: np.ndarray
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Makes a stream and measures it.
 
     Args:
@@ -32,10 +32,12 @@ def measure_stream(
     Returns:
         `calls/chunk` of the network with all branches; `calls/s` and `frames/s` after the first
         chunks, `slowdown` of the last half over the first; `seam`, the largest change at a border
-        of chunks over the median change (`seam_index`); `drift`, the mean difference of the means
+        of chunks over the median change (`seam_index`), `seam at` the frame after it, `borders` the
+        median change at borders over that elsewhere; `drift`, the mean difference of the means
         and deviations of colours between the first and the last frames, as many as the clip has,
         in levels of 255; `motion`, the change from frame to frame of the last over that of the
-        first; `PSNR` in dB of the first frames to the clip.
+        first; `PSNR` in dB of the first frames to the clip; `changes` from frame to frame, in
+        levels of 255.
 
     Raises:
         ConfigError: If there are too few frames.
@@ -55,34 +57,43 @@ def measure_stream(
     timed, half = seconds[WARM:-1], len(seconds[WARM:-1]) // 2
     rows, length = job.rows.cycle.num_rows, len(clip)
     first, last = video[:length], video[-length:]
+    changes = 255.0 * np.abs(np.diff(video, axis=0)).mean((1, 2, 3))
+    at_border = np.isin(np.arange(1, len(video)), borders)
+    usual = max(float(np.median(changes[~at_border])), 0.03)
     return {
         "calls/chunk": float(rows),
         "calls/s": rows / float(np.median(timed)),
         "frames/s": len(parts[-2]) / float(np.median(timed)),
         "slowdown": float(np.median(timed[half:]) / np.median(timed[:half])),
         "seam": float(seam_index(jnp.asarray(video[None]), borders)[0]),
+        "seam at": 1 + int(np.argmax(np.where(at_border, changes, -1.0))),
+        "borders": float(np.median(changes[at_border])) / usual,
         "drift": 255.0 * _colour_distance(first, last),
         "motion": _change(last) / max(_change(first), 1e-4),
         "PSNR": float(psnr(jnp.asarray(first[None]), jnp.asarray(clip[None]) / 255.0)[0]),
+        "changes": changes.round(2).tolist(),
     }
 
 
-def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Returns the means over several streams."""
-    return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
+def mean_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the means over several streams, and where each stands out and how it changes."""
+    single = ("seam at", "changes")
+    means = {
+        name: round(float(np.mean([row[name] for row in rows])), 3)
+        for name in rows[0]
+        if name not in single
+    }
+    return means | {name: [row[name] for row in rows] for name in single}
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the table of several systems."""
     width = max(len(row["system"]) for row in rows)
-    head = f"{COLUMNS[0]:<{width}}  " + "  ".join(f"{name:>11}" for name in COLUMNS[1:])
-    return "\n".join(
-        [head]
-        + [
-            f"{row['system']:<{width}}  " + "  ".join(f"{row[name]:>11.2f}" for name in COLUMNS[1:])
-            for row in rows
-        ]
-    )
+    lines = [f"{'system':<{width}}  " + "  ".join(f"{name:>11}" for name in COLUMNS)]
+    for row in rows:
+        numbers = "  ".join(f"{row[name]:>11.2f}" for name in COLUMNS)
+        lines.append(f"{row['system']:<{width}}  {numbers}")
+    return "\n".join(lines)
 
 
 def _change(video: np.ndarray) -> float:

@@ -24,12 +24,12 @@ from jvdm.pipeline.request import Job, Request, frames_of
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
 from jvdm.settings import PICTURE, check_numbers, seconds_of, settings_of, with_numbers
 from jvdm.stages import stage
+from jvdm.system import OF_A_ROW
 
 if TYPE_CHECKING:
     from jvdm.pipeline.pipeline import Pipeline
 
 HostFrames = UInt8[np.ndarray, "T height width 3"]
-_RULES = ("process", "prediction", "solver", "guidance", "policy", "tiles")
 
 
 class Told(NamedTuple):
@@ -228,4 +228,4 @@ def record(pipe: "Pipeline", job: StreamJob) -> records.Record:
 
 def network(pipe: "Pipeline", job: StreamJob) -> tuple[Any, PyTree]:
     """Returns the first arguments of the programs of a stream."""
-    return job.clip.system.only("model", *_RULES), {"model": pipe.params["model"]}
+    return job.clip.system.only("model", *OF_A_ROW), {"model": pipe.params["model"]}

@@ -3,6 +3,7 @@
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
 from jvdm.samplers.cached import CachedMatrix, cached, check_cache
+from jvdm.samplers.context import Stabilised
 from jvdm.samplers.denoiser import (
     Call,
     Denoised,
@@ -203,6 +204,7 @@ __all__ = [
     "RowDensity",
     "SharedNoise",
     "ShiftedLevels",
+    "Stabilised",
     "State",
     "StepLevels",
     "StreamPartitions",

@@ -323,7 +323,8 @@ class WindowedMatrix:
 
     Attributes:
         rule: The matrix of all frames.
-        window: Latent frames that are fed; None is the frames in work alone (static).
+        window: Latent frames that are fed; None is those in work (static).
+        context: Finished frames before those in work that are fed at least (static).
 
     Raises:
         ConfigError: If more frames are in work than the window has.
@@ -331,16 +332,16 @@ class WindowedMatrix:
 
     rule: MatrixRule
     window: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    context: int = dataclasses.field(default=0, metadata=_STATIC)
 
     def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
         """Returns the matrix; a video shorter than the window is fed whole."""
         matrix = windowed(self.rule(levels, latent_frames))
-        if self.window is None:
-            return matrix
-        if self.window < matrix.window:
+        window = matrix.window if self.window is None else self.window
+        if window < matrix.window:
             raise ConfigError(
                 f"a window of {self.window} latent frames",
                 f"{matrix.window} frames are in work together",
                 f"use a window of {matrix.window} or more, or a larger lag",
             )
-        return windowed(matrix, self.window - matrix.window)
+        return windowed(matrix, max(self.context, window - matrix.window))

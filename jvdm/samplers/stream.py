@@ -157,11 +157,11 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
     Raises:
         ConfigError: If the rule has no such rows, or its lag is not 1 to `S`.
     """
-    steps, kept = levels.shape[0] - 1, isinstance(rule, CachedMatrix)
+    steps, kept, context = levels.shape[0] - 1, isinstance(rule, CachedMatrix), 0
     if isinstance(rule, CachedMatrix):
         window, rule = 0, rule.rule
     if isinstance(rule, WindowedMatrix):
-        window, rule = rule.window or 0, rule.rule
+        window, context, rule = rule.window or 0, rule.context, rule.rule
     if isinstance(rule, SynchronousMatrix):
         rule = LagMatrix(-(-steps // max(1, min(window - 1, steps))))
     if isinstance(rule, AutoregressiveMatrix):
@@ -174,7 +174,7 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
             "that begin a stream need no matrix",
         )
     in_work = -(-steps // max(1, rule.lag)) * rule.block
-    context = max(0, window - in_work) // rule.block * rule.block
+    context = max(context, window - in_work) // rule.block * rule.block
     return stream_rows(levels, rule.lag, rule.block, context, kept=kept)
 
 

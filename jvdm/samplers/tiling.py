@@ -7,7 +7,7 @@ what it would have said of the whole.
 
 Reference: MultiDiffusion, Bar-Tal et al., arXiv:2302.08113; over frames with ramps: FreeNoise,
 arXiv:2310.15169 (on attention there) and DiTCtrl, arXiv:2412.18597; blocks with context: DualParal,
-arXiv:2505.21070.
+arXiv:2505.21070, and FIFO-Diffusion, arXiv:2405.11473.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,10 @@ from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser
 
-Weights = Literal["triangle", "flat", "middle"]
+Weights = Literal["triangle", "flat", "middle", "later"]
 """How tiles share a place: `triangle` less towards their ends, `flat` equally; `middle` leaves it
-to the tile that has it nearest to its middle, so that the ends of a tile are context alone."""
+to the tile that has it nearest to its middle, so that the ends of a tile are context alone, `later`
+to the one that has most before it: with an overlap of half a tile, FIFO-Diffusion's lookahead."""
 
 
 class Place(NamedTuple):
@@ -107,10 +108,11 @@ def _axis_shares(
     """Returns the weights along one axis."""
     inside = np.arange(length)
     own = np.ones(length) if weights == "flat" else np.minimum(inside + 1.0, length - inside)
+    own = inside + 1.0 if weights == "later" else own
     dense = np.zeros((len(starts), count))
     for tile, start in enumerate(starts):
         dense[tile, start : start + length] = own
-    if weights == "middle":
+    if weights in ("middle", "later"):
         dense = (np.arange(len(starts))[:, None] == dense.argmax(axis=0)).astype(float)
     dense /= dense.sum(axis=0)
     return np.stack([dense[tile, start : start + length] for tile, start in enumerate(starts)])

@@ -103,6 +103,7 @@ def test_what_makes_a_clip_makes_a_stream():
         AutoregressiveMatrix(2): (8, 8, 2, 6),
         WindowedMatrix(LagMatrix(2), 6): (2, 6, 1, 2),
         WindowedMatrix(LagMatrix(2)): (2, 4, 1, 0),
+        WindowedMatrix(LagMatrix(2), 5, context=3): (2, 7, 1, 3),
         CachedMatrix(): (9, 1, 1, 0),
         CachedMatrix(LagMatrix(2)): (3, 4, 1, 0),
     }

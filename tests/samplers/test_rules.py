@@ -69,6 +69,11 @@ MATRICES = {
     "autoregressive": (AutoregressiveMatrix(3), lag_matrix(LEVELS, 6, 8, 3), 0),
     "sdedit": (TruncatedMatrix(WAVE, 0.5), truncate(lag_matrix(LEVELS, 6, 2, 2), 4), 1),
     "given": (GivenMatrix(WAVE, (0, -1)), freeze(lag_matrix(LEVELS, 6, 2, 2), (0, 5)), 0),
+    "context": (
+        WindowedMatrix(AutoregressiveMatrix(2), context=1),
+        windowed(lag_matrix(LEVELS, 6, 8, 2), 1),
+        0,
+    ),
     "in work": (WindowedMatrix(AutoregressiveMatrix(2)), windowed(lag_matrix(LEVELS, 6, 8, 2)), 0),
     "window": (
         WindowedMatrix(AutoregressiveMatrix(2), 3),

@@ -50,7 +50,7 @@ def test_the_weights_of_all_tiles_sum_to_one_in_every_place(data):
     smallest = min([size for size in sizes[1:] if size] or [6])
     overlap = data.draw(st.integers(0, (sizes[0] or 6) - 1))
     side = data.draw(st.integers(0, smallest - 1))
-    weights = data.draw(st.sampled_from(["triangle", "flat", "middle"]))
+    weights = data.draw(st.sampled_from(["triangle", "flat", "middle", "later"]))
     tiles = Tiles(sizes[0], overlap, sizes[1], sizes[2], side, weights)
     sums, size = np.zeros(whole), tiles.size(*whole)
     for corner, share in zip(tiles.places(*whole), tiles.shares(*whole), strict=True):

@@ -1,5 +1,8 @@
 """Systems that make videos without an end: their rows are those of the papers."""
 
+import dataclasses
+import json
+import re
 import types
 
 import jax
@@ -8,11 +11,26 @@ import numpy as np
 import pytest
 
 import jvdm
-from jvdm.attention import CachedCausal, FrameCausal
+from jvdm.attention import (
+    AttentionCall,
+    CachedCausal,
+    FrameCausal,
+    TokenGrid,
+    Window,
+    blocks_of,
+)
 from jvdm.evaluation import streams
 from jvdm.pipeline import Request, programs, streaming
 from jvdm.recipes import load_system
-from jvdm.samplers import LagMatrix, Tiles, lag_matrix, linspace_levels, stream_of
+from jvdm.samplers import (
+    Call,
+    LagMatrix,
+    Stabilised,
+    lag_matrix,
+    linspace_levels,
+    stream_of,
+)
+from jvdm.values import from_data, to_data
 from tests.generate import nano
 
 PROMPT = "a large red ball rolls to the left"
@@ -55,11 +73,67 @@ def test_streamdit_moves_a_buffer_of_chunks_as_its_figure_does():
 
 def test_fifo_is_a_queue_whose_every_frame_is_a_step_behind():
     rows, index = rows_of("fifo")
-    np.testing.assert_array_equal(index, [np.arange(15, -1, -1), np.arange(16, 0, -1)])
-    assert (rows.block, rows.context, rows.cycle.num_rows) == (1, 0, 1)
+    assert (rows.block, rows.context, rows.cycle.num_rows) == (1, 4, 1)
+    assert (index[:, :4] == 16).all()
+    np.testing.assert_array_equal(index[:, 4:], [np.arange(15, -1, -1), np.arange(16, 0, -1)])
+
+
+def test_partitions_of_fifo_look_ahead_and_span_half_of_the_levels():
+    """Every frame in work is made by the window that has at least half of its frames before it."""
+    rows, index = rows_of("fifo")
     tiles = sampling_of("fifo").tiles
-    assert tiles == Tiles(8, 4)
-    np.testing.assert_array_equal(tiles.places(16, 1, 1)[:, 0], [0, 4, 8])
+    first, shares = (
+        tiles.places(rows.buffer, 1, 1)[:, 0],
+        tiles.shares(rows.buffer, 1, 1)[..., 0, 0],
+    )
+    np.testing.assert_array_equal(first, [0, 4, 8, 12])
+    makers = np.zeros(rows.buffer, int)
+    for start, share in zip(first, shares, strict=True):
+        assert np.ptp(index[0, start : start + 8]) <= 16 // 2
+        assert set(share.tolist()) <= {0.0, 1.0}
+        makers[start : start + 8] += (share > 0).astype(int)
+        assert start == 0 or not share[:4].any()
+    np.testing.assert_array_equal(makers, 1)
+    for steps in (4, 40):
+        rows, _ = rows_of("fifo", steps)
+        assert rows.cycle.num_rows == 1 and rows.buffer == steps + 4
+
+
+def test_windows_of_streamdit_spread_but_never_wrap_around():
+    policy, grid = sampling_of("streamdit").policy, TokenGrid(8, 4, 4, head_dim=8)
+    assert policy == Window(1.0, shifted=True, recall_queries=0)
+    sparse, blocks = dataclasses.replace(policy, density=0.5), blocks_of(grid, 0)
+    tokens = jnp.zeros((1, grid.tokens, 1, 8))
+    t = jnp.zeros((1, 8))
+    call = AttentionCall(jnp.int32(0), Call.at(t).row, t, grid)
+    maps = [
+        np.asarray(sparse.choose(*[tokens] * 3, call._replace(layer=jnp.int32(n)), blocks)[0][0, 0])
+        for n in (0, 1)
+    ]
+    ends = (blocks.frames[:, None] == 0) & (blocks.frames[None] == 7)
+    assert not any((seen & (ends | ends.T)).any() for seen in maps)
+    assert all(seen.mean() <= 0.5 for seen in maps) and (maps[0] != maps[1]).any()
+    twice = maps[0].astype(int) @ maps[1] @ maps[0] @ maps[1]
+    assert twice.all()  # after four layers everybody knows of everybody
+
+
+def test_diffusion_forcing_tells_a_small_level_and_says_so_in_its_record(pipe):
+    sampling = sampling_of("diffusion_forcing")
+    assert sampling.context == Stabilised(0.02)
+    assert from_data(json.loads(json.dumps(to_data(sampling)))) == sampling
+
+
+@pytest.mark.slow
+def test_what_finished_frames_are_told_changes_later_ones_alone(weights):
+    """The given picture and finished frames keep their bits; what looks at them does not."""
+    image = np.zeros((16, 32, 3), np.uint8)
+    asked = {"seed": 0, "progress": False, "output_type": "latent", "image": image}
+    made = [
+        np.asarray(jvdm.load(weights, sampling=rules, progress=False)(PROMPT, **asked))
+        for rules in ({}, {"context": "stabilised", "context.level": 0.3})
+    ]
+    np.testing.assert_array_equal(made[0][:, 0], made[1][:, 0])
+    assert np.abs(made[0][:, 1:] - made[1][:, 1:]).max() > 1e-3
 
 
 def test_ar_diffusion_and_diffusion_forcing_never_look_ahead():
@@ -115,7 +189,7 @@ def test_a_cache_is_asked_for_before_anything_is_made(weights):
 
 def test_what_is_measured_of_a_stream(monkeypatch, pipe):
     """A video that turns brighter by 51 of 255, and jumps where a chunk begins."""
-    level = np.repeat([0, 10, 10, 51, 51], 4)[:, None, None, None] + np.zeros((1, 4, 4, 3))
+    level = np.repeat([0, 10, 51], [5, 8, 7])[:, None, None, None] + np.zeros((1, 4, 4, 3))
     level[1::2, :2] += 4  # what moves all the time
     video = level.astype(np.uint8)
     rows = stream_of(LagMatrix(2), linspace_levels(4), 3)
@@ -125,6 +199,12 @@ def test_what_is_measured_of_a_stream(monkeypatch, pipe):
     monkeypatch.setattr(streaming, "chunks", lambda *_: iter(chunks))
     found = streams.measure_stream(pipe, PROMPT, 0, 20, video[:4] + 10)
     assert found["calls/chunk"] == rows.cycle.num_rows
+    assert (found["seam at"], found["seam"]) == (13, pytest.approx(43 / 2, rel=0.02))
+    assert found["borders"] == pytest.approx((2 + 12) / 2 / 2)  # changes of 12, 2, 43 and 2
+    assert (found["changes"][4], found["changes"][12]) == (12, 43)
+    (row,) = [streams.mean_of([found, found])]
+    assert (row["seam at"], row["drift"]) == ([13, 13], round(found["drift"], 3))
+    assert re.search(r"seam .*\nmine .* 21.\d\d +3.50 ", streams.text([{"system": "mine", **row}]))
     np.testing.assert_allclose(found["drift"], 51 / 2, rtol=1e-3)  # of means; deviations are equal
     np.testing.assert_allclose(found["motion"], 1.0, rtol=1e-3)
     np.testing.assert_allclose(found["PSNR"], 20 * np.log10(25.5), rtol=1e-3)
