@@ -50,7 +50,12 @@ from jvdm.samplers.initialisers import (
     report_noise,
 )
 from jvdm.samplers.inversion import Inverted, invert, reversed_rows
-from jvdm.samplers.joint import guided_together, noise_of, waves_in_seconds
+from jvdm.samplers.joint import (
+    guided_carry_together,
+    guided_together,
+    noise_of,
+    waves_in_seconds,
+)
 from jvdm.samplers.levels import (
     beta_levels,
     exp_shift_levels,
@@ -242,6 +247,7 @@ __all__ = [
     "fused_carry",
     "guided",
     "guided_carry",
+    "guided_carry_together",
     "guided_together",
     "hooked",
     "initial_noise",

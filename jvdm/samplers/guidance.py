@@ -109,14 +109,27 @@ def guided(
             return rule.combine(branches, x, call, process), carry
         memory, carry = carry
         branches, carry = evaluate(x, call, carry)
-        before = in_window(memory.values, call.row, x.shape[1])
-        denoised, after = rule.combine_after(before, branches, x, call, process)
-        # A frame that is frozen, or asked about a second time in its step, remembers nothing new.
-        after = jnp.where(expand(call.t != call.t_next, x), after, before)
-        values = jax.lax.dynamic_update_slice_in_dim(memory.values, after, call.row.start, axis=1)
-        return denoised, (PerFrame(values), carry)
+        denoised, memory = remembered(rule, memory, branches, x, call, process)
+        return denoised, (memory, carry)
 
     return follow
+
+
+def remembered(
+    rule: Guidance,
+    memory: PerFrame,
+    branches: list[Denoised],
+    x: Array,
+    call: Call,
+    process: Process,
+) -> tuple[Denoised, PerFrame]:
+    """Returns what the branches say together after earlier steps, and the memory of all frames."""
+    before = in_window(memory.values, call.row, x.shape[1])
+    denoised, after = rule.combine_after(before, branches, x, call, process)
+    # A frame that is frozen, or asked about a second time in its step, remembers nothing new.
+    after = jnp.where(expand(call.t != call.t_next, x), after, before)
+    values = jax.lax.dynamic_update_slice_in_dim(memory.values, after, call.row.start, axis=1)
+    return denoised, PerFrame(values)
 
 
 def guided_carry(

@@ -8,9 +8,9 @@ Arrays in a hook have a frame axis 1, which is cut to the window; an axis of siz
 sample's or frame's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Int, PyTree, no_type_check
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser, in_window
+from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import Process, divide, expand, mix, to_x0_eps
-from jvdm.samplers.solvers import Context, Solver, Stepped
+from jvdm.samplers.solvers import Around, Context, Solver
 
 _rule = jax.tree_util.register_dataclass
 _STATIC = {"static": True}
@@ -42,35 +43,36 @@ class Hook(Protocol):
         return x_next
 
 
-def hooked(solver: Solver, hooks: Sequence[Hook]) -> Solver:
-    """Returns the solver with hooks, in order; itself if there are none."""
-    return _Hooked(solver, tuple(hooks)) if hooks else solver
+def hooked(solver: Any, hooks: Sequence[Hook] | Mapping[str, Sequence[Hook]]) -> Any:
+    """Returns the solver with hooks, in order; itself if there are none.
+
+    Args:
+        solver: A solver, or one for each modality of the run by name.
+        hooks: Hooks, or those of each modality; given alone, they are every modality's.
+
+    Raises:
+        ConfigError: If the modalities of both differ.
+    """
+    solver = every(solver, hooks)
+    return each(
+        lambda one, its: _Hooked(one, tuple(its)) if its else one, solver, every(hooks, solver)
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class _Hooked(Solver):
+class _Hooked(Around):
     solver: Solver
     hooks: tuple[Hook, ...]
 
-    @property
-    def evaluations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.evaluations
+    def edit(self, denoised: Denoised, x: Array, call: Call, process: Process) -> Denoised:
+        for hook in self.hooks:
+            denoised = hook.edit(denoised, x, call, process)
+        return denoised
 
-    def init(self, x: Array) -> PyTree:
-        return self.solver.init(x)
-
-    def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
-        def edited(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
-            denoised, carry = context.denoise(x, call, carry)
-            for hook in self.hooks:
-                denoised = hook.edit(denoised, x, call, context.process)
-            return denoised, carry
-
-        stepped = self.solver.step(x, state, context._replace(denoise=edited))
-        x_next = stepped.x
+    def after(self, x_next: Array, context: Context) -> Array:
         for hook in self.hooks:
             x_next = hook.after(x_next, context)
-        return stepped._replace(x=x_next)
+        return x_next
 
 
 @no_type_check

@@ -10,8 +10,8 @@ import numpy as np
 from jvdm.arrays import Array, Float, Key, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
-from jvdm.samplers.denoiser import Call, Denoised
-from jvdm.samplers.guidance import Guidance, repeated
+from jvdm.samplers.denoiser import Denoised, PerFrame
+from jvdm.samplers.guidance import Guidance, remembered, repeated
 from jvdm.samplers.matrices import TimestepMatrix, from_index
 from jvdm.samplers.modalities import JointDenoiser, each, every
 from jvdm.samplers.noise import initial_noise
@@ -87,8 +87,8 @@ def guided_together(
 ) -> JointDenoiser:
     """Returns the denoiser of all modalities that follows a rule for each.
 
-    The network is asked once, about a branch-major batch of the branches that any rule names, in
-    the order in which they are named; a rule combines its own.
+    The network is asked once, about a branch-major batch of the branches that any rule names
+    (`all_branches`); a rule combines its own. The first carry is `guided_carry_together`.
 
     Args:
         rules: The rule of every modality.
@@ -96,28 +96,64 @@ def guided_together(
         processes: The process of all, or of each.
 
     Raises:
-        ConfigError: If a rule remembers earlier steps, or evaluates branches one by one.
+        ConfigError: If a rule evaluates branches one by one.
     """
     for name, rule in rules.items():
-        if rule.remembers or rule.execution != "batched":
-            what = "remembers earlier steps" if rule.remembers else "evaluates branches one by one"
+        if rule.execution != "batched":
             raise ConfigError(
-                f"the guidance of {name} {what}",
-                "branches of several modalities are one batch, of this step alone",
-                'use a rule without momentum, with execution="batched"',
+                f"the guidance of {name} evaluates branches one by one",
+                "branches of several modalities are one batch",
+                'use a rule with execution="batched"',
             )
-    names = tuple(dict.fromkeys(name for rule in rules.values() for name in rule.branches))
+    names = all_branches(rules)
     denoiser, count, processes = denoiser_of(names), len(names), every(processes, rules)
 
     def follow(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
+        memory, carry = carry if _remember(rules) else (dict.fromkeys(rules), carry)
         batch = each(lambda x, call: repeated(x, call, count), x, call)
         said, carry = denoiser(each(itemgetter(0), batch), each(itemgetter(1), batch), carry)
 
-        def combine(rule: Guidance, said: Denoised, x: Array, call: Call, process: Process):
+        def combine(
+            rule: Guidance, said: Denoised, memory: PerFrame | None, *now: Any
+        ) -> tuple[Denoised, PerFrame | None]:
             parts = zip(*(jnp.split(value, count) for value in said), strict=True)
             branches = {name: Denoised(*part) for name, part in zip(names, parts, strict=True)}
-            return rule.combine([branches[name] for name in rule.branches], x, call, process)
+            own = [branches[name] for name in rule.branches]
+            if memory is None:
+                return rule.combine(own, *now), None
+            return remembered(rule, memory, own, *now)
 
-        return each(combine, dict(rules), said, x, call, processes), carry
+        combined = each(combine, dict(rules), said, memory, x, call, processes)
+        said, memory = (each(itemgetter(part), combined) for part in (0, 1))
+        return said, (memory, carry) if _remember(rules) else carry
 
     return follow
+
+
+def guided_carry_together(
+    rules: Mapping[str, Guidance], carry: PyTree, shapes: Mapping[str, Sequence[int]]
+) -> PyTree:
+    """Returns the first carry of `guided_together`.
+
+    Args:
+        rules: The rule of every modality.
+        carry: That of the network, for the branch-major batch of `all_branches`.
+        shapes: Shape of the latents `[B, F, ...]` of every modality.
+    """
+    if not _remember(rules):
+        return carry
+
+    def memory(rule: Guidance, shape: Sequence[int]) -> PerFrame | None:
+        return PerFrame(jnp.zeros(tuple(shape), jnp.float32)) if rule.remembers else None
+
+    return each(memory, dict(rules), shapes), carry
+
+
+def all_branches(rules: Mapping[str, Guidance]) -> tuple[str, ...]:
+    """Returns the branches that any rule names, in the order in which they are named."""
+    return tuple(dict.fromkeys(name for rule in rules.values() for name in rule.branches))
+
+
+def _remember(rules: Mapping[str, Guidance]) -> bool:
+    """Whether any rule remembers earlier steps."""
+    return any(rule.remembers for rule in rules.values())

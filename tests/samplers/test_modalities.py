@@ -13,11 +13,13 @@ from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.samplers import (
     EDM,
+    Blend,
     Call,
     ClassifierFree,
     Denoised,
     Euler,
     FlowMap,
+    GradGuide,
     Heun,
     Projected,
     UniPC,
@@ -25,7 +27,10 @@ from jvdm.samplers import (
     advance,
     freeze,
     guided,
+    guided_carry,
+    guided_carry_together,
     guided_together,
+    hooked,
     initial_noise,
     lag_matrix,
     linspace_levels,
@@ -165,24 +170,33 @@ ROWS = {
 X = {"video": noise_like((2, 3, 4)), "audio": noise_like((2, 5, 7), 1)}
 
 
+def energy(x0, target):
+    return 0.5 * jnp.sum((x0 - target) ** 2)
+
+
+KEEP, DOWN = Blend(0 * X["video"], 0.5), GradGuide(energy, 0.3, 0.5)
+
+
 def apart(x, call, carry):
     """A network that sees both and mixes nothing; it counts its calls."""
     return {name: ALONE[name](x[name], call[name], None)[0] for name in x}, carry + 1
 
 
 @pytest.mark.parametrize(
-    "solver",
+    ("solver", "hooks"),
     [
-        {"video": UniPC(2), "audio": FlowMap(0.5)},
-        {"video": Heun(), "audio": EDM(s_churn=2.0)},
+        ({"video": UniPC(2), "audio": FlowMap(0.5)}, {"video": (KEEP,), "audio": ()}),
+        ({"video": Heun(), "audio": EDM(s_churn=2.0)}, {"video": (), "audio": (DOWN, DOWN)}),
     ],
     ids=["history", "two evaluations"],
 )
-def test_modalities_that_do_not_mix_have_the_bits_of_runs_of_their_own(solver):
-    together = jax.jit(lambda x: sample(apart, solver, PROCESS, ROWS, x, KEY, carry=jnp.array(0)))
+def test_modalities_that_do_not_mix_have_the_bits_of_runs_of_their_own(solver, hooks):
+    both = hooked(solver, hooks)
+    together = jax.jit(lambda x: sample(apart, both, PROCESS, ROWS, x, KEY, carry=jnp.array(0)))
     end = together(X)
     for name in X:
-        run = functools.partial(sample, ALONE[name], solver[name], PROCESS[name], ROWS[name])
+        alone = hooked(solver[name], hooks[name])
+        run = functools.partial(sample, ALONE[name], alone, PROCESS[name], ROWS[name])
         alone = jax.jit(lambda x, run=run, name=name: run(x, named(KEY, name)))(X[name])
         np.testing.assert_array_equal(end.x[name], alone.x)
         np.testing.assert_array_equal(end.updates[name], alone.updates)
@@ -247,8 +261,45 @@ def test_a_rule_of_guidance_for_each():
         alone, _ = guided(rule, of_one, FLOW)(X[name], call[name], None)
         for got, expected in zip(said[name], alone, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)
-    with pytest.raises(ConfigError, match="guidance of audio remembers"):
-        guided_together({**rules, "audio": Projected(4.0, momentum=-0.5)}, of_both, FLOW)
+
+
+def test_a_modality_remembers_its_own_steps_as_it_does_alone():
+    rules = {"video": Projected(3.0, momentum=-0.5), "audio": ClassifierFree(2.0)}
+    scale = {"unconditional": 0.5, "prompt": 1.0}
+
+    def of_one(name, branches):
+        def say(x, call, carry):
+            said, carry = ALONE[name](x, call, carry)
+            parts = zip(jnp.split(said.x0, len(branches)), branches, strict=True)
+            return said._replace(x0=jnp.concatenate([scale[b] * x0 for x0, b in parts])), carry
+
+        return say
+
+    def of_both(branches):
+        def say(x, call, carry):
+            return {n: of_one(n, branches)(x[n], call[n], None)[0] for n in x}, carry + 1
+
+        return say
+
+    @jax.jit
+    def together(x):
+        denoise = guided_together(rules, of_both, PROCESS)
+        carry = guided_carry_together(rules, jnp.array(0), {name: x[name].shape for name in x})
+        return sample(denoise, Euler(), PROCESS, ROWS, x, KEY, carry=carry)
+
+    @jax.jit
+    def alone(x):
+        rule, process = rules["video"], PROCESS["video"]
+        denoise = guided(rule, functools.partial(of_one, "video"), process)
+        carry = guided_carry(rule, lambda names: None, x.shape)
+        return sample(denoise, Euler(), process, ROWS["video"], x, KEY, carry=carry)
+
+    end, expected = together(X), alone(X["video"])
+    memory, calls = end.carry
+    assert memory["audio"] is None and calls > 0
+    np.testing.assert_allclose(end.x["video"], expected.x, atol=1e-5)
+    np.testing.assert_allclose(memory["video"].values, expected.carry[0].values, atol=1e-5)
+    assert np.abs(memory["video"].values).max() > 0.1
 
 
 def test_frames_of_one_second_go_together():

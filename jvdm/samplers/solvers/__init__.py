@@ -7,6 +7,7 @@ from jvdm.samplers.solvers.euler import Euler, Heun
 from jvdm.samplers.solvers.flow_map import FlowMap
 from jvdm.samplers.solvers.named import SOLVERS, solver_named
 from jvdm.samplers.solvers.solver import (
+    Around,
     Context,
     OneEvaluation,
     Solver,
@@ -17,6 +18,7 @@ from jvdm.samplers.solvers.solver import (
 from jvdm.samplers.solvers.unipc import UniPC
 
 __all__ = [
+    "Around",
     "Consistency",
     "Context",
     "DDIM",

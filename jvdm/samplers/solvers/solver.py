@@ -150,6 +150,33 @@ class TwoEvaluations(Solver):
         return _step_twice(self, x, state, context)
 
 
+class Around(Solver):
+    """A solver that makes its steps with another, and changes what that one hears and makes."""
+
+    solver: Solver
+
+    @property
+    def evaluations(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Network evaluations per step: those of the other."""
+        return self.solver.evaluations
+
+    def edit(self, denoised: Denoised, x: Array, call: Call, process: Process) -> Denoised:
+        """Returns what the network says of `x`, as the other solver is to hear it."""
+        return denoised
+
+    def after(self, x_next: Array, context: Context) -> Array:
+        """Returns the latents at `context.t_next`, changed after the step."""
+        return x_next
+
+    def init(self, x: Array) -> PyTree:
+        """Returns the state of the other."""
+        return self.solver.init(x)
+
+    def step(self, x: Array, state: PyTree, context: Context) -> Stepped:
+        """Moves every frame from its level `context.t` to `context.t_next`."""
+        return _step_around(self, x, state, context)
+
+
 def step_all(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
     """Does a step of all modalities, whose solvers ask the network together.
 
@@ -166,6 +193,8 @@ def step_all(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
     if not isinstance(solver, Mapping):
         return solver.step(x, state, context)
     solvers = tuple(solver.values())
+    if any(isinstance(one, Around) for one in solvers):
+        return _step_around(solver, x, state, context)
     if all(isinstance(one, OneEvaluation) for one in solvers):
         return _step_once(solver, x, state, context)
     if all(isinstance(one, TwoEvaluations) for one in solvers):
@@ -208,6 +237,26 @@ def _step_twice(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
     again = any_of(each(attrgetter("again"), trial))
     x_next, carry = jax.lax.cond(again, correct, keep, carry)
     return Stepped(x_next, state, carry)
+
+
+def _step_around(solver: Any, x: Any, state: Any, context: Any) -> Stepped:
+    """Steps with the solvers inside; a modality without one around keeps what is said and made."""
+
+    def edit(solver: Solver, context: Context, said: Denoised, x: Array, call: Call) -> Denoised:
+        around = isinstance(solver, Around)
+        return solver.edit(said, x, call, context.process) if around else said
+
+    def edited(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
+        said, carry = _one(context).denoise(x, call, carry)
+        return each(edit, solver, context, said, x, call), carry
+
+    def after(solver: Solver, x_next: Array, context: Context) -> Array:
+        return solver.after(x_next, context) if isinstance(solver, Around) else x_next
+
+    inner = each(lambda one: one.solver if isinstance(one, Around) else one, solver)
+    shown = each(lambda context: context._replace(denoise=edited), context)
+    stepped = step_all(inner, x, state, shown)
+    return stepped._replace(x=each(after, solver, stepped.x, context))
 
 
 def _ask(x: Any, context: Any, carry: PyTree) -> tuple[Any, PyTree]:
