@@ -3,15 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jvdm.errors import WeightsError
 from jvdm.models.wan import WanDiT
+from jvdm.text.pieces import PieceTokenizer
+from jvdm.text.umt5 import UMT5
+from jvdm.vae.wan import WanVAE
 from jvdm.weights.convert import (
+    CONV_2D,
     CONV_3D,
     FIRST,
+    LEAD,
     LINEAR,
     SAME,
     Layout,
     Rule,
     Table,
+    flat,
     halves,
     joined,
 )
@@ -63,6 +70,126 @@ def transformer_names(model: WanDiT) -> Table:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
     return Table(tuple(rules), ignored=(r"blocks\.\d+\.attn2\.norm_added_q\.weight",))
+
+
+def text_encoder(config: Config, tokenizer: str) -> UMT5:
+    """Returns the network that `text_encoder/config.json` describes.
+
+    Args:
+        config: What the file says.
+        tokenizer: Path of `tokenizer.json`.
+    """
+    return UMT5(
+        tokenizer=PieceTokenizer(tokenizer),
+        vocabulary=config["vocab_size"],
+        width=config["d_model"],
+        depth=config["num_layers"],
+        heads=config["num_heads"],
+        head_dim=config["d_kv"],
+        mlp_width=config["d_ff"],
+        buckets=config["relative_attention_num_buckets"],
+        farthest=config["relative_attention_max_distance"],
+    )
+
+
+def text_encoder_names() -> Table:
+    """Returns what `UMT5EncoderModel` calls the parameters of the network."""
+    layer = "encoder.block.{}.layer"
+    rules = [
+        Rule("shared.weight", "kernel"),
+        Rule("encoder.final_layer_norm.weight", "norm/scale"),
+        Rule(f"{layer}.0.layer_norm.weight", "layers/mix_norm/scale"),
+        Rule(f"{layer}.1.layer_norm.weight", "layers/mlp_norm/scale"),
+        Rule(f"{layer}.0.SelfAttention.relative_attention_bias.weight", "layers/places"),
+    ]
+    attention = {"q": "q", "k": "k", "v": "v", "o": "out"}
+    dense = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+    parts = {f"{layer}.0.SelfAttention.{theirs}": ours for theirs, ours in attention.items()}
+    parts |= {f"{layer}.1.DenseReluDense.{theirs}": ours for theirs, ours in dense.items()}
+    rules += [
+        Rule(f"{name}.weight", f"layers/{ours}/kernel", LINEAR) for name, ours in parts.items()
+    ]
+    return Table(tuple(rules), copies={"encoder.embed_tokens.weight": "shared.weight"})
+
+
+def vae(config: Config) -> WanVAE:
+    """Returns the autoencoder that `vae/config.json` describes.
+
+    Raises:
+        WeightsError: If it is that of Wan 2.2, or has parts that Wan 2.1 has not.
+    """
+    odd = [name for name in ("is_residual", "patch_size", "attn_scales") if config.get(name)]
+    width = config["base_dim"]
+    odd += [] if config.get("decoder_base_dim") in (None, width) else ["decoder_base_dim"]
+    if odd:
+        what = f"an autoencoder of the class AutoencoderKLWan with {', '.join(odd)}"
+        raise WeightsError(what, "jvdm knows that of Wan 2.1", "use weights of Wan 2.1")
+    return WanVAE(
+        latent_channels=config["z_dim"],
+        width=width,
+        multiples=tuple(config["dim_mult"]),
+        blocks=config["num_res_blocks"],
+        time=tuple(config["temperal_downsample"]),
+    )
+
+
+def vae_names(model: WanVAE) -> Table:
+    """Returns what `AutoencoderKLWan` calls the parameters of the network."""
+    widths = [model.width * multiple for multiple in model.multiples]
+    rules = [*_conv("quant_conv", "encoder/moments"), *_conv("post_quant_conv", "decoder/latents")]
+    for coder in ("encoder", "decoder"):
+        rules += _conv(f"{coder}.conv_in", f"{coder}/conv_in")
+        rules += _conv(f"{coder}.conv_out", f"{coder}/conv_out")
+        rules.append(Rule(f"{coder}.norm_out.gamma", f"{coder}/norm_out/gain", flat(3)))
+        middle, ours = f"{coder}.mid_block", f"{coder}/middle"
+        rules += _block(f"{middle}.resnets.0", f"{ours}/block_0")
+        rules += _block(f"{middle}.resnets.1", f"{ours}/block_1")
+        middle, ours = f"{middle}.attentions.0", f"{ours}/attention"
+        rules.append(Rule(f"{middle}.norm.gamma", f"{ours}/norm/gain", flat(2)))
+        point = CONV_2D.then(FIRST).then(FIRST)
+        rules += _linear(f"{middle}.to_qkv", f"{ours}/qkv", point)
+        rules += _linear(f"{middle}.proj", f"{ours}/out", point)
+    index, last = 0, len(widths) - 1
+    for level, width in enumerate(widths):
+        for block in range(model.blocks):
+            grows = block == 0 and width != widths[max(level - 1, 0)]
+            theirs = f"encoder.down_blocks.{index}"
+            rules += _block(theirs, f"encoder/level_{level}_{block}", grows)
+            index += 1
+        if level < last:
+            theirs, ours = f"encoder.down_blocks.{index}", f"encoder/down_{level}"
+            rules += _linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
+            if model.time[level]:
+                rules += _linear(f"{theirs}.time_conv", f"{ours}/time", CONV_3D)
+            index += 1
+    entering = widths[-1]  # channels that a level of the decoder is given
+    for level, width in enumerate(reversed(widths)):
+        for block in range(model.blocks + 1):
+            theirs = f"decoder.up_blocks.{level}.resnets.{block}"
+            rules += _block(
+                theirs, f"decoder/level_{level}_{block}", block == 0 and entering != width
+            )
+        entering = width // 2
+        if level < last:
+            theirs, ours = f"decoder.up_blocks.{level}.upsamplers.0", f"decoder/up_{level}"
+            rules += _linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
+            if model.time[-1 - level]:
+                rules += _conv(f"{theirs}.time_conv", f"{ours}/time")
+    return Table(tuple(rules))
+
+
+def _block(theirs: str, ours: str, short: bool = False) -> list[Rule]:
+    """Returns the rules of a residual block; `short` says that its input is projected."""
+    rules = _conv(f"{theirs}.conv_shortcut", f"{ours}/short") if short else []
+    for index in (0, 1):
+        rules += _conv(f"{theirs}.conv{index + 1}", f"{ours}/conv_{index}")
+        rules.append(Rule(f"{theirs}.norm{index + 1}.gamma", f"{ours}/norm_{index}/gain", flat(3)))
+    return rules
+
+
+def _conv(theirs: str, ours: str) -> list[Rule]:
+    """Returns the rules of a convolution in time."""
+    return _linear(theirs, f"{ours}/conv", CONV_3D)
 
 
 def _linear(theirs: str, ours: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> list[Rule]:

@@ -43,6 +43,8 @@ LINEAR = transposed(1, 0)
 CONV_2D, CONV_3D = transposed(2, 3, 1, 0), transposed(2, 3, 4, 1, 0)
 FIRST = Layout(lambda x: x[0], lambda x: x[None])
 """Drops a leading axis of one."""
+LEAD = Layout(FIRST.theirs, FIRST.ours)
+"""Adds one."""
 
 
 def joined(*sizes: int) -> Layout:

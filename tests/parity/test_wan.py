@@ -50,10 +50,69 @@ def transformer():
             "clip": network(x, clip, text).sample,
             "frames": network(x, tokens, text).sample,
         }
-    return dict(network.config), shapes(network), {k: v.numpy() for k, v in made.items()}
+    return TRANSFORMER, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 
-REFERENCES = {"wan_transformer": transformer}
+UMT5 = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "feed_forward_proj": "gated-gelu",
+}
+IDS = np.array([[7, 3, 90, 12, 5, 44, 3, 81, 17, 60, 23, 1], [5, 33, 2, 9, 1, 0, 0, 0, 0, 0, 0, 0]])
+
+
+def text_encoder():
+    """Returns states of two prompts, and the buckets of relative positions -511 to 511."""
+    transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
+    network = transformers.UMT5EncoderModel(transformers.UMT5Config(**UMT5))
+    sizes = shapes(network)
+    sizes.pop("encoder.embed_tokens.weight", None)  # the same array as `shared.weight`
+    weights = drawn(sizes)
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    network.load_state_dict(
+        {**state, "encoder.embed_tokens.weight": state["shared.weight"]}, strict=False
+    )
+    mask = torch.from_numpy(IDS != 0)
+    with torch.no_grad():
+        states = network.eval()(torch.from_numpy(IDS), mask.long()).last_hidden_state
+    large = transformers.UMT5Config(
+        relative_attention_num_buckets=32, relative_attention_max_distance=128
+    )
+    layer = transformers.models.umt5.modeling_umt5.UMT5Attention(large, True)
+    buckets = layer._relative_position_bucket(torch.arange(-511, 512))
+    states = states * mask[..., None]
+    return UMT5, sizes, {"states": states.numpy(), "buckets": buckets.numpy()}
+
+
+VAE = {
+    "base_dim": 8,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True],
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [1.5, 0.7, 2.0, 1.0],
+}
+
+
+def autoencoder():
+    """Returns moments of nine frames, and the frames of three latent ones."""
+    network = diffusers.AutoencoderKLWan(**VAE)
+    given(network, drawn(shapes(network)))
+    x, z = map(torch.from_numpy, inputs((1, 3, 5, 8, 12), (1, 4, 3, 2, 3)))
+    with torch.no_grad():
+        moments = network._encode(torch.tanh(x))
+        made = {"moments": moments, "frames": network.decode(z).sample}
+    return VAE, shapes(network), {k: v.numpy() for k, v in made.items()}
+
+
+REFERENCES = {"wan_vae": autoencoder, "wan_transformer": transformer, "umt5": text_encoder}
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -61,7 +120,7 @@ def test_the_stored_outputs_are_those_of_the_implementation(name):
     config, sizes, outputs = REFERENCES[name]()
     stored = references.Reference(name)
     assert stored.shapes == {key: list(size) for key, size in sizes.items()}
-    assert {key: stored.config[key] for key in TRANSFORMER} == TRANSFORMER
+    assert stored.config == config
     for key, output in outputs.items():
         np.testing.assert_allclose(output, stored.outputs[key], rtol=1e-4, atol=1e-5)
 
@@ -69,5 +128,4 @@ def test_the_stored_outputs_are_those_of_the_implementation(name):
 if __name__ == "__main__":
     for reference, make in REFERENCES.items():
         described, sizes, outputs = make()
-        public = {key: value for key, value in described.items() if not key.startswith("_")}
-        references.store(reference, public, sizes, outputs)
+        references.store(reference, described, sizes, outputs)
