@@ -120,6 +120,9 @@ def _measure_streams(options: EvaluateOptions) -> dict[str, Any]:
     ]
     result: dict[str, Any] = {"settings": dataclasses.asdict(options), "streams": []}
     result |= {"weights": dict(base.identity), "device": record.device()}
+    latents = range(1 + base.system.vae.strides[0], len(clips[0]), base.system.vae.strides[0])
+    plain = [streams.measure_borders(clip / np.float32(255), latents) for clip in clips]
+    result["streams"].append({"system": "clip", **streams.mean_of(plain)})
     path = options.output / "streams.json"
     for name in options.streams:
         pipe = load(options.weights, system=name, sampling=options.sampling)

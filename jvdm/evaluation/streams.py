@@ -57,20 +57,36 @@ def measure_stream(
     timed, half = seconds[WARM:-1], len(seconds[WARM:-1]) // 2
     rows, length = job.rows.cycle.num_rows, len(clip)
     first, last = video[:length], video[-length:]
-    changes = 255.0 * np.abs(np.diff(video, axis=0)).mean((1, 2, 3))
-    at_border = np.isin(np.arange(1, len(video)), borders)
-    usual = max(float(np.median(changes[~at_border])), 0.03)
     return {
         "calls/chunk": float(rows),
         "calls/s": rows / float(np.median(timed)),
         "frames/s": len(parts[-2]) / float(np.median(timed)),
         "slowdown": float(np.median(timed[half:]) / np.median(timed[:half])),
-        "seam": float(seam_index(jnp.asarray(video[None]), borders)[0]),
-        "seam at": 1 + int(np.argmax(np.where(at_border, changes, -1.0))),
-        "borders": float(np.median(changes[at_border])) / usual,
+        **measure_borders(video, borders),
         "drift": 255.0 * _colour_distance(first, last),
         "motion": _change(last) / max(_change(first), 1e-4),
         "PSNR": float(psnr(jnp.asarray(first[None]), jnp.asarray(clip[None]) / 255.0)[0]),
+    }
+
+
+def measure_borders(video: np.ndarray, borders: Sequence[int]) -> dict[str, Any]:
+    """Says how much a video changes where chunks begin.
+
+    Args:
+        video: `[T, H, W, 3]`, 0..1.
+        borders: First frames of all chunks but the first.
+
+    Returns:
+        `seam`, `seam at`, `borders` and `changes`, as of `measure_stream`. The autoencoder itself
+        changes more from one latent frame to the next than inside one.
+    """
+    changes = 255.0 * np.abs(np.diff(video.astype(np.float64), axis=0)).mean((1, 2, 3))
+    at_border = np.isin(np.arange(1, len(video)), borders)
+    usual = max(float(np.median(changes[~at_border])), 255.0 * 1e-4)
+    return {
+        "seam": float(seam_index(jnp.asarray(video[None]), borders)[0]),
+        "seam at": 1 + int(np.argmax(np.where(at_border, changes, -1.0))),
+        "borders": float(np.median(changes[at_border])) / usual,
         "changes": changes.round(2).tolist(),
     }
 
@@ -91,7 +107,8 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     width = max(len(row["system"]) for row in rows)
     lines = [f"{'system':<{width}}  " + "  ".join(f"{name:>11}" for name in COLUMNS)]
     for row in rows:
-        numbers = "  ".join(f"{row[name]:>11.2f}" for name in COLUMNS)
+        cells = (f"{row[name]:.2f}" if name in row else "-" for name in COLUMNS)
+        numbers = "  ".join(f"{cell:>11}" for cell in cells)
         lines.append(f"{row['system']:<{width}}  {numbers}")
     return "\n".join(lines)
 

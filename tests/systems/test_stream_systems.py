@@ -19,6 +19,8 @@ from jvdm.attention import (
     Window,
     blocks_of,
 )
+from jvdm.evaluate import EvaluateOptions, text
+from jvdm.evaluate import run as evaluate
 from jvdm.evaluation import streams
 from jvdm.pipeline import Request, programs, streaming
 from jvdm.recipes import load_system
@@ -210,3 +212,17 @@ def test_what_is_measured_of_a_stream(monkeypatch, pipe):
     np.testing.assert_allclose(found["PSNR"], 20 * np.log10(25.5), rtol=1e-3)
     with pytest.raises(jvdm.ConfigError, match="7 frames; its ends are compared; make 8"):
         streams.measure_stream(pipe, PROMPT, 0, 7, video[:4])
+
+
+def test_streams_are_measured_beside_the_clip(weights, tmp_path):
+    options = EvaluateOptions(str(weights), streams=("wave",), stream_frames=18, output=tmp_path)
+    options = dataclasses.replace(options, num_prompts=1, batch_size=1)
+    result = evaluate(options)
+    clip, wave = result["streams"]
+    assert (clip["system"], wave["system"]) == ("clip", "wave")
+    assert set(streams.COLUMNS) - set(clip) == set(streams.COLUMNS) - {"seam", "borders"}
+    assert set(streams.COLUMNS) <= set(wave) and wave["calls/chunk"] == 2
+    assert len(wave["changes"][0]) == 17 and wave["seam at"][0] in (5, 9, 13, 17)
+    assert json.loads((tmp_path / "streams.json").read_text())["streams"] == result["streams"]
+    first, second = text(result).splitlines()[1:3]
+    assert re.fullmatch(r"clip( +-){3} +[\d.]+ +[\d.]+( +-){3}", first) and "-" not in second
