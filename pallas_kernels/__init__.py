@@ -1,6 +1,7 @@
 """Kernels for video transformers; imports jax, numpy and jaxtyping only."""
 
 from pallas_kernels.attention import (
+    KernelUnavailable,
     block_mass,
     block_sparse_attention,
     dense_attention,
@@ -13,6 +14,7 @@ from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
     "BlockMask",
+    "KernelUnavailable",
     "TileOrder",
     "best_blocks",
     "block_mass",

@@ -9,9 +9,11 @@ from pallas_kernels.attention.api import (
     merge,
     refusal,
 )
+from pallas_kernels.attention.kernel import KernelUnavailable
 
 __all__ = [
     "Choice",
+    "KernelUnavailable",
     "block_mass",
     "block_sparse_attention",
     "dense_attention",

@@ -7,17 +7,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.attention.kernel import Kernel, attend
+from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.xla import gather_attention, looped_mass
 from pallas_kernels.block_mask import BlockMask
 
 Implementation = Literal["xla", "cudnn"]
-KernelImplementation = Literal["mosaic_gpu", "pallas_tpu"]
+AutomaticImplementation = Literal["mosaic_gpu", "pallas_tpu"]
+KernelImplementation = AutomaticImplementation | Literal["cudnn"]
 MassImplementation = Literal["xla", "mosaic_gpu"]
 SparseImplementation = Literal["reference", "xla"] | KernelImplementation
 
-_BACKENDS: dict[KernelImplementation, str] = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
+_BACKENDS: dict[KernelImplementation, str] = {
+    "mosaic_gpu": "gpu",
+    "pallas_tpu": "tpu",
+    "cudnn": "gpu",
+}
+KERNELS = tuple(_BACKENDS)
 
 
 def dense_attention(
@@ -48,11 +54,11 @@ def dense_attention(
         Attended values in the dtype of `q`; softmax is taken in float32.
 
     Raises:
-        NotImplementedError: If the asked implementation cannot serve the call.
+        KernelUnavailable: If the asked implementation cannot serve the call.
     """
     reason = refusal(q)
     if implementation == "cudnn" and reason:
-        raise NotImplementedError(f"cudnn: {reason}; use implementation='xla'")
+        raise KernelUnavailable(f"cudnn: {reason}; use implementation='xla'")
     chosen = implementation or ("xla" if reason else "cudnn")
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, key_value_seq_lengths=kv_lengths, implementation=chosen
@@ -94,14 +100,14 @@ def block_sparse_attention(
 
     Raises:
         ValueError: If the mask is made for other sizes.
-        NotImplementedError: If the asked implementation cannot serve the call.
+        KernelUnavailable: If the asked implementation cannot serve the call.
     """
     if mask is None and not return_lse:
         return dense_attention(q, k, v, scale=scale)
     mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
     chosen = explain(q, k, mask, implementation).implementation
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    if chosen in get_args(KernelImplementation):
+    if chosen in KERNELS:
         if factor <= 0:
             raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
         both: Any = attend(_kernel(chosen), q, k, v, mask, factor)
@@ -142,14 +148,14 @@ def block_mass(
         over all blocks of keys if `lse` is that of dense attention.
 
     Raises:
-        NotImplementedError: If the asked implementation cannot serve the call.
+        KernelUnavailable: If the asked implementation cannot serve the call.
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
     reason = "some keys do not count" if kv_lengths is not None else _device_refusal("mosaic_gpu")
     kernel: Any = None if reason else _kernel("mosaic_gpu")
     reason = reason or kernel.refusal_of_blocks(q, block_q, block_kv)
     if implementation == "mosaic_gpu" and reason:
-        raise NotImplementedError(f"mosaic_gpu: {reason}; use implementation='xla'")
+        raise KernelUnavailable(f"mosaic_gpu: {reason}; use implementation='xla'")
     if implementation == "xla" or reason:
         sums = looped_mass(q, k, lse, block_q, block_kv, factor, kv_lengths)
     else:
@@ -166,29 +172,36 @@ def explain(
 ) -> Choice:
     """Says which implementation of block-sparse attention serves a call, and why.
 
-    `mosaic_gpu` is for H100 and H200, `pallas_tpu` for TPUs; each is chosen there. `reference`
-    is attention under the mask of all pairs. `xla` runs anywhere and grows with the width of the
-    lists; it is chosen where they hold at most half of the key blocks.
+    `mosaic_gpu` is for H100 and H200, `pallas_tpu` for TPUs; each is chosen there. `cudnn` is for
+    B100 and B200 with NVIDIA's cuDNN frontend, and never chosen unasked. `reference` is attention
+    under the mask of all pairs. `xla` runs anywhere and grows with the width of the lists; it is
+    chosen where they hold at most half of the key blocks.
 
     Raises:
         ValueError: If the mask is made for other sizes.
-        NotImplementedError: If the asked implementation cannot serve the call.
+        KernelUnavailable: If the asked implementation cannot serve the call.
     """
     _check(q, k, mask)
-    reasons = {name: _kernel_refusal(name, q, k, mask) for name in get_args(KernelImplementation)}
     if implementation is not None:
-        if reasons.get(implementation):
-            raise NotImplementedError(
-                f"{implementation}: {reasons[implementation]}; use implementation='xla'"
-            )
-        return Choice(implementation, "it was asked for")
-    for name, reason in reasons.items():
-        if not reason:
-            return Choice(name, "it is the kernel for this device")
+        reason = _kernel_refusal(implementation, q, k, mask) if implementation in KERNELS else ""
+        if reason:
+            raise KernelUnavailable(f"{implementation}: {reason}; use implementation='xla'")
+        return _choice(implementation, "it was asked for")
+    reasons = {}
+    for name in get_args(AutomaticImplementation):
+        reasons[name] = _kernel_refusal(name, q, k, mask)
+        if not reasons[name]:
+            return _choice(name, "it is the kernel for this device")
     width, blocks = mask.kv_indices.shape[3], mask.grid[1]
     why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
     why = f"the lists have room for {width} of {blocks} key blocks ({why})"
     return Choice("xla" if 2 * width <= blocks else "reference", why)
+
+
+def _choice(name: SparseImplementation, reason: str) -> Choice:
+    """Returns a choice, with what its kernel says of itself."""
+    about = _kernel(name).about() if name in KERNELS else ""
+    return Choice(name, f"{reason}; {about}" if about else reason)
 
 
 @functools.cache
@@ -202,6 +215,10 @@ def _kernel(name: KernelImplementation) -> Kernel:
         from pallas_kernels.attention.pallas_tpu import PallasTPU
 
         return PallasTPU()
+    if name == "cudnn":
+        from pallas_kernels.attention.cudnn import Cudnn
+
+        return Cudnn()
     raise ValueError(f"no kernel is called {name}")
 
 

@@ -12,6 +12,10 @@ from pallas_kernels.attention.reference import exact
 from pallas_kernels.block_mask import BlockMask
 
 
+class KernelUnavailable(NotImplementedError):
+    """An implementation that was asked for cannot serve the call; the message says why."""
+
+
 @runtime_checkable
 class Kernel(Protocol):
     """Forward and backward pass on one kind of device; frozen, for it is part of the program."""
@@ -23,6 +27,10 @@ class Kernel(Protocol):
         mask: BlockMask,
     ) -> str:
         """Returns why the kernel cannot serve such a call here; empty if it can."""
+        ...
+
+    def about(self) -> str:
+        """Says what a user should know of the choices of the kernel here; mostly empty."""
         ...
 
     def forward(

@@ -11,6 +11,7 @@ import pytest
 from pallas_kernels import BlockMask, block_mass, block_sparse_attention, explain
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
@@ -41,6 +42,14 @@ def problem(case: str, dtype: str = "bfloat16") -> tuple[BlockMask, tuple[Any, .
     return mask, random_inputs(1, mask, heads=heads, kv_heads=kv_heads, size=size, dtype=dtype)
 
 
+def forward_sizes(mask: BlockMask) -> ForwardSizes:
+    return ForwardSizes.of("NVIDIA H200", mask.block_q, mask.block_kv, 128)
+
+
+def backward_sizes(mask: BlockMask) -> BackwardSizes:
+    return BackwardSizes.of("NVIDIA H200", mask.block_kv, 128)
+
+
 def seen(lists, places, sizes, keys_have_kinds):
     """The pairs that lists and places allow, computed as the kernels do, entry by entry."""
     (indices, counts), (low, high), (rows, columns) = lists, places, sizes
@@ -66,7 +75,7 @@ def batched(array):
 @pytest.mark.parametrize("case", CASES)
 def test_lists_and_places_allow_the_pairs_of_the_mask(case):
     mask, _ = problem(case)
-    lists, tiles, kinds = prepare(mask, 2, CASES[case][4], 132)
+    lists, tiles, kinds = prepare(mask, 2, CASES[case][4], 132, forward_sizes(mask))
     arrays = [batched(x) for x in (lists.indices * (1 if kinds.masked else 2), lists.counts)]
     sizes = mask.block_q, mask.block_kv
     places = batched(lists.kv_places), batched(lists.q_places)
@@ -81,7 +90,7 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
 def test_walks_are_the_lists_from_the_side_of_the_keys(case):
     mask, _ = problem(case)
     heads = CASES[case][4], CASES[case][5]
-    walks, shape = prepare_walks(mask, 2, heads, 132)
+    walks, shape = prepare_walks(mask, 2, heads, 132, backward_sizes(mask))
     arrays = [batched(x) for x in (walks.indices, walks.counts)]
     sizes = mask.block_kv, mask.block_q
     places = batched(walks.q_places), batched(walks.kv_places)
@@ -102,14 +111,14 @@ def test_walks_of_heads_that_share_keys_begin_where_the_others_are():
     draw = np.random.default_rng(0)
     blocks = draw.random((1, 1, 96, 300)) < draw.random((1, 1, 1, 300))
     mask = BlockMask.from_dense(blocks, block_q=64, block_kv=128, q_len=64 * 96, kv_len=128 * 300)
-    walks, _ = prepare_walks(mask, 1, (12, 4), 8)
+    walks, _ = prepare_walks(mask, 1, (12, 4), 8, backward_sizes(mask))
     assert walks.firsts.shape == (1, 4, 300) and walks.starts.shape == (1, 12, 300)
     late = np.asarray(walks.firsts[0, 2:])
     assert np.all(np.abs(np.bincount(late.reshape(-1)) / late.size - 1 / 3) < 0.1)
     begun = np.asarray(walks.starts[0, 6:] / np.maximum(walks.counts[0], 1)).reshape(-1)
     assert np.all(np.abs(np.histogram(begun, 4, (0, 1))[0] / begun.size - 1 / 4) < 0.1)
     np.testing.assert_array_equal(walks.starts[:, 0::3], walks.starts[:, 1::3])
-    alone, _ = prepare_walks(mask, 1, (4, 4), 8)
+    alone, _ = prepare_walks(mask, 1, (4, 4), 8, backward_sizes(mask))
     assert not np.any(np.asarray(alone.firsts))
 
 
@@ -117,7 +126,7 @@ def test_every_tile_is_computed_once_and_workers_have_equal_work():
     draw = np.random.default_rng(0)
     blocks = draw.random((1, 3, 96, 96)) < draw.random((1, 3, 96, 1)) ** 3  # a few long lists
     mask = BlockMask.from_dense(blocks, block_q=128, block_kv=128, q_len=96 * 128, kv_len=96 * 128)
-    lists, tiles, kinds = prepare(mask, 1, 3, 8)
+    lists, tiles, kinds = prepare(mask, 1, 3, 8, forward_sizes(mask))
     order = np.asarray(lists.order)
     assert kinds.ordered and tiles.groups == 1
     assert sorted(order) == list(range(3 * 96))

@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels import BlockMask, block_sparse_attention
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
+from pallas_kernels.attention.pallas_tpu.tiles import Limits
 from pallas_kernels.attention.reference import masked_attention
 from tests.pallas_kernels.cases import (
     exact_attention,
@@ -20,7 +21,7 @@ from tests.pallas_kernels.cases import (
     token_mask,
 )
 
-KERNEL = PallasTPU(interpret=True, queries=128, keys=128)
+KERNEL = PallasTPU(interpret=True, limits=Limits(queries=128, keys=128, parts=4))
 SIZES: dict[str, Any] = {"q_len": 130, "kv_len": 300, "block_q": 64, "block_kv": 64}
 SEEDS = range(4)  # of masks of one shape, which compiles once
 

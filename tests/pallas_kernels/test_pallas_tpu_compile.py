@@ -4,8 +4,7 @@ import importlib.util
 
 import pytest
 
-from pallas_kernels.attention.pallas_tpu import WORKING
-from tests.pallas_kernels import schedule
+from pallas_kernels.attention.pallas_tpu import WORKING, schedule
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,8 +18,8 @@ BUSY = 0.8  # of the time of an inner loop, its matrix products
 
 @pytest.fixture(autouse=True)
 def libtpu_beside_other_processes(monkeypatch):
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in schedule.ALONE.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("chip", schedule.TOPOLOGIES)
@@ -43,7 +42,7 @@ def test_gradients_compile(chip):
 
 @pytest.mark.parametrize("chip", ["v5e", "v5p"])
 def test_the_matrix_unit_is_busy(chip):
-    loops = schedule.loops(chip, 128)
+    (loops,) = schedule.loops(chip, 128)
     if not loops:
         pytest.skip("this libtpu writes no *final_bundles.txt: its schedule cannot be read")
     for name, loop in loops.items():

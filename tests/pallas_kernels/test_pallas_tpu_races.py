@@ -13,10 +13,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import BlockMask
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
+from pallas_kernels.attention.pallas_tpu.tiles import Limits
 from tests.pallas_kernels.cases import random_inputs
 
 SIZES: dict[str, Any] = {"q_len": 64, "kv_len": 250, "block_q": 32, "block_kv": 64}
-KERNEL = PallasTPU(interpret=True, queries=128, keys=128)
+KERNEL = PallasTPU(interpret=True, limits=Limits(queries=128, keys=128, parts=4))
 
 
 @functools.partial(jax.jit, static_argnums=0)

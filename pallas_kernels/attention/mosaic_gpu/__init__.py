@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.attention import tables
 from pallas_kernels.attention.kernel import whole_blocks
 from pallas_kernels.attention.mosaic_gpu.backward import backward
 from pallas_kernels.attention.mosaic_gpu.forward import forward
 from pallas_kernels.attention.mosaic_gpu.mass import ROWS, TILE_SIZE, mass
+from pallas_kernels.attention.mosaic_gpu.sizes import (
+    KERNEL,
+    BackwardSizes,
+    ForwardSizes,
+    mass_stages,
+)
 from pallas_kernels.attention.mosaic_gpu.tiles import prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.block_mask import BlockMask
@@ -24,6 +31,10 @@ class MosaicGPU:
 
     processors: int | None = None
     """Streaming multiprocessors to use; all of the default device if None."""
+    forward_sizes: ForwardSizes | None = None
+    """Tiles of the forward pass; None: as the tables say for the default device."""
+    backward_sizes: BackwardSizes | None = None
+    """The same of the backward pass."""
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
@@ -31,9 +42,9 @@ class MosaicGPU:
 
     def refusal_of_blocks(self, q: Any, block_q: int, block_kv: int) -> str:
         """The same for blocks of a size, without a mask."""
-        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
-        if capability != "9.0":
-            return f"the GPU has compute capability {capability}, not 9.0 (H100, H200)"
+        reason = self.refusal_of_device()
+        if reason:
+            return reason
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             return f"the inputs are {q.dtype}, not bfloat16 or float16"
         if q.shape[-1] > 128:
@@ -45,12 +56,25 @@ class MosaicGPU:
             )
         return ""
 
+    def refusal_of_device(self) -> str:
+        """The same for any call."""
+        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
+        if capability != "9.0":
+            return f"the GPU has compute capability {capability}, not 9.0 (H100, H200)"
+        return ""
+
+    def about(self) -> str:
+        """Says whose tile sizes serve, if the tables do not know this device."""
+        return tables.about(KERNEL, _device())
+
     def forward(
         self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
     ) -> tuple[Array, Array]:
         """Returns attended values and the log-sum-exp of the scores."""
-        work = prepare(mask, q.shape[0], q.shape[2], self._processors)
-        out, lse = forward(_padded(q), _padded(k), _padded(v), work, scale, self._processors)
+        blocks, inputs = (mask.block_q, mask.block_kv), (_padded(q), _padded(k), _padded(v))
+        sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks, inputs[0].shape[3])
+        work = prepare(mask, q.shape[0], q.shape[2], self._processors, sizes)
+        out, lse = forward(*inputs, work, scale, self._processors)
         return out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
 
     def backward(
@@ -65,8 +89,9 @@ class MosaicGPU:
         delta: Array,
     ) -> tuple[Array, Array, Array]:
         """Returns the gradients; those of queries differ in last bits from call to call."""
-        heads = q.shape[2], k.shape[2]
-        walks = prepare_walks(mask, q.shape[0], heads, self._processors)
+        heads, size = (q.shape[2], k.shape[2]), _padded(q).shape[3]
+        sizes = self.backward_sizes or BackwardSizes.of(_device(), mask.block_kv, size)
+        walks = prepare_walks(mask, q.shape[0], heads, self._processors, sizes)
         if mask.kv_lengths is not None:
             known = mask.kv_counted[:, : k.shape[1], None, None]
             k, v = jnp.where(known, k, 0), jnp.where(known, v, 0)
@@ -90,7 +115,9 @@ class MosaicGPU:
         """Returns the sums of the weights of blocks of queries and keys, multiples of 64."""
         unit = 64 if block_kv % TILE_SIZE else TILE_SIZE
         levels = whole_blocks(lse, TILE_SIZE)
-        sums = mass(_padded(q), _padded(k), levels, unit, scale, k.shape[1], self._processors)
+        inputs = _padded(q), _padded(k), levels
+        stages = mass_stages(_device(), inputs[0].shape[3])
+        sums = mass(*inputs, unit, scale, k.shape[1], self._processors, stages)
         rows, columns = -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)
         per_row, per_column = block_q // ROWS, block_kv // unit
         sizes = (*sums.shape[:2], rows * per_row, columns * per_column)
@@ -102,6 +129,10 @@ class MosaicGPU:
     @property
     def _processors(self) -> int:
         return self.processors or jax.devices()[0].core_count
+
+
+def _device() -> str:
+    return jax.devices()[0].device_kind
 
 
 def _padded(x: Float[Array, "B L N D"]) -> Float[Array, "B l N d"]:

@@ -66,7 +66,7 @@ def backward(
     lists, shape = walks
     batch, length, heads, size = q.shape
     steps, parts, groups = lse.shape[2] // STEP, shape.parts, shape.groups
-    q_stages, out_stages = 2, 3 - groups
+    q_stages, out_stages = shape.q_stages, shape.out_stages
     columns = size // STEP
     d_q = jax.new_ref(jnp.zeros((batch, heads, steps, columns, *FRAGMENT), jnp.float32))
 
@@ -74,7 +74,7 @@ def backward(
         return plgpu.SMEM(sizes, q.dtype, transforms=SWIZZLE)
 
     rows = plgpu.SMEM((groups * q_stages, STEP), jnp.float32)
-    options = _Options(shape, scale, heads // k.shape[2], q_stages, out_stages)
+    options = _Options(shape, scale, heads // k.shape[2])
     blocks = -(-lists.starts.shape[2] // groups)
     d_k, d_v = launch(
         "block_sparse_attention_backward",
@@ -103,8 +103,6 @@ class _Options(NamedTuple):
     shape: Shape
     scale: float
     shared_heads: int  # of queries per head of keys
-    q_stages: int
-    out_stages: int
 
 
 class _Refs(NamedTuple):
@@ -186,7 +184,7 @@ class _Group:
         self.tile = block * shape.groups + index
         self.tiles = refs.walks.starts.shape[2]
         self.threads = 128 * shape.parts + 32
-        q_stages, out_stages = options.q_stages, options.out_stages
+        q_stages, out_stages = shape.q_stages, shape.out_stages
         base = FIRST_BARRIER + index * (q_stages + out_stages)
         self.q_free = lambda step: base + lax.rem(step, q_stages)
         self.out_free = lambda step: base + q_stages + lax.rem(step, out_stages)
@@ -327,9 +325,9 @@ class _Group:
         """Computes the gradients of 64 keys and values, and those of the queries on the way."""
         refs, options, split = self.refs, self.options, self.shape.q_split
         part = warpgroup if self.shape.parts > 1 else 0
-        for slot in range(options.q_stages):
+        for slot in range(self.shape.q_stages):
             arrive(self.q_free(jnp.int32(slot)), self.threads)
-        for slot in range(options.out_stages):
+        for slot in range(self.shape.out_stages):
             arrive(self.out_free(jnp.int32(slot)), self.threads)
 
         @pl.when(self.tile < self.tiles)

@@ -35,7 +35,6 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
 TILE_SIZE = 128  # queries and keys of a tile
 ROWS = 64  # queries of a warpgroup
 WARPS = 4  # of a warpgroup
-STAGES = 4  # tiles of keys in shared memory
 
 
 def mass(
@@ -46,6 +45,7 @@ def mass(
     scale: float,
     keys: int,
     processors: int,
+    stages: int,
 ) -> Float[Array, "B N T U"]:
     """Returns the sum of the weights of 64 queries and the keys of a unit.
 
@@ -58,18 +58,19 @@ def mass(
         scale: Factor of the scores.
         keys: Keys that count, from the first.
         processors: Streaming multiprocessors of the device.
+        stages: Tiles of keys in shared memory.
     """
     batch, _, heads, size = q.shape
     tiles, units = lse.shape[2] // ROWS, -(-keys // TILE_SIZE) * (TILE_SIZE // unit)
     parts = launch(
         "block_mass",
-        functools.partial(_kernel, _Options(unit, scale * LOG2E, keys, processors)),
+        functools.partial(_kernel, _Options(unit, scale * LOG2E, keys, processors, stages)),
         jax.ShapeDtypeStruct((batch, heads, tiles, units, WARPS), jnp.float32),
         [
             plgpu.SMEM((2, ROWS, size), q.dtype, transforms=SWIZZLE),
-            plgpu.SMEM((STAGES, TILE_SIZE, size), q.dtype, transforms=SWIZZLE),
+            plgpu.SMEM((stages, TILE_SIZE, size), q.dtype, transforms=SWIZZLE),
             plgpu.Barrier(num_arrivals=2),
-            plgpu.Barrier(num_barriers=STAGES),
+            plgpu.Barrier(num_barriers=stages),
         ],
         {"processor": processors},
     )(q, k, lse * LOG2E)
@@ -81,6 +82,7 @@ class _Options(NamedTuple):
     scale: float  # of scores, for powers of two
     keys: int
     processors: int
+    stages: int
 
 
 class _Refs(NamedTuple):
@@ -156,7 +158,7 @@ class _Walk:
                 plgpu.copy_gmem_to_smem(source, refs.q_tiles.at[half], refs.q_full)
 
             def load_keys(step: Any, state: Any) -> Any:
-                slot = lax.rem(done + step, STAGES)
+                slot = lax.rem(done + step, self.options.stages)
                 sync(self.K_FREE + slot, self.THREADS)
                 rows = pl.ds(place(step) * TILE_SIZE, TILE_SIZE)
                 source = refs.k.at[batch, rows, lax.div(head, shared_heads)]
@@ -170,7 +172,7 @@ class _Walk:
     def compute(self, part: Any) -> None:
         """Adds up the weights of 64 queries of all tiles."""
         refs = self.refs
-        for slot in range(STAGES):
+        for slot in range(self.options.stages):
             arrive(self.K_FREE + slot, self.THREADS)
         arrive(self.Q_FREE, self.THREADS)
 
@@ -182,7 +184,7 @@ class _Walk:
             target = refs.parts.at[batch, head, tile * 2 + part]
 
             def scores(step: Any, meanwhile: Any) -> Array:
-                slot = lax.rem(done + step, STAGES)
+                slot = lax.rem(done + step, self.options.stages)
                 plgpu.barrier_wait(refs.k_full.at[slot])
 
                 def products(s_ref: Any) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
 from pallas_kernels.block_mask import BlockMask
 
 NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
@@ -25,22 +26,19 @@ class Tiles:
     """Queries of a tile."""
     kv: int
     """Keys of a tile."""
-    k_stages: int = 2
+    k_stages: int
     """Tiles of keys in shared memory, per group of warpgroups."""
-    v_stages: int = 2
+    v_stages: int
     """The same of values."""
-    q_split: int = 1
+    q_split: int
     """Tiles in a block of queries."""
-    kv_split: int = 1
+    kv_split: int
     """Tiles in a block of keys."""
 
     @classmethod
-    def of(cls, mask: BlockMask) -> "Tiles":
-        """Returns the tiles for blocks of a size, which multiples of 64 divide."""
-        q = 64 if mask.block_q % 128 else 128
-        kv = 64 if q == 64 or mask.block_kv % 128 else 128
-        stages = {(128, 128): (2, 2), (128, 64): (4, 4), (64, 64): (3, 2)}[q, kv]
-        return cls(q, kv, *stages, q_split=mask.block_q // q, kv_split=mask.block_kv // kv)
+    def of(cls, mask: BlockMask, sizes: ForwardSizes) -> "Tiles":
+        """Returns the tiles for the blocks of a mask, which they divide."""
+        return cls(*sizes, q_split=mask.block_q // sizes.q, kv_split=mask.block_kv // sizes.kv)
 
     @property
     def groups(self) -> int:
@@ -96,7 +94,7 @@ class Work(NamedTuple):
     kinds: Kinds
 
 
-def prepare(mask: BlockMask, batch: int, heads: int, processors: int) -> Work:
+def prepare(mask: BlockMask, batch: int, heads: int, processors: int, sizes: ForwardSizes) -> Work:
     """Makes what the forward pass reads of a mask.
 
     Args:
@@ -104,8 +102,9 @@ def prepare(mask: BlockMask, batch: int, heads: int, processors: int) -> Work:
         batch: Rows of the batch.
         heads: Heads of the queries.
         processors: Streaming multiprocessors of the device.
+        sizes: Of its tiles.
     """
-    tiles = Tiles.of(mask)
+    tiles = Tiles.of(mask, sizes)
     workers = processors * tiles.groups
     count = mask.grid[0] * tiles.q_split
     kinds = Kinds(

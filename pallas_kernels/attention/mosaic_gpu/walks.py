@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, places, with_kinds
 from pallas_kernels.block_mask import BlockMask
 
@@ -45,6 +46,10 @@ class Shape(NamedTuple):
     """Tiles in a block of keys."""
     partial: bool
     """Whether blocks may be attended to in part."""
+    q_stages: int
+    """Steps of queries in shared memory, for each tile of keys."""
+    out_stages: int
+    """The same of the gradients of values."""
 
     @property
     def groups(self) -> int:
@@ -58,7 +63,7 @@ class Shape(NamedTuple):
 
 
 def prepare_walks(
-    mask: BlockMask, batch: int, heads: tuple[int, int], processors: int
+    mask: BlockMask, batch: int, heads: tuple[int, int], processors: int, sizes: BackwardSizes
 ) -> tuple[Walks, Shape]:
     """Makes what the backward pass reads of a mask.
 
@@ -67,18 +72,20 @@ def prepare_walks(
         batch: Rows of the batch.
         heads: Of the queries, and of the keys.
         processors: Streaming multiprocessors of the device.
+        sizes: Of its tiles.
     """
     turned = mask.transpose()
-    parts = 1 if mask.block_kv % (2 * STEP) else 2
     shape = Shape(
-        parts=parts,
+        parts=sizes.parts,
         q_split=mask.block_q // STEP,
-        kv_split=mask.block_kv // (parts * STEP),
+        kv_split=mask.block_kv // (sizes.parts * STEP),
         partial=mask.by_place,
+        q_stages=sizes.q_stages,
+        out_stages=sizes.out_stages,
     )
     counts = turned.kv_counts
-    sizes, at_once = (batch, *heads, shape.kv_split), processors * shape.groups
-    firsts, starts = beginnings(turned.kv_indices, counts, mask.grid[0], sizes, at_once)
+    dealt, at_once = (batch, *heads, shape.kv_split), processors * shape.groups
+    firsts, starts = beginnings(turned.kv_indices, counts, mask.grid[0], dealt, at_once)
     indices = with_kinds(turned) if shape.partial else turned.kv_indices
     q_places, kv_places = places(mask)
     q_places = jnp.stack([jnp.broadcast_to(jnp.int16(NEVER), q_places.shape), q_places], 1)

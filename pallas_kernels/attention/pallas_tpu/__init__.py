@@ -2,31 +2,31 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.attention import tables
 from pallas_kernels.attention.pallas_tpu.backward import Inputs, backward_kv, backward_q
 from pallas_kernels.attention.pallas_tpu.forward import forward
 from pallas_kernels.attention.pallas_tpu.lists import pack
 from pallas_kernels.attention.pallas_tpu.tiles import (
-    KEYS,
+    KERNEL,
     LANES,
-    LEAST_BACKWARD,
-    LEAST_FORWARD,
-    QUERIES,
     SUBLANES,
+    WHOLE,
+    Limits,
     Tiles,
-    piece,
 )
 from pallas_kernels.attention.pallas_tpu.walk import Options
 from pallas_kernels.block_mask import BlockMask
 
 __all__ = ["PallasTPU"]
 
+Pass = Literal["forward", "backward_q", "backward_kv"]
 WORKING = 16 << 20  # bytes of vector memory, for all but keys and values of a head
 
 
@@ -36,10 +36,8 @@ class PallasTPU:
 
     interpret: Any = False
     """False on a TPU; True or `pltpu.InterpretParams` to run without one."""
-    queries: int = QUERIES
-    """Queries of a tile, at most; a multiple of 128, and so are `keys`."""
-    keys: int = KEYS
-    """Keys that are computed with at once, at most."""
+    limits: Limits | None = None
+    """What a step computes at most, in every pass; None: as the tables say for the chip."""
     resident: bool | None = None
     """Whether keys and values of a head lie in vector memory; None: if they fit."""
 
@@ -50,13 +48,17 @@ class PallasTPU:
             return f"the default device is {kind}, not a TPU from v4 on"
         if q.dtype not in (jnp.bfloat16, jnp.float32):
             return f"the inputs are {q.dtype}, not bfloat16 or float32"
-        for block, most in ((mask.block_q, self.queries), (mask.block_kv, self.keys)):
-            if block % SUBLANES or not piece(block, most):
+        for block in (mask.block_q, mask.block_kv):
+            if block % SUBLANES or (block > WHOLE and block % LANES):
                 return (
                     f"blocks of {block} tokens: they must be a multiple of {SUBLANES}, and above "
-                    f"{most} have a divisor up to {most} that is one of {LANES}"
+                    f"{WHOLE} one of {LANES}"
                 )
         return ""
+
+    def about(self) -> str:
+        """Says whose tile sizes serve, if the tables do not know this chip."""
+        return tables.about(KERNEL, self._chip)
 
     def forward(
         self,
@@ -71,7 +73,7 @@ class PallasTPU:
             _by_head(x, block)
             for x, block in ((q, mask.block_q), (k, mask.block_kv), (v, mask.block_kv))
         )
-        options = self._options(mask, keys, LEAST_FORWARD)
+        options = self._options("forward", mask, keys)
         out, lse = forward(queries, keys, values, pack(mask, options.tiles), scale, options)
         lse = lse.reshape(q.shape[0], q.shape[2], -1)[:, :, : q.shape[1]]
         if mask.q_lengths is not None:
@@ -97,10 +99,10 @@ class PallasTPU:
         arrays = queries(q), keys(k), keys(v), queries(d_out)
         lse, delta = (x.reshape(len(arrays[0]), -1) for x in (lse, delta))
         inputs = Inputs(*arrays, lse, delta)
-        options = self._options(mask, inputs.k, LEAST_BACKWARD)
+        options = self._options("backward_q", mask, inputs.k)
         turned = mask.transpose()
         d_q = backward_q(inputs, pack(mask, options.tiles), scale, options)
-        options = self._options(turned, inputs.q, LEAST_BACKWARD)
+        options = self._options("backward_kv", turned, inputs.q)
         lists = pack(turned, options.tiles, cut=False)
         d_k, d_v = (
             _by_token(x.reshape(len(arrays[1]), -1, *x.shape[1:]).sum(1), k).astype(k.dtype)
@@ -108,24 +110,22 @@ class PallasTPU:
         )
         return _by_token(d_q, q), d_k, d_v
 
-    def _options(self, mask: BlockMask, like: Any, least: int) -> Options:
+    def _options(self, part: Pass, mask: BlockMask, like: Any) -> Options:
         """Returns how a pass runs whose keys and values are like an array `[X, K, D]`."""
         listed = mask.kv_indices.shape[3] * mask.block_kv
-        tiles = Tiles.of(
-            mask.block_q,
-            mask.block_kv,
-            listed,
-            queries=self.queries,
-            keys=self.keys,
-            least=least,
-        )
+        limits = self.limits or Limits.of(self._chip, part, mask.block_q)
+        tiles = Tiles.of(mask.block_q, mask.block_kv, listed, limits)
         held = 2 * like.shape[1] * like.shape[2] * like.dtype.itemsize
         resident = self.resident
         if resident is None:
             free = 0 if self.interpret else pltpu.get_tpu_info().vmem_capacity_bytes - WORKING
             resident = held <= free
         memory = held + WORKING if resident else None
-        return Options(dataclasses.replace(tiles, resident=resident), memory, self.interpret)
+        return Options(tiles._replace(resident=resident), memory, self.interpret)
+
+    @property
+    def _chip(self) -> str:
+        return "an interpreter" if self.interpret else str(pltpu.get_tpu_info().chip_version)
 
 
 def _by_head(x: Float[Array, "B L N D"], block: int) -> Float[Array, "X l d"]:

@@ -1,22 +1,33 @@
 """What a kernel computes at a time."""
 
-import dataclasses
 import math
+from typing import NamedTuple
 
+from pallas_kernels.attention import tables
+
+KERNEL = "pallas_tpu"
 LANES = 128
 SUBLANES = 16  # rows of 16 bits that are stored together: a block begins with a new run
-
-# From the static schedule (`python -m tests.pallas_kernels.schedule`): at D = 128 on v5e and v5p
-# all passes keep the matrix unit busy for 80 % of the time or more.
-QUERIES = 512
-KEYS = 512
-MOST_PARTS = 4
-LEAST_FORWARD = 512
-LEAST_BACKWARD = 256
+WHOLE = 512  # tokens of a block that need not be cut: it may be no multiple of 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
+class Limits(NamedTuple):
+    """What a step computes at most: an entry of the tables, for a pass and a block of its rows."""
+
+    queries: int
+    """Queries of a tile; a multiple of 128, and so are `keys`."""
+    keys: int
+    """Keys of a part of a step."""
+    parts: int
+    """Parts of a step."""
+
+    @classmethod
+    def of(cls, chip: str, part: str, block: int) -> "Limits":
+        """Returns those of the tables, for a pass and a block of the rows of its scores."""
+        return cls(**tables.entry(KERNEL, chip, part, str(block)).sizes)
+
+
+class Tiles(NamedTuple):
     """How rows and columns of the scores are cut: queries and keys, or the other way round."""
 
     q: int
@@ -36,30 +47,19 @@ class Tiles:
     """Whether all keys and values of a head lie in vector memory, or are fetched for each step."""
 
     @classmethod
-    def of(
-        cls,
-        block_q: int,
-        block_kv: int,
-        listed: int,
-        *,
-        queries: int = QUERIES,
-        keys: int = KEYS,
-        least: int = 1,
-    ) -> "Tiles":
+    def of(cls, block_q: int, block_kv: int, listed: int, limits: Limits) -> "Tiles":
         """Returns tiles for blocks of a size that `piece` can cut.
 
         Args:
             block_q: Queries of a block.
             block_kv: Keys of a block.
             listed: Keys for which a list has room: a step has no more.
-            queries: Queries of a tile, at most.
-            keys: Keys of a part, at most, but for a multiple of 128.
-            least: Queries of a tile for which one part per step is enough, or fewer in total.
+            limits: What a step has at most, but that keys are a multiple of 128.
         """
-        q, kv = piece(block_q, queries), piece(block_kv, keys)
+        q, kv = piece(block_q, limits.queries), piece(block_kv, limits.keys)
         unit = LANES // math.gcd(kv, LANES)
-        gather = unit * max(1, min(keys, listed) // (kv * unit))
-        parts = max(1, min(least // q, MOST_PARTS, listed // (kv * gather)))
+        gather = unit * max(1, min(limits.keys, listed) // (kv * unit))
+        parts = max(1, min(limits.parts, listed // (kv * gather)))
         return cls(q, kv, gather, parts, block_q // q, block_kv // kv)
 
     @property
@@ -74,7 +74,11 @@ class Tiles:
 
 
 def piece(block: int, most: int) -> int:
-    """Returns the largest equal part of a block that has at most `most` tokens; 0 if none fits."""
+    """Returns the largest equal part of a block that has at most `most` tokens.
+
+    A block without one stays whole if it has few tokens; 0 if it has many.
+    """
     if block <= most:
         return block
-    return next((n for n in range(most, 0, -LANES) if block % n == 0), 0)
+    parts = (n for n in range(most, 0, -LANES) if block % n == 0)
+    return next(parts, block if block <= WHOLE else 0)

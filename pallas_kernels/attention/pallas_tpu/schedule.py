@@ -1,15 +1,15 @@
 """Compiles the TPU kernels without a TPU, and reads memory and static schedule of what comes out.
 
-`ALLOW_MULTIPLE_LIBTPU_LOAD=1 JAX_PLATFORMS=cpu python -m tests.pallas_kernels.schedule v5e 128 256`
-prints, for one chip and blocks of 128 and of 256 tokens, which share of the time of an inner loop
-its matrix products need; overheads of a loop are counted, those of a row of queries are not.
+It needs the wheel libtpu, and the environment `ALONE` before that is loaded.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +19,27 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels import BlockMask
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
-from pallas_kernels.attention.pallas_tpu.tiles import LEAST_BACKWARD, LEAST_FORWARD, Tiles
+from pallas_kernels.attention.pallas_tpu.tiles import Limits, Tiles
+from pallas_kernels.block_mask import BlockMask
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 FLOPS_PER_CYCLE = {  # peak in bf16 over clock, per core: data sheets; the clock of v6e is a guess
+    "v4": 275e12 / 2 / 1.05e9,
     "v5e": 197e12 / 1.5e9,
     "v5p": 459e12 / 2 / 1.75e9,
     "v6e": 918e12 / 1.75e9,
 }
+# For a compiler that has no TPU, and may share its machine with others.
+ALONE = {
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 PASSES = {"forward": 2, "backward_q": 3, "backward_kv": 4}  # matrix products of each
-HEADS, LENGTH, LISTED = 2, 8192, 32
+HEADS, LENGTH = 2, 8192
 
 
 def chips(chip: str) -> Any:
@@ -60,14 +68,22 @@ def mask_like(heads: int, length: int, block: int, listed: int, *, places: bool 
     )
 
 
-def compiled(chip: str, mask: Any, heads: int, *, size: int = 128, backward: bool = False) -> Any:
+def compiled(
+    chip: str,
+    mask: Any,
+    heads: int,
+    *,
+    size: int = 128,
+    backward: bool = False,
+    kernel: PallasTPU | None = None,
+) -> Any:
     """Compiles attention, or its gradients, for one core of a chip."""
     mesh = Mesh(chips(chip)[:1], ("x",))
     x = jax.ShapeDtypeStruct((1, mask.q_len, heads, size), jnp.bfloat16)
 
     def run(q: Any, k: Any, v: Any, mask: BlockMask) -> Any:
         def values(*arrays: Any) -> Any:
-            both: Any = attend(PallasTPU(), *arrays, mask, size**-0.5)
+            both: Any = attend(kernel or PallasTPU(), *arrays, mask, size**-0.5)
             return both[0]
 
         if not backward:
@@ -122,45 +138,59 @@ def inner_loop(bundles: str) -> Loop:
     return Loop(rest + plain, rest + masked)
 
 
-def loops(chip: str, block: int, size: int = 128) -> dict[str, Loop]:
-    """Compiles in another process, because the compiler reads its options once."""
+def loops(
+    chip: str, block: int, limits: Iterable[Limits | None] = (None,), size: int = 128
+) -> list[dict[str, Loop]]:
+    """Returns the inner loop of each pass, for every choice of what a step computes.
+
+    Another process compiles, because the compiler reads its options once. None is the choice of
+    the tables. A choice that does not compile has no loops, and all have none where the compiler
+    writes no schedule.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        command = [sys.executable, "-m", __spec__.name, "compile", chip, str(block), str(size)]
-        subprocess.run(
-            command,
-            env={**os.environ, "LIBTPU_INIT_ARGS": options, "JAX_PLATFORMS": "cpu"},
+        options += " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+        command = [sys.executable, "-m", __spec__.name, chip, str(block), str(size), folder]
+        done = subprocess.run(
+            [*command, json.dumps(list(limits))],
+            env={**os.environ, **ALONE, "LIBTPU_INIT_ARGS": options},
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        found = {}
-        for name in PASSES:
-            texts = [
-                path.read_text(errors="replace")
-                for path in Path(folder).glob("*final_bundles.txt")
-                if f"attention_{name}_" in re.sub(r"[.-]", "_", path.name)
-            ]
-            if texts:
-                found[name] = inner_loop(max(texts, key=len))
-        return found
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [{name: Loop(*loop) for name, loop in each.items()} for each in found]
 
 
-def busy(chip: str, block: int, name: str, loop: Loop, size: int = 128) -> float:
-    """Returns the share of a step in which the matrix unit must work, at its peak."""
-    least = LEAST_FORWARD if name == "forward" else LEAST_BACKWARD
-    listed = LISTED * block if name != "backward_kv" else LENGTH
-    tiles = Tiles.of(block, block, listed, least=least)
-    flops = 2 * PASSES[name] * tiles.q * tiles.keys * tiles.parts * size
+def busy(chip: str, block: int, part: str, loop: Loop, limits: Limits | None = None) -> float:
+    """Returns the share of a step in which the matrix unit must work, at its peak and D = 128."""
+    tiles = Tiles.of(block, block, LENGTH, limits or Limits.of(chip, part, block))
+    flops = 2 * PASSES[part] * tiles.q * tiles.keys * tiles.parts * 128
     return flops / FLOPS_PER_CYCLE[chip] / loop.plain
 
 
+def _dumped(chip: str, block: int, size: int, folder: Path, limits: Any) -> dict[str, Loop]:
+    """Compiles both passes, and reads and removes what the compiler writes."""
+    jax.config.update("jax_enable_compilation_cache", False)  # or nothing is compiled
+    kernel = PallasTPU(limits=None if limits is None else Limits(*limits))
+    try:
+        mask = mask_like(HEADS, LENGTH, block, LENGTH // block)
+        compiled(chip, mask, HEADS, size=size, backward=True, kernel=kernel)
+    except jax.errors.JaxRuntimeError:  # memory does not suffice
+        return {}
+    texts: dict[str, str] = {}
+    for path in folder.iterdir():
+        name = re.sub(r"[.-]", "_", path.name)
+        part = next((part for part in PASSES if f"attention_{part}_" in name), "")
+        if part and path.name.endswith("final_bundles.txt"):
+            texts[part] = max(path.read_text(errors="replace"), texts.get(part, ""), key=len)
+        path.unlink()
+    return {part: inner_loop(text) for part, text in texts.items()}
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "compile":
-        chip, block, size = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-        compiled(chip, mask_like(HEADS, LENGTH, block, LISTED), HEADS, size=size, backward=True)
-    else:
-        chip, *blocks = sys.argv[1:]
-        for block in map(int, blocks):
-            for name, loop in loops(chip, block).items():
-                share = busy(chip, block, name, loop)
-                print(f"{chip} block {block:4} {name:12} {loop} {share:.0%}", flush=True)
+    chip, block, size, folder, listed = sys.argv[1:]
+    results = [
+        _dumped(chip, int(block), int(size), Path(folder), limits) for limits in json.loads(listed)
+    ]
+    print(json.dumps(results))

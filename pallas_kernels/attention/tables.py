@@ -1,0 +1,77 @@
+"""Tile sizes by kernel and device: data in `tiles.json`, which `tune.py` beside it writes.
+
+`PALLAS_KERNELS_TILES` names another file, which is then read in its place.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+VARIABLE = "PALLAS_KERNELS_TILES"
+PACKAGED = Path(__file__).with_name("tiles.json")
+
+
+class Entry(NamedTuple):
+    """The tile sizes of a pass.
+
+    Attributes:
+        sizes: Numbers by name.
+        device: The documented device whose sizes they are.
+    """
+
+    sizes: dict[str, int]
+    device: str
+
+
+def path() -> Path:
+    """Returns the file of the tables."""
+    return Path(os.environ.get(VARIABLE) or PACKAGED)
+
+
+@functools.cache
+def tables(file: Path) -> dict[str, Any]:
+    """Returns sizes by kernel, device, pass and blocks; `from` says how a device's were found."""
+    return json.loads(file.read_text())
+
+
+def documented(kernel: str, device: str) -> str:
+    """Returns a device if it is in the tables of a kernel, else the last that is: the newest."""
+    devices = tables(path())[kernel]
+    return device if device in devices else list(devices)[-1]
+
+
+def entry(kernel: str, device: str, part: str, blocks: str) -> Entry:
+    """Returns the tile sizes of a pass for blocks of a size.
+
+    Args:
+        kernel: As implementations are called.
+        device: What it runs on; one that is not documented has the sizes of the newest.
+        part: The pass.
+        blocks: As in the tables: all sizes that matter, joined by `x`. Where there is but one,
+            the largest that is documented up to it serves, else the smallest.
+
+    Raises:
+        KeyError: If the tables do not know such blocks.
+    """
+    near = documented(kernel, device)
+    known = tables(path())[kernel][near][part]
+    if blocks not in known and blocks.isdecimal():
+        sizes = sorted(map(int, known))
+        blocks = str(max((n for n in sizes if n <= int(blocks)), default=sizes[0]))
+    return Entry(known[blocks], near)
+
+
+def about(kernel: str, device: str) -> str:
+    """Says whose tile sizes a device has, if not its own; empty if they are its own."""
+    near = documented(kernel, device)
+    return "" if near == device else f"its tiles are those of {near}: it has none for {device}"
+
+
+def write(file: Path, kernel: str, device: str, found: dict[str, Any]) -> None:
+    """Puts what was found for a device into a file of tables, which is made if there is none."""
+    known = json.loads(file.read_text()) if file.exists() else json.loads(PACKAGED.read_text())
+    known[kernel][device] = known[kernel].get(device, {}) | found
+    file.write_text(json.dumps(known, indent=1) + "\n")
+    tables.cache_clear()

@@ -1,0 +1,130 @@
+"""Chooses the tile sizes of the kernels for a device, and writes them into the tables.
+
+On an H100 or H200 every choice is timed; for TPUs the compiler's schedule is read, for which no
+TPU is needed but the wheel libtpu:
+
+    python -m pallas_kernels.attention.tune
+    python -m pallas_kernels.attention.tune --chips v5e v6e
+
+`--table FILE` writes a copy, which serves where `PALLAS_KERNELS_TILES` names it.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import tables
+from pallas_kernels.attention.bench import seconds
+from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
+from pallas_kernels.attention.pallas_tpu import schedule
+from pallas_kernels.attention.pallas_tpu.tiles import WHOLE, Limits
+from pallas_kernels.block_mask import BlockMask
+
+LISTED = 8192  # keys of a list on TPUs: .1 of those of a video at 720p
+TPU_BLOCKS = (128, 256, 512)
+GPU_BLOCKS, GPU_SIZES = tuple(itertools.product((128, 64), repeat=2)), (128, 64)
+HEADS, DENSITY = 12, 0.25
+
+Row = tuple[str, str, Any, float]  # pass, blocks, sizes, cost
+
+
+def tpu_choices(block: int) -> list[Limits]:
+    """Returns what a step may compute, for blocks of a size; at most two million pairs."""
+    queries = min(block, WHOLE)
+    shapes = itertools.product((512, 1024), (1, 2, 4))
+    return [Limits(WHOLE, *shape) for shape in shapes if queries * shape[0] * shape[1] < 2**20]
+
+
+def tpu(chip: str, blocks: tuple[int, ...] = TPU_BLOCKS) -> Iterator[Row]:
+    """Yields the cost of every choice on a chip: of a pair that counts, in cycles of a core.
+
+    A step takes as long as its instructions, or as its matrix products if these take longer. A
+    list is walked in whole steps, so that half a step, less half a block, is computed in vain.
+    """
+    for block in blocks:
+        choices = tpu_choices(block)
+        for limits, loops in zip(choices, schedule.loops(chip, block, choices), strict=True):
+            wasted = max(limits.keys * limits.parts - block, 0) / 2 / LISTED
+            for part, loop in loops.items():
+                busy = min(schedule.busy(chip, block, part, loop, limits), 1.0)
+                ideal = 2 * schedule.PASSES[part] * 128 / schedule.FLOPS_PER_CYCLE[chip]
+                yield part, str(block), limits, ideal / busy * (1 + wasted)
+
+
+def gpu(length: int = 16_384) -> Iterator[Row]:
+    """Yields the seconds of every choice on this device, a quarter of all blocks listed."""
+    for size, (block_q, block_kv) in itertools.product(GPU_SIZES, GPU_BLOCKS):
+        mask = _listed(length, block_q, block_kv)
+        keys = jax.random.split(jax.random.key(0), 4)
+        shape = (1, length, HEADS, size)
+        q, k, v, d_out = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
+        blocks = f"{block_q}x{block_kv}x{size}"
+        for sizes in ForwardSizes.possible(block_q, block_kv, size):
+            kernel = MosaicGPU(forward_sizes=sizes)
+            program = jax.jit(
+                lambda q, k, v, mask, kernel=kernel: kernel.forward(q, k, v, mask, 0.1)
+            )
+            yield "forward", blocks, sizes, seconds(program, q, k, v, mask)
+        if block_q != 128:  # the backward pass takes 64 queries at a time, whatever the block
+            continue
+        _, lse = MosaicGPU().forward(q, k, v, mask, 0.1)
+        delta = jnp.zeros_like(lse)
+        for sizes in BackwardSizes.possible(block_kv, size):
+            kernel = MosaicGPU(backward_sizes=sizes)
+            program = jax.jit(lambda *x, kernel=kernel: kernel.backward(*x[:3], x[3], 0.1, *x[4:]))
+            time = seconds(program, q, k, v, mask, lse, d_out, delta)
+            yield "backward", f"{block_kv}x{size}", sizes, time
+
+
+def _listed(length: int, block_q: int, block_kv: int) -> BlockMask:
+    """Returns random lists of equal length, of blocks that need not be square."""
+    sizes: dict[str, Any] = {"block_q": block_q, "block_kv": block_kv}
+    shape = (1, HEADS, length // block_q, length // block_kv)
+    scores = jax.random.uniform(jax.random.key(1), shape)
+    count = round(DENSITY * shape[3])
+    return BlockMask.from_top(scores, count=count, q_len=length, kv_len=length, **sizes)
+
+
+def chosen(rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """Returns the cheapest choice for each pass and blocks, as the tables have it."""
+    least: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        best = least.setdefault(row[:2], row)
+        least[row[:2]] = min(best, row, key=lambda row: row[3])
+    found: dict[str, dict[str, Any]] = {}
+    for part, blocks, sizes, _ in least.values():
+        found.setdefault(part, {})[blocks] = sizes._asdict()
+    return found
+
+
+def main() -> None:
+    """Prints the cost of every choice, and writes the best ones."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chips", nargs="+", choices=list(schedule.TOPOLOGIES), default=[])
+    parser.add_argument("--table", type=Path, default=tables.path(), help="file to write to")
+    options = parser.parse_args()
+    refused = "" if options.chips else MosaicGPU().refusal_of_device()
+    if refused:
+        parser.error(f"{refused}; --chips names TPUs")
+    kernel = "pallas_tpu" if options.chips else "mosaic_gpu"
+    command = f"python -m {__spec__.name} {' '.join(sys.argv[1:])}".strip()
+    for device in options.chips or [jax.devices()[0].device_kind]:
+        rows = []
+        for row in tpu(device) if options.chips else gpu():
+            rows.append(row)
+            part, blocks, sizes, cost = row
+            print(f"{device} {part:12} {blocks:11} {sizes} {cost:.4g}", flush=True)
+        found = {"from": f"{command}, jax {jax.__version__}", **chosen(rows)}
+        tables.write(options.table, kernel, device, found)
+        print(f"{device} is in {options.table}")
+
+
+if __name__ == "__main__":
+    main()
