@@ -6,7 +6,7 @@ programs, and two systems that differ in structure never do.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,9 +35,13 @@ from jvdm.samplers import (
     fused_carry,
     guided,
     guided_carry,
+    guided_carry_together,
+    guided_together,
     make_denoiser,
     rectified_flow,
 )
+from jvdm.samplers.joint import all_branches
+from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import PredictionKind
 from jvdm.samplers.rules import LevelsRule, MatrixRule
 from jvdm.samplers.tiling import Place, cut
@@ -57,7 +61,7 @@ class Sampling:
     """Which level each frame has at each row."""
     solver: Solver = dataclasses.field(default=Euler(), metadata={"static": True})
     """How a frame goes from one level to the next."""
-    guidance: Guidance = ClassifierFree(4.0)
+    guidance: Guidance | Mapping[str, Guidance] = ClassifierFree(4.0)
     """Which branches are evaluated and how they are joined."""
     policy: Policy | None = dataclasses.field(default=None, metadata={"static": True})
     """Which tokens attend to which; None is the policy that the model was made with."""
@@ -83,6 +87,9 @@ class System:
 
     Parameters are `{"text", "model", "vae"}`; those of the autoencoder are a `LatentSpace`,
     which holds mean and standard deviation of its latents too.
+
+    A system of several modalities has an autoencoder for each, a `FrozenDict` by name; its latents,
+    calls, matrices and guidance are dicts by these names, and one network sees them all.
 
     Attributes:
         text: Text encoder: `read(prompts)` on the host, then `apply` to states and lengths.
@@ -140,22 +147,27 @@ class System:
 
     def init(self, key: Key) -> PyTree:
         """Returns fresh parameters of all networks; traceable."""
-        frames = jnp.zeros((1, 1, *self.vae.strides[1:], 3))
-        vae = self.vae.init(named(key, "vae"), frames)["params"]
-        channels = self.vae.latent_channels
-        space = LatentSpace(vae, jnp.zeros(channels), jnp.ones(channels))
-        return {**self.init_denoiser(key), "vae": space}
+
+        def space(vae: Any) -> LatentSpace:
+            channels = getattr(vae, "channels", 3)  # what is coded are pictures, or says its own
+            frames = jnp.zeros((1, vae.num_frames(1), *vae.strides[1:], channels))
+            params, channels = vae.init(named(key, "vae"), frames)["params"], vae.latent_channels
+            return LatentSpace(params, jnp.zeros(channels), jnp.ones(channels))
+
+        return {**self.init_denoiser(key), "vae": each(space, self.vae)}
 
     def init_denoiser(self, key: Key) -> PyTree:
         """Returns fresh `{"text", "model"}` parameters."""
         ids = jax.tree.map(jnp.asarray, self.text.read(("",))[0])
         text = self.text.init(named(key, "text"), ids)
         side = self.model.patch
-        latents = jnp.zeros((1, 1, side, side, self.vae.latent_channels))
+        latents: Any = each(
+            lambda vae: jnp.zeros((1, 1, side, side, vae.latent_channels)), self.vae
+        )
         told = Conditions(text=TextStates(*self.text.apply(text, ids)))
         if "channel" in self.model.ports:
             told = Conditions(told.text, ChannelCondition(latents, latents[..., 0] > 0))
-        call = Call.at(latents[..., 0, 0, 0])
+        call = each(lambda latents: Call.at(latents[..., 0, 0, 0]), latents)
         model = self.model.init(named(key, "dit"), latents, call, told, None)
         return {"text": text["params"], "model": model["params"]}
 
@@ -165,6 +177,12 @@ class System:
         """Returns the conditions for what `text.read` made of prompts, and known latents."""
         text = TextStates(*self.text.apply({"params": params["text"]}, ids))
         return Conditions(text=text, channel=channel)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the guidance branches that the network is asked about, of all modalities."""
+        guidance: Any = every(self.sampling.guidance, self.vae)
+        return all_branches(guidance) if isinstance(guidance, Mapping) else guidance.branches
 
     def predict(self, params: PyTree, told: Conditions) -> Predict:
         """Returns the network as a function of latents, call and carry."""
@@ -187,17 +205,17 @@ class System:
                 that go without (`dropped`).
         """
         if channel is not None:
-            keeps = ["channel" not in dropped(name) for name in self.sampling.guidance.branches]
+            keeps = ["channel" not in dropped(name) for name in self.branches]
             known = jnp.concatenate([channel.known & keep for keep in keeps])
             channel = ChannelCondition(jnp.concatenate([channel.latents] * len(keeps)), known)
         return self.told(params, ids, channel)
 
-    def denoiser(self, params: PyTree, conditions: Conditions) -> Denoiser:
-        """Returns the guided network as a function of latents, call and carry."""
-        guidance, tiles = self.sampling.guidance, self.sampling.tiles
+    def denoiser(self, params: PyTree, conditions: Conditions) -> Any:
+        """Returns the guided network: a `Denoiser`, of modalities a `JointDenoiser`."""
+        guidance, tiles = every(self.sampling.guidance, self.vae), self.sampling.tiles
 
-        def denoiser_of(names: Sequence[str]) -> Denoiser:
-            told = _branches(conditions, guidance.branches, names)
+        def denoiser_of(names: Sequence[str]) -> Any:
+            told = _branches(conditions, self.branches, names)
 
             def told_so(told: Conditions) -> Denoiser:
                 condition = None if told.channel is None else told.channel.latents
@@ -208,6 +226,8 @@ class System:
                 return told_so(told)
             return fused(tiles, lambda place: told_so(_in_tile(told, tiles, place)))
 
+        if isinstance(guidance, Mapping):
+            return guided_together(guidance, denoiser_of, self.process)
         denoise, context = guided(guidance, denoiser_of, self.process), self.sampling.context
         return denoise if context is None else context.around(denoise, self.process)
 
@@ -216,16 +236,25 @@ class System:
         tiles = self.sampling.tiles
         return (window, height, width) if tiles is None else tiles.size(window, height, width)
 
-    def start(self, shape: Sequence[int], window: int) -> PyTree:
+    def start(
+        self, shape: Sequence[int] | Mapping[str, Sequence[int]], window: int | Mapping[str, int]
+    ) -> PyTree:
         """Returns the first carry of a denoiser for latents `[B, F, H, W, C]`.
 
         Args:
-            shape: Sizes of the latents of the run.
+            shape: Sizes of the latents of the run, of each modality where there are several.
             window: Latent frames that the network sees at once.
 
         Raises:
             JvdmError: If the attention policy cannot run on these sizes.
         """
+        if isinstance(shape, Mapping):
+            batch = next(iter(shape.values()))[0] * len(self.branches)
+            positions = each(lambda shape: jnp.arange(shape[1], dtype=jnp.float32), shape)
+            seen = each(lambda shape, window: (window, *shape[2:4]), shape, every(window, shape))
+            rules: Any = every(self.sampling.guidance, shape)
+            return guided_carry_together(rules, self.network.start(seen, positions, batch), shape)
+        assert not isinstance(window, Mapping)
         batch, latent_frames, height, width, _ = shape
         tiles, positions = self.sampling.tiles, jnp.arange(latent_frames, dtype=jnp.float32)
         sizes = self.seen(window, height, width)
@@ -236,17 +265,22 @@ class System:
 
         return guided_carry(self.sampling.guidance, carry_of, shape)
 
-    def encode(self, params: PyTree, frames: Frames) -> Latents:
-        """Returns the standardised latents of a video."""
-        space = params["vae"]
-        posterior: Any = self.vae.apply({"params": space.params}, frames, method="encode")
-        return space.standardize(posterior.mean)
+    def encode(self, params: PyTree, frames: Frames | Mapping[str, Array]) -> Any:
+        """Returns the standardised latents of a video, or of every modality."""
 
-    def decode(self, params: PyTree, latents: Latents) -> Frames:
-        """Returns the frames of standardised latents, about 0..1, not clipped."""
-        space = params["vae"]
-        latents = space.restore(latents)
-        return self.vae.apply({"params": space.params}, latents, method="decode")
+        def encode(vae: Any, space: LatentSpace, frames: Array) -> Latents:
+            posterior: Any = vae.apply({"params": space.params}, frames, method="encode")
+            return space.standardize(posterior.mean)
+
+        return each(encode, self.vae, params["vae"], frames)
+
+    def decode(self, params: PyTree, latents: Latents | Mapping[str, Latents]) -> Any:
+        """Returns the frames of standardised latents, about 0..1, not clipped; or of each."""
+
+        def decode(vae: Any, space: LatentSpace, latents: Latents) -> Array:
+            return vae.apply({"params": space.params}, space.restore(latents), method="decode")
+
+        return each(decode, self.vae, params["vae"], latents)
 
 
 def rules_of(system: System) -> dict[str, Any]:

@@ -5,7 +5,7 @@ guidance scale or timestep matrix of the same shape finds its program in JAX's c
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from jaxtyping import UInt32
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
 from jvdm.errors import NumericsError
+from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions
 from jvdm.parallel.mesh import constrain_batch
-from jvdm.samplers import StreamRows, StreamState, TimestepMatrix
+from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
+from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import corrupt, expand
 from jvdm.samplers.sampler import State
 from jvdm.system import System
@@ -50,29 +52,49 @@ def tell(
 @functools.partial(jax.jit, static_argnames=("shape", "mesh"))
 def begin(
     system: System,
-    matrix: TimestepMatrix,
+    matrix: TimestepMatrix | Mapping[str, TimestepMatrix],
     seeds: UInt32[Array, " B"],
-    noise: Latents | None,
-    placed: tuple[Placed, ...],
-    shape: tuple[int, ...],
+    noise: Latents | Mapping[str, Latents] | None,
+    placed: tuple[Placed, ...] | Mapping[str, tuple[Placed, ...]],
+    shape: tuple[int, ...] | Mapping[str, tuple[int, ...]],
     mesh: Mesh | None,
 ) -> State:
     """Returns the state before the first row: every frame at the level that the row says.
 
-    The noise of a video depends on its own seed and on the latent frame alone.
+    The noise of a video depends on its own seed and on the latent frame alone, that of one of
+    several modalities on its name too.
     """
     key = jax.vmap(jax.random.key)(seeds)
+    names = {name: name for name in shape} if isinstance(shape, Mapping) else None
+    keys = each(
+        lambda name: key if name is None else jax.vmap(lambda k: named(k, name))(key), names
+    )
+    source, process = system.sampling.noise or samplers.initial_noise, system.process
+    given = (every(value, shape) for value in (noise, placed, source, process))
+    x = each(_begun, shape, matrix, keys, *given)
+    carry = system.start(shape, each(lambda matrix: matrix.window, matrix))
+    return _spread(samplers.start(system.sampling.solver, x, key[0], carry), mesh)
+
+
+def _begun(
+    shape: tuple[int, ...],
+    matrix: TimestepMatrix,
+    keys: Array,
+    noise: Latents | None,
+    placed: tuple[Placed, ...],
+    source: NoiseInitialiser,
+    process: Process,
+) -> Latents:
+    """Returns latents at the levels of the first row; there is a key for each sample."""
     if noise is None:
-        first, source = jnp.zeros(1, jnp.int32), system.sampling.noise or samplers.initial_noise
-        noise = jax.vmap(lambda one: source(one, first, shape[1], shape[2:])[0])(key)
+        first = jnp.zeros(1, jnp.int32)
+        noise = jax.vmap(lambda one: source(one, first, shape[1], shape[2:])[0])(keys)
     assert noise is not None
     clean = jnp.zeros(shape)
     for values, columns in placed:
         clean = clean.at[:, columns].set(values)
     t = jnp.broadcast_to(samplers.times(matrix)[:1], shape[:2])
-    x = jnp.where(expand(t == 0, noise), clean, corrupt(system.process, clean, t, noise))
-    carry = system.start(shape, matrix.window)
-    return _spread(samplers.start(system.sampling.solver, x, key[0], carry), mesh)
+    return jnp.where(expand(t == 0, noise), clean, corrupt(process, clean, t, noise))
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
@@ -80,7 +102,7 @@ def denoise_row(
     system: System,
     params: PyTree,
     conditions: Conditions,
-    matrix: TimestepMatrix,
+    matrix: TimestepMatrix | Mapping[str, TimestepMatrix],
     state: State,
     row: Int[Array, ""],
     mesh: Mesh | None,

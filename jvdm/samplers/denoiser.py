@@ -1,7 +1,8 @@
 """What the samplers know of a network: a function from `x` and a call to data and noise."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jaxtyping import Shaped
 
 from jvdm.arrays import Array, Bool, Float, Int, PyTree
 from jvdm.errors import ConfigError
+from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import PredictionKind, Process, Values, expand, to_x0_eps
 
 
@@ -82,6 +84,11 @@ Denoiser = Callable[[Array, Call, PyTree], tuple[Denoised, PyTree]]
 attention policy, momentum); None when it remembers nothing.
 """
 
+JointDenoiser = Callable[
+    [Mapping[str, Array], Mapping[str, Call], PyTree], tuple[Mapping[str, Denoised], PyTree]
+]
+"""A `Denoiser` of several modalities: one evaluation of a network on the windows of all."""
+
 Predict = Callable[[Array, Call, PyTree], tuple[Array, PyTree]]
 """`(x, call, carry) -> (prediction, carry)`: a network with its conditions.
 
@@ -91,11 +98,11 @@ Predict = Callable[[Array, Call, PyTree], tuple[Array, PyTree]]
 
 def make_denoiser(
     predict: Predict,
-    process: Process,
-    prediction: PredictionKind = "velocity",
+    process: Process | Mapping[str, Process],
+    prediction: PredictionKind | Mapping[str, PredictionKind] = "velocity",
     condition: Shaped[Array, "#B _ ..."] | None = None,
 ) -> Denoiser:
-    """Turns a network into a denoiser.
+    """Turns a network into a denoiser, of one value or of several modalities.
 
     Args:
         predict: The network with its parameters and conditions; told
@@ -105,22 +112,27 @@ def make_denoiser(
         condition: Clean latents of all frames that a `conditioned` process leads to.
     """
 
-    def denoise(x: Values, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
+    def split(process: Process, kind: PredictionKind, value: Values, x: Values, call: Call):
+        return Denoised(*to_x0_eps(process, kind, value, x, call.t))
+
+    def denoise(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
         value, carry = ask(predict, process, x, call, carry, condition)
-        return Denoised(*to_x0_eps(process, prediction, value, x, call.t)), carry
+        return each(split, every(process, x), every(prediction, x), value, x, call), carry
 
     return denoise
 
 
 def ask(
     predict: Predict,
-    process: Process,
-    x: Values,
-    call: Call,
+    process: Process | Mapping[str, Process],
+    x: Values | Mapping[str, Array],
+    call: Call | Mapping[str, Call],
     carry: PyTree,
     condition: Shaped[Array, "#B _ ..."] | None = None,
-) -> tuple[Values, PyTree]:
+) -> tuple[Any, PyTree]:
     """Asks a network in the way that its process says, in training as in sampling.
+
+    Of several modalities, latents and calls are dicts by name.
 
     Returns:
         Its prediction in float32, told `process.model_time` of the levels and fed `x`, with the
@@ -129,6 +141,15 @@ def ask(
     Raises:
         ConfigError: If the process needs a condition and there is none.
     """
+    shown = each(_shown, every(process, x), x, call, every(condition, x))
+    value, carry = predict(each(itemgetter(0), shown), each(itemgetter(1), shown), carry)
+    return each(lambda value: value.astype(jnp.float32), value), carry
+
+
+def _shown(
+    process: Process, x: Values, call: Call, condition: Shaped[Array, "#B _ ..."] | None
+) -> tuple[Values, Call]:
+    """Returns what a network is fed, and the times that it is told."""
     t, fed = call.t, x
     if process.conditioned:
         if condition is None:
@@ -141,9 +162,7 @@ def ask(
         fed = x + expand(process.pull(t), x) * shown
     if process.scale_input:
         fed = fed / expand(jnp.hypot(process.alpha(t) * process.data_std, process.sigma(t)), x)
-    told = Call(process.model_time(t), process.model_time(call.t_next), call.row)
-    value, carry = predict(fed, told, carry)
-    return value.astype(jnp.float32), carry
+    return fed, Call(process.model_time(t), process.model_time(call.t_next), call.row)
 
 
 def in_window(values: Array, row: Row, window: int, axis: int = 1) -> Array:

@@ -10,10 +10,10 @@ import numpy as np
 from jvdm.arrays import Array, Float, Key, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
-from jvdm.samplers.denoiser import Denoised, PerFrame
+from jvdm.samplers.denoiser import Denoised, JointDenoiser, PerFrame
 from jvdm.samplers.guidance import Guidance, remembered, repeated
 from jvdm.samplers.matrices import TimestepMatrix, from_index
-from jvdm.samplers.modalities import JointDenoiser, each, every
+from jvdm.samplers.modalities import each, every
 from jvdm.samplers.noise import initial_noise
 from jvdm.samplers.process import Process
 

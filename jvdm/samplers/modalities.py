@@ -12,14 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, PyTree
+from jvdm.arrays import Array
 from jvdm.errors import ConfigError
-from jvdm.samplers.denoiser import Call, Denoised
-
-JointDenoiser = Callable[
-    [Mapping[str, Array], Mapping[str, Call], PyTree], tuple[Mapping[str, Denoised], PyTree]
-]
-"""A `Denoiser` of several modalities: one evaluation of a network on the windows of all."""
 
 
 def each(function: Callable[..., Any], first: Any, *others: Any) -> Any:

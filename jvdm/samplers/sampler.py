@@ -21,9 +21,9 @@ import numpy as np
 from jvdm.arrays import Array, Bool, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError
 from jvdm.keys import addressed_normal, named
-from jvdm.samplers.denoiser import Call, Denoiser, Row
+from jvdm.samplers.denoiser import Call, Denoiser, JointDenoiser, Row
 from jvdm.samplers.matrices import TimestepMatrix, level_at
-from jvdm.samplers.modalities import JointDenoiser, any_of, each, every
+from jvdm.samplers.modalities import any_of, each, every
 from jvdm.samplers.noise import Address, consecutive
 from jvdm.samplers.process import Process, expand
 from jvdm.samplers.solvers import Context, Solver
