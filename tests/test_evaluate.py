@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
     manifest = read_manifest(folder)
     components = {**manifest.components, "reader": to_data(READER)}
     write_manifest(folder, dataclasses.replace(manifest, components=components))
-    params = READER.init(jax.random.key(1), jnp.zeros((1, 9, 64, 64, 3)))["params"]
+    params = nano.drawn(READER.init, jax.random.key(1), jnp.zeros((1, 9, 64, 64, 3)))["params"]
     safetensors.save(folder / "reader.safetensors", params)
     return folder
 

@@ -50,7 +50,7 @@ def memory(monkeypatch):
 @pytest.fixture(scope="module")
 def pipe():
     """The small model with any parameters."""
-    return Pipeline(SYSTEM, jax.jit(SYSTEM.init)(jax.random.key(0)), MANIFEST)
+    return Pipeline(SYSTEM, nano.drawn(SYSTEM.init, jax.random.key(0)), MANIFEST)
 
 
 def cached(frames, sink=0, system=SYSTEM, **rules):

@@ -1,6 +1,8 @@
 """A weights folder of a random model, small enough that every test compiles it in a second."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,18 @@ MANIFEST = Manifest(
 )
 
 
+# Random numbers of a hundred shapes: LLVM would take five times as long to make them fast.
+QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def drawn(init: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what `init` makes, in a program that is compiled quickly and runs once."""
+    return jax.jit(init).lower(*arguments).compile(QUICKLY)(*arguments)
+
+
 def write_weights(folder: Path) -> Path:
     """Writes random weights whose text, levels and latents all have an effect."""
-    for name, params in jax.jit(SYSTEM.init_denoiser)(jax.random.key(0)).items():
+    for name, params in drawn(SYSTEM.init_denoiser, jax.random.key(0)).items():
         safetensors.save(folder / f"{name}.safetensors", params, dtype="float32")
     write_vae(folder)
     write_manifest(folder, MANIFEST)
@@ -45,5 +56,5 @@ def write_weights(folder: Path) -> Path:
 
 def write_vae(folder: Path, seed: int = 0) -> None:
     """Writes a random autoencoder; another seed is another one."""
-    vae = jax.jit(VAE.init)(jax.random.key(seed), jnp.zeros((1, 1, 8, 8, 3)))
+    vae = drawn(VAE.init, jax.random.key(seed), jnp.zeros((1, 1, 8, 8, 3)))
     safetensors.save(folder / "vae.safetensors", vae["params"], dtype="float32")

@@ -87,7 +87,7 @@ RULES = {"video": Projected(3.0, momentum=-0.5), "audio": ClassifierFree(2.0)}
 SYSTEM = System(
     TEXT, Both(), FrozenDict(video=VAE, audio=Waves()), sampling=Sampling(guidance=RULES)
 )
-PARAMS = jax.jit(SYSTEM.init)(jax.random.key(0))
+PARAMS = drawn(SYSTEM.init, jax.random.key(0))
 MATRICES = waves_in_seconds(LEVELS, SECONDS, lag=1)
 
 
