@@ -17,6 +17,7 @@ from typing import Any
 from jvdm.errors import ConfigError, JvdmError
 
 CONFIGS, SYSTEMS = "jvdm.configs", "jvdm.configs.systems"
+FAMILIES = "jvdm.configs.families"
 
 
 def shipped(package: str = CONFIGS) -> list[str]:
@@ -71,6 +72,22 @@ def apply_system(function: Callable[[Any], Any], base: Any, name: str) -> Any:
         what = f"the system {name} returned a {type(made).__name__}"
         raise ConfigError(what, "system(base) returns a System", "use dataclasses.replace(base, …)")
     return made
+
+
+def load_family(pipeline: str) -> types.ModuleType:
+    """Returns the module that reads the folders of a pipeline class of Diffusers.
+
+    It is the one in `configs/families` whose `PIPELINES` name the class.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    found = [importlib.import_module(f"{FAMILIES}.{name}") for name in shipped(FAMILIES)]
+    families = {name: module for module in found for name in module.PIPELINES}
+    if pipeline not in families:
+        what = f"the folder is that of a {pipeline}"
+        raise ConfigError(what, "jvdm does not read it", f"it reads {', '.join(sorted(families))}")
+    return families[pipeline]
 
 
 def load_file(path: Path) -> types.ModuleType:

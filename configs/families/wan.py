@@ -1,13 +1,34 @@
-"""Wan 2.1 text to video: a folder of Diffusers (`WanPipeline`) is a system and a table of names."""
+"""Wan 2.1 text to video: a folder of Diffusers (`WanPipeline`) as a system, and back.
 
+`jvdm.load("Wan2.1-T2V-1.3B-Diffusers")` and `jvdm generate --weights FOLDER` read it. The tables
+say what the published weights call the parameters of our networks. Sizes and levels are those of
+the folder; the published weights were trained at 16 frames a second.
+"""
+
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jvdm.errors import WeightsError
 from jvdm.models.wan import WanDiT
+from jvdm.samplers import (
+    ClassifierFree,
+    DiffusersLevels,
+    Euler,
+    Process,
+    Solver,
+    UniPC,
+    rectified_flow,
+    thousandths,
+    whole_thousandths,
+)
+from jvdm.system import Sampling, System, rules_of
 from jvdm.text.pieces import PieceTokenizer
 from jvdm.text.umt5 import UMT5
 from jvdm.vae.wan import WanVAE
+from jvdm.values import to_data
+from jvdm.weights import Defaults
 from jvdm.weights.convert import (
     CONV_2D,
     CONV_3D,
@@ -22,8 +43,94 @@ from jvdm.weights.convert import (
     halves,
     joined,
 )
+from jvdm.weights.diffusers import CONFIG, Published, Source, read_config
 
 Config = Mapping[str, Any]
+
+PIPELINES = ("WanPipeline",)
+"""Classes of Diffusers whose folders are read here."""
+
+DEFAULTS = Defaults(height=480, width=832, num_frames=81, fps=16.0)
+SIZES = ((480, 832), (832, 480), (720, 1280), (1280, 720))
+STEPS, SCALE = 50, 5.0  # of the published pipeline
+FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+def manifest(folder: Path, index: Config) -> Published:
+    """Returns what a published folder holds.
+
+    Args:
+        folder: The folder.
+        index: What its `model_index.json` says.
+
+    Raises:
+        WeightsError: If a part is missing or cannot be read, or is that of Wan 2.2.
+    """
+    newer = [name for name in ("boundary_ratio", "expand_timesteps") if index.get(name)]
+    newer += ["transformer_2"] if (index.get("transformer_2") or [None])[0] else []
+    if newer:
+        what = f"{folder} is a pipeline with {', '.join(newer)}"
+        raise WeightsError(what, "jvdm knows Wan 2.1, and this is of Wan 2.2", "use Wan 2.1")
+    configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    tokenizer = str((folder / TOKENIZER).absolute())
+    try:
+        text, model = text_encoder(configs["text"], tokenizer), transformer(configs["model"])
+        coder, rules = vae(configs["vae"]), sampling(read_config(folder / SCHEDULER))
+        mean, std = (tuple(configs["vae"][f"latents_{name}"]) for name in ("mean", "std"))
+    except (KeyError, TypeError, IndexError) as error:
+        what = f"a configuration in {folder} is not as Wan 2.1 has it"
+        raise WeightsError(what, f"{error!r}"[:200], "download the folder again") from error
+    system = System(text, model, coder, rules[0], sampling=rules[1])
+    return Published(
+        family="wan",
+        components={name: to_data(getattr(system, name), name) for name in FOLDERS},
+        latent_mean=mean,
+        latent_std=std,
+        defaults=DEFAULTS,
+        trained_frames=DEFAULTS.num_frames,
+        trained_sizes=SIZES,
+        rules=rules_of(system),
+        sources=sources(system),
+    )
+
+
+def sources(system: System) -> dict[str, Source]:
+    """Returns where the parameters of every component of a system are published."""
+    return {
+        "text": Source(FOLDERS["text"], text_encoder_names(), "model"),
+        "model": Source(FOLDERS["model"], transformer_names(system.model)),
+        "vae": Source(FOLDERS["vae"], vae_names(system.vae)),
+    }
+
+
+def sampling(config: Config) -> tuple[Process, Sampling]:
+    """Returns how a scheduler's configuration says that videos are made.
+
+    Raises:
+        WeightsError: If it is of another class, or does not predict velocities of a flow.
+    """
+    name, solver = config.get("_class_name"), None
+    if name == "UniPCMultistepScheduler" and config.get("prediction_type") == "flow_prediction":
+        solver = _unipc(config)
+        process = rectified_flow(whole_thousandths)
+    elif name == "FlowMatchEulerDiscreteScheduler":
+        solver, process = Euler(), rectified_flow(thousandths)
+    if solver is None:
+        what = f"a scheduler {name} of prediction type {config.get('prediction_type')}"
+        why = "Wan is sampled by UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler"
+        raise WeightsError(what, why, "restore scheduler_config.json")
+    levels = DiffusersLevels(STEPS, json.dumps(dict(config)))
+    return process, Sampling(levels, solver=solver, guidance=ClassifierFree(SCALE))
+
+
+def _unipc(config: Config) -> Solver:
+    return UniPC(
+        order=config["solver_order"],
+        rule=config["solver_type"],
+        lower_order_final=config["lower_order_final"],
+    )
 
 
 def transformer(config: Config) -> WanDiT:

@@ -9,13 +9,29 @@ import jax.numpy as jnp
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.pricing import parameter_shapes
+from jvdm.recipes import load_family
 from jvdm.stages import stage
 from jvdm.system import System
 from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
-from jvdm.weights import Manifest, safetensors
+from jvdm.weights import Manifest, read_manifest
+from jvdm.weights.diffusers import read_index
+from jvdm.weights.folder import is_published
 
 DTYPES = ("float32", "bfloat16")
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Reads what a weights folder holds, which may be one of Diffusers.
+
+    Raises:
+        WeightsError: If there is no such folder, or what it says cannot be read or built.
+        ConfigError: If it is that of a pipeline that jvdm does not know.
+    """
+    if not is_published(folder):
+        return read_manifest(folder)
+    index = read_index(folder)
+    return load_family(str(index.get("_class_name"))).manifest(folder, index)
 
 
 def system_of(manifest: Manifest) -> System:
@@ -67,8 +83,7 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
     params: dict[str, Any] = {}
     with stage("load", total=len(expected), unit="part") as bar:
         for name, shapes in expected.items():
-            path, tree = manifest.parameters(folder, name)
-            safetensors.match(path, tree, shapes)
+            _, tree = manifest.parameters(folder, name, shapes)
             params[name] = ready(tree, getattr(system, name))
             bar.update()
     return {**params, "vae": latent_space(params["vae"], manifest)}

@@ -26,7 +26,7 @@ from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
 from jvdm.pipeline import programs, streaming
-from jvdm.pipeline.loading import chosen_dtype, load_parameters, system_of
+from jvdm.pipeline.loading import chosen_dtype, load_parameters, manifest_of, system_of
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.recipes import apply_system, load_system
 from jvdm.samplers.sampler import State
@@ -35,7 +35,7 @@ from jvdm.stages import measuring, seen, stage
 from jvdm.system import OF_A_ROW, System
 from jvdm.vae import tiling
 from jvdm.video import Video
-from jvdm.weights import Manifest, read_manifest
+from jvdm.weights import Manifest
 from jvdm.weights.folder import find, identity
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def load(
     """Loads a model.
 
     Args:
-        path: Weights folder, such as `jvdm train` exports; the name of weights that
-            come with jvdm ("tiny_t2v", "nano"); None is "tiny_t2v".
+        path: Weights folder, such as `jvdm train` exports, or a folder of Diffusers of a family
+            in `configs/families`; the name of weights that come with jvdm ("tiny_t2v",
+            "nano"); None is "tiny_t2v".
         system: A published method on top of the model: the name of one that comes with jvdm
             ("wave"), a Python file with `system(base) -> System`, or such a function.
         sampling: Rules and numbers by name, such as `{"solver": "heun", "matrix": "lag",
@@ -93,7 +94,7 @@ def load(
     folder = find(path)
     with measuring(progress) as stages:
         with stage("load"):
-            dtype, manifest = chosen_dtype(dtype), read_manifest(folder)
+            dtype, manifest = chosen_dtype(dtype), manifest_of(folder)
             made = system_of(manifest)
             if system is not None and not isinstance(system, str | Path):
                 made = apply_system(system, made, getattr(system, "__name__", "that was given"))

@@ -14,7 +14,7 @@ from jvdm.samplers.denoiser import (
     ask,
     make_denoiser,
 )
-from jvdm.samplers.diffusers_levels import diffusers_levels, whole_thousandths
+from jvdm.samplers.diffusers_levels import diffusers_levels, thousandths, whole_thousandths
 from jvdm.samplers.guidance import (
     ClassifierFree,
     Guidance,
@@ -282,6 +282,7 @@ __all__ = [
     "stream_step",
     "stretch_to_terminal",
     "synchronous",
+    "thousandths",
     "times",
     "trig_flow",
     "truncate",

@@ -34,6 +34,8 @@ _REFUSED = {
     "use_lu_lambdas": "its levels depend on a table of noise",
     "rescale_sigmas": "its levels are scaled afterwards",
 }
+NOISIEST = 1.0 - 1e-6
+"""Level at which multistep schedulers on a flow begin."""
 _CURVES = {
     "use_karras_sigmas": karras_levels,
     "use_exponential_sigmas": exponential_levels,
@@ -47,8 +49,8 @@ def diffusers_levels(
     """Returns the grid that a scheduler of Diffusers has after `set_timesteps(num_steps)`.
 
     The process is `rectified_flow` for flow schedulers, the table of the config for the others
-    (`vp_linear`, `vp_scaled_linear`, `vp_cosine_table`, `zero_terminal_snr`), or `edm`. UniPC
-    begins at `1 - 1e-6` there, for fear of a logarithm of 0, and at 1 here.
+    (`vp_linear`, `vp_scaled_linear`, `vp_cosine_table`, `zero_terminal_snr`), or `edm`. UniPC on
+    a flow begins at `1 - 1e-6`, for fear of a logarithm of 0: its second step depends on it.
 
     Args:
         config: What `scheduler_config.json` says, its text or its path.
@@ -101,9 +103,17 @@ def read_scheduler(config: Config | str | Path) -> dict[str, Any]:
 
 
 def whole_thousandths(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns `1000 t` without its fraction: what multistep flow schedulers tell the network."""
+    """Returns `1000 t` without its fraction: what multistep flow schedulers tell the network.
+
+    Of pure noise they say 999, because they begin at `1 - 1e-6` or below.
+    """
     # Levels are float32 numbers: 0.993 is a little less, and means 993.
-    return jnp.floor(1000.0 * t + 1e-3)
+    return jnp.minimum(jnp.floor(1000.0 * t + 1e-3), 999.0)
+
+
+def thousandths(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns `1000 t`: what the other flow schedulers tell the network."""
+    return 1000.0 * t
 
 
 def _flow(config: Config, num_steps: int, mu: float | None) -> Array:
@@ -127,7 +137,8 @@ def _multistep(config: Config, num_steps: int, mu: float | None) -> Array:
     even = np.linspace(1.0, 1.0 / config.get("num_train_timesteps", 1000), num_steps + 1)
     # DPM-Solver spaces the shares of data evenly, so that its first level is not pure noise.
     levels = (1.0 - even)[:0:-1] if config["_class_name"].startswith("DPM") else even[:-1]
-    return _shifted(levels, config, config.get("flow_shift", 1.0), mu)
+    grid = _shifted(levels, config, config.get("flow_shift", 1.0), mu)
+    return jnp.minimum(grid, NOISIEST)
 
 
 def _shifted(levels: np.ndarray, config: Config, shift: float, mu: float | None) -> Array:

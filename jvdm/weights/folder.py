@@ -27,6 +27,7 @@ from jvdm.weights import safetensors
 from jvdm.weights.migration import from_version_1
 
 MANIFEST = "model.json"
+INDEX = "model_index.json"  # of a folder of Diffusers
 CHECKSUMS = "SHA256SUMS"
 VERSION = 2
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -94,11 +95,19 @@ class Manifest:
         """Returns the name of the file with a component's parameters."""
         return self.files.get(name, f"{name}.safetensors").partition("#")[0]
 
-    def parameters(self, folder: str | Path, name: str) -> tuple[Path, dict[str, Any]]:
+    def parameters(
+        self, folder: str | Path, name: str, expected: Mapping[str, Any] | None = None
+    ) -> tuple[Path, dict[str, Any]]:
         """Reads the parameters of a component; returns their file too.
 
+        Args:
+            folder: The weights folder.
+            name: Name of the component.
+            expected: The parameters of its network, whose leaves have a `shape`; None if any do.
+
         Raises:
-            WeightsError: If the file is missing or broken, or holds no floating numbers.
+            WeightsError: If the file is missing or broken, holds no floating numbers, or others
+                than expected.
         """
         path = Path(folder) / self.file_of(name)
         key = self.files.get(name, "").partition("#")[2]
@@ -109,6 +118,8 @@ class Manifest:
         if not isinstance(tree, Mapping):
             raise WeightsError(f"{path} holds one array {key}", "parameters are a folder of arrays")
         safetensors.check_floating(path, tree)
+        if expected is not None:
+            safetensors.match(path, tree, expected)
         return path, dict(tree)
 
 
@@ -195,8 +206,17 @@ def resolved(place: str | Path) -> Path:
 
 def digests(folder: str | Path) -> dict[str, str]:
     """Returns the sha256 of every file of a weights folder, by file name."""
-    files = [Path(folder) / MANIFEST, *sorted(Path(folder).glob("*.safetensors"))]
-    return {path.name: digest(path) for path in files}
+    folder = Path(folder)
+    files = [folder / MANIFEST, *sorted(folder.glob("*.safetensors"))]
+    if is_published(folder):
+        files = [folder / INDEX, *sorted(folder.glob("*/*.json"))]
+        files += sorted(folder.glob("*/*.safetensors"))
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def is_published(folder: Path) -> bool:
+    """Whether this is a folder of Diffusers, and not one of ours."""
+    return (folder / INDEX).is_file() and not (folder / MANIFEST).is_file()
 
 
 def identity(folder: str | Path) -> dict[str, str]:

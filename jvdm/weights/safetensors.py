@@ -121,9 +121,7 @@ def load_stored(path: str | Path) -> dict[str, np.ndarray]:
         WeightsError: If the file is missing, truncated, a git-lfs pointer or corrupt.
     """
     path = Path(path)
-    header, _ = read_header(path)
-    if other := {entry["dtype"] for entry in header.values()} - _DTYPES.keys():
-        raise _corrupt(path, f"jvdm does not know the number type {listed(sorted(other))[:80]}")
+    _known_types(path)
     flat: dict[str, np.ndarray] = {}
     try:
         for name, raw in safetensors.deserialize(path.read_bytes()):
@@ -131,6 +129,33 @@ def load_stored(path: str | Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, ValueError) as error:
         raise _corrupt(path, str(error)) from error
     return flat
+
+
+def map_stored(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns views of the arrays as they are stored: what is not looked at is never read.
+
+    Raises:
+        WeightsError: If the file is missing, truncated, a git-lfs pointer or corrupt.
+    """
+    path = Path(path)
+    header, content = _known_types(path), np.memmap(path, np.uint8, "r")
+    ends = [entry["data_offsets"][1] for entry in header.values()]
+    start, views = content.size - max(ends, default=0), {}
+    for name, entry in header.items():
+        first, last = (start + offset for offset in entry["data_offsets"])
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        if last - first != dtype.itemsize * math.prod(shape):
+            raise _corrupt(path, f"{name} is not as long as its shape")
+        views[name] = content[first:last].view(dtype).reshape(shape)
+    return views
+
+
+def _known_types(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the header of a file whose number types are known."""
+    header, _ = read_header(path)
+    if other := {entry["dtype"] for entry in header.values()} - _DTYPES.keys():
+        raise _corrupt(path, f"jvdm does not know the number type {listed(sorted(other))[:80]}")
+    return header
 
 
 def read_header(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

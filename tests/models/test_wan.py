@@ -20,7 +20,7 @@ from tests.vae.nano import QUICK
 wan = importlib.import_module("jvdm.configs.families.wan")
 REFERENCE = Reference("wan_transformer")
 WAN = wan.transformer(REFERENCE.config).clone(dtype="float32")
-X, TEXT = inputs((2, 4, 3, 8, 12), (2, 7, 16))
+X, TEXT = inputs((2, 4, 3, 8, 12), (2, 7, 32))
 X = jnp.asarray(X.transpose(0, 2, 3, 4, 1))
 TOLD = Conditions(TextStates(jnp.asarray(TEXT), jnp.array([7, 7])))
 FRAMES = jnp.array([[0.0, 400.0, 900.0], [30.0, 60.0, 1000.0]])

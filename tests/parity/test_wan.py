@@ -1,10 +1,15 @@
 """Wan against Diffusers, with the same random weights; `python -m tests.parity.test_wan` stores."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from jvdm.text.pieces import PieceTokenizer
 from tests.parity import references
 from tests.parity.references import drawn, inputs
+from tests.weights.wan_folder import NOISE, PROMPTS, write_wan
 
 torch = pytest.importorskip("torch", reason="parity tests need PyTorch")
 diffusers = pytest.importorskip("diffusers", reason="this one needs Diffusers")
@@ -17,7 +22,7 @@ TRANSFORMER = {
     "attention_head_dim": 24,
     "in_channels": 4,
     "out_channels": 4,
-    "text_dim": 16,
+    "text_dim": 32,
     "freq_dim": 32,
     "ffn_dim": 64,
     "num_layers": 2,
@@ -41,7 +46,7 @@ def transformer():
     """Returns what the reference makes of a level per clip, and of one per frame."""
     network = diffusers.WanTransformer3DModel(**TRANSFORMER)
     given(network, drawn(shapes(network)))
-    x, text = map(torch.from_numpy, inputs((2, 4, 3, 8, 12), (2, 7, 16)))
+    x, text = map(torch.from_numpy, inputs((2, 4, 3, 8, 12), (2, 7, 32)))
     clip = torch.tensor([500.0, 200.0])
     frames = torch.tensor([[0.0, 400.0, 900.0], [30.0, 60.0, 1000.0]])
     tokens = frames[:, :, None].expand(2, 3, 24).reshape(2, -1)
@@ -96,6 +101,8 @@ VAE = {
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "temperal_downsample": [False, True],
+    "scale_factor_temporal": 2,
+    "scale_factor_spatial": 4,
     "latents_mean": [0.1, -0.2, 0.3, 0.0],
     "latents_std": [1.5, 0.7, 2.0, 1.0],
 }
@@ -112,7 +119,45 @@ def autoencoder():
     return VAE, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 
-REFERENCES = {"wan_vae": autoencoder, "wan_transformer": transformer, "umt5": text_encoder}
+def pipeline():
+    """Returns latents and frames of two prompts, made by the whole pipeline from given noise."""
+    transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_wan(Path(name))
+        text = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder")
+        pipe = diffusers.WanPipeline(
+            tokenizer=None,
+            text_encoder=text,
+            vae=diffusers.AutoencoderKLWan.from_pretrained(folder / "vae"),
+            scheduler=diffusers.UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
+            transformer=diffusers.WanTransformer3DModel.from_pretrained(folder / "transformer"),
+        )
+        ids = PieceTokenizer(str(folder / "tokenizer/tokenizer.json")).encode_batch(
+            [*PROMPTS, "", ""]
+        )[0]
+    mask = torch.from_numpy(ids != 0)
+    with torch.no_grad():
+        states = text(torch.from_numpy(ids), mask.long()).last_hidden_state * mask[..., None]
+    sizes = {"height": 16, "width": 32, "num_frames": 5, "num_inference_steps": 4}
+    pipe.set_progress_bar_config(disable=True)
+    told = {"prompt_embeds": states[:2], "negative_prompt_embeds": states[2:]}
+    noise = torch.from_numpy(NOISE.transpose(0, 4, 1, 2, 3).copy())
+    latents = pipe(**told, **sizes, latents=noise, guidance_scale=5.0, output_type="latent").frames
+    mean, std = (
+        torch.tensor(VAE[f"latents_{key}"])[:, None, None, None] for key in ("mean", "std")
+    )
+    with torch.no_grad():
+        frames = pipe.vae.decode(latents * std + mean).sample
+    made = {"ids": ids, "latents": latents, "frames": frames}
+    return {}, {}, {key: np.asarray(value) for key, value in made.items()}
+
+
+REFERENCES = {
+    "wan_vae": autoencoder,
+    "wan_transformer": transformer,
+    "umt5": text_encoder,
+    "wan_pipeline": pipeline,
+}
 
 
 @pytest.mark.parametrize("name", REFERENCES)

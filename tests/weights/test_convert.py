@@ -33,7 +33,7 @@ def part(name):
     reference = Reference(name)
     if name == "wan_transformer":
         network = wan.transformer(reference.config)
-        told = Conditions(TextStates(jnp.zeros((1, 1, 16)), jnp.ones(1, int)))
+        told = Conditions(TextStates(jnp.zeros((1, 1, 32)), jnp.ones(1, int)))
         given = (jnp.zeros((1, 1, 2, 2, 4)), Call.at(jnp.zeros((1, 1))), told)
         table = wan.transformer_names(network)
     elif name == "umt5":

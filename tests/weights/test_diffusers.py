@@ -1,0 +1,160 @@
+"""Folders of Diffusers: a small Wan is loaded, makes what the reference makes, and comes back."""
+
+import functools
+import importlib
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm import cli
+from jvdm.errors import ConfigError, WeightsError
+from jvdm.pipeline.loading import manifest_of, system_of
+from jvdm.pricing import parameter_shapes
+from jvdm.samplers import Euler, UniPC
+from jvdm.weights.diffusers import Published, read_tensors
+from tests.parity.references import Reference, off
+from tests.weights.wan_folder import INDEX, NOISE, PARTS, PROMPTS, SCHEDULER, write_wan
+
+wan = importlib.import_module("jvdm.configs.families.wan")
+MADE = Reference("wan_pipeline").outputs
+SIZES = {"height": 16, "width": 32, "num_frames": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_wan(tmp_path_factory.mktemp("wan"), transformer=100_000)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return jvdm.load(folder, dtype="float32", progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained")
+def test_the_pipeline_makes_what_the_reference_makes(pipe):
+    ids, _ = pipe.system.text.read([*PROMPTS, "", ""])
+    np.testing.assert_array_equal(ids, MADE["ids"])
+    settings = {"latents": NOISE, "num_inference_steps": 4, "seed": 0, "progress": False}
+    latents = pipe(PROMPTS, **SIZES, **settings, output_type="latent")
+    assert off(np.transpose(latents, (0, 4, 1, 2, 3)), MADE["latents"]) < 1e-4  # 1.2e-5 measured
+    frames = pipe.decode(latents).astype(np.float32)
+    expected = np.round(np.clip(MADE["frames"].transpose(0, 2, 3, 4, 1) + 1, 0, 2) * 127.5)
+    assert np.abs(frames - expected).max() <= 1
+
+
+def test_the_folder_says_how_videos_are_made(pipe, tmp_path):
+    rules = pipe.system.sampling
+    assert rules.solver == UniPC(2) and rules.levels.num_steps == 50 and rules.guidance.scale == 5
+    levels = np.asarray(rules.levels())
+    assert levels[0] == np.float32(1 - 1e-6) and abs(levels[25] - 0.75) < 1e-3  # 3/2 over 2
+    process, sampling = wan.sampling(
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0}
+    )
+    assert sampling.solver == Euler() and process.model_time(jnp.float32(0.5)) == 500
+    assert pipe.manifest.latent_std == (1.5, 0.7, 2.0, 1.0)
+    assert repr(pipe) == "Pipeline(wan, 81 frames of 480x832, cpu)"
+    assert set(pipe.identity) > {"model_index.json", "vae/config.json"}
+    assert len([name for name in pipe.identity if name.startswith("transformer/diff")]) == 5
+
+
+def test_the_command_makes_a_video(folder, tmp_path, capsys):
+    sizes = [
+        part for name, size in SIZES.items() for part in (f"--{name.replace('_', '-')}", f"{size}")
+    ]
+    arguments = ["generate", PROMPTS[0], "--weights", str(folder), *sizes, "--dtype", "float32"]
+    arguments += ["--num-inference-steps", "4", "--seed", "1", "--output", str(tmp_path), "--json"]
+    assert cli.main(arguments) == 0
+    (record,) = json.loads(capsys.readouterr().out)["videos"]
+    assert record["weights"]["family"] == "wan" and record["settings"]["fps"] == 16
+
+
+def test_it_comes_back_bit_by_bit(folder, tmp_path):
+    manifest = manifest_of(folder)
+    assert isinstance(manifest, Published)
+    shapes = parameter_shapes(system_of(manifest))
+    shapes["vae"] = shapes["vae"].params
+    params = {name: manifest.parameters(folder, name, shapes[name])[1] for name in shapes}
+    manifest.write(tmp_path / "again", params, folder)
+    again = manifest_of(tmp_path / "again")
+    assert (
+        again.rules == manifest.rules and again.components["model"] == manifest.components["model"]
+    )
+    for place in PARTS:
+        before, after = (read_tensors(where / place) for where in (folder, tmp_path / "again"))
+        assert before.keys() == after.keys()
+        for name, array in before.items():
+            np.testing.assert_array_equal(after[name], array)
+
+
+def copy(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def shard(folder):
+    return sorted((folder / "transformer").glob("*-00002-of-*"))[0]
+
+
+def pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda at: shard(at).unlink(), "00002-of-0000..safetensors does not exist"),
+        (lambda at: shard(at).write_bytes(shard(at).read_bytes()[:-8]), "is truncated"),
+        (lambda at: pointer(shard(at)), "is a git-lfs pointer"),
+        (lambda at: shutil.copy(shard(at), at / "vae/more.safetensors"), "vae holds these"),
+        (lambda at: (at / "vae/config.json").unlink(), "vae/config.json cannot be read"),
+        (lambda at: (at / "vae/config.json").write_text("[]"), "holds no fields"),
+        (lambda at: (at / "vae/config.json").write_text("{}"), "KeyError"),
+        (lambda at: (at / "tokenizer/tokenizer.json").unlink(), "tokenizer.json does not exist"),
+        (
+            functools.partial(lambda name, at: edit(at, name, num_layers=3), "transformer"),
+            "missing: ",
+        ),
+        (
+            functools.partial(lambda name, at: edit(at, name, num_layers=1), "text_encoder"),
+            "not in",
+        ),
+        (
+            functools.partial(lambda name, at: edit(at, name, ffn_dim=32), "transformer"),
+            "wrong shape",
+        ),
+    ],
+)
+def test_a_folder_with_something_wrong_is_refused(folder, tmp_path, harm, said):
+    harmed = copy(folder, tmp_path)
+    harm(harmed)
+    with pytest.raises(WeightsError, match=said):
+        jvdm.load(harmed, dtype="float32", progress=False)
+
+
+def edit(folder, place, **changes):
+    path = folder / place / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"_class_name": "SoraPipeline"}, ConfigError, "a SoraPipeline; jvdm does not read it"),
+        ({"boundary_ratio": 0.875}, WeightsError, "with boundary_ratio; jvdm knows Wan 2.1"),
+        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, WeightsError, "transformer_2"),
+    ],
+)
+def test_another_pipeline_is_refused(tmp_path, changes, error, said):
+    (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, **changes}))
+    with pytest.raises(error, match=said):
+        manifest_of(tmp_path)
+
+
+def test_another_scheduler_is_refused():
+    for change in ({"_class_name": "DDIMScheduler"}, {"prediction_type": "epsilon"}):
+        with pytest.raises(WeightsError, match="Wan is sampled by"):
+            wan.sampling({**SCHEDULER, **change})

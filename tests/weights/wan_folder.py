@@ -1,0 +1,57 @@
+"""A folder of Diffusers with a small Wan in it, of the stored references and drawn weights."""
+
+import importlib
+import json
+from pathlib import Path
+
+from jvdm.files import write_text
+from jvdm.weights.diffusers import write_tensors
+from tests.parity.references import Reference, inputs
+from tests.text.pieces import write_tokenizer
+
+wan = importlib.import_module("jvdm.configs.families.wan")
+PARTS = {"transformer": "wan_transformer", "text_encoder": "umt5", "vae": "wan_vae"}
+PROMPTS = ["a red ball rolls", "a blue ball rests & rolls"]
+(NOISE,) = inputs((2, 3, 4, 8, 4), seed=5)
+INDEX = {
+    "_class_name": "WanPipeline",
+    "_diffusers_version": "0.42.1",
+    "boundary_ratio": None,
+    "expand_timesteps": False,
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "transformer_2": [None, None],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "flow_shift": 3.0,
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "use_flow_sigmas": True,
+}
+
+
+def write_wan(folder: Path, **shards) -> Path:
+    """Writes the folder and returns it; `shards` are bytes of a file by component."""
+
+    def write(name: str, content) -> None:
+        write_text(folder / name, json.dumps(content))
+
+    write("model_index.json", INDEX)
+    write("scheduler/scheduler_config.json", SCHEDULER)
+    write_tokenizer(folder / "tokenizer/tokenizer.json")
+    for place, name in PARTS.items():
+        reference = Reference(name)
+        kind = INDEX[place][1]
+        model_type = {"model_type": "umt5"} if place == "text_encoder" else {}
+        write(f"{place}/config.json", {"_class_name": kind, **model_type, **reference.config})
+        stem = "model" if place == "text_encoder" else "diffusion_pytorch_model"
+        bytes_of = {"shard_bytes": shards[place]} if place in shards else {}
+        write_tensors(folder / place, reference.weights, stem, **bytes_of)
+    return folder
