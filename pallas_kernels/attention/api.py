@@ -1,5 +1,6 @@
 """Attention: one call, several implementations, chosen by what can serve it."""
 
+import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -81,6 +82,7 @@ def block_sparse_attention(
     scale: float | None = None,
     return_lse: bool = False,
     implementation: SparseImplementation | None = None,
+    deterministic: bool = False,
 ) -> Any:
     """Computes attention among the pairs that `mask` allows, and its gradients.
 
@@ -93,6 +95,9 @@ def block_sparse_attention(
         scale: Factor of the products; `1 / sqrt(D)` if None.
         return_lse: Whether the log-sum-exp of the scores is returned too.
         implementation: As `explain` describes; None lets it choose.
+        deterministic: Whether gradients must be the same bits in every call. `mosaic_gpu` then
+            takes more time for those of queries, and `cudnn` refuses; `pallas_tpu` always has
+            such gradients, and what XLA computes with `--xla_gpu_deterministic_ops=true`.
 
     Returns:
         Attended values in the dtype of `q`, zeros for a query that attends to nothing; with
@@ -110,7 +115,12 @@ def block_sparse_attention(
     if chosen in KERNELS:
         if factor <= 0:
             raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
-        both: Any = attend(_kernel(chosen), q, k, v, mask, factor)
+        kernel: Any = _kernel(chosen)
+        if deterministic and chosen == "cudnn":
+            raise KernelUnavailable("cudnn: it adds gradients of queries in no fixed order")
+        if deterministic and chosen == "mosaic_gpu":
+            kernel = dataclasses.replace(kernel, deterministic=True)
+        both: Any = attend(kernel, q, k, v, mask, factor)
     elif chosen == "reference":
         both = masked_attention(q, k, v, mask, factor)
     else:

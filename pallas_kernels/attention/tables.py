@@ -70,8 +70,13 @@ def about(kernel: str, device: str) -> str:
 
 
 def write(file: Path, kernel: str, device: str, found: dict[str, Any]) -> None:
-    """Puts what was found for a device into a file of tables, which is made if there is none."""
+    """Puts what was found for a device into a file of tables, which is made if there is none.
+
+    What was not looked for stays as it is, or as it serves until now.
+    """
     known = json.loads(file.read_text()) if file.exists() else json.loads(PACKAGED.read_text())
-    known[kernel][device] = known[kernel].get(device, {}) | found
+    before = known[kernel].get(device) or known[kernel][list(known[kernel])[-1]]
+    parts = {name: before[name] | x for name, x in found.items() if isinstance(x, dict)}
+    known[kernel][device] = before | found | parts
     file.write_text(json.dumps(known, indent=1) + "\n")
     tables.cache_clear()

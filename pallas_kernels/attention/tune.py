@@ -12,7 +12,7 @@ TPU is needed but the wheel libtpu:
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pallas_kernels.block_mask import BlockMask
 
 LISTED = 8192  # keys of a list on TPUs: .1 of those of a video at 720p
 TPU_BLOCKS = (128, 256, 512)
-GPU_BLOCKS, GPU_SIZES = tuple(itertools.product((128, 64), repeat=2)), (128, 64)
+GPU_BLOCKS, GPU_SIZES = ((128, 128), (128, 64), (64, 128), (64, 64)), (128, 64)
 HEADS, DENSITY = 12, 0.25
 
 Row = tuple[str, str, Any, float]  # pass, blocks, sizes, cost
@@ -58,9 +58,13 @@ def tpu(chip: str, blocks: tuple[int, ...] = TPU_BLOCKS) -> Iterator[Row]:
                 yield part, str(block), limits, ideal / busy * (1 + wasted)
 
 
-def gpu(length: int = 16_384) -> Iterator[Row]:
+def gpu(
+    sizes_of_heads: Sequence[int] = GPU_SIZES,
+    blocks_of: Sequence[tuple[int, int]] = GPU_BLOCKS,
+    length: int = 16_384,
+) -> Iterator[Row]:
     """Yields the seconds of every choice on this device, a quarter of all blocks listed."""
-    for size, (block_q, block_kv) in itertools.product(GPU_SIZES, GPU_BLOCKS):
+    for size, (block_q, block_kv) in itertools.product(sizes_of_heads, blocks_of):
         mask = _listed(length, block_q, block_kv)
         keys = jax.random.split(jax.random.key(0), 4)
         shape = (1, length, HEADS, size)
@@ -109,6 +113,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chips", nargs="+", choices=list(schedule.TOPOLOGIES), default=[])
     parser.add_argument("--table", type=Path, default=tables.path(), help="file to write to")
+    quick = "only square blocks and heads of 128 on a GPU; the others stay as they are"
+    parser.add_argument("--quick", action="store_true", help=quick)
     options = parser.parse_args()
     refused = "" if options.chips else MosaicGPU().refusal_of_device()
     if refused:
@@ -117,7 +123,8 @@ def main() -> None:
     command = f"python -m {__spec__.name} {' '.join(sys.argv[1:])}".strip()
     for device in options.chips or [jax.devices()[0].device_kind]:
         rows = []
-        for row in tpu(device) if options.chips else gpu():
+        timed = gpu((128,), ((128, 128), (64, 64))) if options.quick else gpu()
+        for row in tpu(device) if options.chips else timed:
             rows.append(row)
             part, blocks, sizes, cost = row
             print(f"{device} {part:12} {blocks:11} {sizes} {cost:.4g}", flush=True)

@@ -64,6 +64,34 @@ def gather_attention(
     return out[:, : q.shape[1]], lse[..., : q.shape[1]]
 
 
+def queries_gradient(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    mask: BlockMask,
+    scale: float,
+    d_out: Float[Array, "B Q N D"],
+    delta: Float[Array, "B N L"],
+) -> Float[Array, "B Q N D"]:
+    """Returns the gradient of queries, added up in one order: equal bit for bit in every call.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: The blocks that are attended to.
+        scale: Factor of the products.
+        d_out: Gradient of the attended values.
+        delta: As `Kernel.backward` says.
+    """
+    (out, _), pull = jax.vjp(lambda q: gather_attention(q, k, v, mask, scale), q)
+    kind = exact(q.dtype)
+    products = jnp.einsum("bqnd,bqnd->bnq", out.astype(kind), d_out.astype(kind))
+    d_lse = products - delta[..., : q.shape[1]]
+    (d_q,) = pull((d_out, d_lse.astype(kind)))
+    return d_q
+
+
 def _softmax(
     scores: Float[Array, "..."], allowed: Bool[Array, "..."], axes: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

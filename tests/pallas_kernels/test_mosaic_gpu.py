@@ -1,6 +1,7 @@
 """The kernels for Hopper: what they read of a mask, what they lower to, numbers on such a GPU."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
+from pallas_kernels.attention.xla import queries_gradient
 from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
 from tests.pallas_kernels.hopper import compiled_for_h200
 
@@ -213,6 +215,50 @@ def test_values_and_gradients_are_as_exact_as_plain_attention(case, dtype):
 
     for one, two in zip(gradients(fast, inputs), gradients(plain, wide), strict=True):
         assert distance(one, two) < tolerance
+
+
+@on_hopper
+@pytest.mark.parametrize("case", ["restricted", "small blocks", "split blocks"])
+def test_values_and_gradients_come_back_bit_by_bit(case):
+    """Those of queries where that is asked for; 8 samples, so that all processors add to them."""
+    mask, inputs = problem(case)
+    mask = jax.tree.map(lambda x: jnp.tile(x, (4,) + (1,) * (x.ndim - 1)), mask)
+    inputs = tuple(jnp.tile(x, (4,) + (1,) * (x.ndim - 1)) for x in inputs)
+    attended = functools.partial(
+        block_sparse_attention, return_lse=True, implementation="mosaic_gpu", deterministic=True
+    )
+
+    @jax.jit
+    def run(q, k, v, d_out, d_lse):
+        both, pull = jax.vjp(lambda q, k, v: attended(q, k, v, mask), q, k, v)
+        return both, pull((d_out, d_lse.astype("float32")))
+
+    first = jax.tree.leaves(run(*inputs))
+    for _ in range(5):
+        for one, two in zip(first, jax.tree.leaves(run(*inputs)), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("case", ["restricted", "odd blocks"])
+def test_gradients_of_queries_in_one_order_are_those_of_the_reference(case):
+    mask, inputs = problem(case, "float32")
+    q, k, v, d_out, d_lse = inputs
+
+    def plain(q):
+        return block_sparse_attention(
+            q, k, v, mask, return_lse=True, scale=0.1, implementation="reference"
+        )
+
+    @jax.jit
+    def both(q):
+        (out, lse), pull = jax.vjp(plain, q)
+        delta = jnp.einsum("bqnd,bqnd->bnq", out, d_out) - d_lse
+        delta = jnp.pad(delta, ((0, 0), (0, 0), (0, -q.shape[1] % mask.block_q)))
+        ours = queries_gradient(q, k, v, mask, 0.1, d_out, delta)
+        return ours, pull((d_out, d_lse))[0]
+
+    ours, expected = both(q)
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
 # Lengths, blocks, heads, heads of keys, head size.

@@ -11,13 +11,15 @@ from jax.sharding import Mesh, PartitionSpec
 from pallas_kernels import BlockMask, block_sparse_attention
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
+from pallas_kernels.attention.pallas_tpu.tiles import Limits
 from tests.pallas_kernels.cases import random_inputs, random_mask
 
 TOKENS = PartitionSpec("samples", None, "heads")
 BY_ROW = PartitionSpec("samples", "heads")
+KERNEL = PallasTPU(interpret=True, limits=Limits(128, 128, 1), resident=True)
 WAYS = {
     "xla": functools.partial(block_sparse_attention, return_lse=True, implementation="xla"),
-    "pallas_tpu": lambda q, k, v, mask: attend(PallasTPU(interpret=True), q, k, v, mask, 0.3),
+    "pallas_tpu": lambda q, k, v, mask: attend(KERNEL, q, k, v, mask, 0.3),
 }
 
 
@@ -30,7 +32,7 @@ def places_of(mask: BlockMask) -> Any:
 @pytest.mark.parametrize("way", WAYS)
 def test_attention_by_samples_and_heads_is_that_of_one_device(way):
     """Four devices with a sample and two heads each, of which keys have one; gradients too."""
-    mask = random_mask(0, 32, 40, 16, 16, lists=(2, 4))
+    mask = random_mask(0, 130, 200, 128, 128, lists=(2, 4))
     q, k, v, d_out, d_lse = random_inputs(0, mask)
     if len(jax.devices()) < 4:
         pytest.skip("needs four devices")

@@ -20,6 +20,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
+from pallas_kernels.attention.xla import queries_gradient
 from pallas_kernels.block_mask import BlockMask
 
 __all__ = ["MosaicGPU"]
@@ -35,6 +36,9 @@ class MosaicGPU:
     """Tiles of the forward pass; None: as the tables say for the default device."""
     backward_sizes: BackwardSizes | None = None
     """The same of the backward pass."""
+    deterministic: bool = False
+    """Whether gradients of queries are equal bit for bit in every call, for more time: not by the
+    kernel, which adds them up in the order in which they are ready, but by XLA."""
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
@@ -88,7 +92,7 @@ class MosaicGPU:
         d_out: Array,
         delta: Array,
     ) -> tuple[Array, Array, Array]:
-        """Returns the gradients; those of queries differ in last bits from call to call."""
+        """Returns the gradients; see `deterministic` of those of queries."""
         heads, size = (q.shape[2], k.shape[2]), _padded(q).shape[3]
         sizes = self.backward_sizes or BackwardSizes.of(_device(), mask.block_kv, size)
         walks = prepare_walks(mask, q.shape[0], heads, self._processors, sizes)
@@ -97,6 +101,8 @@ class MosaicGPU:
             k, v = jnp.where(known, k, 0), jnp.where(known, v, 0)
         inputs = _padded(q), _padded(k), _padded(v), _padded(d_out)
         d_q, d_k, d_v = backward(*inputs, lse, delta, walks, scale)
+        if self.deterministic:
+            d_q = queries_gradient(q, k, v, mask, scale, d_out, delta)
         return (
             d_q[:, : q.shape[1], :, : q.shape[3]],
             d_k[:, : k.shape[1], :, : k.shape[3]],
