@@ -113,14 +113,15 @@ def test_walks_of_heads_that_share_keys_begin_where_the_others_are():
     draw = np.random.default_rng(0)
     blocks = draw.random((1, 1, 96, 300)) < draw.random((1, 1, 1, 300))
     mask = BlockMask.from_dense(blocks, block_q=64, block_kv=128, q_len=64 * 96, kv_len=128 * 300)
-    walks, _ = prepare_walks(mask, 1, (12, 4), 8, backward_sizes(mask))
+    sizes = backward_sizes(mask)
+    walks = jax.jit(lambda mask: prepare_walks(mask, 1, (12, 4), 8, sizes)[0])(mask)
     assert walks.firsts.shape == (1, 4, 300) and walks.starts.shape == (1, 12, 300)
     late = np.asarray(walks.firsts[0, 2:])
     assert np.all(np.abs(np.bincount(late.reshape(-1)) / late.size - 1 / 3) < 0.1)
     begun = np.asarray(walks.starts[0, 6:] / np.maximum(walks.counts[0], 1)).reshape(-1)
     assert np.all(np.abs(np.histogram(begun, 4, (0, 1))[0] / begun.size - 1 / 4) < 0.1)
     np.testing.assert_array_equal(walks.starts[:, 0::3], walks.starts[:, 1::3])
-    alone, _ = prepare_walks(mask, 1, (4, 4), 8, backward_sizes(mask))
+    alone = jax.jit(lambda mask: prepare_walks(mask, 1, (4, 4), 8, sizes)[0])(mask)
     assert not np.any(np.asarray(alone.firsts))
 
 

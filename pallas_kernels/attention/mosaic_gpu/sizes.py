@@ -68,7 +68,7 @@ class BackwardSizes(NamedTuple):
             stages = groups * (q_stages + out_stages)
             slopes = groups * (q_stages if parts > 1 else 1) * parts
             held = 2 * ROWS * (size * (4 + stages) + ROWS * slopes) + 2 * 4 * ROWS * ROWS
-            held += 10 * groups * q_stages * ROWS
+            held += 10 * groups * q_stages * ROWS + 1024  # to the next whole KB
             if held <= SHARED_MEMORY and stages + 6 <= FREE_BARRIERS:
                 yield cls(parts, q_stages, out_stages)
 
