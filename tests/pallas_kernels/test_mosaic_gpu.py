@@ -240,9 +240,8 @@ def test_values_and_gradients_come_back_bit_by_bit(case):
             np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("case", ["restricted", "odd blocks"])
-def test_gradients_of_queries_in_one_order_are_those_of_the_reference(case):
-    mask, inputs = problem(case, "float32")
+def test_gradients_of_queries_in_one_order_are_those_of_the_reference():
+    mask, inputs = problem("restricted", "float32")
     q, k, v, d_out, d_lse = inputs
 
     def plain(q):

@@ -52,7 +52,6 @@ def program(kernel: Any) -> str:
 @pytest.mark.parametrize(
     ("kernel", "part", "blocks", "sizes"),
     [
-        ("mosaic_gpu", "forward", "128x128x128", {"k_stages": 3}),
         ("mosaic_gpu", "forward", "128x128x128", {"q": 64, "kv": 64, "k_stages": 3}),
         ("mosaic_gpu", "backward", "128x128", {"out_stages": 3}),
         ("mosaic_gpu", "backward", "64x128", {"q_stages": 3}),  # of other blocks
