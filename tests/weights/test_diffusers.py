@@ -61,14 +61,15 @@ def test_the_folder_says_how_videos_are_made(pipe, tmp_path):
     assert len([name for name in pipe.identity if name.startswith("transformer/diff")]) == 5
 
 
-def test_the_command_makes_a_video(folder, tmp_path, capsys):
+def test_the_command_makes_its_latents(folder, tmp_path, capsys):
     sizes = [
         part for name, size in SIZES.items() for part in (f"--{name.replace('_', '-')}", f"{size}")
     ]
     arguments = ["generate", PROMPTS[0], "--weights", str(folder), *sizes, "--dtype", "float32"]
     arguments += ["--num-inference-steps", "4", "--seed", "1", "--output", str(tmp_path), "--json"]
-    assert cli.main(arguments) == 0
-    (record,) = json.loads(capsys.readouterr().out)["videos"]
+    # Two videos without frames: the programs of the test above.
+    assert cli.main([*arguments, "--num-videos", "2", "--latents-only"]) == 0
+    record, _ = json.loads(capsys.readouterr().out)["videos"]
     assert record["weights"]["family"] == "wan" and record["settings"]["fps"] == 16
 
 
@@ -132,6 +133,9 @@ def test_a_folder_with_something_wrong_is_refused(folder, tmp_path, harm, said):
     harmed = copy(folder, tmp_path)
     harm(harmed)
     with pytest.raises(WeightsError, match=said):
+        manifest_of(harmed)
+        for place in PARTS:  # what `load` does too, after it has traced the networks
+            read_tensors(harmed / place)
         jvdm.load(harmed, dtype="float32", progress=False)
 
 
