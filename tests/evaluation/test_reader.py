@@ -33,6 +33,7 @@ from jvdm.weights.folder import Defaults
 from jvdm.weights.package import Packaging
 from jvdm.world.scene import CAMERAS, COLORS, SPEEDS, VERBS, Facts, World
 from tests.generate import nano
+from tests.generate.nano import drawn
 
 WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12, supersample=1)
 READER = Reader(widths=(8, 16), blocks=1, hidden=32, dtype="float32")
@@ -174,7 +175,7 @@ def test_the_reader_learns_and_is_read_back(tmp_path, key):
             ReaderClips(WORLD).start(0, None, data_mesh(1)), jnp.int32(0), 8
         )[0]
     )()
-    params = jax.jit(OBJECTIVE.init)(key)
+    params = drawn(OBJECTIVE.init, key)
 
     @jax.jit
     def step(params, moment, key):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jvdm.models import Conditions, TextStates, VideoDiT
 from jvdm.samplers import Call
+from tests.generate.nano import drawn
 
 DIT: Any = VideoDiT(
     width=32, depth=3, latent_channels=4, head_dim=16, rotary_axes=(4, 6, 6), dtype="float32"
@@ -25,7 +26,7 @@ def conditions(key=None, lengths=(3, 5)) -> Any:
 def parameters(model: Any = DIT):
     """Random parameters, scaled up so that nothing is hidden by small outputs."""
     inputs = (jnp.zeros(SHAPE), Call.at(jnp.zeros(SHAPE[:2])), conditions())
-    params = jax.jit(model.init)(jax.random.key(1), *inputs)["params"]
+    params = drawn(model.init, jax.random.key(1), *inputs)["params"]
     return jax.tree.map(lambda leaf: 1.5 * leaf, params)
 
 

@@ -12,6 +12,7 @@ from jvdm.attention import FrameCausal
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.models import ChannelCondition, Conditions
 from jvdm.samplers import Call
+from tests.generate.nano import drawn
 from tests.models.small import DIT, SHAPE, conditions, latents, parameters, runner
 
 T = jnp.array([[0.1, 0.5, 0.9], [0.3, 0.3, 1.0]])
@@ -92,7 +93,7 @@ def test_a_fresh_channel_port_has_no_effect_and_a_trained_one_reads_known_cells_
     channel = ChannelCondition(latents(5), known)
     told = Conditions(conditions().text, channel)
     inputs = (latents(), T, told)
-    params = jax.jit(model.init)(jax.random.key(1), latents(), Call.at(T), told)["params"]
+    params = drawn(model.init, jax.random.key(1), latents(), Call.at(T), told)["params"]
     plain = {name: tree for name, tree in params.items() if name != "channel_in"}
     run = runner(model)
     np.testing.assert_array_equal(run(params, *inputs), runner()(plain, latents(), T, conditions()))
@@ -112,7 +113,7 @@ def test_a_model_has_the_parameters_of_its_ports_alone():
     assert set(made["params"]) == {*parameters(), "channel_in"}
     mute = DIT.clone(ports=())
     inputs = (latents(), Call.at(T), Conditions())
-    params = jax.jit(mute.init)(jax.random.key(1), *inputs)["params"]
+    params = drawn(mute.init, jax.random.key(1), *inputs)["params"]
     assert "text_in" not in params and not {"cross_attention", "cross_norm"} & set(params["layers"])
     with pytest.raises(ConfigError, match="text port, without text"):
         jax.eval_shape(DIT.init, jax.random.key(0), *inputs)

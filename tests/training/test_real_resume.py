@@ -19,6 +19,7 @@ from jvdm.training.world_source import WorldLatents
 from jvdm.vae.latent_space import LatentSpace
 from jvdm.world.records import WorldSource
 from jvdm.world.scene import World
+from tests.generate.nano import drawn
 
 pytest.importorskip("grain")
 
@@ -30,8 +31,8 @@ RUN = {"num_steps": 6, "batch_size": 4, "log_every": 2, "checkpoint_every": 3}
 
 @pytest.fixture(scope="module")
 def untrained():
-    make = jax.jit(lambda key: VAE.init(key, jnp.zeros((1, 5, 16, 16, 3))))
-    return jax.device_get(make(jax.random.key(0))["params"])
+    made = drawn(VAE.init, jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
+    return jax.device_get(made["params"])
 
 
 @pytest.fixture(autouse=True)
