@@ -177,7 +177,8 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(memory):
 
 def test_devices_share_the_videos(memory, monkeypatch):
     size = Size(64, 9, 96, 96)
-    half = price_of(size).on_device() // 2
+    whole, half = price_of(size).on_device(), price_of(size).on_device(2)
+    assert half == pytest.approx(whole / 2, rel=0.01)
     monkeypatch.setattr(pricing, "free_device_memory", lambda _: half)
     pricing.check(SYSTEM, size, matrix_of(size), devices=2)
     with pytest.raises(DeviceMemoryError, match="fits: 3[12] videos of 9 frames"):

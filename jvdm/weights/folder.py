@@ -216,7 +216,7 @@ def digests(folder: str | Path) -> dict[str, str]:
 
 def is_published(folder: Path) -> bool:
     """Whether this is a folder of Diffusers, and not one of ours."""
-    return (folder / INDEX).is_file() and not (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / INDEX) and not os.path.isfile(folder / MANIFEST)
 
 
 def identity(folder: str | Path) -> dict[str, str]:
