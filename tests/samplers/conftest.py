@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-# Compare with what NumPy or JAX say outside of a program, to the last bits of float32.
-EXACT = {"test_guidance", "test_solvers_edm"}
+# Compare with what NumPy, JAX or another program says, to the last bits of float32.
+EXACT = {"test_guidance", "test_sampler", "test_solvers_edm"}
 
 
 @pytest.fixture(scope="module", autouse=True)
