@@ -2,11 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Frames, Key, Latents
+from jvdm.arrays import Array, Float, Frames, Key, Latents, PyTree
 from jvdm.errors import ShapeError
+
+Decoded = Float[Array, "B T h w 3"]  # `Frames` with letters of their own beside latents'
 
 
 class Posterior(NamedTuple):
@@ -89,6 +92,69 @@ class Autoencoder:
         check_multiple("height", height, stride_y * patch)
         check_multiple("width", width, stride_x * patch)
         return height // stride_y, width // stride_x
+
+
+class ChunkedAutoencoder(Autoencoder, nn.Module):
+    """Base of autoencoders of an `encoder` and a `decoder`, which a subclass sets up.
+
+    Both are modules that take what is next of a video, and the carry that they returned before.
+    """
+
+    def encode(self, frames: Frames) -> Posterior:
+        """Encodes a whole video, `1 + s n` frames to `1 + n` latent ones; see `encode_chunk`."""
+        return self.encode_chunk(frames, None)[0]
+
+    def encode_chunk(self, frames: Frames, carry: PyTree) -> tuple[Posterior, PyTree]:
+        """Encodes the next frames of a video.
+
+        Args:
+            frames: RGB in 0..1, `1 + s n` frames when `carry` is None, which starts a video,
+                else `s n`, for a stride of `s`; height and width are multiples of theirs.
+            carry: What the call for the frames just before returned.
+
+        Returns:
+            The distribution of the new latent frames, float32, and the carry for the next call.
+
+        Raises:
+            ShapeError: If a size does not fit; it names the two nearest that do.
+        """
+        _, num_frames, height, width, _ = frames.shape
+        if carry is None:
+            self.latent_frames(num_frames)
+        else:
+            check_multiple("num_frames of a later chunk", num_frames, self.strides[0])
+        self.latent_size(height, width)
+        return self.encoder(frames, carry)
+
+    def decode(self, latents: Latents) -> Decoded:
+        """Decodes `F` latent frames to `1 + s (F - 1)` frames of about 0..1, not clipped."""
+        return self.decode_chunk(latents, None)[0]
+
+    def decode_chunk(self, latents: Latents, carry: PyTree) -> tuple[Decoded, PyTree]:
+        """Decodes the next latent frames of a video.
+
+        Args:
+            latents: `F` latent frames, not standardised.
+            carry: None starts a video; else what the call for the frames before returned.
+
+        Returns:
+            `1 + s (F - 1)` frames when `carry` is None, else `s F`; and the next carry.
+
+        Raises:
+            ShapeError: If the latents have other channels than the model.
+        """
+        channels = latents.shape[-1]
+        if channels != self.latent_channels:
+            raise ShapeError(
+                f"latents have {channels} channels",
+                f"this autoencoder has {self.latent_channels}",
+                "use the autoencoder that made the latents",
+            )
+        return self.decoder(latents, carry)
+
+    def __call__(self, frames: Frames) -> Decoded:
+        """Reconstructs a video from the mean of its latents; `init` runs this."""
+        return self.decode(self.encode(frames).mean)
 
 
 def check_multiple(name: str, value: int, stride: int, offset: int = 0) -> None:

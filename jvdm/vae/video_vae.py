@@ -12,15 +12,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float, Frames, Latents
-from jvdm.errors import ShapeError
 from jvdm.features import fold, unfold
-from jvdm.vae.autoencoder import Autoencoder, Posterior, check_multiple
+from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
 from jvdm.vae.conv import NormSilu, SpatialConv, Stage, TimeDouble, TimeHalve, fan_in_normal
 
 Carry = tuple[tuple[Float[Array, "B 2 _ _ _"], ...], ...]
 """Contexts of the temporal mixes: one tuple per stage, one entry per block."""
 
-_Decoded = Float[Array, "B T h w 3"]  # `Frames` with letters of their own beside latents'
 _PATCH = 4  # pixels per side that become channels before the first convolution
 _NO_CARRY = (None,) * 4
 _LOG_VARIANCE_BIAS = -3.0  # starts with little noise: standard deviation .22
@@ -64,7 +62,7 @@ class Decoder(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
-    def __call__(self, latents: Latents, carry: Carry | None) -> tuple[_Decoded, Carry]:
+    def __call__(self, latents: Latents, carry: Carry | None) -> tuple[Decoded, Carry]:
         """Returns frames of about 0..1 and the carry of the next chunk."""
         (thin, wide), dtype = self.widths, self.dtype
         starts, contexts = carry is None, carry or _NO_CARRY
@@ -82,7 +80,7 @@ class Decoder(nn.Module):
         return frames, (context_0, context_1, context_2, context_3)
 
 
-class VideoVAE(Autoencoder, nn.Module):
+class VideoVAE(ChunkedAutoencoder):
     """Causal video autoencoder with strides 4 in time and 8 in space.
 
     Attributes:
@@ -120,62 +118,6 @@ class VideoVAE(Autoencoder, nn.Module):
         """Latent cells to each side of a latent cell that its pixels depend on."""
         coarse, fine = sum(self.decoder_blocks[:2]), sum(self.decoder_blocks[2:])
         return 1 + coarse + _half_up(fine + 1)  # the ones are conv_in and conv_out
-
-    def encode(self, frames: Frames) -> Posterior:
-        """Encodes a whole video, `1 + 4n` frames to `1 + n` latent ones; see `encode_chunk`."""
-        return self.encode_chunk(frames, None)[0]
-
-    def encode_chunk(self, frames: Frames, carry: Carry | None) -> tuple[Posterior, Carry]:
-        """Encodes the next frames of a video.
-
-        Args:
-            frames: RGB in 0..1, `1 + 4n` frames when `carry` is None, which starts a video,
-                else `4n`; height and width are multiples of eight.
-            carry: What the call for the frames just before returned.
-
-        Returns:
-            The distribution of the new latent frames, float32, and the carry for the next call.
-
-        Raises:
-            ShapeError: If a size does not fit; it names the two nearest that do.
-        """
-        _, num_frames, height, width, _ = frames.shape
-        if carry is None:
-            self.latent_frames(num_frames)
-        else:
-            check_multiple("num_frames of a later chunk", num_frames, self.strides[0])
-        self.latent_size(height, width)
-        return self.encoder(frames, carry)
-
-    def decode(self, latents: Latents) -> _Decoded:
-        """Decodes `F` latent frames to `1 + 4(F - 1)` frames of about 0..1, not clipped."""
-        return self.decode_chunk(latents, None)[0]
-
-    def decode_chunk(self, latents: Latents, carry: Carry | None) -> tuple[_Decoded, Carry]:
-        """Decodes the next latent frames of a video.
-
-        Args:
-            latents: `F` latent frames.
-            carry: None starts a video; else what the call for the frames before returned.
-
-        Returns:
-            `1 + 4(F - 1)` frames when `carry` is None, else `4F`; and the next carry.
-
-        Raises:
-            ShapeError: If the latents have other channels than the model.
-        """
-        channels = latents.shape[-1]
-        if channels != self.latent_channels:
-            raise ShapeError(
-                f"latents have {channels} channels",
-                f"this autoencoder has {self.latent_channels}",
-                "use the autoencoder that made the latents",
-            )
-        return self.decoder(latents, carry)
-
-    def __call__(self, frames: Frames) -> Frames:
-        """Reconstructs a video from the mean of its latents; `init` runs this."""
-        return self.decode(self.encode(frames).mean)
 
 
 def _half_up(cells: int) -> int:

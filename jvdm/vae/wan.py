@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Latents
-from jvdm.errors import ShapeError
-from jvdm.vae.autoencoder import Autoencoder, Posterior, check_multiple
+from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
 from jvdm.vae.conv import Features
 from pallas_kernels import dense_attention
 
@@ -219,9 +218,7 @@ class Decoder(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(
-        self, latents: Latents, carry: Carry | None
-    ) -> tuple[Float[Array, "B T h w 3"], Carry]:
+    def __call__(self, latents: Latents, carry: Carry | None) -> tuple[Decoded, Carry]:
         """Returns frames of about 0..1 and the carry of the next chunk."""
         past, (widths, blocks, time) = Past(carry), self.sizes
         x, point = latents.astype(self.dtype), (1, 1, 1)
@@ -238,7 +235,7 @@ class Decoder(nn.Module):
         return (x.astype(jnp.float32) + 1.0) / 2.0, tuple(past.after)
 
 
-class WanVAE(Autoencoder, nn.Module):
+class WanVAE(ChunkedAutoencoder):
     """Causal video autoencoder of Wan 2.1; the defaults are those of its weights.
 
     Attributes:
@@ -277,59 +274,3 @@ class WanVAE(Autoencoder, nn.Module):
     def decoder_reach(self) -> int:
         """Pixels depend on the latent cells of whole frames: only time is cut into pieces."""
         return WHOLE
-
-    def encode(self, frames: Frames) -> Posterior:
-        """Encodes a whole video, `1 + 4n` frames to `1 + n` latent ones; see `encode_chunk`."""
-        return self.encode_chunk(frames, None)[0]
-
-    def encode_chunk(self, frames: Frames, carry: Carry | None) -> tuple[Posterior, Carry]:
-        """Encodes the next frames of a video.
-
-        Args:
-            frames: RGB in 0..1, `1 + 4n` frames when `carry` is None, which starts a video,
-                else `4n`; height and width are multiples of eight.
-            carry: What the call for the frames just before returned.
-
-        Returns:
-            The distribution of the new latent frames, float32, and the carry for the next call.
-
-        Raises:
-            ShapeError: If a size does not fit; it names the two nearest that do.
-        """
-        _, num_frames, height, width, _ = frames.shape
-        starts = carry is None
-        name = "num_frames" if starts else "num_frames of a later chunk"
-        check_multiple(name, num_frames, self.strides[0], offset=int(starts))
-        self.latent_size(height, width)
-        return self.encoder(frames, carry)
-
-    def decode(self, latents: Latents) -> Float[Array, "B T h w 3"]:
-        """Decodes `F` latent frames to `1 + 4(F - 1)` frames of about 0..1, not clipped."""
-        return self.decode_chunk(latents, None)[0]
-
-    def decode_chunk(
-        self, latents: Latents, carry: Carry | None
-    ) -> tuple[Float[Array, "B T h w 3"], Carry]:
-        """Decodes the next latent frames of a video.
-
-        Args:
-            latents: `F` latent frames, not standardised.
-            carry: None starts a video; else what the call for the frames before returned.
-
-        Returns:
-            `1 + 4(F - 1)` frames when `carry` is None, else `4F`; and the next carry.
-
-        Raises:
-            ShapeError: If the latents have other channels than the model.
-        """
-        if latents.shape[-1] != self.latent_channels:
-            raise ShapeError(
-                f"latents have {latents.shape[-1]} channels",
-                f"this autoencoder has {self.latent_channels}",
-                "use the autoencoder that made the latents",
-            )
-        return self.decoder(latents, carry)
-
-    def __call__(self, frames: Frames) -> Float[Array, "B T h w 3"]:
-        """Reconstructs a video from the mean of its latents; `init` runs this."""
-        return self.decode(self.encode(frames).mean)
