@@ -8,15 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Latents, PyTree
-from jvdm.attention import Dense, Policy, TokenGrid
+from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
+from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
 from jvdm.errors import ShapeError
 from jvdm.features import fold, unfold
 from jvdm.models.attention import RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
 from jvdm.models.stack import Remat, layer_stack
-from jvdm.samplers import Call
+from jvdm.samplers import Call, Row
 from pallas_kernels import TileOrder
 
 
@@ -40,6 +40,43 @@ class Way(NamedTuple):
     rotary: Rotary
     carry: Carry
     keep: bool
+
+
+class Shared(NamedTuple):
+    """What all layers of one call are given; `text` is the prompt as these layers read it."""
+
+    modulation: Float[Array, "B F 6 D"]
+    rotary: Rotary
+    text: Any
+    row: Row
+    t: NoiseLevels
+
+
+class TransformerLayer(nn.Module):
+    """Base of layers: what `Transformer` makes every one with, and what all do alike."""
+
+    head_dim: int
+    policy: Policy
+    grid: TokenGrid
+    order: TileOrder | None
+    """Order of the tokens of a frame."""
+    keep: bool
+    """Whether the tokens are collected."""
+    positions: RotaryAxes
+    """How heads turn."""
+    dtype: str
+
+    def _vectors(
+        self, init: nn.initializers.Initializer, shared: Shared
+    ) -> Float[Array, "B F 6 D"]:
+        """Returns shift, scale and gate of both halves: those of the call plus a table."""
+        table = self.param("modulation", init, shared.modulation.shape[2:])
+        return shared.modulation.astype(jnp.float32) + table[None, None]
+
+    def _attention_call(self, index: Int[Array, ""], shared: Shared) -> AttentionCall:
+        """Returns what the policy is told of layer `index`."""
+        turn = self.positions.turning(shared.rotary, self.grid, self.dtype)
+        return AttentionCall(index, shared.row, shared.t, self.grid, self.order, turn)
 
 
 class Transformer:
@@ -128,18 +165,17 @@ class Transformer:
 
     def _layers(
         self,
-        layer: type[nn.Module],
+        layer: type[TransformerLayer],
         made: Mapping[str, Any],
         tokens: Float[Array, "B F P D"],
         way: Way,
-        shared: Any,
+        shared: Shared,
     ) -> tuple[Float[Array, "B F P D"], Carry]:
         """Runs the layers: one scan for each policy that they are divided among.
 
         Args:
-            layer: Module class of one layer; it has the fields `policy`, `grid`, `order`,
-                `positions`, `keep`, `head_dim` and `dtype`.
-            made: Its other fields.
+            layer: Module class of one layer.
+            made: The fields that it has beside those of `TransformerLayer`.
             tokens: In raster order.
             way: How they go.
             shared: What all layers are given.

@@ -1,49 +1,27 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
-import typing
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
-from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
+from jvdm.arrays import Array, Float, Int, Latents, PyTree
+from jvdm.attention import Dense, Policy
 from jvdm.errors import ConfigError
-from jvdm.models.attention import CrossAttention, RotaryAxes, SelfAttention
+from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
-from jvdm.models.transformer import Transformer
-from jvdm.samplers import Call, Row
-from pallas_kernels import TileOrder
+from jvdm.models.transformer import Shared, Transformer, TransformerLayer
+from jvdm.samplers import Call
 
 
-class Shared(typing.NamedTuple):
-    """What all layers of one call are given."""
-
-    modulation: Float[Array, "B F 6 D"]
-    rotary: tuple[Array, Array]
-    text: TextStates | None
-    row: Row
-    t: NoiseLevels
-
-
-class VideoDiTLayer(nn.Module):
+class VideoDiTLayer(TransformerLayer):
     """Self-attention, cross-attention to the prompt, feed-forward; adaLN per frame."""
 
-    head_dim: int
     mlp_ratio: int
-    policy: Policy
-    grid: TokenGrid
-    order: TileOrder | None
-    """Order of the tokens of a frame."""
-    keep: bool
-    """Whether the tokens are collected."""
-    positions: RotaryAxes
-    """How heads turn."""
-    dtype: str
 
     @nn.compact
     def __call__(
@@ -55,16 +33,14 @@ class VideoDiTLayer(nn.Module):
         """
         index, state = mine
         width = x.shape[-1]
-        table = self.param("modulation", _gates_open, (6, width))
-        vectors = shared.modulation.astype(jnp.float32) + table[None, None]
+        vectors = self._vectors(_gates_open, shared)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             vectors[:, :, i].astype(self.dtype) for i in range(6)
         )
         flat = (x.shape[0], x.shape[1] * x.shape[2], width)
 
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
-        turn = self.positions.turning(shared.rotary, self.grid, self.dtype)
-        call = AttentionCall(index, shared.row, shared.t, self.grid, self.order, turn)
+        call = self._attention_call(index, shared)
         y = modulate(x, scale_a, shift_a).reshape(flat)
         y, state = mixer(y, shared.rotary, state, call)
         x = x + gate(y.reshape(x.shape), gate_a)

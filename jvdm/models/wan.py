@@ -7,7 +7,6 @@ so that `rotate` turns them. The weights are put in that order when they are rea
 (`jvdm.configs.families.wan`), and no sum over features notices it.
 """
 
-import typing
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,49 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree, Tokens
-from jvdm.attention import AttentionCall, Blocks, Dense, Policy, TokenGrid
+from jvdm.attention import AttentionCall, Blocks, Dense, Policy
 from jvdm.errors import ConfigError
 from jvdm.features import layer_normalize
-from jvdm.models.attention import RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
-from jvdm.models.transformer import Transformer
-from jvdm.samplers import Call, Row
-from pallas_kernels import TileOrder, block_sparse_attention, dense_attention
+from jvdm.models.transformer import Shared, Transformer, TransformerLayer
+from jvdm.samplers import Call
+from pallas_kernels import block_sparse_attention, dense_attention
 
 
-class Shared(typing.NamedTuple):
-    """What all layers of one call are given."""
-
-    modulation: Float[Array, "B F 6 D"]
-    rotary: Rotary
-    text: Tokens
-    row: Row
-    t: NoiseLevels
-
-
-class WanLayer(nn.Module):
+class WanLayer(TransformerLayer):
     """Self-attention, cross-attention to the prompt, feed-forward; modulated per frame.
 
     What is added to the tokens is added in float32, as the reference does in any number type.
     """
 
-    head_dim: int
     mlp_width: int
-    policy: Policy
-    grid: TokenGrid
-    order: TileOrder | None
-    """Order of the tokens of a frame."""
-    keep: bool
-    """Whether the tokens are collected."""
-    positions: RotaryAxes
-    """How heads turn."""
     cross_norm: bool
     """Whether tokens are normalised before they read the prompt."""
-    dtype: str
 
     @nn.compact
     def __call__(
@@ -69,13 +47,11 @@ class WanLayer(nn.Module):
         """
         index, state = mine
         width = x.shape[-1]
-        table = self.param("modulation", nn.initializers.normal(width**-0.5), (6, width))
-        vectors = shared.modulation.astype(jnp.float32) + table[None, None]
+        vectors = self._vectors(nn.initializers.normal(width**-0.5), shared)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (vectors[:, :, i] for i in range(6))
         flat = (x.shape[0], x.shape[1] * x.shape[2], width)
 
-        turn = self.positions.turning(shared.rotary, self.grid, self.dtype)
-        call = AttentionCall(index, shared.row, shared.t, self.grid, self.order, turn)
+        call = self._attention_call(index, shared)
         y = modulate(x, scale_a, shift_a, layer_normalize).astype(self.dtype).reshape(flat)
         y, state = self._attend(y, shared.rotary, state, call)
         x = (x + gate(y.reshape(x.shape), gate_a)).astype(self.dtype)
