@@ -8,12 +8,21 @@ their bits and their type, so that there and back is the identity.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jvdm.errors import WeightsError
-from jvdm.weights.safetensors import Tree, flatten, listed, unflatten
+from jvdm.weights.safetensors import (
+    Tree,
+    check_finite,
+    check_floating,
+    flatten,
+    listed,
+    match,
+    unflatten,
+)
 
 Turn = Callable[[np.ndarray], np.ndarray]
 Tensors = Mapping[str, np.ndarray]
@@ -107,7 +116,7 @@ class Report(NamedTuple):
 
 
 def converted(
-    table: Table, tensors: Tensors, expected: Mapping[str, Any], where: object
+    table: Table, tensors: Tensors, expected: Mapping[str, Any], where: str | Path
 ) -> tuple[Tree, Report]:
     """Returns the parameters that published arrays are.
 
@@ -124,24 +133,19 @@ def converted(
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
     tensors, unused = _sorted_out(table, tensors, where)
     plan = {rule: list(_names(rule, shapes)) for rule in _complete(table, shapes)}
-    needed = [name for names in plan.values() for name in names]
-    problems = _differences(needed, tensors)
-    wrong = []
-    for rule, names in plan.items() if not problems else ():
-        shape = shapes[rule.ours][1:] if "{}" in rule.theirs else shapes[rule.ours]
-        for name in names:
-            wrong += _misshapen(name, tensors[name], rule, shape)
-    if wrong:
-        problems.append(f"wrong shape: {listed(wrong)}")
-    if problems:
-        counts = f"{len(needed)} arrays expected, {len(tensors)} found"
-        fix = "use the config.json that was published with these weights, or download both again"
-        raise WeightsError(f"{where} holds another model", ". ".join([counts, *problems]), fix)
+    needed = {
+        name: _published(rule, shapes[rule.ours]) for rule, names in plan.items() for name in names
+    }
+    fix = "use the config.json that was published with these weights, or download both again"
+    match(where, tensors, needed, fix)
+    check_floating(where, tensors)
     leaves = {}
     for rule, names in plan.items():
-        parts = [rule.layout.ours(_finite(name, tensors[name], where)) for name in names]
+        for name in names:
+            check_finite(where, name, tensors[name])
+        parts = [rule.layout.ours(tensors[name]) for name in names]
         leaves[rule.ours] = np.stack(parts) if "{}" in rule.theirs else parts[0]
-    return unflatten(leaves), Report(len(needed), len(needed), unused)
+    return unflatten(leaves), Report(len(needed), len(tensors), unused)
 
 
 def published(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -176,7 +180,7 @@ def _names(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     return (rule.theirs.replace("{}", str(index)) for index in range(count))
 
 
-def _sorted_out(table: Table, tensors: Tensors, where: object) -> tuple[dict[str, Any], int]:
+def _sorted_out(table: Table, tensors: Tensors, where: str | Path) -> tuple[dict[str, Any], int]:
     """Returns the arrays without copies and ignored ones, and how many those were."""
     kept = {
         name: array
@@ -192,31 +196,7 @@ def _sorted_out(table: Table, tensors: Tensors, where: object) -> tuple[dict[str
     return kept, len(tensors) - len(kept)
 
 
-def _differences(needed: Sequence[str], tensors: Tensors) -> list[str]:
-    """Says which names are missing or left over."""
-    both = {
-        "missing": [name for name in needed if name not in tensors],
-        "not in the model": sorted(tensors.keys() - set(needed)),
-    }
-    return [f"{what}: {listed(names)}" for what, names in both.items() if names]
-
-
-def _misshapen(name: str, array: np.ndarray, rule: Rule, shape: tuple[int, ...]) -> list[str]:
-    """Says of an array that it is not of the needed shape, if so."""
-    needed = rule.layout.theirs(np.broadcast_to(np.zeros((), np.int8), shape)).shape
-    if array.shape == needed:
-        return []
-    return [f"{name} is {array.shape}, needs {needed}"]
-
-
-def _finite(name: str, array: np.ndarray, where: object) -> np.ndarray:
-    """Returns the array; raises if it is no array of finite floating numbers."""
-    if not np.issubdtype(array.dtype, np.inexact) and array.dtype.name != "bfloat16":
-        what = f"{where}: {name} is {array.dtype}"
-        raise WeightsError(what, "parameters are floating numbers", "download it again")
-    count = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if count:
-        what = f"{where}: tensor {name} has {count} non-finite values of {array.size}"
-        why = "a video made with them would be black or noise"
-        raise WeightsError(what, why, "convert or download these weights again")
-    return array
+def _published(rule: Rule, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an array, without memory, of the shape that one of ours is published in."""
+    one = shape[1:] if "{}" in rule.theirs else shape
+    return rule.layout.theirs(np.broadcast_to(np.zeros((), np.int8), one))

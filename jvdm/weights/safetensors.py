@@ -87,12 +87,12 @@ def save(
             stored[name] = np.asarray(array, order="C")
             continue
         if quantize == "int8" and array.ndim >= 2 and array.size >= MIN_QUANTIZED:
-            _check_finite(path, name, array)
+            check_finite(path, name, array)
             stored[name], stored[name + SCALE_SUFFIX] = quantize_int8(array)
             continue
         with np.errstate(over="ignore"):
             stored[name] = np.asarray(array.astype(_named_dtype(dtype)), order="C")
-        _check_finite(path, name, stored[name])
+        check_finite(path, name, stored[name])
     with replacing(Path(path)) as temporary:
         try:
             safetensors.numpy.save_file(stored, temporary, dict(metadata or {}))
@@ -110,7 +110,7 @@ def load(path: str | Path) -> Tree:
     flat = _dequantized(Path(path), load_stored(path))
     for name, array in flat.items():
         if _is_floating(array):
-            _check_finite(path, name, array)
+            check_finite(path, name, array)
     return unflatten(flat)
 
 
@@ -257,13 +257,33 @@ def check_floating(path: str | Path, tree: Mapping[str, Any]) -> None:
         raise WeightsError(f"{path}: {listed(wrong)}", "parameters are floating numbers", fix)
 
 
-def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_finite(path: str | Path, name: str, array: np.ndarray) -> None:
+    """Checks that all values are finite.
+
+    Raises:
+        WeightsError: If one is infinite or not a number; it names the array.
+    """
+    finite = np.isfinite(array)
+    if not finite.all():
+        count = array.size - int(np.count_nonzero(finite))
+        what = f"{path}: tensor {name} has {count} non-finite values of {array.size}"
+        why = "a video made with them would be black or noise"
+        raise WeightsError(what, why, "train, convert or download these weights again")
+
+
+def match(
+    path: str | Path,
+    tree: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    fix: str = "use the model.json that was written with these weights",
+) -> None:
     """Checks that a file holds exactly the arrays that a model has.
 
     Args:
         path: File that `tree` came from, for the message.
         tree: What was read.
         expected: Same nesting; leaves have a `shape`.
+        fix: What to do if they differ, for the message.
 
     Raises:
         WeightsError: If a name is missing or unused, or a shape differs.
@@ -283,7 +303,6 @@ def match(path: str | Path, tree: Mapping[str, Any], expected: Mapping[str, Any]
     if wrong:
         shapes = [f"{name} is {found[name]}, needs {needed[name]}" for name in wrong]
         parts.append(f"wrong shape: {listed(shapes)}")
-    fix = "use the model.json that was written with these weights"
     raise WeightsError(f"{path} holds another model", ". ".join(parts), fix)
 
 
@@ -342,16 +361,6 @@ def _is_floating(array: np.ndarray) -> bool:
 def _named_dtype(name: str) -> np.dtype:
     """Returns the numpy type called `name`, bfloat16 included."""
     return _DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
-
-
-def _check_finite(path: str | Path, name: str, array: np.ndarray) -> None:
-    """Raises if a value is infinite or not a number."""
-    finite = np.isfinite(array)
-    if not finite.all():
-        count = array.size - int(np.count_nonzero(finite))
-        what = f"{path}: tensor {name} has {count} non-finite values of {array.size}"
-        why = "a video made with them would be black or noise"
-        raise WeightsError(what, why, "train, convert or download these weights again")
 
 
 def _as_os_error(error: safetensors.SafetensorError) -> OSError:
