@@ -1,6 +1,5 @@
 """Attention: one call, several implementations, chosen by what can serve it."""
 
-import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -115,11 +114,8 @@ def block_sparse_attention(
     if chosen in KERNELS:
         if factor <= 0:
             raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
-        kernel: Any = _kernel(chosen)
-        if deterministic and chosen == "cudnn":
-            raise KernelUnavailable("cudnn: it adds gradients of queries in no fixed order")
-        if deterministic and chosen == "mosaic_gpu":
-            kernel = dataclasses.replace(kernel, deterministic=True)
+        kernel = _kernel(chosen)
+        kernel = kernel.repeating() if deterministic else kernel
         both: Any = attend(kernel, q, k, v, mask, factor)
     elif chosen == "reference":
         both = masked_attention(q, k, v, mask, factor)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.kernel import KernelUnavailable
 from pallas_kernels.block_mask import BlockMask
 
 MODULE = "cudnn.block_sparse_attention.jax_api"
@@ -45,6 +46,10 @@ class Cudnn:
     def about(self) -> str:
         """Says that others made the kernels."""
         return "they are those of NVIDIA's cuDNN frontend"
+
+    def repeating(self) -> "Cudnn":
+        """Refuses."""
+        raise KernelUnavailable("cudnn: it adds gradients of queries in no fixed order")
 
     def forward(
         self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float

@@ -33,6 +33,14 @@ class Kernel(Protocol):
         """Says what a user should know of the choices of the kernel here; mostly empty."""
         ...
 
+    def repeating(self) -> "Kernel":
+        """Returns the kernel whose gradients are the same bits in every call.
+
+        Raises:
+            KernelUnavailable: If there is none.
+        """
+        ...
+
     def forward(
         self,
         q: Float[Array, "B Q N D"],

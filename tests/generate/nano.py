@@ -37,12 +37,12 @@ MANIFEST = Manifest(
 
 
 # Random numbers of a hundred shapes: LLVM would take five times as long to make them fast.
-QUICKLY: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def drawn(init: Callable[..., Any], *arguments: Any) -> Any:
     """Returns what `init` makes, in a program that is compiled quickly and runs once."""
-    return jax.jit(init).lower(*arguments).compile(QUICKLY)(*arguments)
+    return jax.jit(init, compiler_options=QUICKLY)(*arguments)
 
 
 def write_weights(folder: Path) -> Path:

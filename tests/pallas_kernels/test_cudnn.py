@@ -156,6 +156,13 @@ def test_it_serves_blackwell_where_it_is_asked_for_only(adapter, blackwell):
     assert explain(q, k, mask).implementation in ("xla", "reference")
 
 
+def test_gradients_in_one_order_are_refused(adapter, blackwell):
+    mask = BlockMask.full(256, 256)
+    q, k, v, *_ = random_inputs(0, mask, size=64, dtype="bfloat16")
+    with pytest.raises(KernelUnavailable, match="cudnn: it adds gradients .* in no fixed order"):
+        block_sparse_attention(q, k, v, mask, implementation="cudnn", deterministic=True)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

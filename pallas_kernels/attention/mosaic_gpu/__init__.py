@@ -71,6 +71,10 @@ class MosaicGPU:
         """Says whose tile sizes serve, if the tables do not know this device."""
         return tables.about(KERNEL, _device())
 
+    def repeating(self) -> "MosaicGPU":
+        """Returns the kernels with `deterministic` gradients of queries."""
+        return dataclasses.replace(self, deterministic=True)
+
     def forward(
         self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
     ) -> tuple[Array, Array]:
