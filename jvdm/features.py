@@ -6,10 +6,13 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float
 
 
-def rms_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-    """Divides by the root mean square of the last axis, computed in float32."""
+def rms_normalize(x: Float[Array, "*batch D"], epsilon: float = 1e-6) -> Float[Array, "*batch D"]:
+    """Divides by the root mean square of the last axis, computed in float32.
+
+    `epsilon` is added to the mean square.
+    """
     y = x.astype(jnp.float32)
-    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
 
 
 def layer_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

@@ -36,12 +36,12 @@ from jvdm.weights.convert import (
     LEAD,
     LINEAR,
     SAME,
-    Layout,
     Rule,
     Table,
     flat,
     halves,
     joined,
+    linear,
 )
 from jvdm.weights.diffusers import CONFIG, Published, Source, read_config
 
@@ -152,27 +152,27 @@ def transformer_names(model: WanDiT) -> Table:
     """Returns what `WanTransformer3DModel` calls the parameters of the network."""
     heads, side = halves(model.head_dim), model.patch
     rules = [
-        *_linear("patch_embedding", "patch_in", CONV_3D.then(joined(1, side, side, -1))),
-        *_linear("condition_embedder.time_embedder.linear_1", "time_hidden"),
-        *_linear("condition_embedder.time_embedder.linear_2", "time_out"),
-        *_linear("condition_embedder.time_proj", "modulation"),
-        *_linear("condition_embedder.text_embedder.linear_1", "text_hidden"),
-        *_linear("condition_embedder.text_embedder.linear_2", "text_out"),
+        *linear("patch_embedding", "patch_in", CONV_3D.then(joined(1, side, side, -1))),
+        *linear("condition_embedder.time_embedder.linear_1", "time_hidden"),
+        *linear("condition_embedder.time_embedder.linear_2", "time_out"),
+        *linear("condition_embedder.time_proj", "modulation"),
+        *linear("condition_embedder.text_embedder.linear_1", "text_hidden"),
+        *linear("condition_embedder.text_embedder.linear_2", "text_out"),
         Rule("scale_shift_table", "head_modulation", FIRST),
-        *_linear("proj_out", "patch_out"),
+        *linear("proj_out", "patch_out"),
         Rule("blocks.{}.scale_shift_table", "layers/modulation", FIRST),
-        *_linear("blocks.{}.ffn.net.0.proj", "layers/up"),
-        *_linear("blocks.{}.ffn.net.2", "layers/down"),
+        *linear("blocks.{}.ffn.net.0.proj", "layers/up"),
+        *linear("blocks.{}.ffn.net.2", "layers/down"),
     ]
     # Heads of the prompt do not turn, and so keep their order.
     for theirs, ours, order in (("attn1", "self", heads), ("attn2", "cross", SAME)):
         theirs, ours = f"blocks.{{}}.{theirs}", f"layers/{ours}"
         for part in "qk":
             name = f"{ours}_{part}"
-            rules += _linear(f"{theirs}.to_{part}", name, LINEAR.then(order), order)
+            rules += linear(f"{theirs}.to_{part}", name, LINEAR.then(order), order)
             rules.append(Rule(f"{theirs}.norm_{part}.weight", f"{name}_norm/gain", order))
-        rules += _linear(f"{theirs}.to_v", f"{ours}_v")
-        rules += _linear(f"{theirs}.to_out.0", f"{ours}_out")
+        rules += linear(f"{theirs}.to_v", f"{ours}_v")
+        rules += linear(f"{theirs}.to_out.0", f"{ours}_out")
     if model.cross_norm:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
@@ -254,8 +254,8 @@ def vae_names(model: WanVAE) -> Table:
         middle, ours = f"{middle}.attentions.0", f"{ours}/attention"
         rules.append(Rule(f"{middle}.norm.gamma", f"{ours}/norm/gain", flat(2)))
         point = CONV_2D.then(FIRST).then(FIRST)
-        rules += _linear(f"{middle}.to_qkv", f"{ours}/qkv", point)
-        rules += _linear(f"{middle}.proj", f"{ours}/out", point)
+        rules += linear(f"{middle}.to_qkv", f"{ours}/qkv", point)
+        rules += linear(f"{middle}.proj", f"{ours}/out", point)
     index, last = 0, len(widths) - 1
     for level, width in enumerate(widths):
         for block in range(model.blocks):
@@ -265,9 +265,9 @@ def vae_names(model: WanVAE) -> Table:
             index += 1
         if level < last:
             theirs, ours = f"encoder.down_blocks.{index}", f"encoder/down_{level}"
-            rules += _linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
+            rules += linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
             if model.time[level]:
-                rules += _linear(f"{theirs}.time_conv", f"{ours}/time", CONV_3D)
+                rules += linear(f"{theirs}.time_conv", f"{ours}/time", CONV_3D)
             index += 1
     entering = widths[-1]  # channels that a level of the decoder is given
     for level, width in enumerate(reversed(widths)):
@@ -279,7 +279,7 @@ def vae_names(model: WanVAE) -> Table:
         entering = width // 2
         if level < last:
             theirs, ours = f"decoder.up_blocks.{level}.upsamplers.0", f"decoder/up_{level}"
-            rules += _linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
+            rules += linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
             if model.time[-1 - level]:
                 rules += _conv(f"{theirs}.time_conv", f"{ours}/time")
     return Table(tuple(rules))
@@ -296,12 +296,4 @@ def _block(theirs: str, ours: str, short: bool = False) -> list[Rule]:
 
 def _conv(theirs: str, ours: str) -> list[Rule]:
     """Returns the rules of a convolution in time."""
-    return _linear(theirs, f"{ours}/conv", CONV_3D)
-
-
-def _linear(theirs: str, ours: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> list[Rule]:
-    """Returns the rules of a product or convolution with bias."""
-    return [
-        Rule(f"{theirs}.weight", f"{ours}/kernel", kernel),
-        Rule(f"{theirs}.bias", f"{ours}/bias", bias),
-    ]
+    return linear(theirs, f"{ours}/conv", CONV_3D)

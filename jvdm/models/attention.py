@@ -12,16 +12,12 @@ from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from pallas_kernels import block_sparse_attention, dense_attention
 
 
-@dataclasses.dataclass(frozen=True)
-class RotaryAxes:
-    """How the heads of a network turn with the place of a token (`rotary_table`)."""
-
-    axes: tuple[int, int, int]
-    base: float
+class Positions:
+    """Base of rules how the heads of a network turn with the place of a token."""
 
     def table(self, frames: Float[Array, " F"], grid: TokenGrid) -> Rotary:
         """Returns the table of whole frames at these places in time, in raster order."""
-        return rotary_table(frames, grid.height, grid.width, self.axes, self.base)
+        raise NotImplementedError
 
     def turning(self, window: Rotary, grid: TokenGrid, dtype: str) -> Turn:
         """Returns what gives keys their positions; `window` is the table of a call's tokens."""
@@ -31,6 +27,18 @@ class RotaryAxes:
             return rotate(k, table).astype(dtype)
 
         return turn
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryAxes(Positions):
+    """Features of a head turn with time, row or column (`rotary_table`)."""
+
+    axes: tuple[int, int, int]
+    base: float
+
+    def table(self, frames: Float[Array, " F"], grid: TokenGrid) -> Rotary:
+        """Returns the table of whole frames at these places in time, in raster order."""
+        return rotary_table(frames, grid.height, grid.width, self.axes, self.base)
 
 
 class SelfAttention(nn.Module):

@@ -13,12 +13,14 @@ from jvdm.features import rms_normalize
 class RMSNorm(nn.Module):
     """Root mean square norm with a learnt gain (Zhang and Sennrich, arXiv:1910.07467)."""
 
+    epsilon: float = 1e-6
+
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Returns the normalised input in its own dtype."""
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
         gain = gain.reshape((1,) * (x.ndim - 1) + (-1,))
-        return (rms_normalize(x) * gain).astype(x.dtype)
+        return (rms_normalize(x, self.epsilon) * gain).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -117,7 +119,10 @@ class TimeEmbedding(nn.Module):
 
 
 Rotary = tuple[Float[Array, "L R"], Float[Array, "L R"]]
-"""Cosines and sines of the angles by which a head of `2 R` features is turned, per token."""
+"""Cosines and sines of the angles by which a head of `2 R` features is turned, per token.
+
+Where heads turn by different angles, those of all heads stand side by side.
+"""
 
 
 def rotary_table(
@@ -157,8 +162,8 @@ def rotate(x: Float[Array, "B L N D"], table: Rotary) -> Float[Array, "B L N D"]
     Written with a flip of the halves, which XLA fuses into the product around
     it, where a concatenation would be a pass over memory of its own.
     """
-    cosine, sine = table
     halves = x.astype(jnp.float32).reshape(*x.shape[:3], 2, -1)
-    sines = jnp.stack([-sine, sine], 1)[None, :, None]
-    turned = halves * cosine[None, :, None, None] + halves[..., ::-1, :] * sines
+    cosine, sine = (part.reshape(len(part), -1, halves.shape[-1]) for part in table)
+    sines = jnp.stack([-sine, sine], 2)[None]
+    turned = halves * cosine[None, :, :, None] + halves[..., ::-1, :] * sines
     return turned.reshape(x.shape)

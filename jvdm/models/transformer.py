@@ -12,7 +12,7 @@ from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
 from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
 from jvdm.errors import ShapeError
 from jvdm.features import fold, unfold
-from jvdm.models.attention import RotaryAxes
+from jvdm.models.attention import Positions, RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
 from jvdm.models.stack import Remat, layer_stack
@@ -36,7 +36,7 @@ class Way(NamedTuple):
     policy: Policy
     grid: TokenGrid
     order: TileOrder | None
-    positions: RotaryAxes
+    positions: Positions
     rotary: Rotary
     carry: Carry
     keep: bool
@@ -62,7 +62,7 @@ class TransformerLayer(nn.Module):
     """Order of the tokens of a frame."""
     keep: bool
     """Whether the tokens are collected."""
-    positions: RotaryAxes
+    positions: Positions
     """How heads turn."""
     dtype: str
 
@@ -100,6 +100,11 @@ class Transformer:
     dtype: str
     variables: Any  # Linen's, as those of every subclass
     is_initializing: Callable[[], bool]
+
+    @property
+    def turns(self) -> Positions:
+        """How heads turn with the place of a token."""
+        return RotaryAxes(self.rotary_axes, self.rotary_base)
 
     def start(
         self,
@@ -156,12 +161,12 @@ class Transformer:
         keep = bool(self.collect) and (carry is None or carry.features is not None)
         carry = Carry.first(policy, self.depth, grid) if carry is None else carry
         places = policy.positions(carry.window(call.row, frames), call.row)
-        axes, order = RotaryAxes(self.rotary_axes, self.rotary_base), policy.order(grid)
-        rotary = axes.table(places, grid)
+        turns, order = self.turns, policy.order(grid)
+        rotary = turns.table(places, grid)
         if order is not None:
             cosine, sine = (_per_frame(order.apply, table[None], frames)[0] for table in rotary)
             rotary = (cosine, sine)
-        return Way(policy, grid, order, axes, rotary, carry, keep)
+        return Way(policy, grid, order, turns, rotary, carry, keep)
 
     def _layers(
         self,

@@ -89,6 +89,14 @@ class Rule(NamedTuple):
     layout: Layout = SAME
 
 
+def linear(theirs: str, ours: str, kernel: Layout = LINEAR, bias: Layout = SAME) -> list[Rule]:
+    """Returns the rules of a product or convolution with bias."""
+    return [
+        Rule(f"{theirs}.weight", f"{ours}/kernel", kernel),
+        Rule(f"{theirs}.bias", f"{ours}/bias", bias),
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """What a family calls the arrays of a network.

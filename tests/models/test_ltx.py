@@ -1,0 +1,95 @@
+"""LTXDiT: the numbers of the reference, a level for every frame, places in seconds."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.attention import FrameCausal, TokenGrid
+from jvdm.models import Conditions, TextStates
+from jvdm.models.layers import rotate
+from jvdm.models.ltx import FractionalPositions
+from jvdm.samplers import Call
+from jvdm.weights.convert import converted
+from tests.parity.references import Reference, inputs, off
+from tests.vae.nano import QUICK
+
+ltx = importlib.import_module("jvdm.configs.families.ltx")
+REFERENCE = Reference("ltx_transformer")
+LTX = ltx.transformer(REFERENCE.config).clone(dtype="float32")
+X, TEXT = inputs((2, 24, 8), (2, 7, 32))
+X = jnp.asarray(X.reshape(2, 3, 2, 4, 8))
+LENGTHS = jnp.array([7, 4])
+TOLD = Conditions(TextStates(jnp.asarray(TEXT), LENGTHS))
+FRAMES = jnp.array([[0.0, 400.0, 900.0], [30.0, 60.0, 1000.0]])
+
+
+@functools.cache
+def parameters():
+    shapes = jax.eval_shape(LTX.init, jax.random.key(0), X, Call.at(FRAMES), TOLD)["params"]
+    return converted(ltx.transformer_names(LTX), REFERENCE.weights, shapes, "a folder")[0]
+
+
+def predict(t, carry=None, told=TOLD, model=LTX):
+    return model.apply({"params": parameters()}, X, Call.at(t), told, carry)[0]
+
+
+@functools.cache
+def runner(model=LTX):
+    return jax.jit(functools.partial(predict, model=model), compiler_options=QUICK)
+
+
+def test_the_reference_is_met_with_a_level_per_clip_and_per_frame():
+    clip = jnp.broadcast_to(jnp.array([500.0, 200.0])[:, None], (2, 3))
+    assert off(runner()(clip), REFERENCE.outputs["clip"]) < 1e-4
+    faster = LTX.start(3, 2, 4, jnp.arange(3) * 25 / 30)
+    assert off(runner()(FRAMES, faster), REFERENCE.outputs["frames"]) < 1e-4
+    later = runner(LTX.clone(from_first=True))
+    assert off(later(FRAMES), REFERENCE.outputs["from_first"]) < 1e-4
+
+
+def test_one_level_gives_the_bits_of_equal_levels_per_frame():
+    one = jax.jit(lambda level: predict(jnp.full((2, 3), level)), compiler_options=QUICK)
+    np.testing.assert_array_equal(one(400.0), runner()(jnp.full((2, 3), 400.0)))
+
+
+def test_padding_of_a_prompt_is_not_read():
+    noise = jnp.where(jnp.arange(7)[None, :, None] < 4, TEXT, 9.0)
+    padded = Conditions(TextStates(noise, LENGTHS))
+    before, after = (runner()(FRAMES, None, told) for told in (TOLD, padded))
+    np.testing.assert_array_equal(before[1], after[1])
+    assert off(after[0], before[0]) > 1e-3
+
+
+def test_a_causal_frame_sees_no_later_level():
+    causal = runner(LTX.clone(policy=FrameCausal()))
+    before, after = causal(FRAMES), causal(FRAMES.at[:, 1].set(50.0))
+    same = [np.array_equal(before[:, frame], after[:, frame]) for frame in range(3)]
+    assert same == [True, False, False]
+
+
+@pytest.mark.parametrize(("heads", "size"), [(32, 64), (32, 128)])
+def test_heads_of_the_published_sizes_turn_by_the_places_of_the_whole_width(heads, size):
+    """Against the formula with complex numbers, in float64, before heads are divided."""
+    grid, frames = TokenGrid(2, 2, 3, heads=heads, head_dim=size), np.array([3.0, 4.0])
+    positions = FractionalPositions((8, 32, 32), 24.0, from_first=False)
+    table = positions.table(jnp.asarray(frames, jnp.float32), grid)
+    (x,) = inputs((12, heads * size))
+    axes = (frames * 8 / 24 / 20, np.arange(2) / 64, np.arange(3) / 64)
+    places = np.stack(np.meshgrid(*axes, indexing="ij"))
+    each = heads * size // 6
+    rates = 1e4 ** np.linspace(0, 1, each) * np.pi / 2
+    angles = np.einsum("al,e->lea", 2 * places.reshape(3, -1) - 1, rates).reshape(12, -1)
+    free = heads * size // 2 - 3 * each
+    factors = np.exp(1j * np.pad(angles, ((0, 0), (free, 0))))
+    turned = x.astype(np.float64).reshape(12, -1, 2) @ np.array([1, 1j]) * factors
+    expected = np.stack([turned.real, turned.imag], -1).reshape(12, heads, -1, 2).swapaxes(2, 3)
+    ours = x.reshape(1, 12, heads, -1, 2).swapaxes(3, 4).reshape(1, 12, heads, size)
+    made = rotate(jnp.asarray(ours), table)[0]
+    # The fastest angle is 1.6e4, which float32 knows to a few times 1e-3.
+    np.testing.assert_allclose(made.reshape(expected.shape), expected, atol=3e-2)
+    slow = slice(0, heads // 2)
+    np.testing.assert_allclose(made.reshape(expected.shape)[:, slow], expected[:, slow], atol=1e-4)
