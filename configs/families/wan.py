@@ -25,7 +25,7 @@ from jvdm.samplers import (
 )
 from jvdm.system import Sampling, System, rules_of
 from jvdm.text.pieces import PieceTokenizer
-from jvdm.text.umt5 import UMT5
+from jvdm.text.published import text_encoder, text_encoder_names
 from jvdm.vae.wan import WanVAE
 from jvdm.values import to_data
 from jvdm.weights import Defaults
@@ -74,7 +74,7 @@ def manifest(folder: Path, index: Config) -> Published:
         what = f"{folder} is a pipeline with {', '.join(newer)}"
         raise WeightsError(what, "jvdm knows Wan 2.1, and this is of Wan 2.2", "use Wan 2.1")
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
-    tokenizer = str((folder / TOKENIZER).absolute())
+    tokenizer = PieceTokenizer(str((folder / TOKENIZER).absolute()))
     try:
         text, model = text_encoder(configs["text"], tokenizer), transformer(configs["model"])
         coder, rules = vae(configs["vae"]), sampling(read_config(folder / SCHEDULER))
@@ -99,7 +99,7 @@ def manifest(folder: Path, index: Config) -> Published:
 def sources(system: System) -> dict[str, Source]:
     """Returns where the parameters of every component of a system are published."""
     return {
-        "text": Source(FOLDERS["text"], text_encoder_names(), "model"),
+        "text": Source(FOLDERS["text"], text_encoder_names(system.text), "model"),
         "model": Source(FOLDERS["model"], transformer_names(system.model)),
         "vae": Source(FOLDERS["vae"], vae_names(system.vae)),
     }
@@ -177,46 +177,6 @@ def transformer_names(model: WanDiT) -> Table:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
     return Table(tuple(rules), ignored=(r"blocks\.\d+\.attn2\.norm_added_q\.weight",))
-
-
-def text_encoder(config: Config, tokenizer: str) -> UMT5:
-    """Returns the network that `text_encoder/config.json` describes.
-
-    Args:
-        config: What the file says.
-        tokenizer: Path of `tokenizer.json`.
-    """
-    return UMT5(
-        tokenizer=PieceTokenizer(tokenizer),
-        vocabulary=config["vocab_size"],
-        width=config["d_model"],
-        depth=config["num_layers"],
-        heads=config["num_heads"],
-        head_dim=config["d_kv"],
-        mlp_width=config["d_ff"],
-        buckets=config["relative_attention_num_buckets"],
-        farthest=config["relative_attention_max_distance"],
-    )
-
-
-def text_encoder_names() -> Table:
-    """Returns what `UMT5EncoderModel` calls the parameters of the network."""
-    layer = "encoder.block.{}.layer"
-    rules = [
-        Rule("shared.weight", "kernel"),
-        Rule("encoder.final_layer_norm.weight", "norm/scale"),
-        Rule(f"{layer}.0.layer_norm.weight", "layers/mix_norm/scale"),
-        Rule(f"{layer}.1.layer_norm.weight", "layers/mlp_norm/scale"),
-        Rule(f"{layer}.0.SelfAttention.relative_attention_bias.weight", "layers/places"),
-    ]
-    attention = {"q": "q", "k": "k", "v": "v", "o": "out"}
-    dense = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
-    parts = {f"{layer}.0.SelfAttention.{theirs}": ours for theirs, ours in attention.items()}
-    parts |= {f"{layer}.1.DenseReluDense.{theirs}": ours for theirs, ours in dense.items()}
-    rules += [
-        Rule(f"{name}.weight", f"layers/{ours}/kernel", LINEAR) for name, ours in parts.items()
-    ]
-    return Table(tuple(rules), copies={"encoder.embed_tokens.weight": "shared.weight"})
 
 
 def vae(config: Config) -> WanVAE:

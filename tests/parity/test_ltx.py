@@ -7,6 +7,7 @@ import pytest
 
 from tests.parity import references
 from tests.parity.references import drawn, inputs
+from tests.parity.test_wan import IDS, UMT5, given, shapes
 
 torch = pytest.importorskip("torch", reason="parity tests need PyTorch")
 diffusers = pytest.importorskip("diffusers", reason="this one needs Diffusers")
@@ -22,17 +23,6 @@ TRANSFORMER = {
     "num_layers": 2,
     "caption_channels": 32,
 }
-
-
-def given(network, weights):
-    """Puts weights into a network of PyTorch."""
-    state = {name: torch.from_numpy(weights[name]) for name in weights}
-    network.load_state_dict(state, strict=True)
-    return network.eval()
-
-
-def shapes(network):
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def transformer():
@@ -62,7 +52,26 @@ def transformer():
     return TRANSFORMER, shapes(network), made
 
 
-REFERENCES = {"ltx_transformer": transformer}
+T5 = {**UMT5, "model_type": "t5"}
+
+
+def text_encoder():
+    """Returns states of two prompts, whose padding is masked or is read."""
+    transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
+    network = transformers.T5EncoderModel(transformers.T5Config(**T5))
+    sizes = shapes(network)
+    sizes.pop("encoder.embed_tokens.weight", None)  # the same array as `shared.weight`
+    weights = drawn(sizes)
+    words = {"encoder.embed_tokens.weight": weights["shared.weight"]}
+    given(network, {**weights, **words} if len(sizes) < len(shapes(network)) else weights)
+    ids, mask = torch.from_numpy(IDS), torch.from_numpy(IDS != 0)
+    with torch.no_grad():
+        masked, read = (network(ids, told).last_hidden_state for told in (mask.long(), None))
+    made = {"masked": masked * mask[..., None], "read": read * mask[..., None]}
+    return T5, sizes, {name: states.numpy() for name, states in made.items()}
+
+
+REFERENCES = {"ltx_transformer": transformer, "t5": text_encoder}
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -59,6 +59,7 @@ def transformer():
 
 
 UMT5 = {
+    "model_type": "umt5",
     "vocab_size": 96,
     "d_model": 32,
     "d_kv": 8,

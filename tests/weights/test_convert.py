@@ -11,6 +11,8 @@ import pytest
 from jvdm.errors import WeightsError
 from jvdm.models import Conditions, TextStates
 from jvdm.samplers import Call
+from jvdm.text.pieces import PieceTokenizer
+from jvdm.text.published import text_encoder, text_encoder_names
 from jvdm.weights.convert import (
     LINEAR,
     Layout,
@@ -36,16 +38,19 @@ def part(name):
         told = Conditions(TextStates(jnp.zeros((1, 1, 32)), jnp.ones(1, int)))
         given = (jnp.zeros((1, 1, 2, 2, 4)), Call.at(jnp.zeros((1, 1))), told)
         table = wan.transformer_names(network)
-    elif name == "umt5":
-        network, given = wan.text_encoder(reference.config, "-"), (jnp.zeros((1, 2), int),)
-        table = wan.text_encoder_names()
+    elif name in ("umt5", "t5"):
+        network, given = (
+            text_encoder(reference.config, PieceTokenizer("-")),
+            (jnp.ones((1, 2), int),),
+        )
+        table = text_encoder_names(network)
     else:
         network, given = wan.vae(reference.config), (jnp.zeros((1, 1, 4, 4, 3)),)
         table = wan.vae_names(network)
     return reference, table, jax.eval_shape(network.init, jax.random.key(0), *given)["params"]
 
 
-@pytest.mark.parametrize("name", ["wan_transformer", "umt5", "wan_vae"])
+@pytest.mark.parametrize("name", ["wan_transformer", "umt5", "t5", "wan_vae"])
 def test_published_arrays_come_back_bit_by_bit(name):
     reference, table, shapes = part(name)
     tree, report = converted(table, reference.weights, shapes, "a folder")

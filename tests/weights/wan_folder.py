@@ -49,8 +49,7 @@ def write_wan(folder: Path, **shards) -> Path:
     for place, name in PARTS.items():
         reference = Reference(name)
         kind = INDEX[place][1]
-        model_type = {"model_type": "umt5"} if place == "text_encoder" else {}
-        write(f"{place}/config.json", {"_class_name": kind, **model_type, **reference.config})
+        write(f"{place}/config.json", {"_class_name": kind, **reference.config})
         stem = "model" if place == "text_encoder" else "diffusion_pytorch_model"
         bytes_of = {"shard_bytes": shards[place]} if place in shards else {}
         write_tensors(folder / place, reference.weights, stem, **bytes_of)

@@ -1,7 +1,6 @@
-"""UMT5 and its tokenizer: the numbers of the reference, padding of exactly zero, long prompts."""
+"""T5, UMT5 and their tokenizer: the reference is met, padding is zero, prompts are cut."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,52 +9,53 @@ import pytest
 
 from jvdm.errors import WeightsError
 from jvdm.text.pieces import PieceTokenizer
-from jvdm.text.umt5 import relative_buckets
+from jvdm.text.published import text_encoder, text_encoder_names
+from jvdm.text.t5 import relative_buckets
 from jvdm.weights.convert import converted
 from tests.parity.references import Reference, off
 from tests.text.pieces import write_tokenizer
 from tests.vae.nano import QUICK
 
-wan = importlib.import_module("jvdm.configs.families.wan")
-REFERENCE = Reference("umt5")
-ENCODER = wan.text_encoder(REFERENCE.config, "tokenizer.json").clone(dtype="float32")
 IDS = jnp.array(
     [[7, 3, 90, 12, 5, 44, 3, 81, 17, 60, 23, 1], [5, 33, 2, 9, 1, 0, 0, 0, 0, 0, 0, 0]]
 )
 
 
 @functools.cache
-def parameters():
-    shapes = jax.eval_shape(ENCODER.init, jax.random.key(0), IDS)["params"]
-    tree, _ = converted(wan.text_encoder_names(), REFERENCE.weights, shapes, "a folder")
-    return jax.tree.map(jnp.asarray, tree)
-
-
-@functools.cache
-def encode():
+def encoder(name, reads_padding=False):
+    """Returns the encoder of a stored reference as a function of ids."""
+    reference = Reference(name)
+    network = text_encoder(reference.config, PieceTokenizer("tokenizer.json"))
+    network = network.clone(dtype="float32", reads_padding=reads_padding)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), IDS)["params"]
+    tree, _ = converted(text_encoder_names(network), reference.weights, shapes, "a folder")
     run = jax.jit(
-        lambda params, ids: ENCODER.apply({"params": params}, ids), compiler_options=QUICK
+        lambda params, ids: network.apply({"params": params}, ids), compiler_options=QUICK
     )
-    return functools.partial(run, parameters())
+    return functools.partial(run, jax.tree.map(jnp.asarray, tree))
 
 
-def test_the_reference_is_met_and_padding_is_exactly_zero():
-    states, lengths = encode()(IDS)
+@pytest.mark.parametrize(
+    ("name", "output", "reads_padding"),
+    [("umt5", "states", False), ("t5", "masked", False), ("t5", "read", True)],
+)
+def test_the_reference_is_met_and_padding_is_exactly_zero(name, output, reads_padding):
+    states, lengths = encoder(name, reads_padding)(IDS)
     np.testing.assert_array_equal(lengths, [12, 5])
-    assert off(states, REFERENCE.outputs["states"]) < 1e-5
+    assert off(states, Reference(name).outputs[output]) < 1e-5
     assert np.all(np.asarray(states[1, 5:]) == 0) and np.all(np.abs(states[1, :5]).max(-1) > 0.01)
 
 
 def test_buckets_of_the_large_model_are_those_of_the_reference():
     near = relative_buckets(512, 32, 128)
     for query in (0, 200, 511):
-        expected = REFERENCE.outputs["buckets"][511 - query : 1023 - query]
+        expected = Reference("umt5").outputs["buckets"][511 - query : 1023 - query]
         np.testing.assert_array_equal(near[query], expected)
 
 
 def test_a_prompt_does_not_depend_on_how_long_the_others_are():
-    alone = encode()(jnp.concatenate([IDS[1:], IDS[1:]]))[0]
-    np.testing.assert_array_equal(alone[0], encode()(IDS)[0][1])
+    alone = encoder("umt5")(jnp.concatenate([IDS[1:], IDS[1:]]))[0]
+    np.testing.assert_array_equal(alone[0], encoder("umt5")(IDS)[0][1])
 
 
 @pytest.fixture(scope="module")

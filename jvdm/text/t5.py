@@ -1,7 +1,8 @@
-"""UMT5: the text encoder of Wan, a T5 whose layers have tables of relative positions each.
+"""T5 and UMT5: the text encoders of LTX-Video and of Wan.
 
-Raffel et al., arXiv:1910.10683; Chung et al., arXiv:2304.09151. It computes what Transformers'
-`UMT5EncoderModel` does; what stands after the end of a prompt is zero, as in the pipelines of Wan.
+Raffel et al., arXiv:1910.10683; Shazeer, arXiv:2002.05202 (the gated feed-forward part of T5 1.1);
+Chung et al., arXiv:2304.09151 (UMT5). It computes what Transformers' `T5EncoderModel` and
+`UMT5EncoderModel` do; states after the end of a prompt are zero, as in the pipelines of Wan.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int, TokenIds, Tokens
 from jvdm.text.pieces import PAD, PieceTokenizer
 
-_Shared = tuple[Int[np.ndarray, "L L"], Int[Array, " B"]]
-"""What all layers are given: the bucket of every pair of tokens, and the lengths of prompts."""
+_Shared = tuple[Int[np.ndarray, "L L"], Int[Array, " B"] | None, Float[Array, "P N"] | None]
+"""What all layers are given: the bucket of every pair of tokens, the lengths of prompts where
+padding is not read, and the table of relative positions where they share one."""
 
 
-class UMT5(nn.Module):
-    """Encoder of prompts; the defaults are those of UMT5-XXL.
+class T5(nn.Module):
+    """Encoder of prompts; the defaults are those of T5-v1.1-XXL.
 
     Attributes:
         tokenizer: Turns prompts into ids.
@@ -31,11 +33,15 @@ class UMT5(nn.Module):
         mlp_width: Hidden features of the feed-forward part of a layer.
         buckets: Entries of a table of relative positions.
         farthest: Distance from which on all tokens are in one bucket.
+        one_table: Whether all layers share a table of relative positions (T5), or each has its
+            own (UMT5).
+        reads_padding: Whether tokens attend to the padding after a prompt, as they do where a
+            pipeline gives the encoder no mask (LTX-Video).
         dtype: Number type of products; norms and softmax are float32.
     """
 
     tokenizer: PieceTokenizer
-    vocabulary: int = 256384
+    vocabulary: int = 32128
     width: int = 4096
     depth: int = 24
     heads: int = 64
@@ -43,6 +49,8 @@ class UMT5(nn.Module):
     mlp_width: int = 10240
     buckets: int = 32
     farthest: int = 128
+    one_table: bool = True
+    reads_padding: bool = False
     dtype: str = "bfloat16"
 
     def read(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "B L"], tuple[str, ...]]:
@@ -74,7 +82,9 @@ class UMT5(nn.Module):
             length=self.depth,
         )
         sizes = (self.heads, self.head_dim, self.mlp_width, self.buckets)
-        shared = (relative_buckets(ids.shape[1], self.buckets, self.farthest), lengths)
+        table = _table(self) if self.one_table else None
+        near = relative_buckets(ids.shape[1], self.buckets, self.farthest)
+        shared = (near, None if self.reads_padding else lengths, table)
         x, _ = layers(*sizes, self.dtype, name="layers")(x, shared)
         x = _norm("norm", self.dtype)(x)
         counts = jnp.arange(ids.shape[1])[None] < lengths[:, None]
@@ -90,11 +100,11 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, shared: _Shared) -> tuple[Tokens, None]:
-        near, lengths = shared
+        near, lengths, table = shared
         y = _norm("mix_norm", self.dtype)(x)
         q, k, v = (self._dense(name, self.heads * self.head_dim, y) for name in "qkv")
         q, k, v = (part.reshape(*x.shape[:2], self.heads, self.head_dim) for part in (q, k, v))
-        table = self.param("places", nn.initializers.normal(1.0), (self.buckets, self.heads))
+        table = _table(self) if table is None else table
         bias = table.astype(self.dtype)[near].transpose(2, 0, 1)[None]
         mixed = jax.nn.dot_product_attention(
             q, k, v, bias, scale=1.0, key_value_seq_lengths=lengths
@@ -107,6 +117,11 @@ class _Layer(nn.Module):
 
     def _dense(self, name: str, size: int, x: Float[Array, "B L I"]) -> Float[Array, "B L O"]:
         return nn.Dense(size, use_bias=False, dtype=self.dtype, name=name)(x)
+
+
+def _table(of: T5 | _Layer) -> Float[Array, "P N"]:
+    """Returns what relative positions add to the scores of every head, bucket by bucket."""
+    return of.param("places", nn.initializers.normal(1.0), (of.buckets, of.heads))
 
 
 def _norm(name: str, dtype: str) -> nn.RMSNorm:
