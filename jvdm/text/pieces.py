@@ -1,4 +1,4 @@
-"""Prompts to token ids by a published `tokenizer.json`: pieces of words of a large vocabulary."""
+"""Prompts to token ids by a published tokenizer: pieces of words of a large vocabulary."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ import numpy as np
 
 from jvdm.arrays import Int
 from jvdm.errors import WeightsError
+from jvdm.text import spiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,19 +25,20 @@ class PieceTokenizer:
     """Reads prompts as the tokenizer in a file does.
 
     Attributes:
-        path: The file `tokenizer.json`.
+        path: The file `tokenizer.json` or `spiece.model`.
         max_tokens: Length of the token array; a longer prompt loses its end.
+        unescapes: Whether HTML entities are read as what they stand for, as Wan does.
     """
 
     path: str
     max_tokens: int = 512
+    unescapes: bool = True
 
     def encode(self, prompt: str) -> tuple[Int[np.ndarray, " L"], str]:
         """Turns a prompt into token ids.
 
         Args:
-            prompt: Text; HTML entities are read as what they stand for, and any white space as
-                one blank, as the published pipelines do.
+            prompt: Text; any white space is read as one blank.
 
         Returns:
             int32 ids `[max_tokens]`, padded with 0 after the token that ends a prompt, and the
@@ -45,7 +47,8 @@ class PieceTokenizer:
         Raises:
             WeightsError: If the file is missing or is no tokenizer.
         """
-        clean = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+        text = html.unescape(html.unescape(prompt)) if self.unescapes else prompt
+        clean = re.sub(r"\s+", " ", text).strip()
         encoding, ids = _read(self.path).encode(clean), np.full(self.max_tokens, PAD, np.int32)
         tokens, dropped = encoding.ids, ""
         if len(tokens) > self.max_tokens:
@@ -76,7 +79,10 @@ def _read(path: str) -> "Tokenizer":
     if not Path(path).is_file():
         raise WeightsError(f"{path} does not exist", "prompts are read by it", fix)
     try:
-        tokenizer = Tokenizer.from_file(path)
+        is_spiece = path.endswith(".model")
+        tokenizer = (
+            spiece.tokenizer(Path(path).read_bytes()) if is_spiece else Tokenizer.from_file(path)
+        )
     except Exception as error:  # the library raises bare ones
         raise WeightsError(f"{path} is no tokenizer", str(error)[:200], fix) from error
     tokenizer.no_truncation()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from jvdm.text import spiece
+
 WORDS = ("a", "red", "blue", "ball", "rolls", "rests", "&")
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 
@@ -23,3 +25,47 @@ def write_tokenizer(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
     return path
+
+
+SPIECE = Path(__file__).parents[1] / "parity/references/spiece.model"
+"""A small file of SentencePiece; what it makes of `ODD` is beside it (`parity/test_pieces`)."""
+ODD = (
+    "",
+    " ",
+    "a",
+    "a red ball rolls",
+    "  a   red ball  ",
+    "A RED BALL",
+    "a\tred\nball\r\nrolls",
+    "a\u00a0red\u3000ball\u2003rolls",
+    "ｂａｌｌ １２３",
+    "ﬁne ﬁlm",
+    "½ red",
+    "cafe\u0301 café",
+    "naïve résumé",
+    "你好世界",
+    "こんにちは 世界",
+    "привет, ball",
+    "🙂 a ball 🙂🙂",
+    "25% of 2026",
+    "It's \"red\" & 'blue' <ball>",
+    "(red) - blue — … green!",
+    "rolls/rests",
+    "balls,boxes;cans.",
+    "xyzzy qwerty",
+    "the the the the",
+    "a" * 40,
+    "zoo\x01ming",
+    "camera: pans?",
+    "10 20 2026",
+    "Ünïcode ŞĞ",
+    "&amp; &lt;ball&gt;",
+    "-1.5e-3",
+    "left\\right",
+    "word\u200bword",
+)
+
+
+def read_spiece(content: bytes) -> Tokenizer:
+    """Returns our tokenizer of a file of SentencePiece."""
+    return spiece.tokenizer(content)
