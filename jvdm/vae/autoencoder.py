@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Frames, Key, Latents, PyTree
 from jvdm.errors import ShapeError
 
+WHOLE = 1 << 20  # cells: a cell depends on all of a frame, and only time is cut into pieces
 Decoded = Float[Array, "B T h w 3"]  # `Frames` with letters of their own beside latents'
 
 
@@ -40,18 +41,6 @@ class Autoencoder:
     """Pixel frames, rows and columns of a latent cell."""
     latent_channels: int
     bind: Any  # Linen's, as that of every subclass
-    encoder_reach: int
-    """Latent cells to each side of a latent cell whose pixels it depends on."""
-    decoder_reach: int
-    """Latent cells to each side of a latent cell that its pixels depend on."""
-
-    def encode_chunk(self, frames: Frames, carry: Any) -> tuple[Posterior, Any]:
-        """Encodes the next frames of a video; None as the carry starts one."""
-        raise NotImplementedError
-
-    def decode_chunk(self, latents: Latents, carry: Any) -> tuple[Array, Any]:
-        """Decodes the next latent frames of a video; None as the carry starts one."""
-        raise NotImplementedError
 
     def latent_frames(self, num_frames: int) -> int:
         """Returns the latent frames of a video of `num_frames` frames.
@@ -93,12 +82,28 @@ class Autoencoder:
         check_multiple("width", width, stride_x * patch)
         return height // stride_y, width // stride_x
 
+    def check_channels(self, latents: Latents) -> None:
+        """Raises `ShapeError` unless latents have the channels of this autoencoder."""
+        channels = latents.shape[-1]
+        if channels != self.latent_channels:
+            raise ShapeError(
+                f"latents have {channels} channels",
+                f"this autoencoder has {self.latent_channels}",
+                "use the autoencoder that made the latents",
+            )
 
-class ChunkedAutoencoder(Autoencoder, nn.Module):
-    """Base of autoencoders of an `encoder` and a `decoder`, which a subclass sets up.
 
-    Both are modules that take what is next of a video, and the carry that they returned before.
+class ChunkedEncoder(Autoencoder, nn.Module):
+    """Base of autoencoders that encode a video in pieces; a subclass says how one is decoded.
+
+    It sets up `encoder`, a module that takes what is next of a video, and the carry that it
+    returned before.
     """
+
+    @property
+    def encoder_reach(self) -> int:
+        """Latent cells to each side of a latent cell whose pixels it depends on."""
+        return WHOLE
 
     def encode(self, frames: Frames) -> Posterior:
         """Encodes a whole video, `1 + s n` frames to `1 + n` latent ones; see `encode_chunk`."""
@@ -127,6 +132,23 @@ class ChunkedAutoencoder(Autoencoder, nn.Module):
         return self.encoder(frames, carry)
 
     def decode(self, latents: Latents) -> Decoded:
+        """Decodes a whole video."""
+        raise NotImplementedError
+
+    def __call__(self, frames: Frames) -> Decoded:
+        """Reconstructs a video from the mean of its latents; `init` runs this."""
+        return self.decode(self.encode(frames).mean)
+
+
+class ChunkedAutoencoder(ChunkedEncoder):
+    """Base of autoencoders that decode a video in pieces too; a subclass sets up `decoder`."""
+
+    @property
+    def decoder_reach(self) -> int:
+        """Latent cells to each side of a latent cell that its pixels depend on."""
+        return WHOLE
+
+    def decode(self, latents: Latents) -> Decoded:
         """Decodes `F` latent frames to `1 + s (F - 1)` frames of about 0..1, not clipped."""
         return self.decode_chunk(latents, None)[0]
 
@@ -143,18 +165,8 @@ class ChunkedAutoencoder(Autoencoder, nn.Module):
         Raises:
             ShapeError: If the latents have other channels than the model.
         """
-        channels = latents.shape[-1]
-        if channels != self.latent_channels:
-            raise ShapeError(
-                f"latents have {channels} channels",
-                f"this autoencoder has {self.latent_channels}",
-                "use the autoencoder that made the latents",
-            )
+        self.check_channels(latents)
         return self.decoder(latents, carry)
-
-    def __call__(self, frames: Frames) -> Decoded:
-        """Reconstructs a video from the mean of its latents; `init` runs this."""
-        return self.decode(self.encode(frames).mean)
 
 
 def check_multiple(name: str, value: int, stride: int, offset: int = 0) -> None:

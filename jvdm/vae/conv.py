@@ -5,6 +5,8 @@ those that the next chunk needs, so that a long video can be coded in pieces and
 the result is that of the whole. A chunk without context starts a video.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,6 +21,33 @@ Features = Float[Array, "B T H W C"]
 
 Context = Float[Array, "B 2 H W C"]
 """The `TAPS - 1` frames that a temporal mix saw last."""
+
+Carry = tuple[Float[Array, "B _ _ _ _"], ...]
+"""Frames that each convolution in time saw last, in the order in which they are applied."""
+
+
+class Past:
+    """What the convolutions of one call take over from the last one, and hand on."""
+
+    def __init__(self, carry: Carry | None):
+        self.starts = carry is None
+        self._before = list(carry or ())
+        self.after: list[Array] = []
+
+    def before(
+        self, x: Features, count: int, start: Literal["zeros", "edge", "nothing"] = "zeros"
+    ) -> Float[Array, "B t H W C"]:
+        """Returns `x` with the `count` frames before it, or what is there where a video starts.
+
+        That is zeros, its first frame again and again, or nothing.
+        """
+        if not self.starts:
+            x = jnp.concatenate([self._before[len(self.after)].astype(x.dtype), x], 1)
+        elif start != "nothing":
+            mode = "constant" if start == "zeros" else "edge"
+            x = jnp.pad(x, ((0, 0), (count, 0), (0, 0), (0, 0), (0, 0)), mode)
+        self.after.append(x[:, x.shape[1] - count :])
+        return x
 
 
 def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:

@@ -21,7 +21,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
 from jvdm.errors import ConfigError
-from jvdm.vae.autoencoder import Autoencoder, Posterior
+from jvdm.vae.autoencoder import ChunkedAutoencoder, ChunkedEncoder, Posterior
 
 HostFrames = Float[np.ndarray, "B T h w 3"]
 """Decoded video in host memory, RGB of about 0..1."""
@@ -89,7 +89,7 @@ def make_tiling(video: tuple[int, int], tile: tuple[int, int], reach: int) -> Ti
 
 
 def decode(
-    vae: Autoencoder,
+    vae: ChunkedAutoencoder,
     params: PyTree,
     latents: AnyLatents,
     *,
@@ -130,7 +130,7 @@ def decode(
 
 
 def encode(
-    vae: Autoencoder,
+    vae: ChunkedEncoder,
     params: PyTree,
     frames: Pixels,
     *,
@@ -172,7 +172,7 @@ def encode(
 
 
 def _pieces(
-    vae: Autoencoder, shape: Sequence[int], tile: tuple[int, int] | None, chunk: int | None
+    vae: ChunkedEncoder, shape: Sequence[int], tile: tuple[int, int] | None, chunk: int | None
 ) -> tuple[tuple[int, int], int]:
     """Returns tile and chunk, where they are open those of a video of latents `shape`."""
     batch, frames, height, width = shape[:4]
@@ -234,7 +234,7 @@ def _assemble(pieces: Iterable[np.ndarray], job: _Job) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
 def _decode_window(
-    vae: Autoencoder,
+    vae: ChunkedAutoencoder,
     params: PyTree,
     latents: Any,
     carry: Any,
@@ -250,7 +250,13 @@ def _decode_window(
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
 def _encode_window(
-    vae: Autoencoder, params: PyTree, frames: Any, carry: Any, corner: Any, *, size: tuple[int, int]
+    vae: ChunkedEncoder,
+    params: PyTree,
+    frames: Any,
+    carry: Any,
+    corner: Any,
+    *,
+    size: tuple[int, int],
 ) -> tuple[Array, Any]:
     if frames.dtype == jnp.uint8:
         frames = frames.astype(jnp.float32) / 255.0
