@@ -26,19 +26,16 @@ from jvdm.samplers import (
 from jvdm.system import Sampling, System, rules_of
 from jvdm.text.pieces import PieceTokenizer
 from jvdm.text.published import text_encoder, text_encoder_names
-from jvdm.vae.wan import WanVAE
+from jvdm.vae.wan_published import vae, vae_names
 from jvdm.values import to_data
 from jvdm.weights import Defaults
 from jvdm.weights.convert import (
-    CONV_2D,
     CONV_3D,
     FIRST,
-    LEAD,
     LINEAR,
     SAME,
     Rule,
     Table,
-    flat,
     halves,
     joined,
     linear,
@@ -177,83 +174,3 @@ def transformer_names(model: WanDiT) -> Table:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
     return Table(tuple(rules), ignored=(r"blocks\.\d+\.attn2\.norm_added_q\.weight",))
-
-
-def vae(config: Config) -> WanVAE:
-    """Returns the autoencoder that `vae/config.json` describes.
-
-    Raises:
-        WeightsError: If it is that of Wan 2.2, or has parts that Wan 2.1 has not.
-    """
-    odd = [name for name in ("is_residual", "patch_size", "attn_scales") if config.get(name)]
-    width = config["base_dim"]
-    odd += [] if config.get("decoder_base_dim") in (None, width) else ["decoder_base_dim"]
-    if odd:
-        what = f"an autoencoder of the class AutoencoderKLWan with {', '.join(odd)}"
-        raise WeightsError(what, "jvdm knows that of Wan 2.1", "use weights of Wan 2.1")
-    return WanVAE(
-        latent_channels=config["z_dim"],
-        width=width,
-        multiples=tuple(config["dim_mult"]),
-        blocks=config["num_res_blocks"],
-        time=tuple(config["temperal_downsample"]),
-    )
-
-
-def vae_names(model: WanVAE) -> Table:
-    """Returns what `AutoencoderKLWan` calls the parameters of the network."""
-    widths = [model.width * multiple for multiple in model.multiples]
-    rules = [*_conv("quant_conv", "encoder/moments"), *_conv("post_quant_conv", "decoder/latents")]
-    for coder in ("encoder", "decoder"):
-        rules += _conv(f"{coder}.conv_in", f"{coder}/conv_in")
-        rules += _conv(f"{coder}.conv_out", f"{coder}/conv_out")
-        rules.append(Rule(f"{coder}.norm_out.gamma", f"{coder}/norm_out/gain", flat(3)))
-        middle, ours = f"{coder}.mid_block", f"{coder}/middle"
-        rules += _block(f"{middle}.resnets.0", f"{ours}/block_0")
-        rules += _block(f"{middle}.resnets.1", f"{ours}/block_1")
-        middle, ours = f"{middle}.attentions.0", f"{ours}/attention"
-        rules.append(Rule(f"{middle}.norm.gamma", f"{ours}/norm/gain", flat(2)))
-        point = CONV_2D.then(FIRST).then(FIRST)
-        rules += linear(f"{middle}.to_qkv", f"{ours}/qkv", point)
-        rules += linear(f"{middle}.proj", f"{ours}/out", point)
-    index, last = 0, len(widths) - 1
-    for level, width in enumerate(widths):
-        for block in range(model.blocks):
-            grows = block == 0 and width != widths[max(level - 1, 0)]
-            theirs = f"encoder.down_blocks.{index}"
-            rules += _block(theirs, f"encoder/level_{level}_{block}", grows)
-            index += 1
-        if level < last:
-            theirs, ours = f"encoder.down_blocks.{index}", f"encoder/down_{level}"
-            rules += linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
-            if model.time[level]:
-                rules += linear(f"{theirs}.time_conv", f"{ours}/time", CONV_3D)
-            index += 1
-    entering = widths[-1]  # channels that a level of the decoder is given
-    for level, width in enumerate(reversed(widths)):
-        for block in range(model.blocks + 1):
-            theirs = f"decoder.up_blocks.{level}.resnets.{block}"
-            rules += _block(
-                theirs, f"decoder/level_{level}_{block}", block == 0 and entering != width
-            )
-        entering = width // 2
-        if level < last:
-            theirs, ours = f"decoder.up_blocks.{level}.upsamplers.0", f"decoder/up_{level}"
-            rules += linear(f"{theirs}.resample.1", f"{ours}/space", CONV_2D.then(LEAD))
-            if model.time[-1 - level]:
-                rules += _conv(f"{theirs}.time_conv", f"{ours}/time")
-    return Table(tuple(rules))
-
-
-def _block(theirs: str, ours: str, short: bool = False) -> list[Rule]:
-    """Returns the rules of a residual block; `short` says that its input is projected."""
-    rules = _conv(f"{theirs}.conv_shortcut", f"{ours}/short") if short else []
-    for index in (0, 1):
-        rules += _conv(f"{theirs}.conv{index + 1}", f"{ours}/conv_{index}")
-        rules.append(Rule(f"{theirs}.norm{index + 1}.gamma", f"{ours}/norm_{index}/gain", flat(3)))
-    return rules
-
-
-def _conv(theirs: str, ours: str) -> list[Rule]:
-    """Returns the rules of a convolution in time."""
-    return linear(theirs, f"{ours}/conv", CONV_3D)

@@ -1,48 +1,35 @@
-"""The video autoencoder of Wan 2.1: 1 + 4n frames of pixels <-> 1 + n frames of latents.
+"""The video autoencoders of Wan 2.1 and 2.2: 1 + 4n frames of pixels <-> 1 + n frames of latents.
 
 Wan Team, arXiv:2503.20314, section 4.1; computed as Diffusers' `AutoencoderKLWan` does it. There
 a video is coded frame by frame with caches; here whatever number of frames is given goes through
 at once, and what the convolutions in time saw last goes on to the next call. The result is the
 same for any division (`encode_chunk`, `decode_chunk`).
+
+Wan 2.2 folds squares of pixels into channels, and every change of rate has a way around it
+without weights: averages on the way down, copies on the way up.
+
+Encoder and decoder have two parts each. One works at the resolution of the latents and has
+attention among all cells of a frame; the other, nearly all of the work, has convolutions alone.
+So a frame can be cut into tiles where the convolutions are (`jvdm.vae.tiling`), with the result
+of the whole frame.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Latents
+from jvdm.features import fold, unfold
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
-from jvdm.vae.conv import Features
+from jvdm.vae.conv import Carry, Features, Past
 from pallas_kernels import dense_attention
 
-Carry = tuple[Float[Array, "B _ _ _ _"], ...]
-"""Frames that each convolution in time saw last, in the order in which they are applied."""
+Carries = tuple[Carry, Carry]
+"""Of the two parts of an encoder or decoder, in the order in which they are applied."""
 
-WHOLE = 1 << 20  # cells; the attention in the middle sees all of a frame
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
-
-
-class Past:
-    """What the convolutions of one call take over from the last one, and hand on."""
-
-    def __init__(self, carry: Carry | None):
-        self.starts = carry is None
-        self._before = list(carry or ())
-        self.after: list[Array] = []
-
-    def before(self, x: Features, count: int, zeros: bool = True) -> Float[Array, "B t H W C"]:
-        """Returns `x` with the `count` frames before it, or zeros where a video starts.
-
-        Without `zeros` there is nothing before the start.
-        """
-        if not self.starts:
-            x = jnp.concatenate([self._before[len(self.after)].astype(x.dtype), x], 1)
-        elif zeros:
-            x = jnp.pad(x, ((0, 0), (count, 0), (0, 0), (0, 0), (0, 0)))
-        self.after.append(x[:, x.shape[1] - count :])
-        return x
 
 
 class CausalConv(nn.Module):
@@ -147,15 +134,16 @@ class Down(nn.Module):
         x = nn.Conv(channels, (1, 3, 3), (1, 2, 2), **space)(x)
         if not self.time:
             return x
-        first, x = x[:, :1], past.before(x, 1, zeros=False)
+        first, x = x[:, :1], past.before(x, 1, "nothing")
         time: dict[str, Any] = {"padding": "VALID", "dtype": self.dtype, "name": "time"}
         y = nn.Conv(channels, (3, 1, 1), (2, 1, 1), **time)(x)
         return jnp.concatenate([first, y], 1) if past.starts else y
 
 
 class Up(nn.Module):
-    """Doubles the sides at half the channels, and with `time` the frames but the first."""
+    """Doubles the sides, and with `time` the frames but the first."""
 
+    features: int
     time: bool
     dtype: str
 
@@ -172,7 +160,48 @@ class Up(nn.Module):
             x = jnp.concatenate([x[:, :count], pairs], 1)
         x = x.repeat(2, 2).repeat(2, 3)
         space: dict[str, Any] = {"dtype": self.dtype, "name": "space"}
-        return nn.Conv(x.shape[-1] // 2, (1, 3, 3), **space)(x)
+        return nn.Conv(self.features, (1, 3, 3), **space)(x)
+
+
+def averaged(
+    x: Features, features: int, rates: tuple[int, int], starts: bool
+) -> Float[Array, "B t h w c"]:
+    """Returns what goes around a level of the encoder: means of cells, frames and channels.
+
+    Args:
+        x: What the level is given.
+        features: Channels that it returns.
+        rates: By how much it divides the frames, and the sides.
+        starts: Whether a video starts here; a frame of zeros is then before it.
+    """
+    frames, side = rates
+    if starts and frames > 1:
+        x = jnp.pad(x, ((0, 0), (frames - 1, 0), (0, 0), (0, 0), (0, 0)))
+    batch, count, height, width, channels = x.shape
+    count, height, width = count // frames, height // side, width // side
+    x = x.reshape(batch, count, frames, height, side, width, side, channels)
+    x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, count, height, width, features, -1)
+    return jnp.mean(x, -1, dtype=jnp.float32).astype(x.dtype)
+
+
+def copied(
+    x: Features, features: int, rates: tuple[int, int], starts: bool
+) -> Float[Array, "B t h w c"]:
+    """Returns what goes around a level of the decoder: copies, from channels to cells and frames.
+
+    Args:
+        x: What the level is given.
+        features: Channels that it returns.
+        rates: By how much it multiplies the frames, and the sides.
+        starts: Whether a video starts here; its first frame stays alone.
+    """
+    frames, side = rates
+    batch, count, height, width, channels = x.shape
+    x = x.repeat(features * frames * side * side // channels, -1)
+    x = x.reshape(batch, count, height, width, features, frames, side, side)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    x = x.reshape(batch, count * frames, height * side, width * side, features)
+    return x[:, frames - 1 :] if starts else x
 
 
 class Sizes(NamedTuple):
@@ -182,95 +211,199 @@ class Sizes(NamedTuple):
     blocks: int
     time: tuple[bool, ...]
     """Between which levels the frames are halved too."""
+    patch: int
+    """Side of the squares of pixels that are channels."""
+    around: bool
+    """Whether changes of rate have a way around them."""
+
+    def rates(self, level: int) -> tuple[int, int]:
+        """Returns by how much frames and sides are divided after a level."""
+        return (1 + self.time[level], 2) if level < len(self.time) else (1, 1)
 
 
-class Encoder(nn.Module):
-    """Pixels to mean and log-variance of latents."""
+class EncoderCells(nn.Module):
+    """From pixels to features of latent cells, by convolutions alone."""
 
-    latent_channels: int
     sizes: Sizes
     dtype: str
 
     @nn.compact
-    def __call__(self, frames: Frames, carry: Carry | None) -> tuple[Posterior, Carry]:
-        """Returns the distribution of the latents and the carry of the next chunk."""
-        past, (widths, blocks, time) = Past(carry), self.sizes
-        x = (frames * 2.0 - 1.0).astype(self.dtype)
+    def __call__(
+        self, frames: Frames, carry: Carry | None
+    ) -> tuple[Float[Array, "B F h w C"], Carry]:
+        """Returns features and the carry of the next chunk."""
+        past, (widths, blocks, time, patch, around) = Past(carry), self.sizes
+        x = fold((frames * 2.0 - 1.0).astype(self.dtype), patch)
         x = CausalConv(widths[0], dtype=self.dtype, name="conv_in")(x, past)
         for level, width in enumerate(widths):
+            given = x
             for block in range(blocks):
                 x = ResidualBlock(width, self.dtype, name=f"level_{level}_{block}")(x, past)
             if level < len(time):
                 x = Down(time[level], self.dtype, name=f"down_{level}")(x, past)
+            if around:
+                x = x + averaged(given, width, self.sizes.rates(level), past.starts)
+        return x, tuple(past.after)
+
+
+class EncoderFrames(nn.Module):
+    """From features of latent cells to mean and log-variance; cells of a frame see each other."""
+
+    latent_channels: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Features, carry: Carry | None) -> tuple[Posterior, Carry]:
+        """Returns the distribution of the latents and the carry of the next chunk."""
+        past, point = Past(carry), (1, 1, 1)
         x = Middle(self.dtype, name="middle")(x, past)
         x = nn.silu(Norm(name="norm_out")(x))
-        size, point = 2 * self.latent_channels, (1, 1, 1)
+        size = 2 * self.latent_channels
         x = CausalConv(size, dtype=self.dtype, name="conv_out")(x, past)
         x = CausalConv(size, point, self.dtype, name="moments")(x, past).astype(jnp.float32)
         mean, log_variance = jnp.split(x, 2, -1)
         return Posterior(mean, jnp.clip(log_variance, *_LOG_VARIANCE_RANGE)), tuple(past.after)
 
 
-class Decoder(nn.Module):
-    """Latents to pixels."""
+class DecoderFrames(nn.Module):
+    """From latents to features of latent cells; cells of a frame see each other."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, latents: Latents, carry: Carry | None
+    ) -> tuple[Float[Array, "B F H W D"], Carry]:
+        """Returns features and the carry of the next chunk."""
+        past, point = Past(carry), (1, 1, 1)
+        x = latents.astype(self.dtype)
+        x = CausalConv(x.shape[-1], point, self.dtype, name="latents")(x, past)
+        x = CausalConv(self.width, dtype=self.dtype, name="conv_in")(x, past)
+        return Middle(self.dtype, name="middle")(x, past), tuple(past.after)
+
+
+class DecoderCells(nn.Module):
+    """From features of latent cells to pixels, by convolutions alone."""
 
     sizes: Sizes
     dtype: str
 
     @nn.compact
-    def __call__(self, latents: Latents, carry: Carry | None) -> tuple[Decoded, Carry]:
+    def __call__(self, x: Float[Array, "B F H W D"], carry: Carry | None) -> tuple[Decoded, Carry]:
         """Returns frames of about 0..1 and the carry of the next chunk."""
-        past, (widths, blocks, time) = Past(carry), self.sizes
-        x, point = latents.astype(self.dtype), (1, 1, 1)
-        x = CausalConv(x.shape[-1], point, self.dtype, name="latents")(x, past)
-        x = CausalConv(widths[-1], dtype=self.dtype, name="conv_in")(x, past)
-        x = Middle(self.dtype, name="middle")(x, past)
-        for level, width in enumerate(reversed(widths)):
+        past, (widths, blocks, time, patch, around) = Past(carry), self.sizes
+        for level in reversed(range(len(widths))):
+            given, name, width = x, len(widths) - 1 - level, widths[level]
             for block in range(blocks + 1):
-                x = ResidualBlock(width, self.dtype, name=f"level_{level}_{block}")(x, past)
-            if level < len(time):
-                x = Up(time[-1 - level], self.dtype, name=f"up_{level}")(x, past)
+                x = ResidualBlock(width, self.dtype, name=f"level_{name}_{block}")(x, past)
+            if level > 0:
+                features = width if around else width // 2
+                x = Up(features, time[level - 1], self.dtype, name=f"up_{name}")(x, past)
+                if around:
+                    x = x + copied(given, width, self.sizes.rates(level - 1), past.starts)
         x = nn.silu(Norm(name="norm_out")(x))
-        x = CausalConv(3, dtype=self.dtype, name="conv_out")(x, past)
-        return (x.astype(jnp.float32) + 1.0) / 2.0, tuple(past.after)
+        x = CausalConv(3 * patch**2, dtype=self.dtype, name="conv_out")(x, past)
+        return (unfold(x, patch).astype(jnp.float32) + 1.0) / 2.0, tuple(past.after)
+
+
+class Encoder(nn.Module):
+    """Pixels to mean and log-variance of latents, by way of features of latent cells."""
+
+    latent_channels: int
+    sizes: Sizes
+    dtype: str
+
+    def setup(self) -> None:  # noqa: D102
+        self.cells = EncoderCells(self.sizes, self.dtype)
+        self.frames = EncoderFrames(self.latent_channels, self.dtype)
+
+    def __call__(self, frames: Frames, carry: Carries | None) -> tuple[Posterior, Carries]:
+        """Returns the distribution of the latents and the carry of the next chunk."""
+        before = carry or (None, None)
+        x, first = self.cells(frames, before[0])
+        posterior, second = self.frames(x, before[1])
+        return posterior, (first, second)
+
+
+class Decoder(nn.Module):
+    """Latents to pixels, by way of features of latent cells."""
+
+    sizes: Sizes
+    dtype: str
+
+    def setup(self) -> None:  # noqa: D102
+        self.frames = DecoderFrames(self.sizes.widths[-1], self.dtype)
+        self.cells = DecoderCells(self.sizes, self.dtype)
+
+    def __call__(self, latents: Latents, carry: Carries | None) -> tuple[Decoded, Carries]:
+        """Returns frames of about 0..1 and the carry of the next chunk."""
+        before = carry or (None, None)
+        x, first = self.frames(latents, before[0])
+        frames, second = self.cells(x, before[1])
+        return frames, (first, second)
 
 
 class WanVAE(ChunkedAutoencoder):
-    """Causal video autoencoder of Wan 2.1; the defaults are those of its weights.
+    """Causal video autoencoder of Wan; the defaults are those of the weights of 2.1.
+
+    That of 2.2 has `latent_channels` 48, `width` 160, `decoder_width` 256, `patch` 2 and `around`.
 
     Attributes:
         latent_channels: Channels of a latent cell.
         width: Channels at the resolution of pixels.
+        decoder_width: Those of the decoder; None is as many.
         multiples: Channels of each level over `width`; a level has half the sides of the last.
         blocks: Residual blocks of a level of the encoder; the decoder has one more.
         time: After which levels of the encoder the frames are halved.
+        patch: Side of the squares of pixels that are channels.
+        around: Whether changes of rate have a way around them.
         dtype: Number type of the computation; latents and frames are float32.
     """
 
     latent_channels: int = 16
     width: int = 96
+    decoder_width: int | None = None
     multiples: tuple[int, ...] = (1, 2, 4, 4)
     blocks: int = 2
     time: tuple[bool, ...] = (False, True, True)
+    patch: int = 1
+    around: bool = False
     dtype: str = "bfloat16"
 
+    tile: ClassVar[tuple[int, int]] = (64, 64)
+    """Latent cells of a tile, over which the border that is computed beside it is not much."""
+
     def setup(self) -> None:  # noqa: D102
-        sizes = Sizes(tuple(self.width * n for n in self.multiples), self.blocks, self.time)
+        sizes, wide = self._sizes(self.width), self._sizes(self.decoder_width or self.width)
         self.encoder = Encoder(self.latent_channels, sizes, self.dtype)
-        self.decoder = Decoder(sizes, self.dtype)
+        self.decoder = Decoder(wide, self.dtype)
+
+    def _sizes(self, width: int) -> Sizes:
+        widths = tuple(width * n for n in self.multiples)
+        return Sizes(widths, self.blocks, self.time, self.patch, self.around)
 
     @property
     def strides(self) -> tuple[int, int, int]:
         """Pixel frames, rows and columns of a latent cell."""
-        side = 2 ** len(self.time)
+        side = self.patch * 2 ** len(self.time)
         return (2 ** sum(self.time), side, side)
 
     @property
     def encoder_reach(self) -> int:
-        """A latent cell depends on the pixels of whole frames: only time is cut into pieces."""
-        return WHOLE
+        """Latent cells to each side whose pixels the first part of the encoder sees."""
+        reach = 0  # to the right, in cells of a level, from the latents to the pixels
+        for level in reversed(range(len(self.multiples))):
+            # A cell is the upper left one of the four, and the convolution sees three.
+            reach = 2 * reach + 1 if level < len(self.time) else reach
+            reach += 2 * self.blocks
+        return -(-(reach + 1) // 2 ** len(self.time))
 
     @property
     def decoder_reach(self) -> int:
-        """Pixels depend on the latent cells of whole frames: only time is cut into pieces."""
-        return WHOLE
+        """Latent cells to each side whose features the second part of the decoder sees."""
+        reach = 1  # in cells of a level, from the pixels to the latents
+        for level in range(len(self.multiples)):
+            reach += 2 * (self.blocks + 1)
+            reach = -(-(reach + 1) // 2) if level < len(self.time) else reach
+        return reach

@@ -1,5 +1,7 @@
 """Wan against Diffusers, with the same random weights; `python -m tests.parity.test_wan` stores."""
 
+import functools
+import sys
 import tempfile
 from pathlib import Path
 
@@ -109,15 +111,36 @@ VAE = {
 }
 
 
-def autoencoder():
-    """Returns moments of nine frames, and the frames of three latent ones."""
-    network = diffusers.AutoencoderKLWan(**VAE)
+VAE_2_2 = {
+    "base_dim": 8,
+    "decoder_base_dim": 12,
+    "z_dim": 6,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True],
+    "scale_factor_temporal": 2,
+    "scale_factor_spatial": 8,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "is_residual": True,
+    "latents_mean": [0.1, -0.2, 0.3, 0.0, 0.2, -0.1],
+    "latents_std": [1.5, 0.7, 2.0, 1.0, 0.9, 1.1],
+}
+
+
+def autoencoder(config=VAE):
+    """Returns moments of five frames, and the frames of three latent ones."""
+    network = diffusers.AutoencoderKLWan(**config)
     given(network, drawn(shapes(network)))
-    x, z = map(torch.from_numpy, inputs((1, 3, 5, 8, 12), (1, 4, 3, 2, 3)))
+    side = config["scale_factor_spatial"]
+    x, z = map(
+        torch.from_numpy, inputs((1, 3, 5, 2 * side, 3 * side), (1, config["z_dim"], 3, 2, 3))
+    )
     with torch.no_grad():
         moments = network._encode(torch.tanh(x))
         made = {"moments": moments, "frames": network.decode(z).sample}
-    return VAE, shapes(network), {k: v.numpy() for k, v in made.items()}
+    return config, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 
 def pipeline():
@@ -155,6 +178,7 @@ def pipeline():
 
 REFERENCES = {
     "wan_vae": autoencoder,
+    "wan_vae_2_2": functools.partial(autoencoder, VAE_2_2),
     "wan_transformer": transformer,
     "umt5": text_encoder,
     "wan_pipeline": pipeline,
@@ -172,6 +196,7 @@ def test_the_stored_outputs_are_those_of_the_implementation(name):
 
 
 if __name__ == "__main__":
-    for reference, make in REFERENCES.items():
+    for reference in sys.argv[1:] or REFERENCES:
+        make = REFERENCES[reference]
         described, sizes, outputs = make()
         references.store(reference, described, sizes, outputs)
