@@ -1,14 +1,15 @@
-"""Wan 2.1 text to video: a folder of Diffusers (`WanPipeline`) as a system, and back.
+"""Wan 2.1 and 2.2: a folder of Diffusers as a system, and back.
 
 `jvdm.load("Wan2.1-T2V-1.3B-Diffusers")` and `jvdm generate --weights FOLDER` read it. The tables
 say what the published weights call the parameters of our networks. Sizes and levels are those of
-the folder; the published weights were trained at 16 frames a second.
+the folder. The first frame of Wan2.2-TI2V is given by `image`: its column of the timestep matrix
+is 0, which is all that Diffusers' `expand_timesteps` does.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jvdm.errors import WeightsError
 from jvdm.models.wan import WanDiT
@@ -44,15 +45,38 @@ from jvdm.weights.diffusers import CONFIG, Published, Source, read_config
 
 Config = Mapping[str, Any]
 
-PIPELINES = ("WanPipeline",)
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 """Classes of Diffusers whose folders are read here."""
 
-DEFAULTS = Defaults(height=480, width=832, num_frames=81, fps=16.0)
-SIZES = ((480, 832), (832, 480), (720, 1280), (1280, 720))
-STEPS, SCALE = 50, 5.0  # of the published pipeline
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer/tokenizer.json"
+
+
+class Usual(NamedTuple):
+    """How the videos of one kind of Wan are usually made: sizes trained, steps, scales."""
+
+    defaults: Defaults
+    sizes: tuple[tuple[int, int], ...]
+    steps: int = 50
+    scale: float = 5.0
+
+
+WAN_2_1 = Usual(
+    Defaults(height=480, width=832, num_frames=81, fps=16.0),
+    ((480, 832), (832, 480), (720, 1280), (1280, 720)),
+)
+TI2V_2_2 = Usual(
+    Defaults(height=704, width=1280, num_frames=121, fps=24.0), ((704, 1280), (1280, 704))
+)
+
+
+def usual(index: Config) -> Usual:
+    """Returns how videos of a pipeline are usually made.
+
+    Source: the settings beside the official code (`wan/configs` of Wan-Video/Wan2.1 and Wan2.2).
+    """
+    return TI2V_2_2 if index.get("expand_timesteps") else WAN_2_1
 
 
 def manifest(folder: Path, index: Config) -> Published:
@@ -63,21 +87,23 @@ def manifest(folder: Path, index: Config) -> Published:
         index: What its `model_index.json` says.
 
     Raises:
-        WeightsError: If a part is missing or cannot be read, or is that of Wan 2.2.
+        WeightsError: If a part is missing or cannot be read, or is one that jvdm does not know.
     """
-    newer = [name for name in ("boundary_ratio", "expand_timesteps") if index.get(name)]
-    newer += ["transformer_2"] if (index.get("transformer_2") or [None])[0] else []
+    newer = ["boundary_ratio"] if index.get("boundary_ratio") else []
+    newer += [name for name in ("transformer_2", "image_encoder") if (index.get(name) or [None])[0]]
     if newer:
         what = f"{folder} is a pipeline with {', '.join(newer)}"
-        raise WeightsError(what, "jvdm knows Wan 2.1, and this is of Wan 2.2", "use Wan 2.1")
+        why = "jvdm knows the pipelines of Wan with one network that reads text alone"
+        raise WeightsError(what, why, "use Wan2.1-T2V or Wan2.2-TI2V-5B")
+    how = usual(index)
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
     tokenizer = PieceTokenizer(str((folder / TOKENIZER).absolute()))
     try:
         text, model = text_encoder(configs["text"], tokenizer), transformer(configs["model"])
-        coder, rules = vae(configs["vae"]), sampling(read_config(folder / SCHEDULER))
+        coder, rules = vae(configs["vae"]), sampling(read_config(folder / SCHEDULER), how)
         mean, std = (tuple(configs["vae"][f"latents_{name}"]) for name in ("mean", "std"))
     except (KeyError, TypeError, IndexError) as error:
-        what = f"a configuration in {folder} is not as Wan 2.1 has it"
+        what = f"a configuration in {folder} is not as Wan has it"
         raise WeightsError(what, f"{error!r}"[:200], "download the folder again") from error
     system = System(text, model, coder, rules[0], sampling=rules[1])
     return Published(
@@ -85,9 +111,9 @@ def manifest(folder: Path, index: Config) -> Published:
         components={name: to_data(getattr(system, name), name) for name in FOLDERS},
         latent_mean=mean,
         latent_std=std,
-        defaults=DEFAULTS,
-        trained_frames=DEFAULTS.num_frames,
-        trained_sizes=SIZES,
+        defaults=how.defaults,
+        trained_frames=how.defaults.num_frames,
+        trained_sizes=how.sizes,
         rules=rules_of(system),
         sources=sources(system),
     )
@@ -102,7 +128,7 @@ def sources(system: System) -> dict[str, Source]:
     }
 
 
-def sampling(config: Config) -> tuple[Process, Sampling]:
+def sampling(config: Config, how: Usual = WAN_2_1) -> tuple[Process, Sampling]:
     """Returns how a scheduler's configuration says that videos are made.
 
     Raises:
@@ -118,8 +144,8 @@ def sampling(config: Config) -> tuple[Process, Sampling]:
         what = f"a scheduler {name} of prediction type {config.get('prediction_type')}"
         why = "Wan is sampled by UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler"
         raise WeightsError(what, why, "restore scheduler_config.json")
-    levels = DiffusersLevels(STEPS, json.dumps(dict(config)))
-    return process, Sampling(levels, solver=solver, guidance=ClassifierFree(SCALE))
+    levels = DiffusersLevels(how.steps, json.dumps(dict(config)))
+    return process, Sampling(levels, solver=solver, guidance=ClassifierFree(how.scale))
 
 
 def _unipc(config: Config) -> Solver:

@@ -1,17 +1,19 @@
 """Wan against Diffusers, with the same random weights; `python -m tests.parity.test_wan` stores."""
 
 import functools
+import json
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from jvdm.text.pieces import PieceTokenizer
 from tests.parity import references
 from tests.parity.references import drawn, inputs
-from tests.weights.wan_folder import NOISE, PROMPTS, write_wan
+from tests.weights.wan_folder import NOISE, PICTURE, PROMPTS, sizes_of, write_wan
 
 torch = pytest.importorskip("torch", reason="parity tests need PyTorch")
 diffusers = pytest.importorskip("diffusers", reason="this one needs Diffusers")
@@ -114,7 +116,7 @@ VAE = {
 VAE_2_2 = {
     "base_dim": 8,
     "decoder_base_dim": 12,
-    "z_dim": 6,
+    "z_dim": 4,
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "temperal_downsample": [False, True],
@@ -124,8 +126,8 @@ VAE_2_2 = {
     "out_channels": 12,
     "patch_size": 2,
     "is_residual": True,
-    "latents_mean": [0.1, -0.2, 0.3, 0.0, 0.2, -0.1],
-    "latents_std": [1.5, 0.7, 2.0, 1.0, 0.9, 1.1],
+    "latents_mean": [0.2, 0.1, 0.0, -0.3],
+    "latents_std": [0.9, 1.1, 1.6, 0.8],
 }
 
 
@@ -143,18 +145,31 @@ def autoencoder(config=VAE):
     return config, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 
-def pipeline():
-    """Returns latents and frames of two prompts, made by the whole pipeline from given noise."""
+def made_by(version, calls):
+    """Returns ids, and the latents of calls of the whole pipeline of a folder from given noise.
+
+    Args:
+        version: One of `wan_folder.VERSIONS`.
+        calls: Names of what is made, and the arguments of the call beside sizes and prompts.
+    """
     transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
     with tempfile.TemporaryDirectory() as name:
-        folder = write_wan(Path(name))
+        folder = write_wan(Path(name), version)
+        index = json.loads((folder / "model_index.json").read_text())
         text = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder")
-        pipe = diffusers.WanPipeline(
+        networks = {
+            place: diffusers.WanTransformer3DModel.from_pretrained(folder / place)
+            for place in ("transformer", "transformer_2")
+            if (folder / place).exists()
+        }
+        pipe = getattr(diffusers, index["_class_name"])(
             tokenizer=None,
             text_encoder=text,
             vae=diffusers.AutoencoderKLWan.from_pretrained(folder / "vae"),
             scheduler=diffusers.UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-            transformer=diffusers.WanTransformer3DModel.from_pretrained(folder / "transformer"),
+            boundary_ratio=index["boundary_ratio"],
+            expand_timesteps=index["expand_timesteps"],
+            **networks,
         )
         ids = PieceTokenizer(str(folder / "tokenizer/tokenizer.json")).encode_batch(
             [*PROMPTS, "", ""]
@@ -162,18 +177,32 @@ def pipeline():
     mask = torch.from_numpy(ids != 0)
     with torch.no_grad():
         states = text(torch.from_numpy(ids), mask.long()).last_hidden_state * mask[..., None]
-    sizes = {"height": 16, "width": 32, "num_frames": 5, "num_inference_steps": 4}
     pipe.set_progress_bar_config(disable=True)
     told = {"prompt_embeds": states[:2], "negative_prompt_embeds": states[2:]}
-    noise = torch.from_numpy(NOISE.transpose(0, 4, 1, 2, 3).copy())
-    latents = pipe(**told, **sizes, latents=noise, guidance_scale=5.0, output_type="latent").frames
+    noise, made = torch.from_numpy(NOISE.transpose(0, 4, 1, 2, 3).copy()), {"ids": ids}
+    for name, settings in calls.items():
+        call = {"num_inference_steps": 4, "guidance_scale": 5.0, **sizes_of(version), **settings}
+        made[name] = pipe(**told, **call, latents=noise.clone(), output_type="latent").frames
+    return {}, {}, {key: np.asarray(value) for key, value in made.items()}, pipe.vae
+
+
+def pipeline():
+    """Returns latents and frames of Wan 2.1."""
+    *described, made, vae = made_by("2.1", {"latents": {}})
     mean, std = (
         torch.tensor(VAE[f"latents_{key}"])[:, None, None, None] for key in ("mean", "std")
     )
     with torch.no_grad():
-        frames = pipe.vae.decode(latents * std + mean).sample
-    made = {"ids": ids, "latents": latents, "frames": frames}
-    return {}, {}, {key: np.asarray(value) for key, value in made.items()}
+        made["frames"] = vae.decode(torch.from_numpy(made["latents"]) * std + mean).sample.numpy()
+    return *described, made
+
+
+def ti2v():
+    """Returns latents of Wan 2.2 TI2V, without and with a picture, of which both use one folder."""
+    *described, made, _ = made_by("ti2v", {"latents": {}})
+    picture = PIL.Image.fromarray(PICTURE)
+    *_, others, _ = made_by("ti2v of a picture", {"of_picture": {"image": picture}})
+    return *described, {**made, "of_picture": others["of_picture"]}
 
 
 REFERENCES = {
@@ -182,6 +211,7 @@ REFERENCES = {
     "wan_transformer": transformer,
     "umt5": text_encoder,
     "wan_pipeline": pipeline,
+    "wan_ti2v": ti2v,
 }
 
 

@@ -4,6 +4,8 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
+
 from jvdm.files import write_text
 from jvdm.weights.diffusers import write_tensors
 from tests.parity.references import Reference, inputs
@@ -13,6 +15,7 @@ wan = importlib.import_module("jvdm.configs.families.wan")
 PARTS = {"transformer": "wan_transformer", "text_encoder": "umt5", "vae": "wan_vae"}
 PROMPTS = ["a red ball rolls", "a blue ball rests & rolls"]
 (NOISE,) = inputs((2, 3, 4, 8, 4), seed=5)
+PICTURE = np.random.RandomState(6).randint(0, 256, (32, 64, 3)).astype(np.uint8)
 INDEX = {
     "_class_name": "WanPipeline",
     "_diffusers_version": "0.42.1",
@@ -37,16 +40,38 @@ SCHEDULER = {
 }
 
 
-def write_wan(folder: Path, **shards) -> Path:
+VERSIONS = {
+    "2.1": {},
+    "ti2v": {"expand_timesteps": True},
+    "ti2v of a picture": {
+        "_class_name": "WanImageToVideoPipeline",
+        "expand_timesteps": True,
+    },
+}
+"""What `model_index.json` says otherwise in each kind of folder."""
+
+
+def parts(version: str) -> dict[str, str]:
+    """Returns the stored references that a folder is made of."""
+    return PARTS | ({"vae": "wan_vae_2_2"} if version.startswith("ti2v") else {})
+
+
+def sizes_of(version: str) -> dict[str, int]:
+    """Returns the sizes of the video whose noise is `NOISE`."""
+    side = Reference(parts(version)["vae"]).config["scale_factor_spatial"]
+    return {"height": 4 * side, "width": 8 * side, "num_frames": 5}
+
+
+def write_wan(folder: Path, version: str = "2.1", **shards) -> Path:
     """Writes the folder and returns it; `shards` are bytes of a file by component."""
 
     def write(name: str, content) -> None:
         write_text(folder / name, json.dumps(content))
 
-    write("model_index.json", INDEX)
+    write("model_index.json", INDEX | VERSIONS[version])
     write("scheduler/scheduler_config.json", SCHEDULER)
     write_tokenizer(folder / "tokenizer/tokenizer.json")
-    for place, name in PARTS.items():
+    for place, name in parts(version).items():
         reference = Reference(name)
         kind = INDEX[place][1]
         write(f"{place}/config.json", {"_class_name": kind, **reference.config})
