@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Float
 
@@ -37,3 +38,16 @@ def unfold(x: Float[Array, "B F H W C"], size: int) -> Float[Array, "B F h w c"]
     x = x.reshape(batch, frames, height, width, size, size, channels)
     x = x.transpose(0, 1, 2, 4, 3, 5, 6)
     return x.reshape(batch, frames, height * size, width * size, channels)
+
+
+def sinusoids(x: Float[Array, "*batch"], frequencies: int) -> Float[Array, "*batch _"]:
+    """Returns cosines, then sines, of numbers at frequencies from 1 down to nearly 1e-4.
+
+    As published networks are told noise levels in thousandths (Diffusers' `get_timestep_embedding`
+    with `flip_sin_to_cos`, without a shift).
+    """
+    # Exponents in float32 and their exponential rounded once, as the reference has them.
+    exponents = np.float32(-np.log(1e4)) * np.arange(frequencies, dtype=np.float32)
+    rates = np.exp(np.float64(exponents / np.float32(frequencies))).astype(np.float32)
+    angles = x[..., None] * rates.reshape((1,) * x.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

@@ -1,13 +1,143 @@
-"""LTX-Video: a folder of Diffusers as a system, and back."""
+"""LTX-Video: a folder of Diffusers as a system, and back.
 
+`jvdm.load("LTX-Video")` and `jvdm generate --weights FOLDER` read it: 0.9.0 and 0.9.1
+(`LTXPipeline`), 0.9.5 and the 13B models (`LTXConditionPipeline`). Sizes and levels are those of
+the folder. A given picture or clip is kept exactly, by a column of the timestep matrix at level 0,
+as `LTXImageToVideoPipeline` does; `LTXConditionPipeline` adds noise to it at every step.
+"""
+
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jvdm.errors import WeightsError
 from jvdm.models.ltx import LTXDiT
+from jvdm.samplers import (
+    ClassifierFree,
+    DiffusersLevels,
+    Euler,
+    LevelsRule,
+    LinearQuadraticLevels,
+    rectified_flow,
+    thousandths,
+)
+from jvdm.system import Sampling, System, rules_of
+from jvdm.text.pieces import PieceTokenizer
+from jvdm.text.published import text_encoder, text_encoder_names
+from jvdm.vae.ltx_published import vae, vae_names
+from jvdm.values import to_data
+from jvdm.weights import Defaults
 from jvdm.weights.convert import LINEAR, SAME, Rule, Table, halves, linear
+from jvdm.weights.diffusers import CONFIG, Published, Source, read_config, read_tensors
 
 Config = Mapping[str, Any]
-PIPELINES = ()
+
+LATER = "LTXConditionPipeline"
+PIPELINES = ("LTXPipeline", "LTXImageToVideoPipeline", LATER)
+"""Classes of Diffusers whose folders are read here."""
+
+DEFAULTS = Defaults(height=512, width=704, num_frames=161, fps=25.0)
+SIZES = (
+    *((512, 704), (512, 768), (480, 704), (480, 832), (704, 1216)),
+    *((704, 512), (768, 512), (704, 480), (832, 480), (1216, 704)),
+)
+TRAINED_FRAMES = 257  # README of the published weights
+STEPS, SCALE = 50, 3.0  # of the published pipelines
+PROMPT, LATER_PROMPT = 128, 256  # tokens that they read
+LEVEL, NOISE = 0.05, 0.025  # `decode_timestep`, `decode_noise_scale` of the model cards
+FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer/spiece.model")
+STATISTICS = ("latents_mean", "latents_std")
+
+
+def manifest(folder: Path, index: Config) -> Published:
+    """Returns what a published folder holds.
+
+    Args:
+        folder: The folder.
+        index: What its `model_index.json` says.
+
+    Raises:
+        WeightsError: If a part is missing or cannot be read.
+    """
+    later = index.get("_class_name") == LATER
+    configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    rules = sampling(read_config(folder / SCHEDULER), later)
+    buffers = _statistics(folder / FOLDERS["vae"])
+    try:
+        text = text_encoder(configs["text"], _tokenizer(folder, later)).clone(reads_padding=True)
+        coder = vae(configs["vae"], LEVEL, NOISE)
+        model = transformer(configs["model"])
+        model = model.clone(strides=coder.strides, from_first=later)
+        std = buffers["latents_std"] / configs["vae"]["scaling_factor"]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        what = f"a configuration in {folder} is not as LTX-Video has it"
+        raise WeightsError(what, f"{error!r}"[:200], "download the folder again") from error
+    system = System(text, model, coder, rectified_flow(thousandths), sampling=rules)
+    return Published(
+        family="ltx",
+        components={name: to_data(getattr(system, name), name) for name in FOLDERS},
+        latent_mean=tuple(buffers["latents_mean"].astype(float).tolist()),
+        latent_std=tuple(std.astype(float).tolist()),
+        defaults=DEFAULTS,
+        trained_frames=TRAINED_FRAMES,
+        trained_sizes=SIZES,
+        rules=rules_of(system),
+        sources={
+            "text": Source(FOLDERS["text"], text_encoder_names(text), "model"),
+            "model": Source(FOLDERS["model"], transformer_names(model)),
+            "vae": Source(FOLDERS["vae"], vae_names(coder), others=buffers),
+        },
+    )
+
+
+def _tokenizer(folder: Path, later: bool) -> PieceTokenizer:
+    """Returns how prompts are read: by the file that is there."""
+    paths = [folder / name for name in TOKENIZERS]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    length = LATER_PROMPT if later else PROMPT
+    return PieceTokenizer(str(path.absolute()), length, unescapes=False)
+
+
+def _statistics(folder: Path) -> dict[str, np.ndarray]:
+    """Returns mean and deviation of latents, which lie beside the weights of the autoencoder."""
+    tensors = read_tensors(folder)
+    lost = [name for name in STATISTICS if name not in tensors]
+    if lost:
+        why = "latents are standardised by what these weights say"
+        raise WeightsError(f"{folder} lacks {', '.join(lost)}", why, "download it again")
+    return {name: np.asarray(tensors[name]) for name in STATISTICS}
+
+
+def sampling(config: Config, later: bool) -> Sampling:
+    """Returns how a scheduler's configuration says that videos are made.
+
+    Args:
+        config: What the file says.
+        later: Whether the pipeline brings levels of its own, as that of 0.9.5 does.
+
+    Raises:
+        WeightsError: If it is of another class, or changes levels that the pipeline brings.
+    """
+    name = config.get("_class_name")
+    if name != "FlowMatchEulerDiscreteScheduler":
+        what = f"a scheduler of the class {name}"
+        why = "LTX-Video is sampled by FlowMatchEulerDiscreteScheduler"
+        raise WeightsError(what, why, "restore scheduler_config.json")
+    changes = [key for key in ("use_dynamic_shifting", "shift_terminal") if config.get(key)]
+    changes += ["shift"] if config.get("shift", 1.0) != 1.0 else []
+    if later and changes:
+        what = f"a scheduler with {', '.join(changes)}"
+        raise WeightsError(what, f"{LATER} has levels of its own", "restore scheduler_config.json")
+    levels: LevelsRule = LinearQuadraticLevels(STEPS)
+    if not later:
+        tokens = 21 * 16 * 22  # of the default size; a run says its own
+        levels = DiffusersLevels(STEPS, json.dumps(dict(config)), evenly=True, tokens=tokens)
+    return Sampling(levels, solver=Euler(), guidance=ClassifierFree(SCALE))
 
 
 def transformer(config: Config) -> LTXDiT:

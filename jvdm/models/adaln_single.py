@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree, Tokens
 from jvdm.attention import AttentionCall, Blocks, Dense, Policy
 from jvdm.errors import ConfigError
-from jvdm.features import layer_normalize, rms_normalize
+from jvdm.features import layer_normalize, rms_normalize, sinusoids
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
@@ -205,11 +204,7 @@ class AdaLNSingle(Transformer, nn.Module):
 
     def _time(self, t: NoiseLevels) -> Float[Array, "B F D"]:
         """Returns the embedding of levels in thousandths: sinusoids, then two layers."""
-        # Exponents in float32 and their exponential rounded once, as the reference has them.
-        exponents = np.float32(-np.log(1e4)) * np.arange(self.frequencies, dtype=np.float32)
-        rates = np.exp(np.float64(exponents / np.float32(self.frequencies))).astype(np.float32)
-        angles = t[..., None] * rates[None, None]
-        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+        x = sinusoids(t, self.frequencies)
         (x,) = Linear((self.width,), "float32", bias=True, name="time_hidden")(x)
         (x,) = Linear((self.width,), "float32", bias=True, name="time_out")(nn.silu(x))
         return x.astype(self.dtype)

@@ -206,6 +206,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
 
     size = (settings.num_frames, settings.height, settings.width)
     shape = _latent_shape(system, settings, prompts.count(request.prompt, request.num_videos))
+    system = _sized(system, settings, shape)
     matrix = matrix_of(request.matrix, system, settings, shape.frames)
     estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
     texts, seeds = prompts.batch(request.prompt, request.seed, request.num_videos)
@@ -331,6 +332,19 @@ def _latent_shape(system: System, settings: Any, batch: int) -> LatentShape:
         _check_multiple(name, value, stride * system.model.patch)
     frames, (rows, columns) = vae.latent_frames(settings.num_frames), vae.latent_size(*size)
     return LatentShape(batch, frames, rows, columns, vae.latent_channels)
+
+
+def _sized(system: System, settings: Any, shape: LatentShape) -> System:
+    """Returns the system with what depends on the size and the frame rate of the video."""
+    rules = system.sampling
+    if hasattr(rules.levels, "tokens"):
+        tokens = shape.frames * shape.height * shape.width // system.model.patch**2
+        levels = dataclasses.replace(rules.levels, tokens=tokens)  # pyright: ignore
+        system = dataclasses.replace(system, sampling=dataclasses.replace(rules, levels=levels))
+    if hasattr(system.model, "fps"):  # it places tokens in seconds
+        model = system.model.clone(fps=float(settings.fps))
+        system = dataclasses.replace(system, model=model)
+    return system
 
 
 def _check_multiple(name: str, value: int, stride: int) -> None:

@@ -21,6 +21,7 @@ from jvdm.samplers.levels import (
     explicit_levels,
     exponential_levels,
     karras_levels,
+    resolution_mu,
     shift_levels,
     stretch_to_terminal,
 )
@@ -44,7 +45,7 @@ _CURVES = {
 
 
 def diffusers_levels(
-    config: Config | str | Path, num_steps: int, mu: float | None = None
+    config: Config | str | Path, num_steps: int, mu: float | None = None, evenly: bool = False
 ) -> Float[Array, " levels"]:
     """Returns the grid that a scheduler of Diffusers has after `set_timesteps(num_steps)`.
 
@@ -55,11 +56,13 @@ def diffusers_levels(
     Args:
         config: What `scheduler_config.json` says, its text or its path.
         num_steps: Number of denoising steps.
-        mu: Shift of a scheduler with `use_dynamic_shifting`; `resolution_mu` has that of a size.
+        mu: Shift of a scheduler with `use_dynamic_shifting`; `tokens_mu` has that of a size.
+        evenly: Whether the pipeline hands the scheduler even levels, from 1 to 1 over the number
+            of steps, instead of letting it choose.
 
     Raises:
         ConfigError: If the scheduler is another one, has an option whose levels are not known
-            here, or ends at a level above 0.
+            here, ends at a level above 0, or takes no levels.
     """
     config = read_scheduler(config)
     name = config.get("_class_name")
@@ -80,7 +83,28 @@ def diffusers_levels(
             "it ends at the level of its first step, and a grid ends clean",
             "take the option out: it leaves less than a thousandth of noise in the result",
         )
-    return _GRIDS[name](config, num_steps, mu)
+    if not evenly:
+        return _GRIDS[name](config, num_steps, mu)
+    if _GRIDS[name] is not _flow:
+        raise ConfigError(f"even levels for {name}", "it makes its own", "leave evenly out")
+    return _flow(config, num_steps, mu, smallest=1.0 / num_steps)
+
+
+def tokens_mu(config: Config | str | Path, tokens: int | None) -> float | None:
+    """Returns the `mu` of a scheduler whose shift depends on the size of the video, else None.
+
+    Args:
+        config: What `scheduler_config.json` says, its text or its path.
+        tokens: Tokens of the video; None where it is not known yet.
+    """
+    config = read_scheduler(config)
+    if tokens is None or not config.get("use_dynamic_shifting"):
+        return None
+    ends = [
+        (config.get(f"{end}_image_seq_len", usual[0]), config.get(f"{end}_shift", usual[1]))
+        for end, usual in (("base", (256, 0.5)), ("max", (4096, 1.15)))
+    ]
+    return resolution_mu(tokens, *ends)
 
 
 def read_scheduler(config: Config | str | Path) -> dict[str, Any]:
@@ -116,12 +140,13 @@ def thousandths(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 1000.0 * t
 
 
-def _flow(config: Config, num_steps: int, mu: float | None) -> Array:
+def _flow(config: Config, num_steps: int, mu: float | None, smallest: float | None = None) -> Array:
     """Levels from the noisiest to the cleanest of training, which is shifted before and after."""
-    smallest = 1.0 / config.get("num_train_timesteps", 1000)
     shift = config.get("shift", 1.0)
-    if not config.get("use_dynamic_shifting"):
-        smallest = float(shift_levels(jnp.float32(smallest), shift))
+    if smallest is None:
+        trained = jnp.float32(1.0 / config.get("num_train_timesteps", 1000))
+        twice = not config.get("use_dynamic_shifting")
+        smallest = float(shift_levels(trained, shift) if twice else trained)
     levels = _shifted(np.linspace(1.0, smallest, num_steps), config, shift, mu)
     return _curved(config, levels)
 
@@ -150,7 +175,7 @@ def _shifted(levels: np.ndarray, config: Config, shift: float, mu: float | None)
         raise ConfigError(
             f"{config['_class_name']} shifts its levels by the size of the video",
             "no mu is given",
-            "give mu, such as resolution_mu(tokens)",
+            "give mu, such as tokens_mu(scheduler, tokens)",
         )
     elif config.get("time_shift_type", "exponential") == "exponential":
         grid = exp_shift_levels(grid, mu)

@@ -14,7 +14,7 @@ import jax
 
 from jvdm.arrays import Array, Float, no_type_check
 from jvdm.errors import ConfigError
-from jvdm.samplers.diffusers_levels import diffusers_levels, read_scheduler
+from jvdm.samplers.diffusers_levels import diffusers_levels, read_scheduler, tokens_mu
 from jvdm.samplers.levels import (
     beta_levels,
     exp_shift_levels,
@@ -191,12 +191,16 @@ class DiffusersLevels:
     Attributes:
         num_steps: Number of steps (static).
         scheduler: What `scheduler_config.json` says; a path is read at once (static).
-        mu: Shift of a scheduler that depends on the size, None for others.
+        mu: Shift of a scheduler that depends on the size; None is that of `tokens`.
+        evenly: Whether the pipeline hands it even levels (static).
+        tokens: Tokens of the video; a run sets it.
     """
 
     num_steps: int = dataclasses.field(metadata=_STATIC)
     scheduler: str = dataclasses.field(metadata=_STATIC)
     mu: float | None = None
+    evenly: bool = dataclasses.field(default=False, metadata=_STATIC)
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         text = json.dumps(read_scheduler(self.scheduler), sort_keys=True)
@@ -204,7 +208,8 @@ class DiffusersLevels:
 
     def __call__(self) -> Float[Array, " levels"]:
         """Returns the levels."""
-        return diffusers_levels(self.scheduler, self.num_steps, self.mu)
+        mu = tokens_mu(self.scheduler, self.tokens) if self.mu is None else self.mu
+        return diffusers_levels(self.scheduler, self.num_steps, mu, self.evenly)
 
 
 @runtime_checkable

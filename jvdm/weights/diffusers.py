@@ -111,11 +111,24 @@ def write_tensors(
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the parameters of a component are published, and under which names."""
+    """Where the parameters of a component are published, and under which names.
+
+    Attributes:
+        folder: Folder of the component.
+        table: What its parameters are called.
+        stem: Beginning of the names of its files.
+        others: Arrays that lie beside its parameters and go along, such as latent statistics.
+    """
 
     folder: str
     table: Table
     stem: str = "diffusion_pytorch_model"
+    others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def read(self, folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the parameters that `folder` has there, of the network that has `expected`."""
+        path = folder / self.folder
+        return converted(self.table, read_tensors(path), expected, path)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +136,11 @@ class Published(Manifest):
     """What a published folder holds, said as in a folder of ours.
 
     Attributes:
-        sources: Where the parameters of every component are.
+        sources: Where the parameters of every component are; of one that is several networks,
+            by the name of each.
     """
 
-    sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, Source | Mapping[str, Source]] = dataclasses.field(default_factory=dict)
 
     def parameters(
         self, folder: str | Path, name: str, expected: Mapping[str, Any] | None = None
@@ -143,9 +157,10 @@ class Published(Manifest):
                 another shape or not finite.
         """
         assert expected is not None, "how many layers there are is known from the network"
-        source = self.sources[name]
-        path = Path(folder) / source.folder
-        return path, converted(source.table, read_tensors(path), expected, path)[0]
+        path, source = Path(folder), self.sources[name]
+        if isinstance(source, Source):
+            return path / source.folder, source.read(path, expected)
+        return path, {part: one.read(path, expected[part]) for part, one in source.items()}
 
     def write(self, folder: Path, params: Mapping[str, Any], settings: Path) -> None:
         """Writes a published folder with these parameters.
@@ -162,7 +177,11 @@ class Published(Manifest):
             if path.is_file() and not is_weights and place != path:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
+        each = []
         for name, source in self.sources.items():
-            write_tensors(
-                folder / source.folder, published(source.table, params[name]), source.stem
-            )
+            parts = {name: source} if isinstance(source, Source) else source
+            own = params if isinstance(source, Source) else params[name]
+            each += [(one, own[part]) for part, one in parts.items()]
+        for source, own in each:
+            tensors = {**published(source.table, own), **source.others}
+            write_tensors(folder / source.folder, tensors, source.stem)

@@ -27,7 +27,7 @@ def drawn(shapes, seed: int = 0) -> dict[str, np.ndarray]:
         wide = len(shape) > 1 and name.split(".")[-1] == "weight"
         is_gain = any(gain in name for gain in GAINS) and name.endswith(("weight", "gamma"))
         scale = 1.0 / np.sqrt(np.prod(shape[1:])) if wide else 0.1
-        made[name] = np.float32(is_gain and not wide) + np.float32(scale) * noise
+        made[name] = np.asarray(np.float32(is_gain and not wide) + np.float32(scale) * noise)
     return made
 
 

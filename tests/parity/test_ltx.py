@@ -1,13 +1,20 @@
 """LTX-Video against Diffusers, with the same random weights; `python -m tests.parity.test_ltx`."""
 
+import functools
 import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from jvdm.text.pieces import PieceTokenizer
+from jvdm.vae.ltx import injected
 from tests.parity import references
 from tests.parity.references import drawn, inputs
 from tests.parity.test_wan import IDS, UMT5, given, shapes
+from tests.weights import ltx_folder
 
 torch = pytest.importorskip("torch", reason="parity tests need PyTorch")
 diffusers = pytest.importorskip("diffusers", reason="this one needs Diffusers")
@@ -71,7 +78,122 @@ def text_encoder():
     return T5, sizes, {name: states.numpy() for name, states in made.items()}
 
 
-REFERENCES = {"ltx_transformer": transformer, "t5": text_encoder}
+VAE = {"latent_channels": 8, "patch_size": 2, "scaling_factor": 1.0}
+OLD = {
+    "block_out_channels": [4, 4, 8, 8],
+    "decoder_block_out_channels": [4, 4, 8, 8],
+    "layers_per_block": [1, 1, 1, 1, 1],
+    "decoder_layers_per_block": [1, 1, 1, 1, 1],
+}
+TOLD = {
+    "decoder_block_out_channels": [8, 16, 32],
+    "decoder_layers_per_block": [1, 1, 1, 1],
+    "decoder_spatio_temporal_scaling": [True] * 3,
+    "decoder_inject_noise": [False] * 4,
+    "upsample_residual": [True] * 3,
+    "upsample_factor": [2, 2, 2],
+    "timestep_conditioning": True,
+}
+LATER = {
+    **TOLD,
+    "block_out_channels": [4, 4, 8, 8, 16],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
+    "layers_per_block": [1, 1, 1, 1, 1],
+    "spatio_temporal_scaling": [True] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "spatial_compression_ratio": 16,
+    "temporal_compression_ratio": 8,
+}
+VERSIONS = {
+    "ltx_vae_0_9_0": OLD,
+    "ltx_vae_0_9_1": {**OLD, **TOLD, "decoder_inject_noise": [False, True, False, True]},
+    "ltx_vae_0_9_5": LATER,
+}
+LEVEL = 300.0  # so far from clean because the learnt scale of the references is small
+
+
+def autoencoder(name):
+    """Returns moments of nine frames, and the frames of two latent ones."""
+    network = diffusers.AutoencoderKLLTXVideo(**VAE, **VERSIONS[name])
+    given(network, drawn(shapes(network)))
+    x, z = map(torch.from_numpy, inputs((1, 3, 9, 16, 32), (1, 8, 2, 1, 2)))
+    noises = injected_noises(name)
+    level = torch.tensor([LEVEL]) if network.config.timestep_conditioning else None
+    with torch.no_grad(), mock.patch.object(torch, "randn", lambda *_, **__: next(noises)):
+        made = {
+            "moments": network.encoder(torch.tanh(x)),
+            "frames": network.decode(z, level).sample,
+        }
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    return config, shapes(network), {k: v.numpy() for k, v in made.items()}
+
+
+def injected_noises(name):
+    """Yields the pictures that our blocks add, in the order in which the reference adds them."""
+    blocks = [("middle_0", 1, 2), ("level_1_0", 4, 8)] if name == "ltx_vae_0_9_1" else []
+    for block, height, width in blocks:
+        for index in range(2):
+            noise = injected(("decoder", block), index, (height, width))
+            yield torch.from_numpy(np.array(noise))
+
+
+def pipeline(version, image=False):
+    """Returns latents of two prompts, made by a whole pipeline from given noise.
+
+    With `image`, the first latent frame is that of a picture.
+    """
+    transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
+    name = "LTXImageToVideoPipeline" if image else ltx_folder.VERSIONS[version][0]
+    with tempfile.TemporaryDirectory() as place:
+        folder = ltx_folder.write_ltx(Path(place), version)
+        text = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
+        pipe = getattr(diffusers, name)(
+            tokenizer=None,
+            text_encoder=text,
+            vae=diffusers.AutoencoderKLLTXVideo.from_pretrained(folder / "vae"),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+                folder / "scheduler"
+            ),
+            transformer=diffusers.LTXVideoTransformer3DModel.from_pretrained(
+                folder / "transformer"
+            ),
+        )
+        length = 256 if name == ltx_folder.LATER else 128  # tokens, padding too, that T5 reads
+        tokenizer = PieceTokenizer(str(folder / "tokenizer/tokenizer.json"), length)
+        ids = tokenizer.encode_batch([*ltx_folder.PROMPTS, "", ""])[0]
+    noise = torch.from_numpy(ltx_folder.NOISE.copy())
+    with torch.no_grad():
+        states = text(torch.from_numpy(ids)).last_hidden_state
+        if image:
+            picture = torch.from_numpy(ltx_folder.PICTURE).permute(2, 0, 1)[None, :, None]
+            clean = pipe.vae.encode(picture / 127.5 - 1).latent_dist.mean
+            clean = pipe._normalize_latents(clean, pipe.vae.latents_mean, pipe.vae.latents_std)
+            noise[:, 0] = clean.permute(0, 2, 3, 4, 1)[:, 0]
+    mask = torch.from_numpy(ids != 0)
+    told = {"prompt_embeds": states[:2], "negative_prompt_embeds": states[2:]}
+    told |= {"prompt_attention_mask": mask[:2], "negative_prompt_attention_mask": mask[2:]}
+    sizes = {"height": 32, "width": 64, "num_frames": 17, "num_inference_steps": 4}
+    pipe.set_progress_bar_config(disable=True)
+    told |= {"image": ltx_folder.PICTURE} if image else {}
+    draw = functools.partial(lambda shape, **_: noise.permute(0, 4, 1, 2, 3))
+    module = sys.modules[type(pipe).__module__]
+    with mock.patch.object(module, "randn_tensor", draw):
+        given = {"latents": noise.reshape(2, 24, 8)} if name != ltx_folder.LATER else {}
+        made = pipe(**told, **sizes, **given, guidance_scale=3.0, output_type="latent").frames
+    if name == ltx_folder.LATER:
+        made = made.permute(0, 2, 3, 4, 1)
+    made = {"ids": ids, "latents": made.reshape(2, 3, 2, 4, 8)}
+    return {}, {}, {key: np.asarray(value) for key, value in made.items()}
+
+
+REFERENCES = {
+    "ltx_transformer": transformer,
+    "t5": text_encoder,
+    "ltx_pipeline": functools.partial(pipeline, "0_9_0"),
+    "ltx_image_pipeline": functools.partial(pipeline, "0_9_0", image=True),
+    "ltx_later_pipeline": functools.partial(pipeline, "0_9_5"),
+}
+REFERENCES |= {name: functools.partial(autoencoder, name) for name in VERSIONS}
 
 
 @pytest.mark.parametrize("name", REFERENCES)

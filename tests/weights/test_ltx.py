@@ -1,0 +1,147 @@
+"""Folders of LTX-Video: a small one makes what the reference makes, and comes back."""
+
+import functools
+import importlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm.errors import WeightsError
+from jvdm.pipeline.loading import manifest_of, system_of
+from jvdm.pipeline.request import request_of
+from jvdm.pricing import parameter_shapes
+from jvdm.samplers import Euler, LinearQuadraticLevels
+from jvdm.weights.diffusers import Published, read_tensors
+from tests.parity.references import Reference, off
+from tests.text.pieces import SPIECE
+from tests.weights.ltx_folder import (
+    CLASSES,
+    NOISE,
+    PICTURE,
+    PROMPTS,
+    SCHEDULER,
+    STATISTICS,
+    write_ltx,
+)
+
+ltx = importlib.import_module("jvdm.configs.families.ltx")
+SIZES = {"height": 32, "width": 64, "num_frames": 17}
+QUIETLY = pytest.mark.filterwarnings("ignore:.*was not trained")
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    return functools.cache(lambda version: write_ltx(tmp_path_factory.mktemp("ltx"), version))
+
+
+@pytest.fixture(scope="module")
+def pipe_of(folder_of):
+    return functools.cache(
+        lambda version: jvdm.load(folder_of(version), dtype="float32", progress=False)
+    )
+
+
+def latents(pipe, **given):
+    settings = {"latents": NOISE, "num_inference_steps": 4, "seed": 0, "progress": False}
+    return pipe(PROMPTS, **SIZES, **settings, **given, output_type="latent")
+
+
+@QUIETLY
+def test_the_pipeline_makes_what_the_reference_makes(pipe_of):
+    pipe, made = pipe_of("0_9_0"), Reference("ltx_pipeline").outputs
+    ids, _ = pipe.system.text.read([*PROMPTS, "", ""])
+    np.testing.assert_array_equal(ids, made["ids"])
+    assert off(latents(pipe), made["latents"]) < 1e-4
+
+
+@QUIETLY
+def test_a_given_picture_is_a_column_at_level_0(pipe_of):
+    made = latents(pipe_of("0_9_0"), image=PICTURE)
+    expected = Reference("ltx_image_pipeline").outputs["latents"]
+    assert off(made, expected) < 1e-4
+    assert off(made[:, 1:], Reference("ltx_pipeline").outputs["latents"][:, 1:]) > 1e-2
+
+
+@QUIETLY
+def test_the_later_pipeline_has_places_and_levels_of_its_own(pipe_of):
+    pipe = pipe_of("0_9_5")
+    rules = pipe.system.sampling
+    assert rules.levels == LinearQuadraticLevels(50) and rules.solver == Euler()
+    assert pipe.system.model.from_first and pipe.system.text.tokenizer.max_tokens == 256
+    assert off(latents(pipe), Reference("ltx_later_pipeline").outputs["latents"]) < 1e-4
+
+
+@QUIETLY
+def test_the_frame_rate_and_the_size_reach_network_and_levels(pipe_of):
+    prepare = pipe_of("0_9_0").prepare
+    jobs = [prepare(request_of(prompt="a", **SIZES, fps=fps)) for fps in (25, 29.97)]
+    assert [job.system.model.fps for job in jobs] == [25.0, 29.97]
+    large = prepare(request_of(prompt="a", height=64, width=64, num_frames=33))
+    assert jobs[0].system.sampling.levels.tokens == 24
+    assert large.system.sampling.levels.tokens == 5 * 4 * 4
+    near, far = (float(job.matrix.levels[1]) for job in (jobs[0], large))
+    assert far > near
+
+
+def test_the_folder_says_how_videos_are_made(pipe_of):
+    pipe = pipe_of("0_9_0")
+    levels = np.asarray(pipe.system.sampling.levels())
+    assert len(levels) == 51 and levels[0] == 1 and abs(levels[-2] - 0.1) < 1e-6
+    np.testing.assert_allclose(pipe.manifest.latent_std, STATISTICS["latents_std"])
+    np.testing.assert_allclose(pipe.params["vae"].mean, STATISTICS["latents_mean"])
+    assert repr(pipe) == "Pipeline(ltx, 161 frames of 512x704, cpu)"
+    assert float(pipe.system.process.model_time(jnp.float32(0.5))) == 500
+
+
+@pytest.mark.parametrize("version", ["0_9_0", "0_9_1", "0_9_5"])
+def test_it_comes_back_bit_by_bit(folder_of, tmp_path, version):
+    folder = folder_of(version)
+    manifest = manifest_of(folder)
+    assert isinstance(manifest, Published)
+    system = system_of(manifest)
+    assert system.vae.level == (None if version == "0_9_0" else 0.05)
+    shapes = parameter_shapes(system)
+    shapes["vae"] = shapes["vae"].params
+    params = {name: manifest.parameters(folder, name, shapes[name])[1] for name in shapes}
+    manifest.write(tmp_path / "again", params, folder)
+    assert manifest_of(tmp_path / "again").rules == manifest.rules
+    for place in CLASSES:
+        before, after = (read_tensors(where / place) for where in (folder, tmp_path / "again"))
+        assert before.keys() == after.keys()
+        for name, array in before.items():
+            np.testing.assert_array_equal(after[name], array)
+
+
+def test_either_file_of_a_tokenizer_is_read(tmp_path):
+    folder = write_ltx(tmp_path)
+    (folder / "tokenizer/tokenizer.json").unlink()
+    (folder / "tokenizer/spiece.model").write_bytes(SPIECE.read_bytes())
+    tokenizer = manifest_of(folder).component("text").tokenizer
+    assert tokenizer.path.endswith("spiece.model") and tokenizer.encode("a ball")[0][-1] == 0
+
+
+def test_the_configuration_of_the_13b_model_is_read():
+    model = ltx.transformer(
+        {
+            "num_attention_heads": 32,
+            "attention_head_dim": 128,
+            "num_layers": 48,
+            "in_channels": 128,
+        }
+    )
+    assert (model.width, model.head_dim, model.mlp_width) == (4096, 128, 16384)
+    assert model.strides == (8, 32, 32)
+
+
+def test_what_is_not_of_ltx_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="LTX-Video is sampled by"):
+        ltx.sampling({"_class_name": "UniPCMultistepScheduler"}, later=False)
+    with pytest.raises(WeightsError, match="use_dynamic_shifting, shift_terminal"):
+        ltx.sampling(SCHEDULER, later=True)
+    folder = write_ltx(tmp_path)
+    (folder / "vae/config.json").write_text(json.dumps({"latent_channels": 8}))
+    with pytest.raises(WeightsError, match="KeyError"):
+        manifest_of(folder)
