@@ -45,6 +45,7 @@ from jvdm.samplers import (
     SynchronousMatrix,
     Tiles,
     TruncatedMatrix,
+    TwoScales,
     Unguided,
     WindowedMatrix,
     WindowShuffle,
@@ -97,6 +98,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "apg": Projected(4.0, momentum=-0.5),
         "ramped": Ramped(1.0, 4.0, 8),
         "cosine": Cosine(4.0),
+        "two_scales": TwoScales(4.0, 3.0, 0.875),
     },
     "policy": POLICIES,
     "noise": {

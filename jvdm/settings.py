@@ -63,6 +63,8 @@ class Settings:
     """Denoising steps."""
     guidance_scale: float | None = _setting(RULE, "guidance.scale")
     """Weight of the prompt; 1 is no guidance."""
+    guidance_scale_2: float | None = _setting(RULE, "guidance.scale_2")
+    """The same at low noise levels, of a system that has another weight there."""
     shift: float | None = _setting(RULE, "levels.shift", positive=True)
     """Shift of the noise levels towards noise."""
     attention: AttentionName | None = _setting(OTHER)

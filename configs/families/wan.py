@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvdm.errors import WeightsError
-from jvdm.models.wan import WanDiT
+from jvdm.models.wan import EXPERTS, WanDiT, WanExperts, experts
 from jvdm.samplers import (
     ClassifierFree,
     DiffusersLevels,
     Euler,
     Process,
     Solver,
+    TwoScales,
     UniPC,
     rectified_flow,
     thousandths,
@@ -49,6 +50,7 @@ PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 """Classes of Diffusers whose folders are read here."""
 
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
+SECOND = "transformer_2"  # of Wan 2.2 A14B, for low noise levels
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer/tokenizer.json"
 
@@ -60,6 +62,8 @@ class Usual(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
     steps: int = 50
     scale: float = 5.0
+    scale_2: float | None = None
+    """Scale below the level at which the second network begins, None where there is none."""
 
 
 WAN_2_1 = Usual(
@@ -69,6 +73,12 @@ WAN_2_1 = Usual(
 TI2V_2_2 = Usual(
     Defaults(height=704, width=1280, num_frames=121, fps=24.0), ((704, 1280), (1280, 704))
 )
+A14B_2_2 = WAN_2_1._replace(
+    defaults=Defaults(height=720, width=1280, num_frames=81, fps=16.0),
+    steps=40,
+    scale=4.0,
+    scale_2=3.0,
+)
 
 
 def usual(index: Config) -> Usual:
@@ -76,6 +86,8 @@ def usual(index: Config) -> Usual:
 
     Source: the settings beside the official code (`wan/configs` of Wan-Video/Wan2.1 and Wan2.2).
     """
+    if index.get("boundary_ratio"):
+        return A14B_2_2
     return TI2V_2_2 if index.get("expand_timesteps") else WAN_2_1
 
 
@@ -89,22 +101,26 @@ def manifest(folder: Path, index: Config) -> Published:
     Raises:
         WeightsError: If a part is missing or cannot be read, or is one that jvdm does not know.
     """
-    newer = ["boundary_ratio"] if index.get("boundary_ratio") else []
-    newer += [name for name in ("transformer_2", "image_encoder") if (index.get(name) or [None])[0]]
-    if newer:
-        what = f"{folder} is a pipeline with {', '.join(newer)}"
-        why = "jvdm knows the pipelines of Wan with one network that reads text alone"
-        raise WeightsError(what, why, "use Wan2.1-T2V or Wan2.2-TI2V-5B")
+    if (index.get("image_encoder") or [None])[0]:
+        what = f"{folder} is a pipeline with an image_encoder"
+        raise WeightsError(what, "jvdm has none for Wan", "use Wan2.2-TI2V-5B or Wan2.2-I2V-A14B")
     how = usual(index)
+    boundary = index.get("boundary_ratio")
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    second = read_config(folder / SECOND / CONFIG) if boundary else configs["model"]
     tokenizer = PieceTokenizer(str((folder / TOKENIZER).absolute()))
     try:
-        text, model = text_encoder(configs["text"], tokenizer), transformer(configs["model"])
-        coder, rules = vae(configs["vae"]), sampling(read_config(folder / SCHEDULER), how)
+        text, coder = text_encoder(configs["text"], tokenizer), vae(configs["vae"])
+        model = transformer(configs["model"], boundary)
+        alike = transformer(second, boundary) == model
+        rules = sampling(read_config(folder / SCHEDULER), how, boundary)
         mean, std = (tuple(configs["vae"][f"latents_{name}"]) for name in ("mean", "std"))
     except (KeyError, TypeError, IndexError) as error:
         what = f"a configuration in {folder} is not as Wan has it"
         raise WeightsError(what, f"{error!r}"[:200], "download the folder again") from error
+    if not alike:
+        what = f"{folder}: {FOLDERS['model']} and {SECOND} are networks of different sizes"
+        raise WeightsError(what, "one takes over from the other", "download the folder again")
     system = System(text, model, coder, rules[0], sampling=rules[1])
     return Published(
         family="wan",
@@ -119,17 +135,27 @@ def manifest(folder: Path, index: Config) -> Published:
     )
 
 
-def sources(system: System) -> dict[str, Source]:
+def sources(system: System) -> dict[str, Source | Mapping[str, Source]]:
     """Returns where the parameters of every component of a system are published."""
+    names, folders = transformer_names(system.model), (FOLDERS["model"], SECOND)
+    model = [Source(folder, names) for folder in folders]
+    is_two = isinstance(system.model, WanExperts)
     return {
         "text": Source(FOLDERS["text"], text_encoder_names(system.text), "model"),
-        "model": Source(FOLDERS["model"], transformer_names(system.model)),
+        "model": dict(zip(EXPERTS, model, strict=True)) if is_two else model[0],
         "vae": Source(FOLDERS["vae"], vae_names(system.vae)),
     }
 
 
-def sampling(config: Config, how: Usual = WAN_2_1) -> tuple[Process, Sampling]:
+def sampling(
+    config: Config, how: Usual = WAN_2_1, boundary: float | None = None
+) -> tuple[Process, Sampling]:
     """Returns how a scheduler's configuration says that videos are made.
+
+    Args:
+        config: What it says.
+        how: What it does not say.
+        boundary: Level at which the second network begins, if there is one.
 
     Raises:
         WeightsError: If it is of another class, or does not predict velocities of a flow.
@@ -145,7 +171,10 @@ def sampling(config: Config, how: Usual = WAN_2_1) -> tuple[Process, Sampling]:
         why = "Wan is sampled by UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler"
         raise WeightsError(what, why, "restore scheduler_config.json")
     levels = DiffusersLevels(how.steps, json.dumps(dict(config)))
-    return process, Sampling(levels, solver=solver, guidance=ClassifierFree(how.scale))
+    guidance = ClassifierFree(how.scale)
+    if boundary and how.scale_2 is not None:
+        guidance = TwoScales(how.scale, how.scale_2, boundary)
+    return process, Sampling(levels, solver=solver, guidance=guidance)
 
 
 def _unipc(config: Config) -> Solver:
@@ -156,10 +185,15 @@ def _unipc(config: Config) -> Solver:
     )
 
 
-def transformer(config: Config) -> WanDiT:
-    """Returns the network that `transformer/config.json` describes."""
+def transformer(config: Config, boundary: float | None = None) -> WanDiT:
+    """Returns the network that `transformer/config.json` describes.
+
+    Args:
+        config: What the file says.
+        boundary: Level at which a second one like it takes over, if there is one.
+    """
     heads, size = config["num_attention_heads"], config["attention_head_dim"]
-    return WanDiT(
+    network = WanDiT(
         width=heads * size,
         depth=config["num_layers"],
         latent_channels=config["in_channels"],
@@ -169,6 +203,7 @@ def transformer(config: Config) -> WanDiT:
         frequencies=config["freq_dim"] // 2,
         cross_norm=config["cross_attn_norm"],
     )
+    return network if boundary is None else experts(network, 1000.0 * boundary)
 
 
 def transformer_names(model: WanDiT) -> Table:

@@ -1,19 +1,29 @@
-"""WanDiT: the transformer of Wan 2.1, with a noise level for every frame.
+"""The transformers of Wan 2.1 and 2.2, with a noise level for every frame.
 
-Wan 2.1 (Wan Team, arXiv:2503.20314) as Diffusers' `WanTransformer3DModel` computes it; see
+Wan (Wan Team, arXiv:2503.20314) as Diffusers' `WanTransformer3DModel` computes it; see
 `jvdm.models.adaln_single` for what differs.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jvdm.arrays import Latents
 from jvdm.models.adaln_single import AdaLNSingle
-from jvdm.models.conditions import TextStates
+from jvdm.models.carry import Carry
+from jvdm.models.conditions import Conditions, TextStates
+from jvdm.samplers import Call
 
 
 class WanDiT(AdaLNSingle):
-    """Text to video with the network of Wan 2.1; the defaults are those of its 1.3B model.
+    """Text to video with the network of Wan; the defaults are those of the 1.3B model of 2.1.
 
-    The 14B model has `width` 5120, `depth` 40 and `mlp_width` 13824. Levels are told in whole
+    The 14B models have `width` 5120, `depth` 40 and `mlp_width` 13824, the 5B model of 2.2 has
+    3072, 30 and 14336, and 48 `latent_channels`. Levels are told in whole
     thousandths (`whole_thousandths`). The padding of a prompt is zero and is read like the rest;
     the published models know 512 states.
 
@@ -43,3 +53,63 @@ class WanDiT(AdaLNSingle):
 
     def prompt_lengths(self, text: TextStates) -> None:
         """All states are read."""
+
+
+class WanExperts(WanDiT):
+    """Two networks of one shape, as in Wan 2.2 A14B: one for noise, one for what is left.
+
+    A call runs the network that the noisiest frame of the clip asks for, and reads the weights of
+    that one alone; where clips of a batch ask for different ones, as in training, it runs both, one
+    after the other. Weights take the memory of two.
+
+    Attributes:
+        boundary: Noisiest level of the second network, in thousandths: at this level and above
+            the first one is asked.
+    """
+
+    boundary: float = 875.0
+
+    @nn.compact
+    def __call__(
+        self, x: Latents, call: Call, conditions: Conditions, carry: Carry | None = None
+    ) -> tuple[Latents, Carry]:
+        """Predicts the velocity `noise - clean` of every latent; see `WanDiT`."""
+        own = _fields(self)
+        if self.is_initializing():
+            high, low = (WanDiT(**own, name=name) for name in EXPERTS)
+            high(x, call, conditions, carry)
+            return low(x, call, conditions, carry)
+        params, expert = self.variables["params"], WanDiT(**own, parent=None)
+        batch, frames, height, width, _ = x.shape
+        noisy = jnp.max(call.t, axis=1) >= self.boundary
+
+        def run(name: str) -> Callable[[Carry | None], Any]:
+            told: Any = {"params": params[name]}
+            return lambda carry: expert.apply(told, x, call, conditions, carry)
+
+        def neither(carry: Carry) -> tuple[Latents, Carry]:
+            return jnp.zeros((*x.shape[:-1], self.latent_channels)), carry
+
+        before = self.start(frames, height, width, batch=batch) if carry is None else carry
+        if carry is None and self.collect:
+            collected = jax.eval_shape(run(EXPERTS[0]), None)[1].features
+            features = jnp.zeros(collected.shape, collected.dtype)
+            before = dataclasses.replace(before, features=features)
+        first, after = jax.lax.cond(jnp.any(noisy), run(EXPERTS[0]), neither, before)
+        second, after = jax.lax.cond(jnp.all(noisy), neither, run(EXPERTS[1]), after)
+        return jnp.where(noisy[:, None, None, None, None], first, second), after
+
+
+EXPERTS = ("high", "low")
+"""Names of the two networks: that for noise first."""
+
+
+def experts(network: WanDiT, boundary: float) -> WanExperts:
+    """Returns two networks like this one; `boundary` is in thousandths."""
+    return WanExperts(**_fields(network), boundary=boundary)
+
+
+def _fields(network: WanDiT) -> dict[str, Any]:
+    """Returns what a network is made of."""
+    names = {item.name for item in dataclasses.fields(WanDiT)} - {"parent", "name"}
+    return {name: getattr(network, name) for name in names}

@@ -94,12 +94,13 @@ def ready(tree: PyTree, network: Any) -> PyTree:
 
     Kernels are cast to the type that they are used in, once instead of in every
     step; all modules cast them anyway. Gains, biases and tables stay float32, and so do the
-    kernels of parts that a network names in `wide`.
+    kernels of parts that a network names in `wide`, also within it.
     """
     wide = getattr(network, "wide", ())
 
     def place(path: tuple, leaf: Any) -> Any:
-        is_kernel = str(path[-1].key).startswith("kernel") and path[0].key not in wide
+        names = [str(step.key) for step in path]
+        is_kernel = names[-1].startswith("kernel") and not set(names).intersection(wide)
         return jnp.asarray(leaf, getattr(network, "dtype", leaf.dtype) if is_kernel else "float32")
 
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -27,7 +27,7 @@ from jvdm.samplers.guidance import (
     guided,
     guided_carry,
 )
-from jvdm.samplers.guidance_scales import Cosine, Ramped
+from jvdm.samplers.guidance_scales import Cosine, Ramped, TwoScales
 from jvdm.samplers.hooks import (
     BackProject,
     Blend,
@@ -222,6 +222,7 @@ __all__ = [
     "TimestepSampler",
     "TrainTimes",
     "TruncatedMatrix",
+    "TwoScales",
     "Unguided",
     "Weighted",
     "WindowShuffle",

@@ -76,3 +76,32 @@ class Cosine(ClassifierFree):
         place = jnp.clip(1.0 - call.t, 0.0, 1.0) ** self.power
         scale = 1.0 + (self.scale - 1.0) * 0.5 * (1.0 - jnp.cos(jnp.pi * place))
         return jnp.stack([1.0 - scale, scale])
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class TwoScales(ClassifierFree):
+    """One scale for a clip with a noisy frame, another for the rest of the run.
+
+    Attributes:
+        scale: Scale of clips whose noisiest frame is at `boundary` or above.
+        scale_2: Scale of others.
+        boundary: Noise level (static).
+        execution: Whether the branches are one call (static).
+
+    Reference: Wan 2.2 A14B, whose networks change at that level (`guidance_scale_2` of Diffusers).
+    """
+
+    scale_2: Scale
+    boundary: float = field(metadata={"static": True})
+
+    def weigh(self, call: Call) -> BranchWeights:
+        """Returns the weights of every frame, the same for all of a clip."""
+        noisy = jnp.max(call.t, axis=1, keepdims=True) >= self.boundary
+        scale = jnp.broadcast_to(jnp.where(noisy, self.scale, self.scale_2), call.t.shape)
+        return jnp.stack([1.0 - scale, scale])
+
+    def settled(self) -> Guidance:
+        """Two scales of 1 need no other branch."""
+        return super().settled() if self.scale_2 == 1 else self

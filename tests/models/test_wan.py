@@ -11,10 +11,11 @@ import pytest
 from jvdm.attention import FrameCausal
 from jvdm.errors import ConfigError
 from jvdm.models import Conditions, TextStates
+from jvdm.models.wan import experts
 from jvdm.pipeline.loading import ready
 from jvdm.samplers import Call
 from jvdm.weights.convert import converted
-from tests.parity.references import Reference, inputs, off
+from tests.parity.references import Reference, drawn, inputs, off
 from tests.vae.nano import QUICK
 
 wan = importlib.import_module("jvdm.configs.families.wan")
@@ -27,9 +28,10 @@ FRAMES = jnp.array([[0.0, 400.0, 900.0], [30.0, 60.0, 1000.0]])
 
 
 @functools.cache
-def parameters():
+def parameters(seed=0):
     shapes = jax.eval_shape(WAN.init, jax.random.key(0), X, Call.at(FRAMES), TOLD)["params"]
-    return converted(wan.transformer_names(WAN), REFERENCE.weights, shapes, "a folder")[0]
+    weights = drawn(REFERENCE.shapes, seed)
+    return converted(wan.transformer_names(WAN), weights, shapes, "a folder")[0]
 
 
 def predict(t, *carry, model=WAN):
@@ -85,6 +87,36 @@ def test_kernels_of_the_embedding_of_levels_stay_wide():
     }
     wide = {name for name, dtype in kernels.items() if dtype == jnp.float32}
     assert wide == {"time_hidden", "time_out"} and len(kernels) == 7
+
+
+def test_each_clip_is_seen_by_the_expert_of_its_noisiest_frame():
+    both = {"high": parameters(), "low": parameters(1)}
+    two = experts(WAN, 875.0)
+
+    def told(params, t, x, model=WAN):
+        return model.apply({"params": params}, x, Call.at(t), TOLD)[0]
+
+    one = jax.jit(told, compiler_options=QUICK)
+    run = jax.jit(functools.partial(told, model=two), compiler_options=QUICK)
+    high, low = jnp.array([[0.0, 400.0, 875.0]] * 2), jnp.array([[0.0, 400.0, 874.0]] * 2)
+    np.testing.assert_array_equal(run(both, high, X), one(both["high"], high, X))
+    np.testing.assert_array_equal(run(both, low, X), one(both["low"], low, X))
+    mixed = jnp.stack([high[0], low[0]])
+    made = run(both, mixed, X)
+    np.testing.assert_array_equal(made[0], one(both["high"], mixed, X)[0])
+    np.testing.assert_array_equal(made[1], one(both["low"], mixed, X)[1])
+    # The weights of the other one are not read: they may be anything.
+    lost = {"high": both["high"], "low": jax.tree.map(lambda x: x * jnp.nan, both["low"])}
+    assert np.isfinite(run(lost, high, X)).all()
+
+
+def test_experts_are_made_and_collect_as_one_network():
+    two = experts(WAN.clone(collect=(1,)), 875.0)
+    shapes = jax.eval_shape(two.init, jax.random.key(0), X, Call.at(FRAMES), TOLD)["params"]
+    assert shapes.keys() == {"high", "low"} and shapes["high"].keys() == parameters().keys()
+    told = {"params": shapes}
+    carry = jax.eval_shape(lambda told: two.apply(told, X, Call.at(FRAMES), TOLD)[1], told)
+    assert carry.features.shape == (1, 2, 72, 48)
 
 
 def test_a_prompt_is_needed():

@@ -205,6 +205,12 @@ def ti2v():
     return *described, {**made, "of_picture": others["of_picture"]}
 
 
+def a14b():
+    """Returns latents of two networks and two scales; two of four levels are those of each."""
+    *described, made, _ = made_by("a14b", {"latents": {"guidance_scale_2": 3.0}})
+    return *described, made
+
+
 REFERENCES = {
     "wan_vae": autoencoder,
     "wan_vae_2_2": functools.partial(autoencoder, VAE_2_2),
@@ -212,6 +218,7 @@ REFERENCES = {
     "umt5": text_encoder,
     "wan_pipeline": pipeline,
     "wan_ti2v": ti2v,
+    "wan_a14b": a14b,
 }
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ConfigError
-from jvdm.samplers import Call, ClassifierFree, Cosine, Ramped, Weighted
+from jvdm.samplers import Call, ClassifierFree, Cosine, Ramped, TwoScales, Unguided, Weighted
 
 T = jnp.array([[0.2, 0.5, 1.0], [0.9, 0.0, 0.4]])
 
@@ -35,6 +35,15 @@ def test_a_cosine_rises_from_nothing_in_noise_to_the_scale_in_clean_data():
     assert (np.diff(scale) >= 0).all() and scale[5] < 1.05  # (1/2)^5 of the way
     half = Cosine(5.0, power=1.0).weigh(at(0, levels))[1, 0, 5]
     np.testing.assert_allclose(half, 3.0, rtol=1e-5)
+
+
+def test_a_clip_has_the_scale_of_its_noisiest_frame():
+    rule = TwoScales(4.0, 3.0, 0.9)
+    np.testing.assert_allclose(rule.weigh(at(0))[1], [[4.0] * 3, [4.0] * 3])
+    np.testing.assert_allclose(rule.weigh(at(0, 0.89 * T))[1], [[3.0] * 3, [3.0] * 3])
+    np.testing.assert_allclose(rule.weigh(at(0, T - jnp.array([[0.0], [0.1]])))[1, 1], 3.0)
+    assert TwoScales(1.0, 3.0, 0.9).settled() == TwoScales(1.0, 3.0, 0.9)
+    assert TwoScales(1.0, 1.0, 0.9).settled() == Unguided()
 
 
 def test_weights_of_frames_are_those_of_the_window():

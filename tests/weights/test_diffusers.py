@@ -13,9 +13,9 @@ import pytest
 import jvdm
 from jvdm import cli
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.pipeline.loading import manifest_of, system_of
+from jvdm.pipeline.loading import manifest_of, ready, system_of
 from jvdm.pricing import parameter_shapes
-from jvdm.samplers import Euler, UniPC
+from jvdm.samplers import Euler, TwoScales, UniPC
 from jvdm.weights.diffusers import Published, read_tensors
 from tests.parity.references import Reference, off
 from tests.weights.wan_folder import (
@@ -70,6 +70,24 @@ def test_the_first_frame_of_wan_2_2_is_a_column_of_the_matrix(tmp_path):
         latents = pipe(PROMPTS, output_type="latent", **settings, **given)
         off_by = off(np.transpose(latents, (0, 4, 1, 2, 3)), made[name])
         assert off_by < 1e-4  # 1.5e-5 measured
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained")
+def test_two_networks_and_two_scales_take_turns(tmp_path):
+    folder = write_wan(tmp_path, "a14b")
+    pipe = jvdm.load(folder, dtype="float32", progress=False)
+    assert pipe.system.sampling.guidance == TwoScales(4.0, 3.0, 0.875)
+    settings: dict[str, Any] = {"latents": NOISE, "num_inference_steps": 4, "seed": 0}
+    settings |= {"progress": False, "guidance_scale": 5.0, **SIZES}
+    latents = pipe(PROMPTS, output_type="latent", **settings)
+    expected = Reference("wan_a14b").outputs["latents"]
+    assert off(np.transpose(latents, (0, 4, 1, 2, 3)), expected) < 1e-4  # 1.0e-5 measured
+    half = ready(pipe.params["model"], pipe.system.model.clone(dtype="bfloat16"))["low"]
+    assert half["time_out"]["kernel"].dtype == jnp.float32  # as in one network
+    assert half["patch_in"]["kernel"].dtype == jnp.bfloat16
+    edit(folder, "transformer_2", num_layers=1)
+    with pytest.raises(WeightsError, match="networks of different sizes"):
+        manifest_of(folder)
 
 
 def test_the_folder_says_how_videos_are_made(pipe, tmp_path):
@@ -176,8 +194,11 @@ def edit(folder, place, **changes):
     ("changes", "error", "said"),
     [
         ({"_class_name": "SoraPipeline"}, ConfigError, "a SoraPipeline; jvdm does not read it"),
-        ({"boundary_ratio": 0.875}, WeightsError, "with boundary_ratio; jvdm knows"),
-        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, WeightsError, "transformer_2"),
+        (
+            {"image_encoder": ["transformers", "CLIPVisionModel"]},
+            WeightsError,
+            "with an image_encoder",
+        ),
     ],
 )
 def test_another_pipeline_is_refused(tmp_path, changes, error, said):

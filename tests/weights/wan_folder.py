@@ -8,7 +8,7 @@ import numpy as np
 
 from jvdm.files import write_text
 from jvdm.weights.diffusers import write_tensors
-from tests.parity.references import Reference, inputs
+from tests.parity.references import Reference, drawn, inputs
 from tests.text.pieces import write_tokenizer
 
 wan = importlib.import_module("jvdm.configs.families.wan")
@@ -47,12 +47,18 @@ VERSIONS = {
         "_class_name": "WanImageToVideoPipeline",
         "expand_timesteps": True,
     },
+    "a14b": {
+        "boundary_ratio": 0.875,
+        "transformer_2": ["diffusers", "WanTransformer3DModel"],
+    },
 }
 """What `model_index.json` says otherwise in each kind of folder."""
 
 
 def parts(version: str) -> dict[str, str]:
     """Returns the stored references that a folder is made of."""
+    if version == "a14b":
+        return PARTS | {"transformer_2": "wan_transformer"}
     return PARTS | ({"vae": "wan_vae_2_2"} if version.startswith("ti2v") else {})
 
 
@@ -73,9 +79,10 @@ def write_wan(folder: Path, version: str = "2.1", **shards) -> Path:
     write_tokenizer(folder / "tokenizer/tokenizer.json")
     for place, name in parts(version).items():
         reference = Reference(name)
-        kind = INDEX[place][1]
+        kind = (INDEX | VERSIONS[version])[place][1]
         write(f"{place}/config.json", {"_class_name": kind, **reference.config})
         stem = "model" if place == "text_encoder" else "diffusion_pytorch_model"
         bytes_of = {"shard_bytes": shards[place]} if place in shards else {}
-        write_tensors(folder / place, reference.weights, stem, **bytes_of)
+        seed = int(place == "transformer_2")
+        write_tensors(folder / place, drawn(reference.shapes, seed), stem, **bytes_of)
     return folder
