@@ -87,7 +87,7 @@ def diffusers_levels(
         return _GRIDS[name](config, num_steps, mu)
     if _GRIDS[name] is not _flow:
         raise ConfigError(f"even levels for {name}", "it makes its own", "leave evenly out")
-    return _flow(config, num_steps, mu, smallest=1.0 / num_steps)
+    return _flow(config, num_steps, mu, last=1.0 / num_steps)
 
 
 def tokens_mu(config: Config | str | Path, tokens: int | None) -> float | None:
@@ -140,13 +140,12 @@ def thousandths(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 1000.0 * t
 
 
-def _flow(config: Config, num_steps: int, mu: float | None, smallest: float | None = None) -> Array:
+def _flow(config: Config, num_steps: int, mu: float | None, last: float | None = None) -> Array:
     """Levels from the noisiest to the cleanest of training, which is shifted before and after."""
     shift = config.get("shift", 1.0)
-    if smallest is None:
-        trained = jnp.float32(1.0 / config.get("num_train_timesteps", 1000))
-        twice = not config.get("use_dynamic_shifting")
-        smallest = float(shift_levels(trained, shift) if twice else trained)
+    smallest = 1.0 / config.get("num_train_timesteps", 1000) if last is None else last
+    if last is None and not config.get("use_dynamic_shifting"):
+        smallest = float(shift_levels(jnp.float32(smallest), shift))
     levels = _shifted(np.linspace(1.0, smallest, num_steps), config, shift, mu)
     return _curved(config, levels)
 
