@@ -56,6 +56,13 @@ VERBS = {
         ("what",),
         "time sparse attention beside dense attention, alone or in a network",
     ),
+    "convert": Verb(
+        "jvdm.convert",
+        "ConvertOptions",
+        ("source", "target"),
+        "write a published folder so that it loads faster, or back as Diffusers reads it",
+        compiles=False,
+    ),
     "inspect": Verb(
         "jvdm.inspection",
         "InspectOptions",

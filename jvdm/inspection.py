@@ -13,13 +13,17 @@ import numpy as np
 
 from jvdm import record
 from jvdm.errors import WeightsError
+from jvdm.pipeline.loading import manifest_of, system_of
+from jvdm.pricing import parameter_shapes
 from jvdm.training.checkpoint import finished_steps, read_checkpoint
 from jvdm.weights import safetensors
+from jvdm.weights.diffusers import Published, class_faults, find_tensors, read_index
 from jvdm.weights.folder import (
     CHECKSUMS,
     MANIFEST,
     differences,
     digests,
+    is_published,
     read_manifest,
     resolved,
 )
@@ -36,8 +40,8 @@ class InspectOptions:
     """What to look at."""
 
     path: Path
-    """Safetensors file, weights folder or name of embedded ones, checkpoint, work directory of a
-    training run, or record of a video."""
+    """Safetensors file, weights folder or name of embedded ones, published folder of Diffusers,
+    checkpoint, work directory of a training run, or record of a video."""
     step: int | None = None
     """Which checkpoint of a run; the newest when left out."""
     verify: bool = False
@@ -53,17 +57,20 @@ def run(options: InspectOptions) -> dict[str, Any]:
         `bytes` and `non_finite`; and their `total`. The sha256 is that of the
         little-endian values in row-major order; random keys count as their key data.
         `ok` says that all are finite, and with `verify` that there are no `differences`.
+        A published folder has `components` and the `sha256` of its files instead of `arrays`,
+        and `faults`: everything for which it would be refused.
 
     Raises:
         WeightsError: If nothing is there, or nothing that jvdm knows, or it is broken.
-        ConfigError: If a `.json` file is no record.
+        ConfigError: If a `.json` file is no record, or a folder that of an unknown pipeline.
         CheckpointError: If a run has no such checkpoint.
     """
     path = resolved(options.path)
     if not os.path.exists(path):
         raise WeightsError(f"{path} does not exist", fix=_similar(path))
     if options.verify:
-        wrong, described = differences(path, digests(path)), _weights_folder(path)
+        wrong = differences(path, digests(path))
+        described = _published(path) if is_published(path) else _weights_folder(path)
         return described | {"differences": wrong, "ok": described["ok"] and not wrong}
     if path.suffix == ".json" and path.is_file():
         return _describe("record", path, {}, record.read(path).as_data())
@@ -71,6 +78,8 @@ def run(options: InspectOptions) -> dict[str, Any]:
         return _describe("safetensors file", path, safetensors.load_stored(path))
     if (path / MANIFEST).is_file():
         return _weights_folder(path)
+    if is_published(path):
+        return _published(path)
     if (path / CHECKPOINTS).is_dir() or (path / EXPERIMENT).is_file():
         return _run("work directory", path, path / CHECKPOINTS, options.step)
     if finished_steps(path):
@@ -95,6 +104,8 @@ def text(result: dict[str, Any]) -> str:
         lines.append(f"step {result['step']} (checkpoints: {others})")
     if family := result["about"].get("family"):
         lines.append(f"family {family}")
+    if "components" in result:
+        lines += _said_of_published(result)
     width = max((len(entry["name"]) for entry in result["arrays"]), default=0)
     for entry in result["arrays"]:
         shape = "x".join(map(str, entry["shape"])) or "scalar"
@@ -105,6 +116,7 @@ def text(result: dict[str, Any]) -> str:
         f"{total['arrays']} arrays, {total['parameters']:,} values, {total['bytes'] / 1e6:.2f} MB, "
         f"{total['non_finite']} not finite"
     )
+    lines += [f"WRONG: {fault}" for fault in result.get("faults", ())]
     if result["kind"] == "record":
         about = result["about"]
         shown = {"status": about["status"], "created": about["created"]} | about["settings"]
@@ -122,6 +134,56 @@ def _weights_folder(path: Path) -> dict[str, Any]:
         stored = safetensors.load_stored(file)
         arrays |= {f"{file.stem}/{name}": array for name, array in stored.items()}
     return _describe("weights folder", path, arrays, about)
+
+
+def _published(path: Path) -> dict[str, Any]:
+    """Describes a published folder: what it is, and everything that is wrong with it."""
+    faults = class_faults(path, read_index(path))
+    try:
+        manifest = manifest_of(path)
+        assert isinstance(manifest, Published)
+        system = system_of(manifest)
+        shapes = parameter_shapes(system)
+        shapes["vae"] = shapes["vae"].params
+        places = list(manifest.places(shapes))
+        read = {source.folder: source.faults(path, own) for source, own in places}
+        about = dataclasses.asdict(dataclasses.replace(manifest, sources={}))
+        rules = {"levels": system.sampling.levels, "solver": system.sampling.solver}
+        about |= {name: repr(rule) for name, rule in rules.items()}
+    except WeightsError as error:  # what files hold can be said without knowing what they should
+        faults.append(error)
+        about = {}
+        folders = sorted(place.parent for place in path.glob("*/config.json"))
+        read = {folder.name: find_tensors(folder) for folder in folders}
+    components = {}
+    for folder, (tensors, broken) in read.items():
+        faults += [error for error in broken if str(error) not in map(str, faults)]
+        components[folder] = {
+            "arrays": len(tensors),
+            "parameters": sum(array.size for array in tensors.values()),
+            "bytes": sum(array.nbytes for array in tensors.values()),
+            "dtypes": sorted({array.dtype.name for array in tensors.values()}),
+            "non_finite": sum(_non_finite(array) for array in tensors.values()),
+        }
+    names = ("arrays", "parameters", "bytes", "non_finite")
+    total = {name: sum(one[name] for one in components.values()) for name in names}
+    result = {"kind": "published folder", "path": str(path), "about": about, "arrays": []}
+    result |= {"components": components, "sha256": digests(path), "total": total}
+    return result | {"faults": list(map(str, faults)), "ok": not faults}
+
+
+def _said_of_published(result: dict[str, Any]) -> list[str]:
+    """Returns lines about the sizes, rules, parts and files of a published folder."""
+    about, lines = result["about"], []
+    if about:
+        sizes = ", ".join(f"{height}x{width}" for height, width in about["trained_sizes"])
+        lines += [f"trained on {about['trained_frames']} frames of {sizes}"]
+        lines += [f"{name} {about[name]}" for name in ("levels", "solver")]
+    for folder, part in result["components"].items():
+        counts = f"{part['arrays']:>5} arrays  {part['parameters']:>14,} values"
+        types = f"{part['bytes'] / 1e6:>10.2f} MB  {', '.join(part['dtypes'])}"
+        lines.append(f"  {folder:<14}  {counts}  {types}")
+    return lines + [f"  {hash[:SHOWN_DIGITS]}  {name}" for name, hash in result["sha256"].items()]
 
 
 def _run(kind: str, path: Path, checkpoints: Path, step: int | None) -> dict[str, Any]:
@@ -148,16 +210,19 @@ def _describe(
 
 
 def _entry(name: str, array: np.ndarray) -> dict[str, Any]:
-    is_number = array.dtype.kind not in "biu"
-    bad = array.size - int(np.count_nonzero(np.isfinite(array))) if is_number else 0
     return {
         "name": name,
         "shape": list(array.shape),
         "dtype": array.dtype.name,
         "sha256": hashlib.sha256(_little_endian(array)).hexdigest(),
         "bytes": array.nbytes,
-        "non_finite": bad,
+        "non_finite": _non_finite(array),
     }
+
+
+def _non_finite(array: np.ndarray) -> int:
+    is_number = array.dtype.kind not in "biu"
+    return array.size - int(np.count_nonzero(np.isfinite(array))) if is_number else 0
 
 
 def _little_endian(array: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ their bits and their type, so that there and back is the identity.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from jvdm.weights.safetensors import (
 
 Turn = Callable[[np.ndarray], np.ndarray]
 Tensors = Mapping[str, np.ndarray]
+_FIX = "use the config.json that was published with these weights, or download both again"
 
 
 class Layout(NamedTuple):
@@ -138,22 +140,75 @@ def converted(
         WeightsError: If an array is missing, left over, of another shape or not finite, with
             the published names.
     """
+    plan = _planned(table, tensors, expected, where)
+    match(where, plan.tensors, plan.needed, _FIX)
+    check_floating(where, plan.tensors)
+    leaves = {}
+    for rule, names in plan.names.items():
+        for name in names:
+            check_finite(where, name, plan.tensors[name])
+        parts = [rule.layout.ours(plan.tensors[name]) for name in names]
+        leaves[rule.ours] = np.stack(parts) if "{}" in rule.theirs else parts[0]
+    return unflatten(leaves), Report(len(plan.needed), len(plan.tensors), plan.unused)
+
+
+def faults(
+    table: Table,
+    tensors: Tensors,
+    expected: Mapping[str, Any],
+    where: str | Path,
+    whole: bool = True,
+) -> list[WeightsError]:
+    """Returns everything for which `converted` would refuse published arrays.
+
+    Args:
+        table: What they are called.
+        tensors: The published arrays, by name.
+        expected: The parameters of the network; leaves have a `shape`.
+        where: Where they come from, for the messages.
+        whole: Whether arrays that are missing are a fault.
+    """
+    try:
+        plan = _planned(table, tensors, expected, where)
+    except WeightsError as error:
+        return [error]
+    needed = {name: one for name, one in plan.needed.items() if whole or name in plan.tensors}
+    checks: list[Callable[[], None]] = [
+        lambda: match(where, plan.tensors, needed, _FIX),
+        lambda: check_floating(where, plan.tensors),
+    ]
+    checks += [
+        functools.partial(check_finite, where, name, array) for name, array in plan.tensors.items()
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except WeightsError as error:
+            found.append(error)
+    return found
+
+
+class _Plan(NamedTuple):
+    """Published arrays without copies, how many those were, and what the network needs of them."""
+
+    tensors: dict[str, Any]
+    unused: int
+    names: dict[Rule, list[str]]
+    needed: dict[str, np.ndarray]
+
+
+def _planned(
+    table: Table, tensors: Tensors, expected: Mapping[str, Any], where: str | Path
+) -> _Plan:
+    """Returns what is made of which published arrays, before they are compared."""
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
-    tensors, unused = _sorted_out(table, tensors, where)
+    kept, unused = _sorted_out(table, tensors, where)
     plan = {rule: list(_names(rule, shapes)) for rule in _complete(table, shapes)}
     needed = {
         name: _published(rule, shapes[rule.ours]) for rule, names in plan.items() for name in names
     }
-    fix = "use the config.json that was published with these weights, or download both again"
-    match(where, tensors, needed, fix)
-    check_floating(where, tensors)
-    leaves = {}
-    for rule, names in plan.items():
-        for name in names:
-            check_finite(where, name, tensors[name])
-        parts = [rule.layout.ours(tensors[name]) for name in names]
-        leaves[rule.ours] = np.stack(parts) if "{}" in rule.theirs else parts[0]
-    return unflatten(leaves), Report(len(needed), len(tensors), unused)
+    return _Plan(kept, unused, plan, needed)
 
 
 def published(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -5,26 +5,41 @@ COMPONENT/config.json            fields of its class
 COMPONENT/*.safetensors          its arrays, in one file, or in several with `*.index.json`
 scheduler/scheduler_config.json  levels and solver
 tokenizer/tokenizer.json         how prompts are read
+
+`jvdm convert` writes the same without these arrays, and with
+
+converted/NAME.safetensors       parameters of the network NAME, as it has them
 """
 
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from jvdm.errors import WeightsError
-from jvdm.files import replacing, write_text
+from jvdm.files import write_text
 from jvdm.reading import read_json
-from jvdm.weights.convert import Table, converted, published
+from jvdm.stages import seen
+from jvdm.weights.convert import Report, Table, converted, faults, published
 from jvdm.weights.folder import INDEX, Manifest
-from jvdm.weights.safetensors import listed, map_stored
+from jvdm.weights.safetensors import (
+    check_floating,
+    flatten,
+    listed,
+    map_stored,
+    match,
+    save_stored,
+    unflatten,
+)
 
 CONFIG = "config.json"  # of a component
+CONVERTED = "converted"  # folder of what `jvdm convert` wrote
 SHARD_BYTES = 5 * 10**9  # of a file, as Diffusers divides arrays among files
 _FIX = "download the folder again"
 
@@ -50,6 +65,31 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def class_faults(folder: Path, index: Mapping[str, Any]) -> list[WeightsError]:
+    """Returns what is wrong with the classes that a folder names.
+
+    Args:
+        folder: The published folder.
+        index: What its `model_index.json` says: `[library, class]` of every component.
+    """
+    found = []
+    for name, said in index.items():
+        path = folder / name / CONFIG
+        if not isinstance(said, list) or not path.is_file():
+            continue
+        try:
+            config = read_config(path)
+        except WeightsError as error:
+            found.append(error)
+            continue
+        own = config.get("_class_name") or (config.get("architectures") or [None])[0]
+        if own and said[1:] != [own]:
+            what = f"{path} is that of the class {str(own)[:80]}"
+            why = f"{INDEX} says {name} is {', '.join(map(str, said[1:]))[:80]}"
+            found.append(WeightsError(what, why, _FIX))
+    return found
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Returns views of the arrays of a component, by their published names.
 
@@ -57,24 +97,53 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         WeightsError: If there are none, a file of several is missing or lacks an array, or a
             file is truncated, a git-lfs pointer or corrupt.
     """
+    tensors, faults = find_tensors(folder)
+    if faults:
+        raise faults[0]
+    return tensors
+
+
+def find_tensors(folder: Path) -> tuple[dict[str, np.ndarray], list[WeightsError]]:
+    """Returns views of the arrays that can be read, and what is wrong with every other file."""
     lists = sorted(folder.glob("*.safetensors.index.json"))
     files = sorted(folder.glob("*.safetensors"))
     if len(lists) > 1 or not lists and len(files) != 1:
         found = ", ".join(path.name for path in [*lists, *files]) or "none"
         why = "the arrays are in one file, or in several that one index lists"
-        raise WeightsError(f"{folder} holds these safetensors files: {found}", why, _FIX)
-    if not lists:
-        return map_stored(files[0])
-    places = read_config(lists[0]).get("weight_map")
+        what = f"{folder} holds these safetensors files: {found}"
+        return {}, [WeightsError(what, why, _FIX)]
+    try:
+        places = _places(lists[0]) if lists else {}
+    except WeightsError as error:
+        return {}, [error]
+    tensors: dict[str, np.ndarray] = {}
+    faults: list[WeightsError] = []
+    for file in sorted(set(places.values())) if lists else [files[0].name]:
+        try:
+            shard = map_stored(folder / file)
+        except WeightsError as error:
+            faults.append(error)
+            continue
+        tensors |= shard
+        lost = sorted(name for name, place in places.items() if place == file and name not in shard)
+        if lost:
+            what, why = f"{folder} lacks {listed(lost)}", f"{lists[0].name} lists them"
+            faults.append(WeightsError(what, why, _FIX))
+    return tensors, faults
+
+
+def _places(path: Path) -> dict[str, str]:
+    """Returns the file of every array, as an index says it.
+
+    Raises:
+        WeightsError: If it cannot be read, or names a file elsewhere.
+    """
+    places = read_config(path).get("weight_map")
     if not isinstance(places, dict) or not all(
         Path(str(file)).name == file for file in places.values()
     ):
-        raise WeightsError(f"{lists[0]} lists no arrays", "`weight_map` says where each is", _FIX)
-    shards = {file: map_stored(folder / file) for file in sorted(set(places.values()))}
-    lost = sorted(name for name, file in places.items() if name not in shards[file])
-    if lost:
-        raise WeightsError(f"{folder} lacks {listed(lost)}", f"{lists[0].name} lists them", _FIX)
-    return {name: array for shard in shards.values() for name, array in shard.items()}
+        raise WeightsError(f"{path} lists no arrays", "`weight_map` says where each is", _FIX)
+    return places
 
 
 def write_tensors(
@@ -100,13 +169,20 @@ def write_tensors(
     count, places = len(shards), {}
     for number, shard in enumerate(shards, start=1):
         part = f"-{number:05d}-of-{count:05d}" if count > 1 else ""
-        with replacing(folder / f"{stem}{part}.safetensors") as temporary:
-            safetensors.numpy.save_file(shard, temporary, {"format": "pt"})
+        save_stored(folder / f"{stem}{part}.safetensors", shard, {"format": "pt"})
         places |= {name: f"{stem}{part}.safetensors" for name in shard}
     if count > 1:
         total = sum(array.nbytes for array in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         write_text(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def warn_of_float16(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Warns of arrays in float16: published weights are trained in bfloat16, which is wider."""
+    if count := sum(array.dtype == np.float16 for array in tensors.values()):
+        what = f"{path}: {count} arrays are float16, and such weights are trained in bfloat16"
+        why = "float16 ends at 65504 and loses what is below 6e-8"
+        warnings.warn(f"{what}; {why}: use the files in bfloat16 or float32", stacklevel=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +202,35 @@ class Source:
     others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def read(self, folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the parameters that `folder` has there, of the network that has `expected`."""
+        """Returns the parameters that `folder` has there, of the network that has `expected`.
+
+        Which arrays were read is noted in the stages of the run (`jvdm.stages`).
+        """
         path = folder / self.folder
-        return converted(self.table, read_tensors(path), expected, path)[0]
+        tensors = read_tensors(path)
+        warn_of_float16(path, tensors)
+        tree, report = converted(self.table, tensors, expected, path)
+        seen().arrays[self.folder] = str(report)
+        return tree
+
+    def faults(
+        self, folder: Path, expected: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], list[WeightsError]]:
+        """Returns the arrays in `folder`, and everything for which `read` would refuse them."""
+        path = folder / self.folder
+        tensors, broken = find_tensors(path)
+        # Arrays of a broken file are missing, which its own fault says.
+        return tensors, broken + faults(self.table, tensors, expected, path, whole=not broken)
+
+
+def _read_converted(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns views of the parameters that `Published.write_converted` wrote."""
+    tree = unflatten(map_stored(path))
+    match(path, tree, expected, "convert the published folder again")
+    check_floating(path, tree)
+    count = len(flatten(tree))
+    seen().arrays[f"{CONVERTED}/{path.name}"] = str(Report(count, count, 0))
+    return tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +260,23 @@ class Published(Manifest):
         """
         assert expected is not None, "how many layers there are is known from the network"
         path, source = Path(folder), self.sources[name]
+        if os.path.isfile(file := path / CONVERTED / f"{name}.safetensors"):
+            return file, _read_converted(file, expected)
         if isinstance(source, Source):
             return path / source.folder, source.read(path, expected)
         return path, {part: one.read(path, expected[part]) for part, one in source.items()}
+
+    def places(self, expected: Mapping[str, Any]) -> Iterator[tuple[Source, Any]]:
+        """Yields every source, and of `expected`, by component, what belongs to it."""
+        for name in self.sources:
+            yield from self._parts(name, expected[name])
+
+    def _parts(self, name: str, params: Mapping[str, Any]) -> list[tuple[Source, Any]]:
+        """Returns the sources of a component, and what of its parameters is in each."""
+        source = self.sources[name]
+        if isinstance(source, Source):
+            return [(source, params)]
+        return [(one, params[part]) for part, one in source.items()]
 
     def write(self, folder: Path, params: Mapping[str, Any], settings: Path) -> None:
         """Writes a published folder with these parameters.
@@ -171,17 +287,25 @@ class Published(Manifest):
             settings: Published folder of the same networks, whose other files go along; it may
                 be `folder` itself.
         """
+        self.write_settings(folder, settings)
+        for name in self.sources:
+            self.write_component(folder, name, params[name])
+
+    def write_settings(self, folder: Path, settings: Path) -> None:
+        """Copies the files of `settings`, a published folder, that hold no arrays."""
         for path in sorted(settings.rglob("*")):
             place = folder / path.relative_to(settings)
             is_weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
             if path.is_file() and not is_weights and place != path:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
-        each = []
-        for name, source in self.sources.items():
-            parts = {name: source} if isinstance(source, Source) else source
-            own = params if isinstance(source, Source) else params[name]
-            each += [(one, own[part]) for part, one in parts.items()]
-        for source, own in each:
+
+    def write_component(self, folder: Path, name: str, params: Mapping[str, Any]) -> None:
+        """Writes the parameters of a component as they are published."""
+        for source, own in self._parts(name, params):
             tensors = {**published(source.table, own), **source.others}
             write_tensors(folder / source.folder, tensors, source.stem)
+
+    def write_converted(self, folder: Path, name: str, params: Mapping[str, Any]) -> None:
+        """Writes the parameters of a component as its network has them; `parameters` reads them."""
+        save_stored(folder / CONVERTED / f"{name}.safetensors", flatten(params), {})

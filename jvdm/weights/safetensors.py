@@ -91,11 +91,23 @@ def save(
             stored[name], stored[name + SCALE_SUFFIX] = quantize_int8(array)
             continue
         with np.errstate(over="ignore"):
-            stored[name] = np.asarray(array.astype(_named_dtype(dtype)), order="C")
+            stored[name] = np.asarray(array.astype(named_dtype(dtype)), order="C")
         check_finite(path, name, stored[name])
+    save_stored(path, stored, metadata or {})
+
+
+def save_stored(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes arrays by full name in their own number types, whole or not at all.
+
+    Raises:
+        ConfigError: If the file cannot be written there.
+    """
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with replacing(Path(path)) as temporary:
         try:
-            safetensors.numpy.save_file(stored, temporary, dict(metadata or {}))
+            safetensors.numpy.save_file(whole, temporary, dict(metadata))
         except safetensors.SafetensorError as error:
             raise _as_os_error(error) from error
 
@@ -358,7 +370,7 @@ def _is_floating(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" or array.dtype == _DTYPES["BF16"]
 
 
-def _named_dtype(name: str) -> np.dtype:
+def named_dtype(name: str) -> np.dtype:
     """Returns the numpy type called `name`, bfloat16 included."""
     return _DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
 

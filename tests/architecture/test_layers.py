@@ -36,7 +36,17 @@ LAYERS = (
     ("pipeline",),
     ("evaluation", "training"),
     ("experiment", "options"),
-    ("bench", "decode", "diagnosis", "evaluate", "generate", "inspection", "policies", "train"),
+    (
+        "bench",
+        "convert",
+        "decode",
+        "diagnosis",
+        "evaluate",
+        "generate",
+        "inspection",
+        "policies",
+        "train",
+    ),
     ("", "__main__", "cli", "configs", "overrides"),
 )
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}

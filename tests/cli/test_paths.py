@@ -81,6 +81,8 @@ def test_training_knows_the_home_folder(home, monkeypatch):
         ["inspect", f"/{LONG}/b"],
         ["inspect", "a\0b"],
         ["inspect", LONG, "--verify"],
+        ["convert", LONG, "x"],
+        ["convert", "nano", LONG],
         ["evaluate", "--weights", LONG],
     ],
 )
