@@ -69,6 +69,7 @@ from jvdm.samplers.levels import (
     stretch_to_terminal,
     uniform_lambda_levels,
 )
+from jvdm.samplers.loss_weights import FusedSNR, LossWeights, Unweighted
 from jvdm.samplers.matrices import (
     Cost,
     TimestepMatrix,
@@ -173,6 +174,7 @@ __all__ = [
     "ExpShiftedLevels",
     "ExplicitLevels",
     "ExponentialLevels",
+    "FusedSNR",
     "GivenMatrix",
     "GradGuide",
     "Guidance",
@@ -185,6 +187,7 @@ __all__ = [
     "LagRows",
     "LevelsRule",
     "LinearQuadraticLevels",
+    "LossWeights",
     "MaskedTasks",
     "MatrixRule",
     "Mixture",
@@ -224,6 +227,7 @@ __all__ = [
     "TruncatedMatrix",
     "TwoScales",
     "Unguided",
+    "Unweighted",
     "Weighted",
     "WindowShuffle",
     "WindowedMatrix",

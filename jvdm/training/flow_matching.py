@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
 from jvdm.keys import named
 from jvdm.samplers.denoiser import Call, ask
+from jvdm.samplers.loss_weights import LossWeights, Unweighted
 from jvdm.samplers.process import corrupt, from_x0_eps
 from jvdm.samplers.timesteps import Synchronous, TimestepSampler
 from jvdm.system import System, rules_of
@@ -32,6 +33,8 @@ class FlowMatching:
     """Where in a sampling run each clip is trained."""
     drop_text: float = 0.1
     """Share of clips whose prompt is replaced by none, for guidance."""
+    weights: LossWeights = Unweighted()
+    """How much the error of a frame counts, by the levels of its clip."""
 
     def init(self, key: Key) -> PyTree:
         """Returns `{"text": ..., "model": ...}`."""
@@ -45,7 +48,7 @@ class FlowMatching:
     def loss(
         self, params: PyTree, batch: PyTree, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
-        """Returns the mean squared error over the frames that are trained."""
+        """Returns the mean of weighed squared errors over the frames that are trained."""
         clean, system = batch["latents"].astype(jnp.float32), self.system
         row = self.rows(named(call.key, "rows"), *clean.shape[:2])
         noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
@@ -54,7 +57,8 @@ class FlowMatching:
         predicted = self.predict(params, noisy, row.t, tokens)
         error = predicted - from_x0_eps(system.process, system.prediction, clean, noise, row.t)
         per_frame = jnp.mean(jnp.square(error), (2, 3, 4))
-        loss = jnp.sum(per_frame * row.loss_mask) / jnp.maximum(jnp.sum(row.loss_mask), 1.0)
+        weight = row.loss_mask * self.weights(system.process, system.prediction, row.t)
+        loss = jnp.sum(per_frame * weight) / jnp.maximum(jnp.sum(row.loss_mask), 1.0)
         return loss, {}
 
     def _drop(self, tokens: PyTree, key: Key) -> PyTree:

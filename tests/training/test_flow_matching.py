@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jvdm.configs import nano
+from jvdm.samplers.loss_weights import FusedSNR, Unweighted
 from jvdm.samplers.timesteps import CleanPrefix, Synchronous, TrainTimes
 from jvdm.training.objective import TrainCall
 from jvdm.world.vocabulary import NULL
@@ -29,7 +31,7 @@ def call(seed):
 class Known(type(OBJECTIVE)):
     """An objective whose 'network' answers with a given error per frame."""
 
-    error: float = 0.0
+    error: Any = 0.0
 
     def predict(self, params, x, t, tokens):
         """Returns the exact velocity of noise that is known, plus an error."""
@@ -116,3 +118,21 @@ def test_a_batch_of_context_alone_teaches_nothing():
         return TrainTimes(jnp.zeros((batch, latent_frames)), jnp.zeros((batch, latent_frames)))
 
     assert known(rows=nothing, error=0.5).loss({}, BATCH, call(1))[0] == 0
+
+
+@pytest.mark.parametrize("weights", [Unweighted(), FusedSNR()], ids=str)
+def test_the_loss_has_no_slope_in_frames_that_do_not_count(weights):
+    times = jax.jit(lambda key: CleanPrefix()(key, *SHAPE[:2]))(jax.random.key(0))
+    objective = known(rows=lambda *_: times, weights=weights)
+
+    def loss(error):
+        return dataclasses.replace(objective, error=error).loss({}, BATCH, call(2))[0]
+
+    error = jnp.full((*SHAPE[:2], 1, 1, 1), 0.5)
+    slope = jax.jit(jax.grad(loss))(error)[..., 0, 0, 0]
+    counted = np.asarray(times.loss_mask) > 0
+    assert counted.any() and not counted.all()
+    np.testing.assert_array_equal(np.asarray(slope) != 0, counted)
+    weight = weights(OBJECTIVE.system.process, OBJECTIVE.system.prediction, times.t)
+    # The slope of a square of error .5 is its weight over the count.
+    np.testing.assert_allclose(slope[counted], weight[counted] / counted.sum(), rtol=2e-3)
