@@ -403,11 +403,12 @@ class Pipeline:
         latents = jnp.asarray(latents, jnp.float32)
         if not self._fits(latents.shape):
             return self._decode_in_pieces(latents)
-        with stage("decode", total=1, unit="clip") as bar:
+        whole = not hasattr(self.system.vae, "decode_chunk")
+        with self._enough_memory(latents.shape), stage("decode", total=1, unit="clip") as bar:
             try:
                 frames, finite = jax.device_get(programs.decode(*self.coder(), latents))
             except jax.errors.JaxRuntimeError as error:
-                if not is_out_of_memory(error):
+                if whole or not is_out_of_memory(error):
                     raise
                 return self._decode_in_pieces(latents)
             bar.update()

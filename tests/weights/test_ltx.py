@@ -4,12 +4,14 @@ import functools
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jvdm
-from jvdm.errors import WeightsError
+from jvdm.errors import DeviceMemoryError, WeightsError
+from jvdm.pipeline import programs
 from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pipeline.request import request_of
 from jvdm.pricing import parameter_shapes
@@ -98,6 +100,15 @@ def test_the_folder_says_how_videos_are_made(pipe_of):
     np.testing.assert_allclose(pipe.params["vae"].mean, STATISTICS["latents_mean"])
     assert repr(pipe) == "Pipeline(ltx, 161 frames of 512x704, cpu)"
     assert float(pipe.system.process.model_time(jnp.float32(0.5))) == 500
+
+
+def test_a_video_that_cannot_be_decoded_at_once_is_refused(pipe_of, monkeypatch):
+    def decode(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too little")
+
+    monkeypatch.setattr(programs, "decode", decode)
+    with pytest.raises(DeviceMemoryError, match="2 videos of 17 frames of 32x64 pixels"):
+        pipe_of("0_9_0").decode(NOISE)
 
 
 @pytest.mark.parametrize("version", ["0_9_0", "0_9_1", "0_9_5"])
