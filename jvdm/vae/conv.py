@@ -10,6 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float
@@ -53,6 +55,59 @@ class Past:
 def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
     """Normal initialiser with standard deviation `gain / sqrt(fan in)`."""
     return nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
+
+
+class VideoConv(nn.Module):
+    """Convolution in time, height and width that looks as far back in time as it is told to.
+
+    The frames that one tap after the other sees are stacked as channels of a convolution in space
+    alone: on CPUs that takes a third to a half of the time of one in three axes, and on GPUs
+    XLA would transpose the frames there and back. TPUs have the convolution itself.
+
+    Attributes:
+        features: Channels of the result.
+        size: Taps in time, height and width.
+        strides: Steps along these axes.
+        around: Zeros before and after the rows and columns; half of the taps if None. In time
+            there are none, and the result has `size[0] - 1` frames less.
+        dtype: Number type of the computation.
+    """
+
+    features: int
+    size: tuple[int, int, int] = (3, 3, 3)
+    strides: tuple[int, int, int] = (1, 1, 1)
+    around: tuple[tuple[int, int], tuple[int, int]] | None = None
+    dtype: DTypeLike = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: Features) -> Float[Array, "B t h w c"]:
+        """Returns `x` convolved, with a bias."""
+        shape = (*self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", fan_in_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        around = self.around or tuple((taps // 2, taps // 2) for taps in self.size[1:])
+        (taps, step), frames = (self.size[0], self.strides[0]), x.shape[1]
+
+        def whole(x: Features, kernel: Array) -> Array:
+            axes = ("NDHWC", "DHWIO", "NDHWC")
+            padding = ((0, 0), *around)
+            return lax.conv_general_dilated(
+                x, kernel, self.strides, padding, dimension_numbers=axes
+            )
+
+        def folded(x: Features, kernel: Array) -> Array:
+            ends = range(frames - taps + 1, frames + 1)
+            x = jnp.concatenate([x[:, tap : ends[tap] : step] for tap in range(taps)], -1)
+            kernel = jnp.moveaxis(kernel, 0, 2).reshape(*self.size[1:], -1, self.features)
+            flat, axes = x.reshape(-1, *x.shape[2:]), ("NHWC", "HWIO", "NHWC")
+            y = lax.conv_general_dilated(
+                flat, kernel, self.strides[1:], around, dimension_numbers=axes
+            )
+            return y.reshape(*x.shape[:2], *y.shape[1:])
+
+        y = lax.platform_dependent(x, kernel, tpu=whole, default=folded)
+        return y + bias[None, None, None, None]
 
 
 @jax.checkpoint

@@ -19,7 +19,7 @@ from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.features import rms_normalize, sinusoids
 from jvdm.keys import addressed_normal, named
 from jvdm.vae.autoencoder import ChunkedEncoder, Decoded, Posterior
-from jvdm.vae.conv import Carry, Features, Past
+from jvdm.vae.conv import Carry, Features, Past, VideoConv
 
 Padded = Float[Array, "B t H W C"]
 Pad = Callable[[Features], Padded]
@@ -86,9 +86,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Features, pad: Pad) -> Float[Array, "B t h w c"]:
         """Returns frames of `features` channels."""
-        around = [(0, 0), (self.size // 2,) * 2, (self.size // 2,) * 2]
         size = (self.size,) * 3
-        conv = nn.Conv(self.features, size, self.strides, around, dtype=self.dtype, name="conv")
+        conv = VideoConv(self.features, size, self.strides, dtype=self.dtype, name="conv")
         return conv(pad(x) if self.size > 1 else x)
 
 

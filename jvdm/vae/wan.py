@@ -14,7 +14,7 @@ So a frame can be cut into tiles where the convolutions are (`jvdm.vae.tiling`),
 of the whole frame.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.features import fold, unfold
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
-from jvdm.vae.conv import Carry, Features, Past
+from jvdm.vae.conv import Carry, Features, Past, VideoConv
 from pallas_kernels import dense_attention
 
 Carries = tuple[Carry, Carry]
@@ -43,15 +43,7 @@ class CausalConv(nn.Module):
     def __call__(self, x: Features, past: Past) -> Float[Array, "B T H W c"]:
         """Returns as many frames of `features` channels."""
         x = past.before(x, self.size[0] - 1) if self.size[0] > 1 else x
-        return _conv(x, self.features, self.size, (1, 1, 1), self.dtype)
-
-
-def _conv(
-    x: Features, features: int, size: tuple[int, int, int], strides: tuple[int, ...], dtype: str
-) -> Array:
-    """Convolves with zeros around a frame and nothing before or after; named `conv`."""
-    around = [(0, 0), (size[1] // 2,) * 2, (size[2] // 2,) * 2]
-    return nn.Conv(features, size, strides, around, dtype=dtype, name="conv")(x)
+        return VideoConv(self.features, self.size, dtype=self.dtype, name="conv")(x)
 
 
 class Norm(nn.Module):
@@ -126,17 +118,14 @@ class Down(nn.Module):
     def __call__(self, x: Features, past: Past) -> Float[Array, "B t h w C"]:
         """Returns `1 + n` frames for `1 + 2n` that start a video, else `n` for `2n`."""
         channels = x.shape[-1]
-        space: dict[str, Any] = {
-            "padding": [(0, 0), (0, 1), (0, 1)],
-            "dtype": self.dtype,
-            "name": "space",
-        }
-        x = nn.Conv(channels, (1, 3, 3), (1, 2, 2), **space)(x)
+        space = VideoConv(
+            channels, (1, 3, 3), (1, 2, 2), ((0, 1), (0, 1)), self.dtype, name="space"
+        )
+        x = space(x)
         if not self.time:
             return x
         first, x = x[:, :1], past.before(x, 1, "nothing")
-        time: dict[str, Any] = {"padding": "VALID", "dtype": self.dtype, "name": "time"}
-        y = nn.Conv(channels, (3, 1, 1), (2, 1, 1), **time)(x)
+        y = VideoConv(channels, (3, 1, 1), (2, 1, 1), dtype=self.dtype, name="time")(x)
         return jnp.concatenate([first, y], 1) if past.starts else y
 
 
@@ -159,8 +148,7 @@ class Up(nn.Module):
             pairs = jnp.moveaxis(pairs, -2, 2).reshape(batch, 2 * frames, *cells, channels // 2)
             x = jnp.concatenate([x[:, :count], pairs], 1)
         x = x.repeat(2, 2).repeat(2, 3)
-        space: dict[str, Any] = {"dtype": self.dtype, "name": "space"}
-        return nn.Conv(self.features, (1, 3, 3), **space)(x)
+        return VideoConv(self.features, (1, 3, 3), dtype=self.dtype, name="space")(x)
 
 
 def averaged(

@@ -1,6 +1,7 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,3 +91,28 @@ def test_halving_sees_both_frames_of_a_pair_and_no_other():
 
     seen = [np.flatnonzero(gradient(x, n).any((0, 2, 3, 4))).tolist() for n in range(3)]
     assert seen == [[0], [1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "around"),
+    [
+        ((3, 3, 3), (1, 1, 1), None),
+        ((3, 1, 1), (2, 1, 1), None),
+        ((1, 3, 3), (1, 2, 2), ((0, 1), (0, 1))),
+        ((3, 3, 3), (2, 2, 2), ((1, 1), (2, 0))),
+    ],
+)
+def test_a_video_is_convolved_as_in_three_axes(size, strides, around):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 8, 5))
+    ours = conv.VideoConv(4, size, strides, around, "float32")
+    params = ours.init(jax.random.key(1), x)
+    params["params"]["bias"] = jnp.arange(4.0)
+    padding = [(0, 0), *(around or [(taps // 2, taps // 2) for taps in size[1:]])]
+    whole = nn.Conv(4, size, strides, padding).apply(params, x)
+    np.testing.assert_allclose(ours.apply(params, x), whole, atol=3e-6)
+    text = {
+        platform: jax.jit(ours.apply).trace(params, x).lower(lowering_platforms=(platform,))
+        for platform in ("cpu", "tpu")
+    }
+    assert "tensor<2x7x6x8x5xf32>, tensor<" not in text["cpu"].as_text().split("convolution(")[1]
+    assert "[b, 0, 1, 2, f]" in text["tpu"].as_text()
