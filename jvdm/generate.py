@@ -14,6 +14,7 @@ from jvdm import outputs
 from jvdm.arrays import Latents
 from jvdm.files import slug
 from jvdm.options import (
+    OF_LOADING,
     GenerateOptions,
     Resolved,
     check_weights,
@@ -50,8 +51,8 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     if options.stream:
         outputs.check_live(wanted)
     outputs.probe(wanted, encode=not options.latents_only)
-    names = {name: getattr(options, name) for name in ("system", "sampling", "dtype")}
-    pipe = load(options.weights, **names)
+    weights, *rules = OF_LOADING
+    pipe = load(getattr(options, weights), **{name: getattr(options, name) for name in rules})
     check_weights(resolved, pipe.identity)
     if options.stream:
         return _stream(resolved, pipe, request, name)

@@ -15,6 +15,9 @@ from jvdm.reading import checked
 from jvdm.settings import PICTURE, SIZE, Settings, settings_of
 from jvdm.weights.folder import embedded, read_manifest
 
+OF_LOADING = ("weights", "system", "sampling", "dtype", "lora")
+"""Options that say what is loaded."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions(Settings):
@@ -28,6 +31,8 @@ class GenerateOptions(Settings):
     """Rules by name: --sampling.solver heun, --sampling.matrix lag --sampling.matrix.lag 4."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the computation; what is faster here if left out."""
+    lora: tuple[str, ...] = ()
+    """Low-rank changes of a published network: --lora A.safetensors B.safetensors:0.8."""
     output: Path = Path("out")
     """Folder, or the name of an .mp4, .webm or .gif file."""
     latents_only: bool = False
@@ -125,7 +130,7 @@ def resolve(options: GenerateOptions) -> Resolved:
     missing = {
         name: settings[name]
         for name, value in given.items()
-        if (value is None or value is False or value == {})
+        if (value is None or value is False or value in ({}, ()))
         and not (name == "num_frames" and options.duration is not None)
     }
     for name in missing.keys() & settings["inputs"].keys():
@@ -158,7 +163,7 @@ def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
         "num_videos": len(options.seeds),
         "index": index,
         "inputs": inputs,
-        **{name: getattr(options, name) for name in ("weights", "system", "sampling", "dtype")},
+        **{name: getattr(options, name) for name in OF_LOADING},
     }
 
 

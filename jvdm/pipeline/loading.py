@@ -1,5 +1,7 @@
 """From a weights folder to a system and its parameters on the device."""
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,31 +9,47 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import PyTree
+from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.pricing import parameter_shapes
-from jvdm.recipes import load_family
-from jvdm.stages import stage
+from jvdm.recipes import apply_system, load_family, load_system
+from jvdm.record import digest
+from jvdm.stages import seen, stage
 from jvdm.system import System
 from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
 from jvdm.weights import Manifest, read_manifest
-from jvdm.weights.diffusers import read_index
+from jvdm.weights.diffusers import Published, read_index
 from jvdm.weights.folder import is_published
+from jvdm.weights.lora import Adapter
 
 DTYPES = ("float32", "bfloat16")
+AnySystem = str | Path | Callable[[System], System] | None
 
 
-def manifest_of(folder: Path) -> Manifest:
+def manifest_of(folder: Path, loras: Sequence[str | Path] = ()) -> Manifest:
     """Reads what a weights folder holds, which may be one of Diffusers.
+
+    Args:
+        folder: The folder.
+        loras: Low-rank changes, `PATH` or `PATH:STRENGTH` each, that are added to its network.
 
     Raises:
         WeightsError: If there is no such folder, or what it says cannot be read or built.
-        ConfigError: If it is that of a pipeline that jvdm does not know.
+        ConfigError: If it is that of a pipeline that jvdm does not know, or low-rank changes
+            cannot be added.
     """
-    if not is_published(folder):
-        return read_manifest(folder)
-    index = read_index(folder)
-    return load_family(str(index.get("_class_name"))).manifest(folder, index)
+    if is_published(folder):
+        index = read_index(folder)
+        manifest = load_family(str(index.get("_class_name"))).manifest(folder, index)
+        adapters = tuple(Adapter.parsed(text) for text in loras)
+        return dataclasses.replace(manifest, adapters=adapters) if loras else manifest
+    manifest = read_manifest(folder)
+    if loras:
+        what = f"--lora was given with weights of {manifest.family}"
+        why = "low-rank changes are of published networks"
+        raise ConfigError(what, why, "give --weights a folder of Diffusers")
+    return manifest
 
 
 def system_of(manifest: Manifest) -> System:
@@ -54,6 +72,32 @@ def system_of(manifest: Manifest) -> System:
         what = f"the manifest of {manifest.family[:80]!r} describes what cannot be built"
         why = f"{type(error).__name__}: {str(error)[:200]}"
         raise WeightsError(what, why, "export or copy the weights folder again") from error
+
+
+def composed(manifest: Manifest, system: AnySystem, sampling: Mapping[str, Any]) -> System:
+    """Returns the system that a run is of.
+
+    Args:
+        manifest: Of the weights.
+        system: A published method on top of it, by name, file or function; None for none.
+        sampling: Rules and numbers by name (`jvdm.choices`).
+
+    Raises:
+        WeightsError: If this jvdm cannot build that of the weights.
+        ConfigError: If there is no such system or rule.
+    """
+    base = system_of(manifest)
+    if system is not None and not isinstance(system, str | Path):
+        base = apply_system(system, base, getattr(system, "__name__", "that was given"))
+    elif system is not None:
+        base = load_system(str(system), base)
+    return choose(base, sampling)
+
+
+def adapter_digests(manifest: Manifest) -> dict[str, str]:
+    """Returns the sha256 of every file of low-rank changes, by its path."""
+    adapters = manifest.adapters if isinstance(manifest, Published) else ()
+    return {str(adapter.path): digest(adapter.file) for adapter in adapters}
 
 
 def chosen_dtype(dtype: str | None) -> str:
@@ -85,6 +129,8 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
         for name, shapes in expected.items():
             _, tree = manifest.parameters(folder, name, shapes)
             params[name] = ready(tree, getattr(system, name))
+            if said := seen().arrays:
+                bar.set_postfix_str(next(reversed(said.values())))
             bar.update()
     return {**params, "vae": latent_space(params["vae"], manifest)}
 

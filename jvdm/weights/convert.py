@@ -8,7 +8,7 @@ their bits and their type, so that there and back is the identity.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from jvdm.weights.safetensors import (
 
 Turn = Callable[[np.ndarray], np.ndarray]
 Tensors = Mapping[str, np.ndarray]
+_PREFIX = "model.diffusion_model."  # of single files of the original code
 _FIX = "use the config.json that was published with these weights, or download both again"
 
 
@@ -107,11 +108,14 @@ class Table:
         rules: One for every array.
         copies: Names under which an array may be stored again, or instead: the copy first.
         ignored: Regular expressions of published names that the network has no use for.
+        originals: What Diffusers calls the modules of the original code, where names differ;
+            `{}` counts layers.
     """
 
     rules: tuple[Rule, ...]
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    originals: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Report(NamedTuple):
@@ -204,7 +208,7 @@ def _planned(
     """Returns what is made of which published arrays, before they are compared."""
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
     kept, unused = _sorted_out(table, tensors, where)
-    plan = {rule: list(_names(rule, shapes)) for rule in _complete(table, shapes)}
+    plan = {rule: rule_names(rule, shapes[rule.ours]) for rule in _complete(table, shapes)}
     needed = {
         name: _published(rule, shapes[rule.ours]) for rule, names in plan.items() for name in names
     }
@@ -223,7 +227,7 @@ def published(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for rule in _complete(table, shapes):
         leaf = leaves[rule.ours]
         parts = leaf if "{}" in rule.theirs else leaf[None]
-        for name, part in zip(_names(rule, shapes), parts, strict=True):
+        for name, part in zip(rule_names(rule, shapes[rule.ours]), parts, strict=True):
             tensors[name] = np.ascontiguousarray(rule.layout.theirs(part))
     return tensors
 
@@ -237,17 +241,34 @@ def _complete(table: Table, shapes: Mapping[str, Any]) -> Sequence[Rule]:
     return table.rules
 
 
-def _names(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """Yields the published names of an array."""
-    count = shapes[rule.ours][0] if "{}" in rule.theirs else 1
-    return (rule.theirs.replace("{}", str(index)) for index in range(count))
+def rule_names(rule: Rule, shape: Sequence[int]) -> list[str]:
+    """Returns the published names of what is in an array of ours that has this shape."""
+    count = shape[0] if "{}" in rule.theirs else 1
+    return [rule.theirs.replace("{}", str(index)) for index in range(count)]
+
+
+def published_name(table: Table, name: str) -> str:
+    """Returns what Diffusers calls a module, or an array, of the original code; else `name`."""
+    for original, published in table.originals.items():
+        pattern = re.escape(original).replace(r"\{\}", r"(\d+)")
+        if found := re.fullmatch(rf"{pattern}(\.weight|\.bias|)", name):
+            *layer, ending = found.groups()
+            return published.replace("{}", layer[0] if layer else "") + ending
+    return name
+
+
+def original_names(table: Table, module: str) -> list[str]:
+    """Returns what the original code calls a module of Diffusers: one name, or none."""
+    inverse = Table((), originals={ours: theirs for theirs, ours in table.originals.items()})
+    name = published_name(inverse, module)
+    return [] if name == module else [name]
 
 
 def _sorted_out(table: Table, tensors: Tensors, where: str | Path) -> tuple[dict[str, Any], int]:
     """Returns the arrays without copies and ignored ones, and how many those were."""
     kept = {
         name: array
-        for name, array in tensors.items()
+        for name, array in _renamed(table, tensors, where).items()
         if not any(re.fullmatch(pattern, name) for pattern in table.ignored)
     }
     for copy, name in table.copies.items():
@@ -257,6 +278,17 @@ def _sorted_out(table: Table, tensors: Tensors, where: str | Path) -> tuple[dict
                 why = "they are one array of the network"
                 raise WeightsError(f"{where}: {copy} and {name} differ", why, "download it again")
     return kept, len(tensors) - len(kept)
+
+
+def _renamed(table: Table, tensors: Tensors, where: str | Path) -> Mapping[str, Any]:
+    """Returns arrays by Diffusers' names, where those of the original code are theirs."""
+    if not any(name.startswith(_PREFIX) or published_name(table, name) != name for name in tensors):
+        return tensors
+    names = {name: published_name(table, name.removeprefix(_PREFIX)) for name in tensors}
+    if len(set(names.values())) < len(names):
+        what = f"{where} holds arrays in the names of Diffusers and of the original code"
+        raise WeightsError(what, "some are there twice", "keep one of its files")
+    return {names[name]: array for name, array in tensors.items()}
 
 
 def _published(rule: Rule, shape: tuple[int, ...]) -> np.ndarray:

@@ -26,8 +26,10 @@ from jvdm.errors import WeightsError
 from jvdm.files import write_text
 from jvdm.reading import read_json
 from jvdm.stages import seen
+from jvdm.weights import lora
 from jvdm.weights.convert import Report, Table, converted, faults, published
 from jvdm.weights.folder import INDEX, Manifest
+from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import (
     check_floating,
     flatten,
@@ -39,6 +41,7 @@ from jvdm.weights.safetensors import (
 )
 
 CONFIG = "config.json"  # of a component
+ADAPTED = "model"  # the component that adapters change
 CONVERTED = "converted"  # folder of what `jvdm convert` wrote
 SHARD_BYTES = 5 * 10**9  # of a file, as Diffusers divides arrays among files
 _FIX = "download the folder again"
@@ -240,9 +243,11 @@ class Published(Manifest):
     Attributes:
         sources: Where the parameters of every component are; of one that is several networks,
             by the name of each.
+        adapters: Low-rank changes that `parameters` adds to the network called `model`.
     """
 
     sources: Mapping[str, Source | Mapping[str, Source]] = dataclasses.field(default_factory=dict)
+    adapters: tuple[Adapter, ...] = ()
 
     def parameters(
         self, folder: str | Path, name: str, expected: Mapping[str, Any] | None = None
@@ -259,7 +264,25 @@ class Published(Manifest):
                 another shape or not finite.
         """
         assert expected is not None, "how many layers there are is known from the network"
-        path, source = Path(folder), self.sources[name]
+        path, tree = self._parameters(Path(folder), name, expected)
+        if name != ADAPTED or not self.adapters:
+            return path, tree
+        ((source, shapes), *others) = self._parts(name, expected)
+        if others:
+            what = f"{folder} has two networks, and an adapter does not say which it changes"
+            raise WeightsError(what, "", "leave --lora out")
+        changes = []
+        for adapter in self.adapters:
+            changes.append((lora.read(adapter, source.table, shapes), adapter.strength))
+            count = len(changes[-1][0])
+            seen().arrays[str(adapter.path)] = f"{count} arrays of {name} changed"
+        return path, lora.fused(tree, source.table, changes)
+
+    def _parameters(
+        self, path: Path, name: str, expected: Mapping[str, Any]
+    ) -> tuple[Path, dict[str, Any]]:
+        """Reads the parameters of a component as they were published."""
+        source = self.sources[name]
         if os.path.isfile(file := path / CONVERTED / f"{name}.safetensors"):
             return file, _read_converted(file, expected)
         if isinstance(source, Source):
