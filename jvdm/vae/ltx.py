@@ -86,7 +86,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Features, pad: Pad) -> Float[Array, "B t h w c"]:
         """Returns frames of `features` channels."""
-        size = (self.size,) * 3
+        size = (self.size, self.size, self.size)
         conv = VideoConv(self.features, size, self.strides, dtype=self.dtype, name="conv")
         return conv(pad(x) if self.size > 1 else x)
 

@@ -1,6 +1,7 @@
 """Attention: one call, several implementations, chosen by what can serve it."""
 
 import functools
+import os
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -24,6 +25,9 @@ _BACKENDS: dict[KernelImplementation, str] = {
     "cudnn": "gpu",
 }
 KERNELS = tuple(_BACKENDS)
+
+LONG = {64: 32_000, 128: 4_096}
+"""Queries and keys, by head size, from which full lists are faster than cuDNN in both passes."""
 
 
 def dense_attention(
@@ -89,8 +93,9 @@ def block_sparse_attention(
         q: Queries.
         k: Keys; `H` divides `N`, and consecutive heads of the queries share a head.
         v: Values.
-        mask: The blocks that are attended to, which have no gradient; None is
-            `dense_attention`.
+        mask: The blocks that are attended to, which have no gradient; None is all of them: full
+            lists for a kernel that is faster than `dense_attention` at these sizes
+            (`LONG`), else that.
         scale: Factor of the products; `1 / sqrt(D)` if None.
         return_lse: Whether the log-sum-exp of the scores is returned too.
         implementation: As `explain` describes; None lets it choose.
@@ -106,7 +111,7 @@ def block_sparse_attention(
         ValueError: If the mask is made for other sizes.
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
-    if mask is None and not return_lse:
+    if mask is None and not return_lse and not (implementation or _is_long(q, k, deterministic)):
         return dense_attention(q, k, v, scale=scale)
     mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
     chosen = explain(q, k, mask, implementation).implementation
@@ -202,6 +207,22 @@ def explain(
     why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
     why = f"the lists have room for {width} of {blocks} key blocks ({why})"
     return Choice("xla" if 2 * width <= blocks else "reference", why)
+
+
+def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
+    """Returns whether full lists are faster than dense attention, on the one device there is.
+
+    Several devices share dense attention as XLA divides it, which a kernel it cannot.
+    """
+    size = 64 if q.shape[3] <= 64 else 128
+    if min(q.shape[1], k.shape[1]) < LONG[size] or jax.device_count() > 1:
+        return False
+    if deterministic or "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
+        return False
+    if _device_refusal("mosaic_gpu"):
+        return False
+    kernel: Any = _kernel("mosaic_gpu")
+    return not kernel.refusal_of_blocks(q, 128, 128)
 
 
 def _choice(name: SparseImplementation, reason: str) -> Choice:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from pallas_kernels import (
     explain,
     merge,
 )
+from pallas_kernels.attention import api
 from tests.pallas_kernels.cases import (
     exact_attention,
     from_map,
@@ -217,3 +219,33 @@ def test_the_choice_is_explained():
     out, lse = both(q, k, v, None)
     np.testing.assert_allclose(out, dense_attention(q, k, v), atol=2e-6)
     assert lse.shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "devices", "asked", "flags", "served"),
+    [
+        (4096, 128, 1, {}, "", True),
+        (4096, 96, 1, {}, "", True),
+        (4095, 128, 1, {}, "", False),
+        (4096, 64, 1, {}, "", False),
+        (32_000, 64, 1, {}, "", True),
+        (4096, 128, 2, {}, "", False),
+        (4096, 128, 1, {"deterministic": True}, "", False),
+        (4096, 128, 1, {}, "--xla_gpu_deterministic_ops=true", False),
+        (4096, 256, 1, {}, "", False),
+    ],
+)
+def test_long_dense_attention_takes_full_lists_on_the_only_hopper_gpu(
+    length, size, devices, asked, flags, served, monkeypatch
+):
+    q = jnp.zeros((1, length, 1, size), jnp.bfloat16)
+    hopper = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H200", core_count=132)
+    monkeypatch.setattr(jax, "devices", lambda: [hopper] * devices)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    called = []
+    monkeypatch.setattr(api, "attend", lambda *a: (called.append(a[4].density), (a[1], None))[1])
+    monkeypatch.setattr(api, "dense_attention", lambda q, k, v, scale: q)
+    assert block_sparse_attention(q, q, q, None, **asked) is q
+    assert called == ([1.0] if served else [])
