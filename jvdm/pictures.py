@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jvdm import media
-from jvdm.arrays import UInt8
+from jvdm.arrays import Float, UInt8
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.settings import Settings
 from jvdm.video import Fit, Video, fit, read_video
@@ -27,6 +27,18 @@ class Canvas(NamedTuple):
     width: int
     fps: float
     fit: Fit = "crop"
+
+
+class Told(NamedTuple):
+    """Pixel frames that the channel port of a network tells it.
+
+    Attributes:
+        frames: What is encoded; one entry serves the whole batch. Bytes, or RGB in 0..1.
+        columns: Latent frames of the result whose latents count; those of others stand beside.
+    """
+
+    frames: UInt8[np.ndarray, "n T H W 3"] | Float[np.ndarray, "n T H W 3"]
+    columns: tuple[int, ...]
 
 
 class Known(NamedTuple):
@@ -85,7 +97,31 @@ def place(
     return tuple(known), tuple(notes)
 
 
-def read_channel(channel: Any, canvas: Canvas) -> UInt8[np.ndarray, "n T H W 3"] | None:
+def told_of(known: tuple[Known, ...], canvas: Canvas) -> Told:
+    """Returns what a network is told of a first and a last picture: a clip that is grey between.
+
+    The models that came before noise levels per frame (Wan image to video) learnt it so.
+
+    Args:
+        known: What `place` returned.
+        canvas: Sizes of the run.
+
+    Raises:
+        ConfigError: If there is no first picture, or a video.
+    """
+    columns = tuple(column for entry in known for column in entry.columns)
+    if not known or columns[0] != 0 or len(columns) != len(known):
+        what = f"{len(columns)} latent frames are given" if known else "no image was given"
+        why = "this model makes a video of its first picture, or of its first and its last"
+        raise ConfigError(what, why, "give image (--image), and perhaps last_image")
+    size = (max(len(entry.frames) for entry in known), canvas.num_frames)
+    clip = np.full((*size, canvas.height, canvas.width, 3), 0.5, np.float32)
+    for place, entry in zip((0, -1), known, strict=False):
+        clip[:, place] = entry.frames[:, -1] / np.float32(255.0)
+    return Told(clip, columns)
+
+
+def read_channel(channel: Any, canvas: Canvas) -> Told | None:
     """Reads the clip of the channel port: the last frames of a video, or a picture.
 
     Raises:
@@ -98,7 +134,7 @@ def read_channel(channel: Any, canvas: Canvas) -> UInt8[np.ndarray, "n T H W 3"]
     else:
         clip = _clip("channel", channel, canvas, [], last_frames=canvas.num_frames)
     legal = canvas.vae.num_frames(1 + (clip.shape[1] - 1) // canvas.vae.strides[0])
-    return clip[:, :legal]
+    return Told(clip[:, :legal], tuple(range(canvas.vae.latent_frames(legal))))
 
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -52,29 +52,6 @@ PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
 SECOND = "transformer_2"  # of Wan 2.2 A14B, for low noise levels
 SCHEDULER = "scheduler/scheduler_config.json"
-ORIGINALS = {
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "head.modulation": "scale_shift_table",
-    "head.head": "proj_out",
-    "blocks.{}.modulation": "blocks.{}.scale_shift_table",
-    "blocks.{}.norm3": "blocks.{}.norm2",
-    "blocks.{}.ffn.0": "blocks.{}.ffn.net.0.proj",
-    "blocks.{}.ffn.2": "blocks.{}.ffn.net.2",
-    **{
-        f"blocks.{{}}.{theirs}_attn.{part}": f"blocks.{{}}.{ours}.{name}"
-        for theirs, ours in (("self", "attn1"), ("cross", "attn2"))
-        for part, name in zip(
-            ("q", "k", "v", "o", "norm_q", "norm_k"),
-            ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k"),
-            strict=True,
-        )
-    },
-}
-"""What Diffusers calls the modules of the transformer in the code of Wan-Video/Wan2.1."""
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
@@ -102,6 +79,7 @@ A14B_2_2 = WAN_2_1._replace(
     scale=4.0,
     scale_2=3.0,
 )
+A14B_I2V_2_2 = A14B_2_2._replace(scale=3.5, scale_2=3.5)
 
 
 def usual(index: Config) -> Usual:
@@ -109,8 +87,9 @@ def usual(index: Config) -> Usual:
 
     Source: the settings beside the official code (`wan/configs` of Wan-Video/Wan2.1 and Wan2.2).
     """
+    of_pictures = index["_class_name"] == "WanImageToVideoPipeline"
     if index.get("boundary_ratio"):
-        return A14B_2_2
+        return A14B_I2V_2_2 if of_pictures else A14B_2_2
     return TI2V_2_2 if index.get("expand_timesteps") else WAN_2_1
 
 
@@ -219,7 +198,8 @@ def transformer(config: Config, boundary: float | None = None) -> WanDiT:
     network = WanDiT(
         width=heads * size,
         depth=config["num_layers"],
-        latent_channels=config["in_channels"],
+        latent_channels=config["out_channels"],
+        mask_channels=max(config["in_channels"] - 2 * config["out_channels"], 0),
         head_dim=size,
         mlp_width=config["ffn_dim"],
         patch=config["patch_size"][1],
@@ -257,5 +237,4 @@ def transformer_names(model: WanDiT) -> Table:
     if model.cross_norm:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
-    unused = (r"blocks\.\d+\.attn2\.norm_added_q\.weight",)
-    return Table(tuple(rules), ignored=unused, originals=ORIGINALS)
+    return Table(tuple(rules), ignored=(r"blocks\.\d+\.attn2\.norm_added_q\.weight",))

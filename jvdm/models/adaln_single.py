@@ -154,6 +154,10 @@ class AdaLNSingle(Transformer, nn.Module):
         """Returns how many states of a prompt are read; None is all, padding too."""
         return text.lengths
 
+    def patched(self, x: Latents, call: Call, conditions: Conditions) -> Float[Array, "B F P E"]:
+        """Returns what tokens are made of: the squares of cells of every frame."""
+        return self._patches(x)
+
     @nn.compact
     def __call__(
         self, x: Latents, call: Call, conditions: Conditions, carry: Carry | None = None
@@ -181,7 +185,7 @@ class AdaLNSingle(Transformer, nn.Module):
             fix = "give states of the empty prompt"
             raise ConfigError("no prompt was given", "every layer of this model reads one", fix)
         batch, frames, height, width, _ = x.shape
-        tokens = self._linear("patch_in", self.width, self._patches(x))
+        tokens = self._linear("patch_in", self.width, self.patched(x, call, conditions))
         way = self._way(x.shape[:4], call, carry)
 
         time = self._time(call.t)

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Latents
+from jvdm.arrays import Array, Float, Latents
 from jvdm.models.adaln_single import AdaLNSingle
 from jvdm.models.carry import Carry
-from jvdm.models.conditions import Conditions, TextStates
+from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.samplers import Call
 
 
@@ -30,6 +30,9 @@ class WanDiT(AdaLNSingle):
     Attributes:
         rotary_base: Ratio of the slowest to the fastest wavelength of positions.
         cross_norm: Whether tokens are normalised before they read the prompt.
+        mask_channels: Of a network that is told pictures beside the noisy latents (the channel
+            port): so many channels say which latent frames they are, then their latents. The last
+            is that of the newest pixel frame; only in the first latent frame all are known.
     """
 
     width: int = 1536
@@ -40,6 +43,17 @@ class WanDiT(AdaLNSingle):
     patch: int = 2
     rotary_base: float = 1e4
     cross_norm: bool = True
+    mask_channels: int = 0
+
+    @property
+    def told_pictures(self) -> bool:
+        """Whether pictures go to the channel port, instead of frames without noise."""
+        return self.mask_channels > 0
+
+    @property
+    def ports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The conditions that it reads."""
+        return ("text", "channel") if self.told_pictures else ("text",)
 
     @property
     def rotary_axes(self) -> tuple[int, int, int]:
@@ -53,6 +67,19 @@ class WanDiT(AdaLNSingle):
 
     def prompt_lengths(self, text: TextStates) -> None:
         """All states are read."""
+
+    def patched(self, x: Latents, call: Call, conditions: Conditions) -> Float[Array, "B F P E"]:
+        """Returns what tokens are made of: squares of cells, with pictures as more channels."""
+        if not self.told_pictures:
+            return self._patches(x)
+        channel, parts = conditions.channel, self.mask_channels
+        if channel is None:  # nothing is known
+            channel = ChannelCondition(jnp.zeros_like(x), jnp.zeros(x.shape[:-1], bool))
+        starts = (call.row.start + jnp.arange(x.shape[1]) == 0)[:, None]
+        pixels = starts | (jnp.arange(parts) == parts - 1)[None]
+        known = channel.known[..., None] & pixels[None, :, None, None]
+        told = jnp.concatenate([x, known.astype(x.dtype), channel.latents.astype(x.dtype)], -1)
+        return self._patches(told)
 
 
 class WanExperts(WanDiT):

@@ -28,9 +28,14 @@ Placed = tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]]
 """Clean latents, and the frames that they are."""
 
 
-@functools.partial(jax.jit, static_argnames=("shape",))
+@functools.partial(jax.jit, static_argnames=("shape", "columns"))
 def tell(
-    system: System, params: PyTree, ids: PyTree, clip: Latents | None, shape: Sequence[int]
+    system: System,
+    params: PyTree,
+    ids: PyTree,
+    clip: Latents | None,
+    shape: Sequence[int],
+    columns: tuple[int, ...] = (),
 ) -> Conditions:
     """Returns what the model is told in all guidance branches.
 
@@ -40,11 +45,12 @@ def tell(
         ids: What the text encoder reads, branch-major.
         clip: The first latents of the channel port, for one video or for each.
         shape: Sizes of the latents of the run.
+        columns: Latent frames of the clip that count.
     """
     channel = None
     if clip is not None:
         empty, count = jnp.zeros(tuple(shape)), clip.shape[1]
-        known = jnp.zeros(tuple(shape[:-1]), bool).at[:, :count].set(True)
+        known = jnp.zeros(tuple(shape[:-1]), bool).at[:, jnp.array(columns)].set(True)
         channel = ChannelCondition(empty.at[:, :count].set(clip), known)
     return system.conditions(params, ids, channel)
 
@@ -128,9 +134,15 @@ def _spread(state: State, mesh: Mesh | None) -> State:
 
 
 @jax.jit
-def encode(system: System, params: PyTree, frames: UInt8[Array, "B T h w 3"]) -> Latents:
-    """Returns the standardised latents of pixel frames."""
-    return system.encode(params, frames.astype(jnp.float32) / 255.0)
+def encode(
+    system: System,
+    params: PyTree,
+    frames: UInt8[Array, "B T h w 3"] | Float[Array, "B T h w 3"],
+) -> Latents:
+    """Returns the standardised latents of pixel frames, bytes or RGB in 0..1."""
+    if frames.dtype == jnp.uint8:
+        frames = frames.astype(jnp.float32) / 255.0
+    return system.encode(params, frames)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from jvdm import pricing, prompts
 from jvdm import record as records
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.pictures import Canvas, Known, place, read_channel
+from jvdm.pictures import Canvas, Known, Told, place, read_channel, told_of
 from jvdm.recipes import nearest
 from jvdm.rows import keep_given, matrix_of, row_from, starts_noisy
 from jvdm.samplers import (
@@ -130,7 +130,7 @@ class Job:
         matrix: Levels of every latent frame, with known columns frozen.
         known: Frames that are given instead of generated, or that are edited.
         given: Latents that are given.
-        channel: Clip for the channel port, None for none.
+        channel: What the channel port tells, None for nothing.
         shape: Sizes of the latents.
         noise: Starting noise of `shape`, None for that of the seeds.
         inputs: sha256 of every picture and of the starting noise, by setting.
@@ -148,7 +148,7 @@ class Job:
     matrix: TimestepMatrix
     known: tuple[Known, ...]
     given: tuple[Given, ...]
-    channel: np.ndarray | None
+    channel: Told | None
     shape: LatentShape
     noise: np.ndarray | None
     inputs: Mapping[str, str]
@@ -215,6 +215,9 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = starts_noisy(matrix, system.process)
     known, notes = place(request, canvas, edits=_edits(request, noisy, first))
+    channel = read_channel(request.channel, canvas)
+    if getattr(system.model, "told_pictures", False):
+        known, channel = (), told_of(known, canvas)
     matrix = keep_given(matrix, noisy, (*known, *request.given))
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     seen = system.seen(matrix.window, shape.height, shape.width)
@@ -233,7 +236,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         matrix=matrix,
         known=known,
         given=request.given,
-        channel=read_channel(request.channel, canvas),
+        channel=channel,
         shape=shape,
         noise=_noise(request.latents, shape),
         inputs={name: records.digest(x) for name, x in given.items() if x is not None},

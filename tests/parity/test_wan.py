@@ -46,11 +46,15 @@ def shapes(network):
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
-def transformer():
+TOLD_TRANSFORMER = TRANSFORMER | {"in_channels": 10}  # two of a mask, four of pictures
+
+
+def transformer(config=TRANSFORMER):
     """Returns what the reference makes of a level per clip, and of one per frame."""
-    network = diffusers.WanTransformer3DModel(**TRANSFORMER)
+    network = diffusers.WanTransformer3DModel(**config)
     given(network, drawn(shapes(network)))
-    x, text = map(torch.from_numpy, inputs((2, 4, 3, 8, 12), (2, 7, 32)))
+    channels = config["in_channels"]
+    x, text = map(torch.from_numpy, inputs((2, channels, 3, 8, 12), (2, 7, 32)))
     clip = torch.tensor([500.0, 200.0])
     frames = torch.tensor([[0.0, 400.0, 900.0], [30.0, 60.0, 1000.0]])
     tokens = frames[:, :, None].expand(2, 3, 24).reshape(2, -1)
@@ -59,7 +63,7 @@ def transformer():
             "clip": network(x, clip, text).sample,
             "frames": network(x, tokens, text).sample,
         }
-    return TRANSFORMER, shapes(network), {k: v.numpy() for k, v in made.items()}
+    return config, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 
 UMT5 = {
@@ -211,6 +215,15 @@ def a14b():
     return *described, made
 
 
+def a14b_of_pictures():
+    """Returns latents of a first picture, and of a first and a last one."""
+    first, last = PIL.Image.fromarray(PICTURE[:16, :32]), PIL.Image.fromarray(PICTURE[16:, 32:])
+    told = {"image": first, "guidance_scale_2": 3.0}
+    calls = {"of_picture": told, "of_two": {**told, "last_image": last}}
+    *described, made, _ = made_by("a14b of a picture", calls)
+    return *described, made
+
+
 REFERENCES = {
     "wan_vae": autoencoder,
     "wan_vae_2_2": functools.partial(autoencoder, VAE_2_2),
@@ -219,6 +232,8 @@ REFERENCES = {
     "wan_pipeline": pipeline,
     "wan_ti2v": ti2v,
     "wan_a14b": a14b,
+    "wan_told_transformer": functools.partial(transformer, TOLD_TRANSFORMER),
+    "wan_a14b_of_pictures": a14b_of_pictures,
 }
 
 

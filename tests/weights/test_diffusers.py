@@ -72,6 +72,7 @@ def test_the_first_frame_of_wan_2_2_is_a_column_of_the_matrix(tmp_path):
         assert off_by < 1e-4  # 1.5e-5 measured
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*was not trained")
 def test_two_networks_and_two_scales_take_turns(tmp_path):
     folder = write_wan(tmp_path, "a14b")
@@ -88,6 +89,23 @@ def test_two_networks_and_two_scales_take_turns(tmp_path):
     edit(folder, "transformer_2", num_layers=1)
     with pytest.raises(WeightsError, match="networks of different sizes"):
         manifest_of(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not trained")
+def test_pictures_are_told_beside_the_noise(tmp_path):
+    made = Reference("wan_a14b_of_pictures").outputs
+    pipe = jvdm.load(write_wan(tmp_path, "a14b of a picture"), dtype="float32", progress=False)
+    assert pipe.system.sampling.guidance == TwoScales(3.5, 3.5, 0.9)
+    settings: dict[str, Any] = {"latents": NOISE, "num_inference_steps": 4, "seed": 0}
+    settings |= {"progress": False, "guidance_scale": 5.0, "guidance_scale_2": 3.0, **SIZES}
+    pictures = {"image": PICTURE[:16, :32], "last_image": PICTURE[16:, 32:]}
+    for name, given in (("of_picture", {"image": pictures["image"]}), ("of_two", pictures)):
+        latents = pipe(PROMPTS, output_type="latent", **settings, **given)
+        off_by = off(np.transpose(latents, (0, 4, 1, 2, 3)), made[name])
+        assert off_by < 1e-4  # 1.9e-5 measured
+    for given in ({}, {"video": np.stack([PICTURE[:16, :32]] * 5)}):
+        with pytest.raises(ConfigError, match="makes a video of its first picture"):
+            pipe(PROMPTS, output_type="latent", **settings, **given)
 
 
 def test_the_folder_says_how_videos_are_made(pipe, tmp_path):

@@ -51,14 +51,20 @@ VERSIONS = {
         "boundary_ratio": 0.875,
         "transformer_2": ["diffusers", "WanTransformer3DModel"],
     },
+    "a14b of a picture": {
+        "_class_name": "WanImageToVideoPipeline",
+        "boundary_ratio": 0.9,
+        "transformer_2": ["diffusers", "WanTransformer3DModel"],
+    },
 }
 """What `model_index.json` says otherwise in each kind of folder."""
 
 
 def parts(version: str) -> dict[str, str]:
     """Returns the stored references that a folder is made of."""
-    if version == "a14b":
-        return PARTS | {"transformer_2": "wan_transformer"}
+    if version.startswith("a14b"):
+        name = "wan_told_transformer" if version.endswith("picture") else "wan_transformer"
+        return PARTS | {"transformer": name, "transformer_2": name}
     return PARTS | ({"vae": "wan_vae_2_2"} if version.startswith("ti2v") else {})
 
 
