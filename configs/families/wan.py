@@ -52,6 +52,29 @@ PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
 SECOND = "transformer_2"  # of Wan 2.2 A14B, for low noise levels
 SCHEDULER = "scheduler/scheduler_config.json"
+ORIGINALS = {
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "head.modulation": "scale_shift_table",
+    "head.head": "proj_out",
+    "blocks.{}.modulation": "blocks.{}.scale_shift_table",
+    "blocks.{}.norm3": "blocks.{}.norm2",
+    "blocks.{}.ffn.0": "blocks.{}.ffn.net.0.proj",
+    "blocks.{}.ffn.2": "blocks.{}.ffn.net.2",
+    **{
+        f"blocks.{{}}.{theirs}_attn.{part}": f"blocks.{{}}.{ours}.{name}"
+        for theirs, ours in (("self", "attn1"), ("cross", "attn2"))
+        for part, name in zip(
+            ("q", "k", "v", "o", "norm_q", "norm_k"),
+            ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k"),
+            strict=True,
+        )
+    },
+}
+"""What Diffusers calls the modules of the transformer in the code of Wan-Video/Wan2.1."""
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
@@ -237,4 +260,5 @@ def transformer_names(model: WanDiT) -> Table:
     if model.cross_norm:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
-    return Table(tuple(rules), ignored=(r"blocks\.\d+\.attn2\.norm_added_q\.weight",))
+    unused = (r"blocks\.\d+\.attn2\.norm_added_q\.weight",)
+    return Table(tuple(rules), ignored=unused, originals=ORIGINALS)

@@ -20,15 +20,12 @@ from jvdm.arrays import Array, Latents, PyTree, UInt8
 from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
-from jvdm.choices import choose
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import replicate, split_batch
-from jvdm.pipeline import programs, streaming
-from jvdm.pipeline.loading import chosen_dtype, load_parameters, manifest_of, system_of
+from jvdm.pipeline import loading, programs, streaming
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
-from jvdm.recipes import apply_system, load_system
 from jvdm.samplers.sampler import State
 from jvdm.settings import typed
 from jvdm.stages import measuring, seen, stage
@@ -44,7 +41,6 @@ if TYPE_CHECKING:
 HostVideo = UInt8[np.ndarray, "B T height width 3"]
 Prompts = str | Sequence[str]
 OutputType = Literal["video", "np", "pil", "latent"]
-AnySystem = str | Path | Callable[[System], System] | None
 
 
 class Run(NamedTuple):
@@ -66,9 +62,10 @@ class Run(NamedTuple):
 def load(
     path: str | Path | None = None,
     *,
-    system: AnySystem = None,
+    system: loading.AnySystem = None,
     sampling: Mapping[str, Any] | None = None,
     dtype: str | None = None,
+    lora: Sequence[str | Path] = (),
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> "Pipeline":
@@ -83,6 +80,7 @@ def load(
         sampling: Rules and numbers by name, such as `{"solver": "heun", "matrix": "lag",
             "matrix.lag": 4}` (`jvdm.choices`).
         dtype: "float32" or "bfloat16" computation; None takes what is faster here.
+        lora: Low-rank changes, `PATH` or `PATH:STRENGTH`, added to a published network.
         mesh: Devices over which the videos of a batch are split (`jvdm.parallel`).
         progress: Whether a progress bar is drawn.
 
@@ -94,17 +92,13 @@ def load(
     folder = find(path)
     with measuring(progress) as stages:
         with stage("load"):
-            dtype, manifest = chosen_dtype(dtype), manifest_of(folder)
-            made = system_of(manifest)
-            if system is not None and not isinstance(system, str | Path):
-                made = apply_system(system, made, getattr(system, "__name__", "that was given"))
-            elif system is not None:
-                made = load_system(str(system), made)
-            made = choose(made, sampling or {}).with_dtype(dtype)
-            params = load_parameters(folder, manifest, made)
+            dtype, manifest = loading.chosen_dtype(dtype), loading.manifest_of(folder, lora)
+            made = loading.composed(manifest, system, sampling or {}).with_dtype(dtype)
+            params = loading.load_parameters(folder, manifest, made)
             params = params if mesh is None else replicate(params, mesh)
-            digests = identity(folder)
-        return Pipeline(made, params, manifest, folder, digests, mesh, stages.seconds["load"])
+            digests = {**identity(folder), **loading.adapter_digests(manifest)}
+        seconds, arrays = stages.seconds["load"], stages.arrays
+        return Pipeline(made, params, manifest, folder, digests, mesh, seconds, arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +113,7 @@ class Pipeline:
         identity: sha256 of its files.
         mesh: Devices over which the videos of a batch are split.
         load_seconds: How long loading took.
+        arrays: How many published arrays were expected, loaded and unused, by component.
     """
 
     system: System
@@ -128,6 +123,7 @@ class Pipeline:
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mesh: Mesh | None = None
     load_seconds: float = 0.0
+    arrays: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         defaults = self.manifest.defaults
@@ -433,9 +429,10 @@ class Pipeline:
 
     def record(self, job: Job) -> records.Record:
         """Returns the record of a run so far, with the times of the stages."""
+        weights = {"family": self.manifest.family, "sha256": dict(self.identity)}
         return records.Record(
             settings={**job.recorded(), "dtype": self.system.model.dtype},
-            weights={"family": self.manifest.family, "sha256": dict(self.identity)},
+            weights={**weights, "arrays": dict(self.arrays)},
             system=job.system_recorded(),
             attention=seen().attention,
             device=records.device(),
