@@ -49,9 +49,8 @@ def test_every_frame_of_a_wave_ends_where_the_authors_program_does(name):
     with jax.enable_x64(True):
         levels = jnp.linspace(1.0, LAST, STEPS + 1)
         if CASES[name][1].items() >= EVEN.items():
-            levels = PROCESS.inv_lam(
-                jnp.linspace(*PROCESS.lam(levels[jnp.array([0, -1])]), STEPS + 1)
-            )
+            most, least = PROCESS.lam(levels)[0], PROCESS.lam(levels)[-1]
+            levels = PROCESS.inv_lam(jnp.linspace(most, least, STEPS + 1))
         levels = jnp.append(levels, 0.0)
         matrix = lag_matrix(levels, len(START), lag=2)
         x = jnp.asarray(START)[None, :, None]
