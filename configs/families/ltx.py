@@ -3,7 +3,8 @@
 `jvdm.load("LTX-Video")` and `jvdm generate --weights FOLDER` read it: 0.9.0 and 0.9.1
 (`LTXPipeline`), 0.9.5 and the 13B models (`LTXConditionPipeline`). Sizes and levels are those of
 the folder. A given picture or clip is kept exactly, by a column of the timestep matrix at level 0,
-as `LTXImageToVideoPipeline` does; `LTXConditionPipeline` adds noise to it at every step.
+as `LTXImageToVideoPipeline` does, and `LTXConditionPipeline` without `image_cond_noise_scale`, the
+noise that it adds to it at every step.
 """
 
 import json

@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jvdm.text.pieces import PieceTokenizer
 from jvdm.vae.ltx import injected
@@ -145,7 +146,9 @@ def pipeline(version, image=False):
     With `image`, the first latent frame is that of a picture.
     """
     transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
-    name = "LTXImageToVideoPipeline" if image else ltx_folder.VERSIONS[version][0]
+    name = ltx_folder.VERSIONS[version][0]
+    later = name == ltx_folder.LATER
+    name = "LTXImageToVideoPipeline" if image and not later else name
     with tempfile.TemporaryDirectory() as place:
         folder = ltx_folder.write_ltx(Path(place), version)
         text = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
@@ -160,7 +163,7 @@ def pipeline(version, image=False):
                 folder / "transformer"
             ),
         )
-        length = 256 if name == ltx_folder.LATER else 128  # tokens, padding too, that T5 reads
+        length = 256 if later else 128  # tokens, padding too, that T5 reads
         tokenizer = PieceTokenizer(str(folder / "tokenizer/tokenizer.json"), length)
         ids = tokenizer.encode_batch([*ltx_folder.PROMPTS, "", ""])[0]
     noise = torch.from_numpy(ltx_folder.NOISE.copy())
@@ -176,13 +179,16 @@ def pipeline(version, image=False):
     told |= {"prompt_attention_mask": mask[:2], "negative_prompt_attention_mask": mask[2:]}
     sizes = {"height": 32, "width": 64, "num_frames": 17, "num_inference_steps": 4}
     pipe.set_progress_bar_config(disable=True)
-    told |= {"image": ltx_folder.PICTURE} if image else {}
+    told |= {"image": Image.fromarray(ltx_folder.PICTURE)} if image else {}
+    told |= {"image_cond_noise_scale": 0.0} if later else {}
     draw = functools.partial(lambda shape, **_: noise.permute(0, 4, 1, 2, 3))
     module = sys.modules[type(pipe).__module__]
-    with mock.patch.object(module, "randn_tensor", draw):
-        given = {"latents": noise.reshape(2, 24, 8)} if name != ltx_folder.LATER else {}
+    mean = functools.partial(lambda encoded, **_: encoded.latent_dist.mean)
+    changed = {"randn_tensor": draw, **({"retrieve_latents": mean} if later else {})}
+    with mock.patch.multiple(module, **changed):
+        given = {} if later else {"latents": noise.reshape(2, 24, 8)}
         made = pipe(**told, **sizes, **given, guidance_scale=3.0, output_type="latent").frames
-    if name == ltx_folder.LATER:
+    if later:
         made = made.permute(0, 2, 3, 4, 1)
     made = {"ids": ids, "latents": made.reshape(2, 3, 2, 4, 8)}
     if pipe.vae.config.timestep_conditioning or image:
@@ -200,6 +206,7 @@ REFERENCES = {
     "ltx_pipeline": functools.partial(pipeline, "0_9_0"),
     "ltx_image_pipeline": functools.partial(pipeline, "0_9_0", image=True),
     "ltx_later_pipeline": functools.partial(pipeline, "0_9_5"),
+    "ltx_later_image_pipeline": functools.partial(pipeline, "0_9_5", image=True),
 }
 REFERENCES |= {name: functools.partial(autoencoder, name) for name in VERSIONS}
 
