@@ -228,7 +228,7 @@ def published(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         leaf = leaves[rule.ours]
         parts = leaf if "{}" in rule.theirs else leaf[None]
         for name, part in zip(rule_names(rule, shapes[rule.ours]), parts, strict=True):
-            tensors[name] = np.ascontiguousarray(rule.layout.theirs(part))
+            tensors[name] = np.asarray(rule.layout.theirs(part), order="C")
     return tensors
 
 

@@ -332,3 +332,6 @@ class Published(Manifest):
     def write_converted(self, folder: Path, name: str, params: Mapping[str, Any]) -> None:
         """Writes the parameters of a component as its network has them; `parameters` reads them."""
         save_stored(folder / CONVERTED / f"{name}.safetensors", flatten(params), {})
+        for source, _ in self._parts(name, params):
+            if source.others:  # stays where a family looks for it
+                write_tensors(folder / source.folder, source.others, source.stem)
