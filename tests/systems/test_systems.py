@@ -301,13 +301,13 @@ def test_options_that_contradict_a_system_are_refused(loaded):
 
 @pytest.mark.slow
 def test_a_system_is_evaluated(weights, tmp_path):
-    options = EvaluateOptions(
-        weights=str(weights), sets=("A",), known_frame_sets=(), num_prompts=2, batch_size=2
+    options = EvaluateOptions(  # set and sizes are those of tests/test_evaluate.py
+        weights=str(weights), sets=("B",), known_frame_sets=(), num_prompts=4, batch_size=2
     )
     plain = evaluate(dataclasses.replace(options, output=tmp_path / "plain"))
     wave = evaluate(dataclasses.replace(options, system="wave", output=tmp_path / "wave"))
     assert wave["settings"]["system"] == "wave"
-    assert wave["sets"]["A"]["measures"] != plain["sets"]["A"]["measures"]
+    assert wave["sets"]["B"]["measures"] != plain["sets"]["B"]["measures"]
 
 
 def test_a_run_is_left_and_continued_in_the_middle(pipe):
