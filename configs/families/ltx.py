@@ -54,6 +54,21 @@ SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer/spiece.model")
 STATISTICS = ("latents_mean", "latents_std")
 
+ORIGINALS = {
+    "patchify_proj": "proj_in",
+    "adaln_single.emb.timestep_embedder.linear_1": "time_embed.emb.timestep_embedder.linear_1",
+    "adaln_single.emb.timestep_embedder.linear_2": "time_embed.emb.timestep_embedder.linear_2",
+    "adaln_single.linear": "time_embed.linear",
+    **{
+        f"transformer_blocks.{{}}.{attention}.{part}_norm": (
+            f"transformer_blocks.{{}}.{attention}.norm_{part}"
+        )
+        for attention in ("attn1", "attn2")
+        for part in "qk"
+    },
+}
+"""What Diffusers calls the modules of the transformer in the code of Lightricks/LTX-Video."""
+
 
 def manifest(folder: Path, index: Config) -> Published:
     """Returns what a published folder holds.
@@ -178,4 +193,5 @@ def transformer_names(model: LTXDiT) -> Table:
             rules.append(Rule(f"{theirs}.norm_{part}.weight", f"{name}_norm/gain", order))
         rules += linear(f"{theirs}.to_v", f"{ours}_v")
         rules += linear(f"{theirs}.to_out.0", f"{ours}_out")
-    return Table(tuple(rules))
+    # A file of the original code holds the autoencoder too.
+    return Table(tuple(rules), ignored=(r"vae\..*",), originals=ORIGINALS)

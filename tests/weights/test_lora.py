@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 
 import jax
 import ml_dtypes
@@ -13,7 +12,7 @@ import safetensors.numpy
 from jvdm import cli
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.weights import lora
-from jvdm.weights.convert import converted, published, published_name
+from jvdm.weights.convert import published
 from jvdm.weights.lora import Adapter
 from tests.models.test_wan import REFERENCE, WAN, parameters
 from tests.weights.wan_folder import write_wan
@@ -166,34 +165,6 @@ def test_what_does_not_fit_is_named(tmp_path, key, array, said):
     adapter = write(tmp_path / "x.safetensors", "diffusers", **{key: array.astype(np.float32)})
     with pytest.raises(WeightsError, match=said):
         lora.read(adapter, TABLE, parameters())
-
-
-def original(weights):
-    """Returns published weights in the names of the original code, as one file has them."""
-    back = {published: theirs for theirs, published in wan.ORIGINALS.items()}
-    made = {}
-    for name, array in weights.items():
-        stem, _, ending = name.rpartition(".")
-        stem, ending = (stem, f".{ending}") if ending in ("weight", "bias") else (name, "")
-        layer = re.search(r"blocks\.(\d+)", stem)
-        key = stem.replace(layer[0], "blocks.{}") if layer else stem
-        key = back.get(key, key).replace("{}", layer[1] if layer else "")
-        made[f"model.diffusion_model.{key}{ending}"] = array
-    return made
-
-
-def test_a_file_of_the_original_code_is_read_by_its_names():
-    given = original(REFERENCE.weights)
-    assert "model.diffusion_model.blocks.1.cross_attn.o.bias" in given
-    assert "model.diffusion_model.head.modulation" in given
-    tree, report = converted(TABLE, given, parameters(), "a file")
-    assert report.loaded == report.expected == len(REFERENCE.weights)
-    for leaf, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(parameters()), strict=True):
-        np.testing.assert_array_equal(leaf, wanted)
-    both = given | {"blocks.0.attn1.to_q.weight": REFERENCE.weights["blocks.0.attn1.to_q.weight"]}
-    with pytest.raises(WeightsError, match="in the names of Diffusers and of the original code"):
-        converted(TABLE, both, parameters(), "a file")
-    assert published_name(TABLE, "blocks.12.ffn.2.bias") == "blocks.12.ffn.net.2.bias"
 
 
 @pytest.mark.slow
