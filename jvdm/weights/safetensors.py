@@ -27,6 +27,7 @@ SCALE_SUFFIX = ".scale"
 MIN_QUANTIZED = 1024  # elements; smaller arrays save nothing and are often gains or biases
 MIN_PER_SCALE = 32  # weights that share a scale; keeps the scales below 1/8 of the int8 bytes
 INT8_MAX = 127
+_INFINITE = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}  # the bits of infinity
 MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
 POINTER = b"version https://git-lfs"
 DEEPEST = 64  # folders of arrays inside one another
@@ -275,12 +276,25 @@ def check_finite(path: str | Path, name: str, array: np.ndarray) -> None:
     Raises:
         WeightsError: If one is infinite or not a number; it names the array.
     """
-    finite = np.isfinite(array)
-    if not finite.all():
-        count = array.size - int(np.count_nonzero(finite))
+    if not _all_finite(array):
+        with np.errstate(invalid="ignore"):  # some kinds of NaN are said to be invalid
+            count = array.size - int(np.count_nonzero(np.isfinite(array)))
         what = f"{path}: tensor {name} has {count} non-finite values of {array.size}"
         why = "a video made with them would be black or noise"
         raise WeightsError(what, why, "train, convert or download these weights again")
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether all values are finite: the bits of one that is not are the largest there are.
+
+    NumPy's own test of bfloat16 takes fifteen times as long (67 ms against 4.5 for 28 MB).
+    """
+    infinite = _INFINITE.get(array.dtype.name)
+    if infinite is None or not array.size:
+        return bool(np.isfinite(array).all())
+    bits = array.view(f"u{array.itemsize}")
+    sign = 1 << 8 * array.itemsize - 1
+    return int((bits & bits.dtype.type(sign - 1)).max()) < infinite
 
 
 def match(

@@ -186,3 +186,25 @@ def test_match_lists_what_differs(file):
     wrong["steps"] = np.zeros(6)
     with pytest.raises(JvdmError, match=r"steps is \(5,\), needs \(6,\)"):
         safetensors.match(file, loaded | {"conv": wrong["conv"]}, wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_number_of_16_bits_is_finite_or_not(dtype):
+    every = np.arange(2**16, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(every)
+    safetensors.check_finite("here", "x", every[finite].reshape(2, -1).T)
+    for array in every[~finite].reshape(-1, 1):
+        with pytest.raises(WeightsError, match="1 non-finite values of 1"):
+            safetensors.check_finite("here", "x", array)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+def test_one_number_of_32_bits_that_is_not_finite_is_found(value):
+    extremes = np.finfo(np.float32)
+    array = np.array([extremes.max, extremes.min, -0.0, extremes.tiny, 1.0], np.float32)
+    safetensors.check_finite("here", "x", array)
+    array[3] = value
+    with pytest.raises(WeightsError, match="1 non-finite values of 5"):
+        safetensors.check_finite("here", "x", array)
+    safetensors.check_finite("here", "x", array[:0])
