@@ -383,8 +383,7 @@ class Pipeline:
         vae, space = self.system.vae, self.params["vae"]
         if frames.size <= 3 * tiling.WHOLE_PIXELS or not hasattr(vae, "encode_chunk"):
             return programs.encode(*self.coder(), self._everywhere(jnp.asarray(frames)))
-        pieces = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
-        mean = tiling.encode(vae, space.params, frames, **pieces).mean
+        mean = tiling.encode(vae, space.params, frames).mean
         return self._everywhere(space.standardize(jnp.asarray(mean)))
 
     def decode(self, latents: Latents | np.ndarray) -> HostVideo:
@@ -407,12 +406,13 @@ class Pipeline:
             except jax.errors.JaxRuntimeError as error:
                 if whole or not is_out_of_memory(error):
                     raise
-                return self._decode_in_pieces(latents)
+                small = {"tile": tiling.tile_of(self.system.vae), "chunk": tiling.CHUNK}
+                return self._decode_in_pieces(latents, **small)
             bar.update()
         programs.check_finite(bool(finite))
         return frames
 
-    def _decode_in_pieces(self, latents: Latents) -> HostVideo:
+    def _decode_in_pieces(self, latents: Latents, **size: Any) -> HostVideo:
         """Decodes tile by tile and chunk by chunk; the result is the same."""
         vae, space = self.system.vae, self.params["vae"]
         count, pieces = vae.num_frames(latents.shape[1]), []
@@ -420,7 +420,6 @@ class Pipeline:
             stage("decode", total=count, unit="frame") as bar,
             self._enough_memory(latents.shape),
         ):
-            size = {"tile": tiling.TILE, "chunk": tiling.CHUNK}
             for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
                 programs.check_finite(bool(np.isfinite(piece).all()))
                 pieces.append(np.asarray(programs.to_bytes(jnp.asarray(piece))))

@@ -8,6 +8,10 @@ autoencoder. So the result is that of the whole video, with no blending and no
 seam. All windows have one shape, and a short last chunk is filled up by
 repeating its end, on which nothing before depends: two programs are compiled
 for a video, one for the chunk that starts it and one for all others.
+
+Where cells of a frame see all others, as in the middle of Wan's autoencoders, that part of the
+network sees whole frames, chunk after chunk, at the resolution of the latents; its features are
+kept in host memory, and what is before or after it is cut into tiles.
 """
 
 import functools
@@ -114,17 +118,16 @@ def decode(
     Raises:
         ConfigError: If `tile` or `chunk` is not positive.
     """
-    _, latent_frames, height, width, _ = latents.shape
     tile, chunk = _pieces(vae, latents.shape, tile, chunk)
-    _, *cell = vae.strides
-    job = _Job(
-        code=functools.partial(_decode_window, vae, params),
-        source=np.asarray(latents),
-        tiling=make_tiling((height, width), tile, vae.decoder_reach),
-        spans=_spans(latent_frames, chunk),
-        read=_Units(int, (1, 1)),
-        written=_Units(vae.prefix_of_latents, (cell[0], cell[1])),
-    )
+    _, count, height, width, _ = latents.shape
+    tiles = make_tiling((height, width), tile, vae.decoder_reach)
+    source, spans, method = np.asarray(latents), _spans(count, chunk), "decode_chunk"
+    if len(tiles.tiles) > 1 and hasattr(vae, "decode_frames"):
+        source, method = _whole_frames(vae, "decode_frames", params, source, spans), "decode_cells"
+    cell = vae.strides[1:]
+    code = functools.partial(_window, vae, method, params, cell=cell)
+    written = _Units(vae.prefix_of_latents, cell)
+    job = _Job(code, source, tiles, spans, read=_Units(int, (1, 1)), written=written)
     streams = [_code_tile(job, tile) for tile in job.tiling.tiles]
     return (_assemble(pieces, job) for pieces in zip(*streams, strict=True))
 
@@ -156,17 +159,16 @@ def encode(
     batch, num_frames, height, width, _ = frames.shape
     shape = (batch, vae.latent_frames(num_frames), *vae.latent_size(height, width))
     tile, chunk = _pieces(vae, shape, tile, chunk)
-    _, *cell = vae.strides
-    job = _Job(
-        code=functools.partial(_encode_window, vae, params),
-        source=np.asarray(frames),
-        tiling=make_tiling(shape[2:], tile, vae.encoder_reach),
-        spans=_spans(shape[1], chunk),
-        read=_Units(vae.prefix_of_latents, (cell[0], cell[1])),
-        written=_Units(int, (1, 1)),
-    )
+    tiles, spans = make_tiling(shape[2:], tile, vae.encoder_reach), _spans(shape[1], chunk)
+    in_parts = len(tiles.tiles) > 1 and hasattr(vae, "encode_frames")
+    method = "encode_cells" if in_parts else "encode_chunk"
+    code = functools.partial(_window, vae, method, params, cell=(1, 1))
+    read = _Units(vae.prefix_of_latents, vae.strides[1:])
+    job = _Job(code, np.asarray(frames), tiles, spans, read, written=_Units(int, (1, 1)))
     streams = (_code_tile(job, tile) for tile in job.tiling.tiles)
     coded = _assemble((np.concatenate(list(stream), axis=1) for stream in streams), job)
+    if in_parts:
+        coded = _whole_frames(vae, "encode_frames", params, coded, spans)
     mean, log_variance = jnp.split(jnp.asarray(coded), [vae.latent_channels], axis=-1)
     return Posterior(mean, log_variance)
 
@@ -176,9 +178,18 @@ def _pieces(
 ) -> tuple[tuple[int, int], int]:
     """Returns tile and chunk, where they are open those of a video of latents `shape`."""
     batch, frames, height, width = shape[:4]
-    whole = batch * frames * height * width * math.prod(vae.strides) <= WHOLE_PIXELS
-    small = ((height, width), frames) if whole else (TILE, CHUNK)
-    return small[0] if tile is None else tile, small[1] if chunk is None else chunk
+    pixels = batch * height * width * math.prod(vae.strides)  # of a latent frame
+    usual = (tile_of(vae), CHUNK)
+    if pixels * frames <= WHOLE_PIXELS:
+        usual = ((height, width), frames)
+    elif hasattr(vae, "tile") and pixels * CHUNK <= WHOLE_PIXELS:
+        usual = ((height, width), CHUNK)  # its border costs more than it saves
+    return usual[0] if tile is None else tile, usual[1] if chunk is None else chunk
+
+
+def tile_of(vae: ChunkedEncoder) -> tuple[int, int]:
+    """Returns the usual size of a tile, which an autoencoder that sees far says itself."""
+    return getattr(vae, "tile", TILE)
 
 
 class _Units(NamedTuple):
@@ -232,36 +243,37 @@ def _assemble(pieces: Iterable[np.ndarray], job: _Job) -> np.ndarray:
     return video
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
-def _decode_window(
-    vae: ChunkedAutoencoder,
+@functools.partial(
+    jax.jit, static_argnums=(0, 1), static_argnames=("cell", "size"), donate_argnums=4
+)
+def _window(
+    vae: Any,
+    method: str,
     params: PyTree,
-    latents: Any,
+    x: Any,
     carry: Any,
     corner: Any,
     *,
+    cell: tuple[int, int],
     size: tuple[int, int],
 ) -> tuple[Array, Any]:
-    frames, carry = vae.bind({"params": params}).decode_chunk(latents, carry)
-    _, rows, columns = vae.strides
-    corner, size = corner * jnp.array([rows, columns]), (size[0] * rows, size[1] * columns)
-    return _cut(frames, corner, size), carry
+    """Codes what is next of a window by a method of the autoencoder; returns its tile."""
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) / 255.0
+    coded, carry = getattr(vae.bind({"params": params}), method)(x, carry)
+    coded = jnp.concatenate(coded, -1) if isinstance(coded, Posterior) else coded
+    corner, size = corner * jnp.array(cell), (size[0] * cell[0], size[1] * cell[1])
+    return _cut(coded, corner, size), carry
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="size", donate_argnums=3)
-def _encode_window(
-    vae: ChunkedEncoder,
-    params: PyTree,
-    frames: Any,
-    carry: Any,
-    corner: Any,
-    *,
-    size: tuple[int, int],
-) -> tuple[Array, Any]:
-    if frames.dtype == jnp.uint8:
-        frames = frames.astype(jnp.float32) / 255.0
-    posterior, carry = vae.bind({"params": params}).encode_chunk(frames, carry)
-    return _cut(jnp.concatenate(posterior, axis=-1), corner, size), carry
+def _whole_frames(
+    vae: Any, method: str, params: PyTree, source: np.ndarray, spans: list[tuple[int, int]]
+) -> np.ndarray:
+    """Returns what a part that sees whole frames of latent cells makes of them, chunk by chunk."""
+    video, cells = source.shape[2:4], _Units(int, (1, 1))
+    code = functools.partial(_window, vae, method, params, cell=(1, 1))
+    job = _Job(code, source, make_tiling(video, video, 0), spans, cells, cells)
+    return np.concatenate(list(_code_tile(job, job.tiling.tiles[0])), axis=1)
 
 
 def _cut(

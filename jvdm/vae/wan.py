@@ -367,6 +367,22 @@ class WanVAE(ChunkedAutoencoder):
         self.encoder = Encoder(self.latent_channels, sizes, self.dtype)
         self.decoder = Decoder(wide, self.dtype)
 
+    def encode_cells(self, frames: Frames, carry: Carry | None) -> tuple[Array, Carry]:
+        """The first part of `encode_chunk`, of frames or of windows of them."""
+        return self.encoder.cells(frames, carry)
+
+    def encode_frames(self, x: Features, carry: Carry | None) -> tuple[Posterior, Carry]:
+        """The second part of `encode_chunk`, of whole frames of features."""
+        return self.encoder.frames(x, carry)
+
+    def decode_frames(self, latents: Latents, carry: Carry | None) -> tuple[Array, Carry]:
+        """The first part of `decode_chunk`, of whole frames."""
+        return self.decoder.frames(latents, carry)
+
+    def decode_cells(self, x: Features, carry: Carry | None) -> tuple[Array, Carry]:
+        """The second part of `decode_chunk`, of frames of features or of windows of them."""
+        return self.decoder.cells(x, carry)
+
     def _sizes(self, width: int) -> Sizes:
         widths = tuple(width * n for n in self.multiples)
         return Sizes(widths, self.blocks, self.time, self.patch, self.around)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,12 +71,11 @@ def test_a_video_smaller_than_a_chunk_and_a_window_is_done_at_once():
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_what_is_larger_than_the_limit_is_cut_and_nothing_else(direction, monkeypatch):
     """A batch counts too: two clips of the largest size that is done at once are cut."""
-    name = f"_{direction}_window"
-    program, calls = getattr(tiling, name), []
+    program, calls = tiling._window, []
 
-    def spy(vae, params, piece, carry, corner, *, size):
+    def spy(vae, method, params, piece, carry, corner, *, cell, size):
         calls.append((piece.shape, size))
-        return program(vae, params, piece, carry, corner, size=size)
+        return program(vae, method, params, piece, carry, corner, cell=cell, size=size)
 
     def done(batch):
         calls.clear()
@@ -84,7 +85,7 @@ def test_what_is_larger_than_the_limit_is_cut_and_nothing_else(direction, monkey
         return np.concatenate(list(pieces), axis=1)
 
     whole = jitted(direction)
-    monkeypatch.setattr(tiling, name, spy)
+    monkeypatch.setattr(tiling, "_window", spy)
     monkeypatch.setattr(tiling, "WHOLE_PIXELS", 3 * 6 * 10 * 4 * 8 * 8)
     monkeypatch.setattr(tiling, "TILE", (2, 2))
     monkeypatch.setattr(tiling, "CHUNK", 2)
@@ -99,15 +100,15 @@ def test_what_is_larger_than_the_limit_is_cut_and_nothing_else(direction, monkey
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_larger_and_longer_videos_run_the_same_two_programs(direction, monkeypatch):
     """So the memory that a program needs does not grow with the video."""
-    name = f"_{direction}_window"
-    program, calls = getattr(tiling, name), []
+    program: Any = tiling._window
+    calls = []
 
-    def spy(vae, params, piece, carry, corner, *, size):
+    def spy(vae, method, params, piece, carry, corner, *, cell, size):
         shapes = jax.eval_shape(lambda *x: x, piece, carry, corner)
         calls.append((shapes, size))
-        return program(vae, params, piece, carry, corner, size=size)
+        return program(vae, method, params, piece, carry, corner, cell=cell, size=size)
 
-    monkeypatch.setattr(tiling, name, spy)
+    monkeypatch.setattr(tiling, "_window", spy)
 
     def programs(latent_frames, height, width):
         calls.clear()
@@ -130,7 +131,11 @@ def test_larger_and_longer_videos_run_the_same_two_programs(direction, monkeypat
     def bytes_of(lowered):
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    windows = [bytes_of(program.lower(NANO, params(), *s, size=size)) for s, size in small]
+    cell, method = (8, 8) if direction == "decode" else (1, 1), f"{direction}_chunk"
+    windows = [
+        bytes_of(program.lower(NANO, method, params(), *s, cell=cell, size=size))
+        for s, size in small
+    ]
     whole = jax.jit(bare(direction))
     start = latents(8, 21, 33) if direction == "decode" else video(29, 168, 264)
     assert max(windows) < bytes_of(whole.lower(params(), start)) / 4

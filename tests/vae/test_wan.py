@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ShapeError, WeightsError
+from jvdm.vae import tiling
 from jvdm.vae import wan_published as published
 from jvdm.vae.wan import WanVAE
 from jvdm.weights.convert import converted
@@ -76,6 +77,62 @@ def test_any_division_in_time_is_the_whole(version, method):
             done += count
         for joined, expected in zip(zip(*pieces, strict=True), whole, strict=True):
             np.testing.assert_allclose(np.concatenate(joined, 1), expected, atol=1e-5)
+
+
+@functools.cache
+def pieces(version):
+    """An autoencoder with little reach, its parameters, frames and latents of odd sizes."""
+    vae = WanVAE(latent_channels=2, width=4, multiples=(1, 1), blocks=0, time=(True,))
+    vae = vae.clone(dtype="float32")
+    vae = vae if version == "2.1" else vae.clone(patch=2, around=True)
+    rng, (rows, columns) = np.random.default_rng(7), (19, 13)
+    frames = rng.random((1, vae.num_frames(3), *(np.array([rows, columns]) * vae.strides[1]), 3))
+    latents = rng.normal(size=(1, 3, rows, columns, 2)).astype(np.float32)
+    params = drawn(vae.init, jax.random.key(1), jnp.zeros((1, 1, 8, 8, 3)))["params"]
+    return vae, params, frames.astype(np.float32), latents
+
+
+@pytest.mark.parametrize("version", TINIES)
+def test_tiles_are_the_whole(version):
+    """The last ones are a cell high; attention in the middle sees the whole frame all the same."""
+    vae, params, frames, latents = pieces(version)
+    assert len(tiling.make_tiling((19, 13), (6, 6), vae.decoder_reach).tiles) == 4
+    chunk = {"2.1": 3, "2.2": 2}[version]  # latent frames: all, or two and one
+
+    def whole_of(method, x):
+        run = functools.partial(vae.apply, method=method)
+        return jax.jit(run, compiler_options=QUICK)({"params": params}, x)
+
+    whole = whole_of("decode", latents)
+    made = list(tiling.decode(vae, params, latents, tile=(6, 6), chunk=chunk))
+    assert sum(piece.shape[1] for piece in made) == 5 and len(made) == 4 - chunk
+    np.testing.assert_allclose(np.concatenate(made, 1), whole, atol=2e-5)
+    # Tiles cost their borders: a frame stays whole as long as a chunk of it is no large video.
+    assert tiling._pieces(WanVAE(), (1, 99, 90, 160), None, None) == ((90, 160), 4)
+    assert tiling._pieces(WanVAE(), (1, 99, 180, 320), None, None) == (WanVAE.tile, 4)
+    whole = whole_of("encode", frames)
+    made = tiling.encode(vae, params, frames, tile=(6, 6), chunk=chunk)
+    for part, expected in zip(made, whole, strict=True):
+        np.testing.assert_allclose(part, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("version", TINIES)
+def test_reach_is_what_convolutions_see(version):
+    """A change at a corner changes what is that far, and nothing farther, in both directions."""
+    vae, params, frames, latents = pieces(version)
+    side = vae.strides[1]
+    cases = (("encode_cells", frames, side, vae.encoder_reach, 1),)
+    features = np.zeros((1, 3, 19, 13, 4), np.float32) + latents[..., :1]
+    cases += (("decode_cells", features, 1, vae.decoder_reach, side),)
+    for method, x, read, reach, written in cases:
+        run = jax.jit(functools.partial(vae.apply, method=method), compiler_options=QUICK)
+        cell = 9
+        changed = x.copy()
+        changed[:, :, cell * read : (cell + 1) * read] += 1.0
+        before, after = (np.asarray(run({"params": params}, y, None)[0]) for y in (x, changed))
+        rows = np.flatnonzero(np.abs(after - before).max((0, 1, 3, 4)) > 1e-6) // written
+        assert cell - reach <= rows.min() and rows.max() <= cell + reach
+        assert reach - 1 <= max(cell - rows.min(), rows.max() - cell)
 
 
 def test_sizes_are_those_of_its_levels():
