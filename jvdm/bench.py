@@ -1,7 +1,9 @@
-"""`jvdm bench`: sparse attention beside dense attention on this device, alone or in a network.
+"""`jvdm bench`: what takes how long on this device, beside what others need.
 
-The network has random weights, but attention with structure, so that policies which look at it
-have something to find. Where there is no command line (jax and flax suffice):
+Sparse attention beside dense attention, alone or in a network; and published families beside
+Diffusers, where that is installed. A network of `model` has random weights, but attention with
+structure, so that policies which look at it have something to find. Where there is no command
+line (jax and flax suffice):
 
     python -c "from jvdm import bench; bench.main('model', shape=('wan-1.3b-720p',))"
 """
@@ -16,6 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jvdm import families
 from jvdm.arrays import Array, Latents
 from jvdm.attention import POLICIES, Sparse, summary
 from jvdm.errors import ConfigError
@@ -33,12 +36,16 @@ from pallas_kernels.attention.shapes import SHAPES, Shape
 
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
-    """Times attention, or a network with it, on this device."""
+    """Times attention, a network with it, or published families, on this device."""
 
-    what: Literal["attention", "model"] = "attention"
-    """attention: kernels on random lists; model: forward passes of a network."""
+    what: Literal["attention", "model", "families"] = "attention"
+    """attention: kernels on random lists; model: forward passes of a network; families: published
+    networks of random weights, beside those of Diffusers."""
     shape: tuple[str, ...] = ()
-    """Shapes by name; tiny on a CPU, else wan-1.3b-480p, if left out."""
+    """Shapes by name; the smallest on a CPU, else that of Wan 1.3B at 480p, if left out; of
+    families all but the smallest."""
+    peers: bool = True
+    """Whether Diffusers is timed beside families in the same run, where it is installed."""
     densities: tuple[float, ...] = ()
     """Shares of attention that are computed; .5 to .02 for attention, .25 for a model."""
     blocks: tuple[int, ...] = BLOCKS
@@ -58,21 +65,26 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
     Returns:
         `settings`, `device`, `jax`, `outputs`, why a peer was not measured (`missing`) and `rows`:
-        those of `pallas_kernels.attention.bench`, or of `rows_of_model`, with `shape`, its name.
+        those of `pallas_kernels.attention.bench`, of `rows_of_model` or of `jvdm.families.rows`,
+        with `shape`, its name.
 
     Raises:
         ConfigError: If there is no such shape or policy, or it cannot run.
     """
-    shapes, path = _shapes(options), options.output / f"{options.what}.json"
+    names, path = _names(options), options.output / f"{options.what}.json"
     probe_writable(options.output)
-    if options.what == "model":
+    shapes, absent = {name: SHAPES[name] for name in names if name in SHAPES}, {}
+    if options.what == "families":
+        absent = {"diffusers": families.missing() if options.peers else "not asked for"}
+        rows = families.rows(names, peers=not absent["diffusers"])
+        total = len(names) * len(families.PARTS)
+    elif options.what == "model":
         variants = {("dense", 1.0): POLICIES["dense"], **_variants(options, shapes.values())}
         rows, total = rows_of_model(shapes, variants, options.seed), len(shapes) * len(variants)
     else:
         densities = options.densities or DENSITIES
-        rows = bench.rows(shapes, options.blocks, densities)
+        rows, absent = bench.rows(shapes, options.blocks, densities), {n: missing(n) for n in PEERS}
         total = len(shapes) * len(options.blocks) * (2 + sum(x < 1 for x in densities))
-    absent = {name: missing(name) for name in PEERS} if options.what == "attention" else {}
     result: dict[str, Any] = {
         "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
         "device": jax.devices()[0].device_kind,
@@ -99,6 +111,8 @@ def text(result: Mapping[str, Any]) -> str:
     lines += [f"without {name}: {why}" for name, why in result["missing"].items()]
     if result["settings"]["what"] == "attention":
         lines += [bench.told(), *map(bench.told, result["rows"])]
+    elif result["settings"]["what"] == "families":
+        lines += [families.told(), *map(families.told, result["rows"])]
     else:
         head = "shape          policy   asked  density  recall  seconds  speedup   error    PSNR"
         lines += [f"{head}    SSIM", *map(_told, result["rows"])]
@@ -159,13 +173,19 @@ def price(made: Latents, dense: Latents) -> dict[str, Array]:
     return {"error": error, "psnr": psnr(one, two).mean(), "ssim": ssim(one, two).mean()}
 
 
-def _shapes(options: BenchOptions) -> dict[str, Shape]:
-    """Returns the shapes that were asked for; refuses numbers that are none."""
-    names = options.shape or ("tiny" if jax.default_backend() == "cpu" else "wan-1.3b-480p",)
+def _names(options: BenchOptions) -> tuple[str, ...]:
+    """Returns the names that were asked for; refuses numbers and names that are none."""
+    known: Mapping[str, Any] = families.FAMILIES if options.what == "families" else SHAPES
+    on_cpu, large = jax.default_backend() == "cpu", ("wan-1.3b-480p",)
+    if options.what == "families":
+        small, large = "wan-tiny", tuple(name for name in known if name != "wan-tiny")
+    else:
+        small = "tiny"
+    names = options.shape or ((small,) if on_cpu else large)
     for name in names:
-        if name not in SHAPES:
-            fix = f"shapes are {', '.join(SHAPES)}"
-            raise ConfigError(f"there is no shape {name!r}", nearest(name, SHAPES), fix)
+        if name not in known:
+            fix = f"shapes are {', '.join(known)}"
+            raise ConfigError(f"there is no shape {name!r}", nearest(name, known), fix)
     for block in options.blocks:
         if block < 1:
             raise ConfigError(f"a block of {block} tokens", "it has 1 or more", "use 128 or 64")
@@ -173,7 +193,7 @@ def _shapes(options: BenchOptions) -> dict[str, Shape]:
         if not 0 < density <= 1:
             fix = "use 0.25 for a quarter of it"
             raise ConfigError(f"density is {density:g}", "it is a share, in (0, 1]", fix)
-    return {name: SHAPES[name] for name in names}
+    return names
 
 
 def _variants(options: BenchOptions, shapes: Iterable[Shape]) -> dict[tuple[str, float], Any]:

@@ -63,6 +63,23 @@ def forget_programs():
         gc.collect()
 
 
+# Programs of these folders run once or twice on tiny shapes: compiling them is most of the work.
+QUICK = {"attention", "generate", "models", "samplers", "systems", "training"}
+# These compare with what NumPy, JAX or another program says, to the last bits of float32.
+EXACT = {"test_guidance", "test_sampler", "test_solvers_edm"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(request):
+    """Leaves out LLVM's expensive passes on a CPU where little is computed."""
+    name, module = "jax_disable_most_optimizations", request.path
+    before = jax.config.read(name)
+    quick = module.parent.name in QUICK and module.stem not in EXACT
+    jax.config.update(name, before or (jax.default_backend() == "cpu" and quick))
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture
 def root() -> Path:
     """The root of the repository."""

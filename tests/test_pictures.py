@@ -126,5 +126,5 @@ def test_the_channel_is_fitted_too():
     sizes = {"height": SIZE[0], "width": SIZE[1]}
     clip = np.full((9, 32, 32, 3), 90, np.uint8)
     read = read_channel(clip, canvas(fit="pad", **sizes))
-    assert read is not None and read.shape == (1, 9, *SIZE, 3)
-    assert (read[..., :8, :] == 0).all() and (read[..., 8:24, :] == 90).all()
+    assert read is not None and read.frames.shape == (1, 9, *SIZE, 3)
+    assert (read.frames[..., :8, :] == 0).all() and (read.frames[..., 8:24, :] == 90).all()

@@ -33,7 +33,7 @@ LAYERS = (
     ("system",),
     ("callbacks", "choices", "pricing", "rows", "settings"),
     ("pictures", "prompts"),
-    ("pipeline",),
+    ("pipeline", "families"),
     ("evaluation", "training"),
     ("experiment", "options"),
     (
