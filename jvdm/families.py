@@ -189,7 +189,11 @@ def decoder(family: Family) -> Run:
         return network.apply({"params": params}, latents, carry, method="decode_chunk")
 
     if family.whole:
-        whole = jax.jit(lambda params, latents: decode_chunk(params, latents, None)[0])
+
+        @jax.jit
+        def whole(params: PyTree, latents: Latents) -> Array:
+            return network.apply({"params": params}, latents, method="decode")
+
         compiled = whole.lower(params, latents).compile()
         return Run(compiled, (params, latents), _gib(compiled))
     size, lower = min(CHUNK, latents.shape[1] - 1), jax.jit(decode_chunk).lower
@@ -267,8 +271,8 @@ def random_parameters(shapes: PyTree, network: Any) -> PyTree:
     """
     wide = getattr(network, "wide", ())
 
-    def drawn(index: int, path: tuple, leaf: Any) -> Array:
-        name, key = str(path[-1].key), jax.random.key(index)
+    def drawn(key: Array, index: int, path: tuple, leaf: Any) -> Array:
+        name, key = str(path[-1].key), jax.random.fold_in(key, index)
         is_kernel = name.startswith("kernel")
         dtype = network.dtype if is_kernel and path[0].key not in wide else "float32"
         noise = jax.random.normal(key, leaf.shape, dtype)
@@ -277,8 +281,12 @@ def random_parameters(shapes: PyTree, network: Any) -> PyTree:
         return (0.0 if name == "bias" else 1.0) + 0.02 * noise
 
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    draws = [functools.partial(drawn, index, *leaf) for index, leaf in enumerate(flat)]
-    return jax.jit(lambda: jax.tree.unflatten(tree, [draw() for draw in draws]))()
+
+    @jax.jit  # of a key that is given: XLA would compute numbers of its own as it compiles
+    def draw(key: Array) -> PyTree:
+        return jax.tree.unflatten(tree, [drawn(key, i, *leaf) for i, leaf in enumerate(flat)])
+
+    return draw(jax.random.key(0))
 
 
 def _inputs(family: Family) -> tuple[Latents, Array]:

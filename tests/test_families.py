@@ -48,6 +48,25 @@ def test_families_are_timed_part_by_part_beside_what_is_there(monkeypatch, tmp_p
     assert "wan-tiny       transformer   100.0" in text and "150.0    2.00    1.50" in text
 
 
+def test_an_autoencoder_that_decodes_whole_videos_is_timed_so(monkeypatch):
+    family = families.FAMILIES["ltx-2b-512p"]
+    widths = {"block_out_channels": [4] * 4, "decoder_block_out_channels": [4] * 4}
+    blocks = {"layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 5}
+    fields = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+    monkeypatch.setattr(families, "seconds", lambda call, *inputs: made.append(call(*inputs)) or 1)
+    tiny = family._replace(
+        transformer={**family.transformer, **fields},
+        vae={**family.vae, **widths, **blocks},
+        latents=(2, 2, 2, 128),
+        prompt=(3, 8),
+    )
+    monkeypatch.setitem(families.FAMILIES, "tiny", tiny)
+    made = []
+    assert [row["part"] for row in families.rows(("tiny",), peers=False)] == [*families.PARTS]
+    assert [x.shape for x in made] == [(1, 2, 2, 2, 128), (1, 9, 64, 64, 3), (1, 9, 64, 64, 3)]
+    assert all(np.isfinite(x).all() and np.std(x) > 0 for x in made)
+
+
 def test_what_is_missing_is_named_and_nothing_else_is_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(families, "rows", lambda names, peers: iter([{"peers": peers}]))
     for asked, why in ((True, "is not installed"), (False, "not asked for")):
