@@ -145,8 +145,7 @@ def _published(path: Path) -> dict[str, Any]:
         system = system_of(manifest)
         shapes = parameter_shapes(system)
         shapes["vae"] = shapes["vae"].params
-        places = list(manifest.places(shapes))
-        read = {source.folder: source.faults(path, own) for source, own in places}
+        read = manifest.found(path, shapes)
         about = dataclasses.asdict(dataclasses.replace(manifest, sources={}))
         rules = {"levels": system.sampling.levels, "solver": system.sampling.solver}
         about |= {name: repr(rule) for name, rule in rules.items()}

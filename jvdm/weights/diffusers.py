@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from jvdm.weights.convert import Report, Table, converted, faults, published
 from jvdm.weights.folder import INDEX, Manifest
 from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import (
+    check_finite,
     check_floating,
     flatten,
     listed,
@@ -231,6 +232,8 @@ def _read_converted(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     tree = unflatten(map_stored(path))
     match(path, tree, expected, "convert the published folder again")
     check_floating(path, tree)
+    for name, array in flatten(tree).items():
+        check_finite(path, name, array)
     count = len(flatten(tree))
     seen().arrays[f"{CONVERTED}/{path.name}"] = str(Report(count, count, 0))
     return tree
@@ -289,10 +292,27 @@ class Published(Manifest):
             return path / source.folder, source.read(path, expected)
         return path, {part: one.read(path, expected[part]) for part, one in source.items()}
 
-    def places(self, expected: Mapping[str, Any]) -> Iterator[tuple[Source, Any]]:
-        """Yields every source, and of `expected`, by component, what belongs to it."""
+    def found(
+        self, folder: Path, expected: Mapping[str, Any]
+    ) -> dict[str, tuple[Mapping[str, np.ndarray], list[WeightsError]]]:
+        """Returns the arrays of all components, and what `parameters` would refuse, by place.
+
+        Args:
+            folder: The published folder.
+            expected: The parameters of all networks, whose leaves have a `shape`.
+        """
+        found: dict[str, tuple[Mapping[str, np.ndarray], list[WeightsError]]] = {}
         for name in self.sources:
-            yield from self._parts(name, expected[name])
+            if not os.path.isfile(file := folder / CONVERTED / f"{name}.safetensors"):
+                parts = self._parts(name, expected[name])
+                found |= {source.folder: source.faults(folder, own) for source, own in parts}
+                continue
+            try:
+                tree, broken = _read_converted(file, expected[name]), []
+            except WeightsError as error:
+                tree, broken = {}, [error]
+            found[f"{CONVERTED}/{file.name}"] = flatten(tree), broken
+        return found
 
     def _parts(self, name: str, params: Mapping[str, Any]) -> list[tuple[Source, Any]]:
         """Returns the sources of a component, and what of its parameters is in each."""

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jvdm import cli
+from jvdm.errors import WeightsError
 from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pricing import parameter_shapes
 from jvdm.weights.diffusers import read_tensors, write_tensors
-from jvdm.weights.safetensors import flatten
+from jvdm.weights.safetensors import flatten, map_stored, save_stored
 from tests.weights.wan_folder import PARTS, write_wan
 
 
@@ -52,6 +53,9 @@ def test_there_and_back_keeps_every_bit_and_type(folder, tmp_path, capsys):
         "vae.safetensors",
     ]
     assert_same(parameters(mine), parameters(folder))
+    assert cli.main(["inspect", str(mine), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["components"]["converted/model.safetensors"]["dtypes"] == ["bfloat16"]
     assert cli.main(["convert", str(mine), str(back), "--to", "diffusers"]) == 0
     for place in PARTS:
         assert_same(read_tensors(back / place), read_tensors(folder / place))
@@ -150,3 +154,16 @@ def test_float16_is_warned_of(folder, tmp_path):
     write_tensors(at / "vae", narrow)
     with pytest.warns(UserWarning, match="arrays are float16, and such weights are trained in bf"):
         parameters(at)
+
+
+def test_a_converted_network_with_a_number_that_is_none_is_refused(folder, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    assert cli.main(["convert", str(folder), str(mine)]) == 0
+    file = mine / "converted" / "vae.safetensors"
+    arrays = {name: np.array(array) for name, array in map_stored(file).items()}
+    arrays["encoder/frames/conv_out/conv/bias"][0] = np.nan
+    save_stored(file, arrays, {})
+    assert cli.main(["inspect", str(mine)]) == 1
+    assert "conv_out/conv/bias" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="conv_out/conv/bias"):
+        parameters(mine)
