@@ -95,8 +95,8 @@ def parse(content: Any, path: Path) -> Record:
     """
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
     if schema != SCHEMA:
-        why = f"this jvdm reads {SCHEMA}"
-        raise ConfigError(f"{path} has the schema {schema!r}", why, "use the jvdm that wrote it")
+        what, why = f"{path} has the schema {repr(schema)[:80]}", f"this jvdm reads {SCHEMA}"
+        raise ConfigError(what, why, "use the jvdm that wrote it")
     record = made_of(Record, content, path, fix=_FIX)
     checked(Mapping[str, str], record.weights.get("sha256", {}), "weights.sha256", path, _FIX)
     return record

@@ -93,6 +93,7 @@ def test_edited_records_are_refused_or_used(record, tmp_path):
         ("", "not readable as JSON"),
         (b"\xff\xfe\x00", "not readable as JSON"),
         ('{"schema": "jvdm.record/9"}', "has the schema 'jvdm.record/9'"),
+        ('{"schema": "%s"}' % ("9" * 10**6), "has the schema '9{79}; this"),
     ],
 )
 def test_what_is_no_record_says_why(tmp_path, content, message):
