@@ -1,8 +1,10 @@
 """The exceptions that jvdm raises on purpose: each says what, why and the fix."""
 
+LONGEST = 2000  # characters of a part of a message, which may show what a file holds
+
 
 class JvdmError(Exception):
-    """Base of all errors that a user can act on.
+    """Base of all errors that a user can act on; of what is very long they show the ends.
 
     Args:
         what: What was given or what happened, with its value.
@@ -13,8 +15,9 @@ class JvdmError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = what, why, fix
-        super().__init__("; ".join(part for part in (what, why, fix) if part))
+        parts = tuple(shortened(part, LONGEST) for part in (what, why, fix))
+        self.what, self.why, self.fix = parts
+        super().__init__("; ".join(part for part in parts if part))
 
 
 class ConfigError(JvdmError):
