@@ -12,7 +12,7 @@ import numpy as np
 
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.pipeline.loading import manifest_of, system_of
-from jvdm.pricing import parameter_shapes
+from jvdm.pricing import stored_shapes
 from jvdm.stages import measuring, stage, table
 from jvdm.weights.diffusers import Published
 from jvdm.weights.folder import find
@@ -50,8 +50,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     if not isinstance(manifest, Published):
         why = "only published families have another layout"
         raise WeightsError(f"{source} is a folder of jvdm", why, "give a folder of Diffusers")
-    shapes = parameter_shapes(system_of(manifest))
-    shapes["vae"] = shapes["vae"].params
+    shapes = stored_shapes(system_of(manifest))
     with measuring(show=True) as stages, _appearing(target) as folder:
         manifest.write_settings(folder, source)
         with stage("convert", total=len(shapes), unit="part") as bar:

@@ -14,7 +14,7 @@ import numpy as np
 from jvdm import record
 from jvdm.errors import WeightsError
 from jvdm.pipeline.loading import manifest_of, system_of
-from jvdm.pricing import parameter_shapes
+from jvdm.pricing import stored_shapes
 from jvdm.training.checkpoint import finished_steps, read_checkpoint
 from jvdm.weights import safetensors
 from jvdm.weights.diffusers import Published, class_faults, find_tensors, read_index
@@ -143,9 +143,7 @@ def _published(path: Path) -> dict[str, Any]:
         manifest = manifest_of(path)
         assert isinstance(manifest, Published)
         system = system_of(manifest)
-        shapes = parameter_shapes(system)
-        shapes["vae"] = shapes["vae"].params
-        read = manifest.found(path, shapes)
+        read = manifest.found(path, stored_shapes(system))
         about = dataclasses.asdict(dataclasses.replace(manifest, sources={}))
         rules = {"levels": system.sampling.levels, "solver": system.sampling.solver}
         about |= {name: repr(rule) for name, rule in rules.items()}

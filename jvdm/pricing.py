@@ -108,7 +108,7 @@ def held(system: System, size: Size) -> Held:
     shape = _latents(system, size)
     state = _first_state(*_structure(system), shape, shape[1])
     clip = jax.ShapeDtypeStruct(shape, jnp.float32)
-    params, decoder = parameter_shapes(system)["vae"].params, 0
+    params, decoder = stored_shapes(system)["vae"], 0
     if hasattr(system.vae, "decode_chunk"):
 
         def decode(params: PyTree, latents: Latents) -> PyTree:
@@ -184,6 +184,12 @@ def _row(
 def parameter_shapes(system: System) -> PyTree:
     """Returns the shapes of the parameters of a system's networks."""
     return dict(_shapes(system.only("text", "model", "vae")))
+
+
+def stored_shapes(system: System) -> PyTree:
+    """Returns the same as weights hold them: statistics of latents are no parameters."""
+    shapes = parameter_shapes(system)
+    return {**shapes, "vae": shapes["vae"].params}
 
 
 @functools.lru_cache(maxsize=16)

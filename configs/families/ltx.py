@@ -16,6 +16,7 @@ import numpy as np
 
 from jvdm.errors import WeightsError
 from jvdm.models.ltx import LTXDiT
+from jvdm.models.published import attention_names
 from jvdm.samplers import (
     ClassifierFree,
     DiffusersLevels,
@@ -31,7 +32,7 @@ from jvdm.text.published import text_encoder, text_encoder_names
 from jvdm.vae.ltx_published import vae, vae_names
 from jvdm.values import to_data
 from jvdm.weights import Defaults
-from jvdm.weights.convert import LINEAR, SAME, Rule, Table, halves, linear
+from jvdm.weights.convert import Rule, Table, linear
 from jvdm.weights.diffusers import CONFIG, Published, Source, read_config, read_tensors
 
 Config = Mapping[str, Any]
@@ -170,7 +171,7 @@ def transformer(config: Config) -> LTXDiT:
 
 def transformer_names(model: LTXDiT) -> Table:
     """Returns what `LTXVideoTransformer3DModel` calls the parameters of the network."""
-    heads, layer = halves(model.head_dim), "transformer_blocks.{}"
+    layer = "transformer_blocks.{}"
     rules = [
         *linear("proj_in", "patch_in"),
         *linear("time_embed.emb.timestep_embedder.linear_1", "time_hidden"),
@@ -183,15 +184,7 @@ def transformer_names(model: LTXDiT) -> Table:
         Rule(f"{layer}.scale_shift_table", "layers/modulation"),
         *linear(f"{layer}.ff.net.0.proj", "layers/up"),
         *linear(f"{layer}.ff.net.2", "layers/down"),
+        *attention_names(layer, model.head_dim),
     ]
-    # Heads of the prompt do not turn, and so keep their order.
-    for theirs, ours, order in (("attn1", "self", heads), ("attn2", "cross", SAME)):
-        theirs, ours = f"{layer}.{theirs}", f"layers/{ours}"
-        for part in "qk":
-            name = f"{ours}_{part}"
-            rules += linear(f"{theirs}.to_{part}", name, LINEAR.then(order), order)
-            rules.append(Rule(f"{theirs}.norm_{part}.weight", f"{name}_norm/gain", order))
-        rules += linear(f"{theirs}.to_v", f"{ours}_v")
-        rules += linear(f"{theirs}.to_out.0", f"{ours}_out")
     # A file of the original code holds the autoencoder too.
     return Table(tuple(rules), ignored=(r"vae\..*",), originals=ORIGINALS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvdm.errors import WeightsError
+from jvdm.models.published import attention_names
 from jvdm.models.wan import EXPERTS, WanDiT, WanExperts, experts
 from jvdm.samplers import (
     ClassifierFree,
@@ -34,11 +35,8 @@ from jvdm.weights import Defaults
 from jvdm.weights.convert import (
     CONV_3D,
     FIRST,
-    LINEAR,
-    SAME,
     Rule,
     Table,
-    halves,
     joined,
     linear,
 )
@@ -234,7 +232,7 @@ def transformer(config: Config, boundary: float | None = None) -> WanDiT:
 
 def transformer_names(model: WanDiT) -> Table:
     """Returns what `WanTransformer3DModel` calls the parameters of the network."""
-    heads, side = halves(model.head_dim), model.patch
+    side = model.patch
     rules = [
         *linear("patch_embedding", "patch_in", CONV_3D.then(joined(1, side, side, -1))),
         *linear("condition_embedder.time_embedder.linear_1", "time_hidden"),
@@ -247,16 +245,8 @@ def transformer_names(model: WanDiT) -> Table:
         Rule("blocks.{}.scale_shift_table", "layers/modulation", FIRST),
         *linear("blocks.{}.ffn.net.0.proj", "layers/up"),
         *linear("blocks.{}.ffn.net.2", "layers/down"),
+        *attention_names("blocks.{}", model.head_dim),
     ]
-    # Heads of the prompt do not turn, and so keep their order.
-    for theirs, ours, order in (("attn1", "self", heads), ("attn2", "cross", SAME)):
-        theirs, ours = f"blocks.{{}}.{theirs}", f"layers/{ours}"
-        for part in "qk":
-            name = f"{ours}_{part}"
-            rules += linear(f"{theirs}.to_{part}", name, LINEAR.then(order), order)
-            rules.append(Rule(f"{theirs}.norm_{part}.weight", f"{name}_norm/gain", order))
-        rules += linear(f"{theirs}.to_v", f"{ours}_v")
-        rules += linear(f"{theirs}.to_out.0", f"{ours}_out")
     if model.cross_norm:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))

@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree, Tokens
-from jvdm.attention import AttentionCall, Blocks, Dense, Policy
+from jvdm.attention import AttentionCall, Dense, Policy
 from jvdm.errors import ConfigError
 from jvdm.features import layer_normalize, rms_normalize, sinusoids
+from jvdm.models.attention import attend
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
@@ -23,7 +24,7 @@ from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
 from jvdm.samplers import Call
-from pallas_kernels import block_sparse_attention, dense_attention
+from pallas_kernels import dense_attention
 
 
 class AdaLNSingleLayer(TransformerLayer):
@@ -77,10 +78,7 @@ class AdaLNSingleLayer(TransformerLayer):
         """Attention among video tokens."""
         q, k, v = self._heads("self", x, x)
         q = rotate(q, rotary).astype(self.dtype)
-        k, v, mask, state = self.policy.attended(q, k, v, state, call)
-        if mask is None and call.order is not None and call.order.is_padded:
-            mask = Blocks(call.grid, call.order).everything()
-        out = block_sparse_attention(q, k, v, mask)
+        out, state = attend(self.policy, q, k, v, state, call)
         return self._linear("self_out", x.shape[-1], out.reshape(x.shape)), state
 
     def _read(

@@ -41,6 +41,30 @@ class RotaryAxes(Positions):
         return rotary_table(frames, grid.height, grid.width, self.axes, self.base)
 
 
+def attend(
+    policy: Policy,
+    q: Float[Array, "B L N D"],
+    k: Float[Array, "B L N D"],
+    v: Float[Array, "B L N D"],
+    state: PyTree,
+    call: AttentionCall,
+) -> tuple[Float[Array, "B L N D"], PyTree]:
+    """Returns attended values and the policy's next state.
+
+    Args:
+        policy: Who attends to whom.
+        q: Queries, with their positions.
+        k: Keys, without.
+        v: Values.
+        state: The policy's state of this layer.
+        call: What it is told of the layer; padding of its order is never attended to.
+    """
+    k, v, mask, state = policy.attended(q, k, v, state, call)
+    if mask is None and call.order is not None and call.order.is_padded:
+        mask = Blocks(call.grid, call.order).everything()
+    return block_sparse_attention(q, k, v, mask), state
+
+
 class SelfAttention(nn.Module):
     """Attention among video tokens, with per-head norms and rotary positions."""
 
@@ -59,10 +83,7 @@ class SelfAttention(nn.Module):
         )
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = RMSNorm(name="k_norm")(k)
-        k, v, mask, state = self.policy.attended(q, k, v, state, call)
-        if mask is None and call.order is not None and call.order.is_padded:
-            mask = Blocks(call.grid, call.order).everything()
-        out = block_sparse_attention(q, k, v, mask)
+        out, state = attend(self.policy, q, k, v, state, call)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y, state
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jvdm.arrays import PyTree
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
-from jvdm.pricing import parameter_shapes
+from jvdm.pricing import parameter_shapes, stored_shapes
 from jvdm.recipes import apply_system, load_family, load_system
 from jvdm.record import digest
 from jvdm.stages import seen, stage
@@ -122,8 +122,7 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
     Raises:
         WeightsError: If a file is missing or broken, or a shape is not that of the system.
     """
-    expected = parameter_shapes(system)
-    expected["vae"] = expected["vae"].params
+    expected = stored_shapes(system)
     params: dict[str, Any] = {}
     with stage("load", total=len(expected), unit="part") as bar:
         for name, shapes in expected.items():

@@ -10,7 +10,7 @@ import pytest
 from jvdm import cli
 from jvdm.errors import WeightsError
 from jvdm.pipeline.loading import manifest_of, system_of
-from jvdm.pricing import parameter_shapes
+from jvdm.pricing import stored_shapes
 from jvdm.weights.diffusers import read_tensors, write_tensors
 from jvdm.weights.safetensors import flatten, map_stored, save_stored
 from tests.weights.wan_folder import PARTS, write_wan
@@ -28,8 +28,7 @@ def folder(tmp_path_factory):
 
 def parameters(folder):
     manifest = manifest_of(folder)
-    shapes = parameter_shapes(system_of(manifest))
-    shapes["vae"] = shapes["vae"].params
+    shapes = stored_shapes(system_of(manifest))
     return {name: manifest.parameters(folder, name, shapes[name])[1] for name in shapes}
 
 

@@ -56,6 +56,15 @@ def store(name: str, config, shapes, outputs) -> None:
     np.savez_compressed(FOLDER / f"{name}.npz", **outputs)
 
 
+def assert_stored(name: str, config, shapes, outputs) -> None:
+    """Fails if what an implementation made is not what is stored."""
+    stored = Reference(name)
+    assert stored.shapes == {key: list(shape) for key, shape in shapes.items()}
+    assert stored.config == config
+    for key, output in outputs.items():
+        np.testing.assert_allclose(output, stored.outputs[key], rtol=1e-4, atol=1e-5)
+
+
 def off(actual, expected) -> float:
     """Returns the largest difference, in deviations of what is expected."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

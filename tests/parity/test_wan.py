@@ -239,16 +239,9 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_stored_outputs_are_those_of_the_implementation(name):
-    config, sizes, outputs = REFERENCES[name]()
-    stored = references.Reference(name)
-    assert stored.shapes == {key: list(size) for key, size in sizes.items()}
-    assert stored.config == config
-    for key, output in outputs.items():
-        np.testing.assert_allclose(output, stored.outputs[key], rtol=1e-4, atol=1e-5)
+    references.assert_stored(name, *REFERENCES[name]())
 
 
 if __name__ == "__main__":
     for reference in sys.argv[1:] or REFERENCES:
-        make = REFERENCES[reference]
-        described, sizes, outputs = make()
-        references.store(reference, described, sizes, outputs)
+        references.store(reference, *REFERENCES[reference]())

@@ -14,7 +14,7 @@ import jvdm
 from jvdm import cli
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.pipeline.loading import manifest_of, ready, system_of
-from jvdm.pricing import parameter_shapes
+from jvdm.pricing import stored_shapes
 from jvdm.samplers import Euler, TwoScales, UniPC
 from jvdm.weights.diffusers import Published, read_tensors
 from tests.parity.references import Reference, off
@@ -140,8 +140,7 @@ def test_it_comes_back_bit_by_bit(tmp_path, version):
     folder = write_wan(tmp_path / "once", version)
     manifest = manifest_of(folder)
     assert isinstance(manifest, Published)
-    shapes = parameter_shapes(system_of(manifest))
-    shapes["vae"] = shapes["vae"].params
+    shapes = stored_shapes(system_of(manifest))
     params = {name: manifest.parameters(folder, name, shapes[name])[1] for name in shapes}
     manifest.write(tmp_path / "again", params, folder)
     again = manifest_of(tmp_path / "again")
