@@ -175,13 +175,12 @@ def price(made: Latents, dense: Latents) -> dict[str, Array]:
 
 def _names(options: BenchOptions) -> tuple[str, ...]:
     """Returns the names that were asked for; refuses numbers and names that are none."""
-    known: Mapping[str, Any] = families.FAMILIES if options.what == "families" else SHAPES
-    on_cpu, large = jax.default_backend() == "cpu", ("wan-1.3b-480p",)
+    known: Mapping[str, Any] = SHAPES
+    small, large = "tiny", ("wan-1.3b-480p",)
     if options.what == "families":
-        small, large = "wan-tiny", tuple(name for name in known if name != "wan-tiny")
-    else:
-        small = "tiny"
-    names = options.shape or ((small,) if on_cpu else large)
+        known, small = families.FAMILIES, "wan-tiny"
+        large = tuple(name for name in known if name != small)
+    names = options.shape or ((small,) if jax.default_backend() == "cpu" else large)
     for name in names:
         if name not in known:
             fix = f"shapes are {', '.join(known)}"

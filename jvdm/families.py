@@ -6,6 +6,7 @@ Weights are random, which changes no time. The fields of `config.json` say the s
 import functools
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Latents, PyTree
-from jvdm.models.conditions import Conditions, TextStates
+from jvdm.models.stand_in import told as told_of
+from jvdm.pipeline.loading import chosen_dtype, ready
 from jvdm.recipes import load_family
 from jvdm.samplers import (
     Call,
@@ -43,7 +45,6 @@ class Family(NamedTuple):
         vae: Fields of the second.
         latents: Frames, rows, columns and channels.
         prompt: States of a prompt, and their width.
-        whole: Whether the autoencoder decodes a video at once.
     """
 
     pipeline: str
@@ -52,7 +53,6 @@ class Family(NamedTuple):
     vae: Mapping[str, Any]
     latents: tuple[int, int, int, int]
     prompt: tuple[int, int]
-    whole: bool = False
 
 
 _WAN = {"in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "freq_dim": 256}
@@ -90,7 +90,6 @@ FAMILIES = {
         _LTX_VAE,
         (16, 16, 24, 128),
         (128, 4096),
-        whole=True,
     ),
     "wan-tiny": Family(
         "WanPipeline",
@@ -181,14 +180,14 @@ def transformer(family: Family, forward: Callable[..., Latents], params: PyTree)
 
 
 def decoder(family: Family) -> Run:
-    """Returns the decoder on one video, as much at once as `jvdm.vae.tiling` decodes."""
+    """Returns the decoder on one video: `CHUNK` latent frames at a time, or all if it must."""
     network, params = _autoencoder(family)
     latents = _inputs(family)[0]
 
     def decode_chunk(params: PyTree, latents: Latents, carry: PyTree) -> tuple[Array, PyTree]:
         return network.apply({"params": params}, latents, carry, method="decode_chunk")
 
-    if family.whole:
+    if not hasattr(network, "decode_chunk"):
 
         @jax.jit
         def whole(params: PyTree, latents: Latents) -> Array:
@@ -234,24 +233,26 @@ def video(family: Family, forward: Callable[..., Latents], params: PyTree, decod
 
 def _network(family: Family) -> tuple[Callable[..., Latents], PyTree]:
     """Returns the transformer as a function of parameters, latents, states and call."""
-    network = load_family(family.pipeline).transformer(family.transformer).clone(dtype=_dtype())
+    network = (
+        load_family(family.pipeline).transformer(family.transformer).clone(dtype=chosen_dtype(None))
+    )
 
     def forward(params: PyTree, x: Latents, states: Array, call: Call | None = None) -> Latents:
         call = call or Call.at(jnp.full(x.shape[:2], 1000 * LEVEL))
-        return network.apply({"params": params}, x, call, _told(states))[0]
+        return network.apply({"params": params}, x, call, told_of(states))[0]
 
     x, states = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(family))
     call = Call.at(jnp.zeros(x.shape[:2]))
 
     def init(x: Latents, states: Array) -> PyTree:
-        return network.init(jax.random.key(0), x, call, _told(states))["params"]
+        return network.init(jax.random.key(0), x, call, told_of(states))["params"]
 
     return forward, random_parameters(jax.eval_shape(init, x, states), network)
 
 
 def _autoencoder(family: Family) -> tuple[Any, PyTree]:
     """Returns the autoencoder and its parameters."""
-    network = _AUTOENCODERS[family.classes[1]](family.vae).clone(dtype=_dtype())
+    network = _AUTOENCODERS[family.classes[1]](family.vae).clone(dtype=chosen_dtype(None))
     _, height, width = network.strides
     frame = jnp.zeros((1, 1, 2 * height, 2 * width, 3))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), frame)["params"])
@@ -269,15 +270,12 @@ def random_parameters(shapes: PyTree, network: Any) -> PyTree:
 
     Kernels have a deviation of one over the root of what they sum; gains are near 1.
     """
-    wide = getattr(network, "wide", ())
 
     def drawn(key: Array, index: int, path: tuple, leaf: Any) -> Array:
         name, key = str(path[-1].key), jax.random.fold_in(key, index)
-        is_kernel = name.startswith("kernel")
-        dtype = network.dtype if is_kernel and path[0].key not in wide else "float32"
-        noise = jax.random.normal(key, leaf.shape, dtype)
-        if is_kernel:
-            return noise * jnp.prod(jnp.array(leaf.shape[-4:-1], dtype)) ** -0.5
+        noise = jax.random.normal(key, leaf.shape)
+        if name.startswith("kernel"):
+            return noise * math.prod(leaf.shape[-4:-1]) ** -0.5
         return (0.0 if name == "bias" else 1.0) + 0.02 * noise
 
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
@@ -286,20 +284,12 @@ def random_parameters(shapes: PyTree, network: Any) -> PyTree:
     def draw(key: Array) -> PyTree:
         return jax.tree.unflatten(tree, [drawn(key, i, *leaf) for i, leaf in enumerate(flat)])
 
-    return draw(jax.random.key(0))
+    return ready(draw(jax.random.key(0)), network)
 
 
 def _inputs(family: Family) -> tuple[Latents, Array]:
     latents = jax.random.normal(jax.random.key(1), (1, *family.latents))
     return latents, jax.random.normal(jax.random.key(2), (1, *family.prompt))
-
-
-def _told(states: Array) -> Conditions:
-    return Conditions(TextStates(states, jnp.full(states.shape[:1], states.shape[1])))
-
-
-def _dtype() -> str:
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _gib(compiled: Any) -> float | None:
@@ -347,7 +337,7 @@ def _random(*shape: int) -> Any:
 
 
 def _torch_dtype() -> Any:
-    return getattr(importlib.import_module("torch"), _dtype())
+    return getattr(importlib.import_module("torch"), chosen_dtype(None))
 
 
 def _device() -> str:

@@ -33,8 +33,8 @@ LAYERS = (
     ("system",),
     ("callbacks", "choices", "pricing", "rows", "settings"),
     ("pictures", "prompts"),
-    ("pipeline", "families"),
-    ("evaluation", "training"),
+    ("pipeline",),
+    ("evaluation", "families", "training"),
     ("experiment", "options"),
     (
         "bench",
