@@ -268,7 +268,7 @@ _AUTOENCODERS = {
 def random_parameters(shapes: PyTree, network: Any) -> PyTree:
     """Returns normal parameters in the number types in which they are used.
 
-    Kernels have a deviation of one over the root of what they sum; gains are near 1.
+    Kernels are so small that what comes of them stays finite; gains are near 1.
     """
 
     def drawn(key: Array, index: int, path: tuple, leaf: Any) -> Array:
