@@ -5,6 +5,7 @@ missing the annotations are not checked. Compiled programs are kept in `.jax_cac
 """
 
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import signal
@@ -22,6 +23,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Programs of the tests run once or twice on tiny shapes: compiling them is most of the work,
+    # and without LLVM's expensive passes and XLA's fusion emitters it is a third to a half less.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # another one may not know them
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ.setdefault("XLA_FLAGS", flags)
 
 # A job in the background starts with Ctrl-C ignored, and what it starts inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,19 +71,16 @@ def forget_programs():
         gc.collect()
 
 
-# Programs of these folders run once or twice on tiny shapes: compiling them is most of the work.
-QUICK = {"attention", "generate", "models", "samplers", "systems", "training"}
-# These compare with what NumPy, JAX or another program says, to the last bits of float32.
-EXACT = {"test_guidance", "test_sampler", "test_solvers_edm"}
+# These compare with what NumPy, JAX or another program says to the last bits, or run long.
+OPTIMISED = {"test_guidance", "test_sampler", "test_solvers_edm", "test_calibration"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(request):
-    """Leaves out LLVM's expensive passes on a CPU where little is computed."""
-    name, module = "jax_disable_most_optimizations", request.path
+def compiled_as_users_compile(request):
+    """Compiles programs of the modules `OPTIMISED` with all passes."""
+    name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
-    quick = module.parent.name in QUICK and module.stem not in EXACT
-    jax.config.update(name, before or (jax.default_backend() == "cpu" and quick))
+    jax.config.update(name, before and request.path.stem not in OPTIMISED)
     yield
     jax.config.update(name, before)
 
