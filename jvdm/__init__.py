@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ShapeError,
         WeightsError,
     )
-    from jvdm.pipeline import Pipeline, load
+    from jvdm.pipeline import Pipeline, load, with_strengths
     from jvdm.video import Video
 
     __version__: str
@@ -42,6 +42,7 @@ __all__ = [
     "__version__",
     "doctor",
     "load",
+    "with_strengths",
 ]
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "Video": "jvdm.video",
     "doctor": "jvdm.diagnosis",
     "load": "jvdm.pipeline",
+    "with_strengths": "jvdm.pipeline",
 }
 
 

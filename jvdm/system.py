@@ -16,6 +16,7 @@ from jvdm.arrays import Array, Frames, Key, Latents, PyTree, no_type_check
 from jvdm.attention import Policy
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.models.low_rank import variables
 from jvdm.samplers import (
     Call,
     ClassifierFree,
@@ -188,7 +189,7 @@ class System:
         """Returns the network as a function of latents, call and carry."""
 
         def predict(x: Latents, call: Call, carry: PyTree) -> tuple[Latents, PyTree]:
-            return self.network.apply({"params": params["model"]}, x, call, told, carry)
+            return self.network.apply(variables(params["model"]), x, call, told, carry)
 
         return predict
 

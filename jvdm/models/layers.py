@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
+from jvdm.models.low_rank import DOWN, LOW_RANK, UP, adapted_product
 
 
 class RMSNorm(nn.Module):
@@ -48,8 +49,8 @@ class Linear(nn.Module):
         rows = x.astype(self.dtype).reshape(-1, width)
         outputs = []
         for name, size in zip(names, self.features, strict=True):
-            kernel = self.param(name, init, (width, size)).astype(self.dtype)
-            outputs.append(jnp.matmul(rows, kernel).reshape(*x.shape[:-1], size))
+            kernel = jnp.asarray(self.param(name, init, (width, size)))
+            outputs.append(self._product(rows, name, kernel).reshape(*x.shape[:-1], size))
         if self.bias:
             offset = self.param("bias", nn.initializers.zeros, (sum(self.features),))
             ends = [sum(self.features[: i + 1]) for i in range(len(self.features) - 1)]
@@ -59,6 +60,14 @@ class Linear(nn.Module):
                 for y, part in zip(outputs, parts, strict=True)
             ]
         return outputs
+
+    def _product(self, rows: Float[Array, "*T I"], name: str, kernel: Array) -> Array:
+        """Returns rows times a kernel, with what changes it (`jvdm.models.low_rank`)."""
+        down = self.get_variable(LOW_RANK, name + DOWN)
+        if down is None:
+            return jnp.matmul(rows, kernel.astype(self.dtype))
+        rows = rows.reshape(-1, rows.shape[-1])
+        return adapted_product(rows, kernel, down, self.get_variable(LOW_RANK, name + UP))
 
 
 def _names(stem: str, count: int) -> list[str]:

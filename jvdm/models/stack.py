@@ -5,6 +5,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
+from jvdm.models.low_rank import LOW_RANK
+
 Remat = Literal["none", "matmuls", "all"]
 """What the backward pass recomputes: nothing, all but matrix products, everything."""
 
@@ -26,7 +28,7 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
         layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
         layer,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, LOW_RANK: 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
         length=depth,

@@ -203,8 +203,10 @@ class Transformer:
             layers = stack(self.depth, parts[0][0], name="layers")
             tokens, (states, features) = layers(tokens, inputs, shared)
         else:
-            params = self.variables["params"]["layers"]
-            tokens, (states, features) = _divided(stack, parts, params, tokens, inputs, shared)
+            own = {
+                kind: tree["layers"] for kind, tree in self.variables.items() if "layers" in tree
+            }
+            tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, shared)
         if features is not None:
             features = features[jnp.array(self.collect)]
         if order is not None:
@@ -216,7 +218,7 @@ class Transformer:
 def _divided(
     stack: Callable[..., Any],
     parts: Sequence[tuple[Policy, int]],
-    params: PyTree,
+    variables: PyTree,
     tokens: Array,
     inputs: PyTree,
     shared: Any,
@@ -224,9 +226,9 @@ def _divided(
     """Runs layers one policy after the other; returns tokens and the outputs of all layers."""
     first, outputs = 0, []
     for policy, count in parts:
-        own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (params, inputs))
+        own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (variables, inputs))
         layers = stack(count, policy, parent=None)
-        tokens, output = layers.apply({"params": own[0]}, tokens, own[1], shared)
+        tokens, output = layers.apply(own[0], tokens, own[1], shared)
         first += count
         outputs.append(output)
     return tokens, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)

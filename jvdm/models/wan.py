@@ -106,12 +106,12 @@ class WanExperts(WanDiT):
             high, low = (WanDiT(**own, name=name) for name in EXPERTS)
             high(x, call, conditions, carry)
             return low(x, call, conditions, carry)
-        params, expert = self.variables["params"], WanDiT(**own, parent=None)
+        expert = WanDiT(**own, parent=None)
         batch, frames, height, width, _ = x.shape
         noisy = jnp.max(call.t, axis=1) >= self.boundary
 
         def run(name: str) -> Callable[[Carry | None], Any]:
-            told: Any = {"params": params[name]}
+            told = {kind: tree[name] for kind, tree in self.variables.items() if name in tree}
             return lambda carry: expert.apply(told, x, call, conditions, carry)
 
         def neither(carry: Carry) -> tuple[Latents, Carry]:

@@ -2,5 +2,6 @@
 
 from jvdm.pipeline.pipeline import Pipeline, Run, load
 from jvdm.pipeline.request import Given, Job, Request
+from jvdm.pipeline.strengths import with_strengths
 
-__all__ = ["Given", "Job", "Pipeline", "Request", "Run", "load"]
+__all__ = ["Given", "Job", "Pipeline", "Request", "Run", "load", "with_strengths"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jvdm.arrays import PyTree
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
+from jvdm.models.low_rank import Adapted
 from jvdm.pricing import parameter_shapes, stored_shapes
 from jvdm.recipes import apply_system, load_family, load_system
 from jvdm.record import digest
@@ -19,7 +20,7 @@ from jvdm.system import System
 from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
 from jvdm.weights import Manifest, read_manifest
-from jvdm.weights.diffusers import Published, read_index
+from jvdm.weights.diffusers import ADAPTED, Published, read_index
 from jvdm.weights.folder import is_published
 from jvdm.weights.lora import Adapter
 
@@ -27,23 +28,27 @@ DTYPES = ("float32", "bfloat16")
 AnySystem = str | Path | Callable[[System], System] | None
 
 
-def manifest_of(folder: Path, loras: Sequence[str | Path] = ()) -> Manifest:
+def manifest_of(folder: Path, loras: Sequence[str | Path] = (), separate: bool = False) -> Manifest:
     """Reads what a weights folder holds, which may be one of Diffusers.
 
     Args:
         folder: The folder.
-        loras: Low-rank changes, `PATH` or `PATH:STRENGTH` each, that are added to its network.
+        loras: Low-rank changes of its network, `PATH` or `PATH:STRENGTH` each.
+        separate: Whether they stay beside its parameters; else they are added to them.
 
     Raises:
         WeightsError: If there is no such folder, or what it says cannot be read or built.
         ConfigError: If it is that of a pipeline that jvdm does not know, or low-rank changes
             cannot be added.
     """
+    if separate and not loras:
+        why, fix = "there are no low-rank changes to keep so", "add --lora PATH, or leave it out"
+        raise ConfigError("--lora-separate was given", why, fix)
     if is_published(folder):
         index = read_index(folder)
         manifest = load_family(str(index.get("_class_name"))).manifest(folder, index)
         adapters = tuple(Adapter.parsed(text) for text in loras)
-        return dataclasses.replace(manifest, adapters=adapters) if loras else manifest
+        return dataclasses.replace(manifest, adapters=adapters, separate=separate)
     manifest = read_manifest(folder)
     if loras:
         what = f"--lora was given with weights of {manifest.family}"
@@ -128,10 +133,20 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
         for name, shapes in expected.items():
             _, tree = manifest.parameters(folder, name, shapes)
             params[name] = ready(tree, getattr(system, name))
+            if name == ADAPTED and isinstance(manifest, Published) and manifest.separate:
+                params[name] = _adapted(params[name], manifest, shapes)
             if said := seen().arrays:
                 bar.set_postfix_str(next(reversed(said.values())))
             bar.update()
     return {**params, "vae": latent_space(params["vae"], manifest)}
+
+
+def _adapted(params: PyTree, manifest: Published, shapes: PyTree) -> Adapted:
+    """Returns the parameters of a network with low-rank changes beside them, on the device."""
+    found = jax.tree.map(jnp.asarray, manifest.factors(shapes))
+    strengths = jnp.array([adapter.strength for adapter in manifest.adapters], jnp.float32)
+    low_rank, whole = (tuple(one[part] for one in found) for part in (0, 1))
+    return Adapted(params, low_rank, whole, strengths)
 
 
 def ready(tree: PyTree, network: Any) -> PyTree:

@@ -66,6 +66,7 @@ def load(
     sampling: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     lora: Sequence[str | Path] = (),
+    lora_separate: bool = False,
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> "Pipeline":
@@ -80,7 +81,9 @@ def load(
         sampling: Rules and numbers by name, such as `{"solver": "heun", "matrix": "lag",
             "matrix.lag": 4}` (`jvdm.choices`).
         dtype: "float32" or "bfloat16" computation; None takes what is faster here.
-        lora: Low-rank changes, `PATH` or `PATH:STRENGTH`, added to a published network.
+        lora: Low-rank changes, `PATH` or `PATH:STRENGTH`, of a published network.
+        lora_separate: Whether they stay beside its weights, so that `with_strengths` changes them
+            at once and the weights stay what they were; else they are added to these.
         mesh: Devices over which the videos of a batch are split (`jvdm.parallel`).
         progress: Whether a progress bar is drawn.
 
@@ -92,8 +95,9 @@ def load(
     folder = find(path)
     with measuring(progress) as stages:
         with stage("load"):
-            dtype, manifest = loading.chosen_dtype(dtype), loading.manifest_of(folder, lora)
-            made = loading.composed(manifest, system, sampling or {}).with_dtype(dtype)
+            manifest = loading.manifest_of(folder, lora, lora_separate)
+            made = loading.composed(manifest, system, sampling or {})
+            made = made.with_dtype(loading.chosen_dtype(dtype))
             params = loading.load_parameters(folder, manifest, made)
             params = params if mesh is None else replicate(params, mesh)
             digests = {**identity(folder), **loading.adapter_digests(manifest)}

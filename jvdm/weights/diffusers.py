@@ -246,11 +246,13 @@ class Published(Manifest):
     Attributes:
         sources: Where the parameters of every component are; of one that is several networks,
             by the name of each.
-        adapters: Low-rank changes that `parameters` adds to the network called `model`.
+        adapters: Low-rank changes of the network called `model`.
+        separate: Whether they stay beside its parameters; else `parameters` adds them.
     """
 
     sources: Mapping[str, Source | Mapping[str, Source]] = dataclasses.field(default_factory=dict)
     adapters: tuple[Adapter, ...] = ()
+    separate: bool = False
 
     def parameters(
         self, folder: str | Path, name: str, expected: Mapping[str, Any] | None = None
@@ -268,18 +270,41 @@ class Published(Manifest):
         """
         assert expected is not None, "how many layers there are is known from the network"
         path, tree = self._parameters(Path(folder), name, expected)
-        if name != ADAPTED or not self.adapters:
+        if name != ADAPTED or not self.adapters or self.separate:
             return path, tree
-        ((source, shapes), *others) = self._parts(name, expected)
+        changes = self.changes(expected)
+        ((source, _),) = self._parts(name, expected)
+        strengths = [adapter.strength for adapter in self.adapters]
+        return path, lora.fused(tree, source.table, list(zip(changes, strengths, strict=True)))
+
+    def changes(self, expected: Mapping[str, Any]) -> list[dict[str, lora.Change]]:
+        """Reads what every adapter changes, by published name.
+
+        Args:
+            expected: The parameters of the network called `model`, whose leaves have a `shape`.
+
+        Raises:
+            WeightsError: If a file is broken or of another network.
+        """
+        ((source, shapes), *others) = self._parts(ADAPTED, expected)
         if others:
-            what = f"{folder} has two networks, and an adapter does not say which it changes"
+            what = f"{self.family} has two networks, and an adapter does not say which it changes"
             raise WeightsError(what, "", "leave --lora out")
-        changes = []
+        found = []
         for adapter in self.adapters:
-            changes.append((lora.read(adapter, source.table, shapes), adapter.strength))
-            count = len(changes[-1][0])
-            seen().arrays[str(adapter.path)] = f"{count} arrays of {name} changed"
-        return path, lora.fused(tree, source.table, changes)
+            found.append(lora.read(adapter, source.table, shapes))
+            changed = f"{len(found[-1])} arrays of {ADAPTED} changed"
+            seen().arrays[adapter.label] = f"{changed}, strength {adapter.strength:g}"
+        return found
+
+    def factors(self, expected: Mapping[str, Any]) -> list[lora.Factors]:
+        """Reads what every adapter changes, as the network called `model` has it.
+
+        Raises:
+            WeightsError: If a file is broken or of another network.
+        """
+        ((source, shapes), *_) = self._parts(ADAPTED, expected)
+        return [lora.factors(one, source.table, shapes) for one in self.changes(expected)]
 
     def _parameters(
         self, path: Path, name: str, expected: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Low-rank changes of published networks (LoRA): read in all common names, fused, written.
+"""Low-rank changes of published networks (LoRA): read in all common names, fused or not, written.
 
 Hu et al., arXiv:2106.09685: a matrix `W [out, in]` becomes `W + scale * up @ down` with `down
 [rank, in]` and `up [out, rank]`, where `scale` is `alpha / rank`, or `alpha / sqrt(rank)` where a
@@ -24,6 +24,7 @@ from jvdm.reading import parse_json, read_json
 from jvdm.recipes import nearest
 from jvdm.weights.convert import Rule, Table, original_names, published_name, rule_names
 from jvdm.weights.safetensors import (
+    Tree,
     check_finite,
     flatten,
     listed,
@@ -79,6 +80,11 @@ class Adapter:
         return cls(Path(path).expanduser(), strength)
 
     @property
+    def label(self) -> str:
+        """What a record calls it."""
+        return str(self.path)
+
+    @property
     def file(self) -> Path:
         """The file with its arrays."""
         return self.path / "adapter_model.safetensors" if self.path.is_dir() else self.path
@@ -93,16 +99,26 @@ class Change(NamedTuple):
 
     def full(self, shape: tuple[int, ...]) -> np.ndarray:
         """Returns what is added to an array of this shape, in float32."""
-        up = np.asarray(self.up, np.float32)
         if self.down is None:
-            return up.reshape(shape)
-        down = np.asarray(self.down, np.float32)
-        product = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
-        return np.float32(self.scale) * product.reshape(shape)
+            return np.asarray(self.up, np.float32).reshape(shape)
+        down, up = _matrices(self)
+        return np.float32(self.scale) * (up @ down).reshape(shape)
 
 
 Changes = Mapping[str, Change]
 """Changes by the published name of their array."""
+
+
+class Factors(NamedTuple):
+    """Changes as a network reads them beside its parameters (`jvdm.models.low_rank`).
+
+    Attributes:
+        low_rank: Tree of `kernel_down [in, R]` and `kernel_up [R, out]` in float32.
+        whole: Tree of what is added to other arrays, in float32.
+    """
+
+    low_rank: Tree
+    whole: Tree
 
 
 def read(adapter: Adapter, table: Table, expected: Mapping[str, Any]) -> dict[str, Change]:
@@ -174,6 +190,67 @@ def fused(
             part += np.float32(strength) * _ours(rule, change, part.shape)
         leaves[rule.ours] = wide.astype(leaf.dtype)
     return unflatten(leaves)
+
+
+def factors(changes: Changes, table: Table, expected: Mapping[str, Any]) -> Factors:
+    """Returns changes in the layout of the network, for use beside its parameters.
+
+    Layers of a stack have factors of one rank, the largest; those of a smaller one, or that are
+    not changed, are filled up with zeros, which change nothing.
+
+    Args:
+        changes: By published name.
+        table: What the arrays of the network are called.
+        expected: Its parameters; leaves have a `shape`.
+    """
+    low_rank: dict[str, np.ndarray] = {}
+    whole: dict[str, np.ndarray] = {}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
+    for rule in table.rules:
+        names = rule_names(rule, shapes[rule.ours])
+        found = {index: changes[name] for index, name in enumerate(names) if name in changes}
+        if not found:
+            continue
+        stacked = "{}" in rule.theirs
+        one = shapes[rule.ours][1:] if stacked else shapes[rule.ours]
+        if len(one) != 2 or any(change.down is None for change in found.values()):
+            array = np.zeros((len(names), *one), np.float32)
+            for index, change in found.items():
+                array[index] = _ours(rule, change, one)
+            whole[rule.ours] = array if stacked else array[0]
+            continue
+        pairs = {index: _matrices(change) for index, change in found.items()}
+        rank = max(len(right) for right, _ in pairs.values())
+        down = np.zeros((len(names), one[0], rank), np.float32)
+        up = np.zeros((len(names), rank, one[1]), np.float32)
+        rows, columns = _places(rule, one)
+        for index, (right, left) in pairs.items():
+            down[index, :, : len(right)] = right[:, rows].T
+            up[index, : len(right)] = np.float32(found[index].scale) * left[columns].T
+        low_rank |= {f"{rule.ours}_down": down if stacked else down[0]}
+        low_rank |= {f"{rule.ours}_up": up if stacked else up[0]}
+    return Factors(unflatten(low_rank), unflatten(whole))
+
+
+def _matrices(change: Change) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `down [rank, in]` and `up [out, rank]` in float32."""
+    assert change.down is not None
+    down, up = (np.asarray(array, np.float32) for array in (change.down, change.up))
+    return down.reshape(len(down), -1), up.reshape(len(up), -1)
+
+
+def _places(rule: Rule, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which published input and output each row and column of a kernel is.
+
+    The layout says so itself, of arrays that number inputs and outputs.
+    """
+    theirs = rule.layout.theirs(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+    inputs = np.arange(shape[0], dtype=np.int32).reshape(1, *theirs[1:])
+    outputs = np.arange(shape[1], dtype=np.int32).reshape(-1, *(1,) * (len(theirs) - 1))
+    rows, columns = (
+        rule.layout.ours(np.broadcast_to(numbers, theirs)) for numbers in (inputs, outputs)
+    )
+    return rows[:, 0], columns[0]
 
 
 def write(path: Path, changes: Changes, prefix: str = "transformer.") -> None:

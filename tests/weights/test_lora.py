@@ -1,7 +1,12 @@
 """Low-rank changes: every style of names gives the same fused weights, and bad files are named."""
 
+import dataclasses
+import functools
 import importlib
 import json
+import math
+from pathlib import Path
+from typing import Any, cast
 
 import jax
 import ml_dtypes
@@ -9,12 +14,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import jvdm
 from jvdm import cli
 from jvdm.errors import ConfigError, WeightsError
+from jvdm.outputs import load_latents
+from jvdm.pipeline import programs
 from jvdm.weights import lora
 from jvdm.weights.convert import published
 from jvdm.weights.lora import Adapter
+from jvdm.weights.safetensors import flatten
 from tests.models.test_wan import REFERENCE, WAN, parameters
+from tests.parity.references import off
 from tests.weights.wan_folder import write_wan
 
 wan = importlib.import_module("jvdm.configs.families.wan")
@@ -107,6 +117,23 @@ def test_strengths_scale_and_several_add_up(tmp_path):
         Adapter.parsed("x:nan")
 
 
+def test_factors_beside_the_weights_are_the_same_change(tmp_path):
+    adapter = write(tmp_path / "x.safetensors", "kohya")
+    bias = np.ones(REFERENCE.shapes["blocks.1.attn1.to_q.bias"], np.float32)
+    more = {"diffusion_model.blocks.1.self_attn.q.diff_b": bias}
+    other = write(tmp_path / "y.safetensors", "original", **more)
+    for one in (adapter, other):
+        changes = lora.read(one, TABLE, parameters())
+        low_rank, whole = map(flatten, lora.factors(changes, TABLE, parameters()))
+        wanted, plain = flatten(fused(one)), flatten(parameters())
+        for name, leaf in plain.items():
+            down, up = (low_rank.get(f"{name}_{end}", np.zeros(1)) for end in ("down", "up"))
+            made = leaf + (down @ up if down.ndim > 1 else 0) + whole.get(name, np.float32(0))
+            np.testing.assert_allclose(made, wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert low_rank["layers/self_q/kernel_down"].shape == (2, 48, 1)
+    assert whole.keys() == {"layers/self_q/bias"}
+
+
 def test_sums_are_rounded_once_to_the_type_of_the_weights(tmp_path):
     narrow = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), parameters())
     adapter = write(tmp_path / "x.safetensors", "diffusers")
@@ -171,19 +198,50 @@ def test_what_does_not_fit_is_named(tmp_path, key, array, said):
 def test_the_command_changes_the_network_and_records_it(tmp_path, capsys):
     folder = write_wan(tmp_path / "wan")
     adapter = write(tmp_path / "x.safetensors", "kohya")
-    arguments = ["a ball", "--weights", str(folder), "--height", "16", "--width", "32"]
-    arguments += ["--num-frames", "1", "--num-inference-steps", "2", "--seed", "1", "--json"]
-    arguments += ["--dtype", "float32", "--latents-only", "--output", str(tmp_path)]
-    shas = []
-    for lora_flags in ([], ["--lora", f"{adapter.path}:0.5"]):
-        assert cli.main(["generate", *arguments, *lora_flags]) == 0
-        (made,) = json.loads(capsys.readouterr().out)["videos"]
-        shas.append(made["sha256"]["latents"])
-    assert shas[0] != shas[1]
-    arrays = made["weights"]["arrays"]
-    assert arrays[str(adapter.path)] == f"{len(RANKS)} arrays of model changed"
+    sizes = {"height": 16, "width": 32, "num_frames": 1, "num_inference_steps": 2, "seed": 1}
+    arguments = ["a ball", "--weights", str(folder), "--json", "--output", str(tmp_path)]
+    arguments += ["--dtype", "float32", "--latents-only"]
+    arguments += [f"--{name.replace('_', '-')}={size}" for name, size in sizes.items()]
+
+    def made(*flags):
+        assert cli.main(["generate", *arguments, *flags]) == 0
+        (record,) = json.loads(capsys.readouterr().out)["videos"]
+        return record, load_latents(Path(record["outputs"]["latents"]))[0]
+
+    _, plain = made()
+    record, fused = made("--lora", f"{adapter.path}:0.5")
+    assert off(fused, plain) > 0.01
+    arrays = record["weights"]["arrays"]
+    assert arrays[str(adapter.path)] == f"{len(RANKS)} arrays of model changed, strength 0.5"
     assert arrays["transformer"].endswith(f"{len(REFERENCE.weights)} loaded, 0 unused")
-    assert made["settings"]["lora"] == [f"{adapter.path}:0.5"]
-    assert cli.main(["generate", "--like", made["outputs"]["record"], "--latents-only"]) == 0
+    assert record["settings"]["lora"] == [f"{adapter.path}:0.5"]
+    separate, beside = made("--lora", f"{adapter.path}:0.5", "--lora-separate")
+    assert separate["settings"]["lora_separate"] and off(beside, fused) < 1e-4
+    assert cli.main(["generate", "--like", separate["outputs"]["record"], "--latents-only"]) == 0
     assert cli.main(["generate", "a ball", "--weights", "nano", "--lora", "x"]) == 2
     assert "low-rank changes are of published networks" in capsys.readouterr().err
+    assert cli.main(["generate", "a ball", "--weights", "nano", "--lora-separate"]) == 2
+    assert "there are no low-rank changes to keep so" in capsys.readouterr().err
+
+    loras = [f"{adapter.path}:0.5", adapter.path]
+    pipe = jvdm.load(folder, lora=loras, lora_separate=True, dtype="float32", progress=False)
+    made_by, row = functools.partial(pipe_latents, **sizes), cast(Any, programs.denoise_row)
+    first, compiled = made_by(pipe), row._cache_size()
+    assert off(made_by(jvdm.with_strengths(pipe, 0, 0.5)), beside) < 1e-4 < off(first, beside)
+    none = jvdm.with_strengths(pipe, 0, 0)
+    np.testing.assert_array_equal(made_by(none), plain)
+    assert row._cache_size() == compiled
+    assert none.arrays[str(adapter.path)].endswith("strength 0")
+    given = jax.tree.leaves(jvdm.load(folder, dtype="float32", progress=False).params["model"])
+    for leaf, expected in zip(jax.tree.leaves(none.params["model"].params), given, strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+    for strengths in ((1.0,), (1.0, math.nan)):
+        with pytest.raises(ConfigError, match=r"strengths are 1.0.*x.safetensors has one"):
+            jvdm.with_strengths(pipe, *strengths)
+    with pytest.raises(ConfigError, match="keeps no low-rank changes.*lora_separate=True"):
+        jvdm.with_strengths(dataclasses.replace(pipe, params={"model": {}}), 1.0)
+
+
+def pipe_latents(pipe, **sizes):
+    """Returns the latents of a video."""
+    return pipe("a ball", output_type="latent", progress=False, **sizes)[0]
