@@ -27,6 +27,7 @@ from jvdm.files import write_text
 from jvdm.reading import read_json
 from jvdm.stages import seen
 from jvdm.weights import lora
+from jvdm.weights.adapters import Network, read_changes
 from jvdm.weights.convert import Report, Table, converted, faults, published
 from jvdm.weights.folder import INDEX, Manifest
 from jvdm.weights.lora import Adapter
@@ -272,29 +273,31 @@ class Published(Manifest):
         path, tree = self._parameters(Path(folder), name, expected)
         if name != ADAPTED or not self.adapters or self.separate:
             return path, tree
-        changes = self.changes(expected)
-        ((source, _),) = self._parts(name, expected)
-        strengths = [adapter.strength for adapter in self.adapters]
-        return path, lora.fused(tree, source.table, list(zip(changes, strengths, strict=True)))
+        changes, made = self.changes(expected), {}
+        for part, network in self._networks(expected).items():
+            mine = [
+                (found.get(part, {}), adapter.strength)
+                for adapter, found in zip(self.adapters, changes, strict=True)
+            ]
+            made[part] = lora.fused(tree[part] if part else tree, network.table, mine)
+        return path, made.get("", made)
 
-    def changes(self, expected: Mapping[str, Any]) -> list[dict[str, lora.Change]]:
-        """Reads what every adapter changes, by published name.
+    def changes(self, expected: Mapping[str, Any]) -> list[dict[str, lora.Changes]]:
+        """Reads what every adapter changes, by network and published name.
 
         Args:
             expected: The parameters of the network called `model`, whose leaves have a `shape`.
 
         Raises:
             WeightsError: If a file is broken or of another network.
+            ConfigError: If it is not said which network it is of.
         """
-        ((source, shapes), *others) = self._parts(ADAPTED, expected)
-        if others:
-            what = f"{self.family} has two networks, and an adapter does not say which it changes"
-            raise WeightsError(what, "", "leave --lora out")
-        found = []
+        networks, found = self._networks(expected), []
         for adapter in self.adapters:
-            found.append(lora.read(adapter, source.table, shapes))
-            changed = f"{len(found[-1])} arrays of {ADAPTED} changed"
-            seen().arrays[adapter.label] = f"{changed}, strength {adapter.strength:g}"
+            found.append(read_changes(adapter, networks))
+            counts = (f"{len(one)} arrays of {part or ADAPTED}" for part, one in found[-1].items())
+            said = f"{' and '.join(counts)} changed, strength {adapter.strength:g}"
+            seen().arrays[adapter.label] = said
         return found
 
     def factors(self, expected: Mapping[str, Any]) -> list[lora.Factors]:
@@ -303,8 +306,24 @@ class Published(Manifest):
         Raises:
             WeightsError: If a file is broken or of another network.
         """
-        ((source, shapes), *_) = self._parts(ADAPTED, expected)
-        return [lora.factors(one, source.table, shapes) for one in self.changes(expected)]
+        networks, made = self._networks(expected), []
+        for found in self.changes(expected):
+            parts = {
+                part: lora.factors(one, networks[part].table, networks[part].expected)
+                for part, one in found.items()
+            }
+            both = ({part: one[i] for part, one in parts.items()} for i in (0, 1))
+            made.append(parts.get("") or lora.Factors(*both))
+        return made
+
+    def _networks(self, expected: Mapping[str, Any]) -> dict[str, Network]:
+        """Returns the networks of the component called `model`, by name; "" if it is one."""
+        source = self.sources[ADAPTED]
+        if isinstance(source, Source):
+            return {"": Network(source.folder, source.table, expected)}
+        return {
+            part: Network(one.folder, one.table, expected[part]) for part, one in source.items()
+        }
 
     def _parameters(
         self, path: Path, name: str, expected: Mapping[str, Any]

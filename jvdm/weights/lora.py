@@ -48,7 +48,10 @@ _ENDINGS = {
     "diff": "diff",
     "diff_b": "diff_b",
 }
-_PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.")
+_PREFIXES = (
+    *("base_model.model.", "transformer.", "transformer_2."),
+    *("model.diffusion_model.", "diffusion_model."),
+)
 _KOHYA = "lora_unet_"
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|[-+]?inf"
 
@@ -60,29 +63,34 @@ class Adapter:
     Attributes:
         path: Safetensors file, or folder of PEFT.
         strength: 1 applies it as it was trained, 0 not at all.
+        network: Which network it changes, where a model has several; "" if that was not said.
     """
 
     path: Path
     strength: float = 1.0
+    network: str = ""
 
     @classmethod
     def parsed(cls, text: str | Path) -> "Adapter":
-        """Returns the adapter that `PATH` or `PATH:STRENGTH` names.
+        """Returns the adapter that `PATH`, `PATH:STRENGTH` or `NETWORK=PATH` names.
 
         Raises:
             ConfigError: If the strength is not finite.
         """
         path, colon, number = str(text).rpartition(":")
         if not colon or not re.fullmatch(_NUMBER, number):
-            return cls(Path(text).expanduser())
+            path, number = str(text), "1"
         if not math.isfinite(strength := float(number)):
             raise ConfigError(f"the strength of {path} is {number}", "it is a factor", "use 0 to 2")
-        return cls(Path(path).expanduser(), strength)
+        network = re.match(r"([a-z]+)=", path)
+        if network is None or Path(path).exists():
+            return cls(Path(path).expanduser(), strength)
+        return cls(Path(path[network.end() :]).expanduser(), strength, network[1])
 
     @property
     def label(self) -> str:
         """What a record calls it."""
-        return str(self.path)
+        return f"{self.network}={self.path}" if self.network else str(self.path)
 
     @property
     def file(self) -> Path:
@@ -121,20 +129,24 @@ class Factors(NamedTuple):
     whole: Tree
 
 
-def read(adapter: Adapter, table: Table, expected: Mapping[str, Any]) -> dict[str, Change]:
+def read(
+    adapter: Adapter, table: Table, expected: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Change]:
     """Reads the changes of a network.
 
     Args:
         adapter: Where they are.
         table: What the arrays of the network are called.
         expected: Its parameters; leaves have a `shape`.
+        prefix: Beginning of the keys that are its own, where a file has those of others too.
 
     Raises:
         WeightsError: If the file is broken, a key matches no array of the network, a shape
             does not fit, or half of a product is missing.
     """
     path = adapter.file
-    tensors, settings = load_stored(path), _settings(adapter)
+    tensors, settings = load_stored(path), _settings(adapter, prefix)
+    tensors = {key: array for key, array in tensors.items() if key.startswith(prefix)}
     shapes = _published_shapes(table, expected)
     kohya = _kohya_names(table, shapes)
     parts: dict[str, dict[str, np.ndarray]] = {}
@@ -154,7 +166,7 @@ def read(adapter: Adapter, table: Table, expected: Mapping[str, Any]) -> dict[st
         near = nearest(_stripped(_split(lost[0])[0]), names) if lost else ""
         what = f"{path}: {len(lost)} of {len(tensors)} arrays match nothing: {listed(sorted(lost))}"
         fix = f"{near[:200]}; use an adapter of this model" if near else "use another file"
-        raise WeightsError(what, "an adapter changes arrays of the network", fix)
+        raise WeightsError(what, _whose(lost), fix)
     return {
         name: _change(path, name, found, shapes[name], settings) for name, found in parts.items()
     }
@@ -302,10 +314,18 @@ def _change(
         what = f"{path}: {name} has {', '.join(sorted(found))}"
         raise WeightsError(what, "a low-rank change is a product of two", "download it again")
     down, up = found["down"], found["up"]
-    sizes = (len(up), up.size // len(up), len(down), down.size // len(down))
-    if sizes[1] != sizes[2] or sizes[0] != shape[0] or sizes[3] != math.prod(shape[1:]):
+    if not down.size or not up.size:
         what = f"{path}: {name} is changed by {up.shape} times {down.shape}"
-        raise WeightsError(what, f"it is {shape}", "use an adapter of this model")
+        raise WeightsError(what, "its rank is 0", "download it again")
+    sizes = (len(up), up.size // len(up), len(down), down.size // len(down))
+    if sizes[1] != sizes[2]:
+        what = f"{path}: {name} is changed by {up.shape} times {down.shape}"
+        why = f"one is of rank {sizes[1]}, the other of {sizes[2]}"
+        raise WeightsError(what, why, "download it again")
+    if sizes[0] != shape[0] or sizes[3] != math.prod(shape[1:]):
+        what = f"{path} is of a network of another size: {name} is changed by {up.shape}"
+        what = f"{what} times {down.shape}"
+        raise WeightsError(what, f"here it is {shape}", "use an adapter of this model")
     module, rank = name.removesuffix(".weight"), len(down)
     alpha = settings.get("alpha_pattern", {}).get(module, settings.get("lora_alpha", rank))
     if "alpha" in found:
@@ -316,7 +336,26 @@ def _change(
     return Change(down, up, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
 
 
-def _settings(adapter: Adapter) -> dict[str, Any]:
+_NETWORKS = {
+    "LTX-Video": r"(?<!single_)transformer_blocks[._]\d+[._]attn2[._]",
+    "CogVideoX, or another with joint attention": r"(?<!single_)transformer_blocks[._]\d+[._]attn",
+    "HunyuanVideo or FLUX": r"(double|single(_transformer)?)_blocks",
+    "Wan": r"(?<!transformer_)blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)[._]",
+    "a text encoder": r"^(text_encoder|lora_te)",
+    "Stable Diffusion": r"(down|up|input|output)_blocks",
+}
+"""How keys of adapters of well-known networks look."""
+
+
+def _whose(keys: Sequence[str]) -> str:
+    """Says which network keys are of, if that is known."""
+    for network, pattern in _NETWORKS.items():
+        if any(re.search(pattern, key) for key in keys):
+            return f"these names are those of {network}"
+    return "an adapter changes arrays of the network"
+
+
+def _settings(adapter: Adapter, prefix: str) -> dict[str, Any]:
     """Returns what a file, or the folder of PEFT, says of alpha."""
     config = adapter.path / "adapter_config.json"
     if adapter.path.is_dir() and config.is_file():
@@ -326,7 +365,7 @@ def _settings(adapter: Adapter) -> dict[str, Any]:
         said = parse_json(text, adapter.file, "header", WeightsError, "download it again")
     if not isinstance(said, dict):
         raise WeightsError(f"{adapter.path} says nothing of its ranks", "an object was expected")
-    said = {_stripped(key): value for key, value in said.items()}
+    said = {_stripped(key): value for key, value in said.items() if key.startswith(prefix)}
     pattern = said.get("alpha_pattern") or {}
     numbers = [said.get("lora_alpha", 1), *(pattern.values() if isinstance(pattern, dict) else "-")]
     if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):

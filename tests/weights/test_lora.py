@@ -183,9 +183,14 @@ def test_whole_differences_are_added(tmp_path):
         ("text_encoder.x.lora_A.weight", np.ones((1, 48)), "text_encoder.x.lora_A.weight"),
         ("transformer.blocks.0.attn1.to_q.hada_w1_a", np.ones(1), "match nothing: .*hada_w1_a"),
         ("transformer.proj_out.lora_A.weight", np.ones((1, 48)), "proj_out.weight has down"),
-        ("transformer.blocks.0.attn1.to_q.lora_A.weight", np.ones((1, 7)), "is changed by"),
+        ("transformer.blocks.0.attn1.to_q.lora_A.weight", np.ones((1, 7)), "of another size"),
         ("transformer.blocks.0.attn1.to_q.lora_B.weight", np.ones((48, 9)), "is changed by"),
         ("transformer.patch_embedding.lora_B.weight", np.full((1, 2), np.nan), "2 non-finite"),
+        ("transformer.patch_embedding.lora_B.weight", np.ones((48, 0)), "its rank is 0"),
+        ("transformer.blocks.0.ffn.net.0.proj.lora_B.weight", np.ones((96, 2)), "rank 2.*of 3"),
+        ("transformer.transformer_blocks.0.attn2.to_q.lora_A.weight", np.ones(1), "of LTX-Video"),
+        ("lora_unet_double_blocks_0_img_attn.lora_down.weight", np.ones(1), "those of Hunyuan"),
+        ("diffusion_model.blocks.39.cross_attn.q.lora_A.weight", np.ones(1), "those of Wan"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, key, array, said):

@@ -1,0 +1,103 @@
+"""Adapters of a model of two networks: which they are of is asked for, or said by the file."""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import jvdm
+from jvdm.errors import ConfigError, WeightsError
+from jvdm.models.low_rank import LOW_RANK, variables
+from jvdm.weights import lora
+from jvdm.weights.adapters import Network, read_changes
+from jvdm.weights.lora import Adapter
+from jvdm.weights.safetensors import flatten
+from tests.models.test_wan import parameters
+from tests.weights.test_lora import TABLE, products, write
+from tests.weights.wan_folder import write_wan
+
+NETWORKS = {
+    "high": Network("transformer", TABLE, parameters()),
+    "low": Network("transformer_2", TABLE, parameters(1)),
+}
+COUNT = len(products())
+
+
+def of_both(path):
+    """Writes a file with changes of both networks; those of the second one are twice as large."""
+    tensors = {}
+    for name, (down, up) in products().items():
+        for folder, factor in (("transformer", 1), ("transformer_2", 2)):
+            tensors[f"{folder}.{name}.lora_A.weight"] = down
+            tensors[f"{folder}.{name}.lora_B.weight"] = np.float32(factor) * up
+    safetensors.numpy.save_file(tensors, path)
+    return Adapter(path)
+
+
+def test_what_is_asked_for_the_keys_or_the_name_say_the_network(tmp_path):
+    path = write(tmp_path / "x.safetensors", "original").path
+    for network in NETWORKS:
+        asked = Adapter.parsed(f"{network}={path}:0.5")
+        assert asked == Adapter(path, 0.5, network) and asked.label == f"{network}={path}"
+        assert read_changes(asked, NETWORKS).keys() == {network}
+    both = of_both(tmp_path / "both.safetensors")
+    found = read_changes(both, NETWORKS)
+    assert {name: len(changes) for name, changes in found.items()} == {"high": COUNT, "low": COUNT}
+    for name, change in found["low"].items():
+        np.testing.assert_array_equal(change.up, 2 * found["high"][name].up)
+    for network in NETWORKS:
+        (one,) = read_changes(Adapter(both.path, 1.0, network), NETWORKS).items()
+        assert one[0] == network and one[1]["patch_embedding.weight"].scale == 1
+    for place, network in {
+        "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors": "high",
+        "Wan22_A14B_T2V_LOW_Noise_rank64.safetensors": "low",
+    }.items():
+        assert read_changes(write(tmp_path / place, "kohya"), NETWORKS).keys() == {network}
+
+
+def test_a_file_may_have_a_name_like_that_of_a_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "high=x.safetensors", "kohya")
+    assert Adapter.parsed("high=x.safetensors:2") == Adapter(lora.Path("high=x.safetensors"), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "networks", "kind", "said"),
+    [
+        ("middle=", ("high", "low"), ConfigError, "'middle'; its networks are high, low"),
+        ("high=", ("",), ConfigError, "the model has one network; write PATH"),
+        ("", ("high", "low"), WeightsError, "which of the networks.*--lora high=PATH low=PATH"),
+    ],
+)
+def test_what_says_no_network_is_refused(tmp_path, asked, networks, kind, said):
+    path = write(tmp_path / "thigh_noise.safetensors", "kohya").path
+    known = dict(zip(networks, NETWORKS.values(), strict=False))
+    with pytest.raises(kind, match=said):
+        read_changes(Adapter.parsed(f"{asked}{path}"), known)
+
+
+@pytest.mark.slow
+def test_both_networks_of_a_folder_are_changed_each_by_its_own(tmp_path):
+    folder = write_wan(tmp_path / "wan", "a14b")
+    path = write(tmp_path / "x.safetensors", "peft").path
+    loras = [f"high={path}:0.5", of_both(tmp_path / "both.safetensors").path]
+    made = [
+        jvdm.load(folder, lora=loras, lora_separate=separate, dtype="float32", progress=False)
+        for separate in (False, True)
+    ]
+    beside = variables(made[1].params["model"])
+    changed, factors = flatten(made[0].params["model"]), flatten(beside[LOW_RANK])
+    plain = flatten({name: network.expected for name, network in NETWORKS.items()})
+    for name, leaf in flatten(beside["params"]).items():
+        np.testing.assert_array_equal(leaf, plain[name])
+        if f"{name}_down" in factors:
+            leaf = leaf + factors[f"{name}_down"] @ factors[f"{name}_up"]
+        np.testing.assert_allclose(changed[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
+    kernel = "patch_in/kernel"
+    first, second = (changed[f"{name}/{kernel}"] - plain[f"{name}/{kernel}"] for name in NETWORKS)
+    np.testing.assert_allclose(first / 1.5, second / 2, rtol=1e-3, atol=1e-4)
+    said = made[0].arrays[str(loras[1])]
+    assert said == f"{COUNT} arrays of high and {COUNT} arrays of low changed, strength 1"
+    weaker = jvdm.with_strengths(made[1], 0.0, 1.0)
+    assert weaker.arrays[f"high={path}"] == f"{COUNT} arrays of high changed, strength 0"
+    assert jax.tree.structure(weaker.params) == jax.tree.structure(made[1].params)
