@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jvdm.arrays import PyTree
 from jvdm.choices import choose
@@ -22,6 +24,7 @@ from jvdm.values import from_data
 from jvdm.weights import Manifest, read_manifest
 from jvdm.weights.diffusers import ADAPTED, Published, read_index
 from jvdm.weights.folder import is_published
+from jvdm.weights.leaves import Index, Leaf
 from jvdm.weights.lora import Adapter
 
 DTYPES = ("float32", "bfloat16")
@@ -121,8 +124,16 @@ def chosen_dtype(dtype: str | None) -> str:
     return dtype
 
 
-def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
+def load_parameters(
+    folder: Path, manifest: Manifest, system: System, mesh: Mesh | None = None
+) -> PyTree:
     """Reads the parameters of a system, exactly those that its networks have.
+
+    Args:
+        folder: The weights folder.
+        manifest: What it holds.
+        system: Whose parameters are read.
+        mesh: Devices that each get all of them; None is the first device alone.
 
     Raises:
         WeightsError: If a file is missing or broken, or a shape is not that of the system.
@@ -132,7 +143,9 @@ def load_parameters(folder: Path, manifest: Manifest, system: System) -> PyTree:
     with stage("load", total=len(expected), unit="part") as bar:
         for name, shapes in expected.items():
             _, tree = manifest.parameters(folder, name, shapes)
-            params[name] = ready(tree, getattr(system, name))
+            everywhere = mesh and NamedSharding(mesh, PartitionSpec())
+            shardings = everywhere and jax.tree.map(lambda _, one=everywhere: one, tree)
+            params[name] = ready(tree, getattr(system, name), shardings)
             if name == ADAPTED and isinstance(manifest, Published) and manifest.separate:
                 params[name] = _adapted(params[name], manifest, shapes)
             if said := seen().arrays:
@@ -149,18 +162,43 @@ def _adapted(params: PyTree, manifest: Published, shapes: PyTree) -> Adapted:
     return Adapted(params, low_rank, whole, strengths)
 
 
-def ready(tree: PyTree, network: Any) -> PyTree:
-    """Puts parameters on the device.
+def ready(tree: PyTree, network: Any, shardings: PyTree | None = None) -> PyTree:
+    """Puts parameters on the devices.
 
     Kernels are cast to the type that they are used in, once instead of in every
     step; all modules cast them anyway. Gains, biases and tables stay float32, and so do the
     kernels of parts that a network names in `wide`, also within it.
+
+    Args:
+        tree: Parameters; of those that lie in files, a process reads what its devices hold.
+        network: The network that they are of.
+        shardings: Where each of them is; None is the first device.
     """
     wide = getattr(network, "wide", ())
 
-    def place(path: tuple, leaf: Any) -> Any:
+    def place(path: tuple, leaf: Any, sharding: Sharding | None = None) -> jax.Array:
         names = [str(step.key) for step in path]
         is_kernel = names[-1].startswith("kernel") and not set(names).intersection(wide)
-        return jnp.asarray(leaf, getattr(network, "dtype", leaf.dtype) if is_kernel else "float32")
+        kind = getattr(network, "dtype", leaf.dtype) if is_kernel else "float32"
+        return _put(leaf, jnp.dtype(kind), sharding)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    trees = (tree,) if shardings is None else (tree, shardings)
+    return jax.tree_util.tree_map_with_path(place, *trees)
+
+
+def _put(leaf: Any, kind: np.dtype, sharding: Sharding | None) -> jax.Array:
+    """Puts an array where a sharding says; of one in a file that part alone is read, once."""
+    if not isinstance(leaf, Leaf):
+        array = jnp.asarray(leaf, kind)
+        return array if sharding is None else jax.device_put(array, sharding)
+    if sharding is None:
+        return jnp.asarray(leaf.read(dtype=kind))
+    parts: dict[Any, np.ndarray] = {}
+
+    def read(index: Index | None) -> np.ndarray:
+        place = tuple((cut.start, cut.stop) for cut in index or ())
+        if place not in parts:
+            parts[place] = leaf.read(index, kind)
+        return parts[place]
+
+    return jax.make_array_from_callback(leaf.shape, sharding, read)

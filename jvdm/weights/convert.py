@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jvdm.errors import WeightsError
+from jvdm.weights.leaves import Leaf
 from jvdm.weights.safetensors import (
     Tree,
     check_finite,
@@ -26,7 +27,7 @@ from jvdm.weights.safetensors import (
 )
 
 Turn = Callable[[np.ndarray], np.ndarray]
-Tensors = Mapping[str, np.ndarray]
+Tensors = Mapping[str, Any]  # arrays, or what reads like one: `shape`, `dtype` and slices
 _PREFIX = "model.diffusion_model."  # of single files of the original code
 _FIX = "use the config.json that was published with these weights, or download both again"
 
@@ -132,27 +133,39 @@ class Report(NamedTuple):
 def converted(
     table: Table, tensors: Tensors, expected: Mapping[str, Any], where: str | Path
 ) -> tuple[Tree, Report]:
-    """Returns the parameters that published arrays are.
+    """Returns the parameters that published arrays are, as arrays; see `leaves_of`.
+
+    Raises:
+        WeightsError: Also if a value is not finite.
+    """
+    tree, report = leaves_of(table, tensors, expected, where)
+    return unflatten({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}), report
+
+
+def leaves_of(
+    table: Table, tensors: Tensors, expected: Mapping[str, Any], where: str | Path
+) -> tuple[Tree, Report]:
+    """Returns the parameters that published arrays are, to be read as they are needed.
 
     Args:
         table: What they are called.
-        tensors: The published arrays, by name; views of a file are read here.
+        tensors: The published arrays, by name; views of a file are not read here.
         expected: The parameters of the network; leaves have a `shape`.
         where: Where they come from, for errors.
 
     Raises:
-        WeightsError: If an array is missing, left over, of another shape or not finite, with
-            the published names.
+        WeightsError: If an array is missing, left over or of another shape, with the published
+            names.
     """
     plan = _planned(table, tensors, expected, where)
     match(where, plan.tensors, plan.needed, _FIX)
     check_floating(where, plan.tensors)
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(expected).items()}
     leaves = {}
     for rule, names in plan.names.items():
-        for name in names:
-            check_finite(where, name, plan.tensors[name])
-        parts = [rule.layout.ours(plan.tensors[name]) for name in names]
-        leaves[rule.ours] = np.stack(parts) if "{}" in rule.theirs else parts[0]
+        parts, stacked = [plan.tensors[name] for name in names], "{}" in rule.theirs
+        turn, shape = rule.layout.ours, shapes[rule.ours]
+        leaves[rule.ours] = Leaf(shape, names, parts, turn, stacked, where)
     return unflatten(leaves), Report(len(plan.needed), len(plan.tensors), plan.unused)
 
 

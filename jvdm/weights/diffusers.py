@@ -28,19 +28,11 @@ from jvdm.reading import read_json
 from jvdm.stages import seen
 from jvdm.weights import lora
 from jvdm.weights.adapters import Network, read_changes
-from jvdm.weights.convert import Report, Table, converted, faults, published
+from jvdm.weights.convert import Report, Table, faults, leaves_of, published
 from jvdm.weights.folder import INDEX, Manifest
+from jvdm.weights.leaves import own_leaves
 from jvdm.weights.lora import Adapter
-from jvdm.weights.safetensors import (
-    check_finite,
-    check_floating,
-    flatten,
-    listed,
-    map_stored,
-    match,
-    save_stored,
-    unflatten,
-)
+from jvdm.weights.safetensors import flatten, listed, map_stored, save_stored
 
 CONFIG = "config.json"  # of a component
 ADAPTED = "model"  # the component that adapters change
@@ -209,12 +201,13 @@ class Source:
     def read(self, folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that `folder` has there, of the network that has `expected`.
 
-        Which arrays were read is noted in the stages of the run (`jvdm.stages`).
+        They are read as they are needed (`jvdm.weights.leaves`). Which arrays there are is noted
+        in the stages of the run (`jvdm.stages`).
         """
         path = folder / self.folder
         tensors = read_tensors(path)
         warn_of_float16(path, tensors)
-        tree, report = converted(self.table, tensors, expected, path)
+        tree, report = leaves_of(self.table, tensors, expected, path)
         seen().arrays[self.folder] = str(report)
         return tree
 
@@ -229,12 +222,8 @@ class Source:
 
 
 def _read_converted(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns views of the parameters that `Published.write_converted` wrote."""
-    tree = unflatten(map_stored(path))
-    match(path, tree, expected, "convert the published folder again")
-    check_floating(path, tree)
-    for name, array in flatten(tree).items():
-        check_finite(path, name, array)
+    """Returns the parameters that `Published.write_converted` wrote, to be read as needed."""
+    tree = own_leaves(path, expected, "convert the published folder again")
     count = len(flatten(tree))
     seen().arrays[f"{CONVERTED}/{path.name}"] = str(Report(count, count, 0))
     return tree
@@ -258,7 +247,10 @@ class Published(Manifest):
     def parameters(
         self, folder: str | Path, name: str, expected: Mapping[str, Any] | None = None
     ) -> tuple[Path, dict[str, Any]]:
-        """Reads the parameters of a component, in the number types of the files.
+        """Returns the parameters of a component, in the number types of the files.
+
+        They are read as they are needed: by `numpy.asarray`, or part by part
+        (`jvdm.weights.leaves`), which is where values that are not finite are refused.
 
         Args:
             folder: The published folder.
@@ -266,8 +258,8 @@ class Published(Manifest):
             expected: The parameters of its network, whose leaves have a `shape`.
 
         Raises:
-            WeightsError: If a file is missing or broken, or an array is missing, left over, of
-                another shape or not finite.
+            WeightsError: If a file is missing or broken, or an array is missing, left over or of
+                another shape.
         """
         assert expected is not None, "how many layers there are is known from the network"
         path, tree = self._parameters(Path(folder), name, expected)
@@ -351,11 +343,15 @@ class Published(Manifest):
                 parts = self._parts(name, expected[name])
                 found |= {source.folder: source.faults(folder, own) for source, own in parts}
                 continue
+            tree, broken = {}, []
             try:
-                tree, broken = _read_converted(file, expected[name]), []
+                tree = flatten(_read_converted(file, expected[name]))
+                for leaf in tree.values():
+                    np.asarray(leaf)
             except WeightsError as error:
-                tree, broken = {}, [error]
-            found[f"{CONVERTED}/{file.name}"] = flatten(tree), broken
+                broken = [error]
+            arrays = {key: leaf.parts[0] for key, leaf in tree.items()}
+            found[f"{CONVERTED}/{file.name}"] = arrays, broken
         return found
 
     def _parts(self, name: str, params: Mapping[str, Any]) -> list[tuple[Source, Any]]:

@@ -6,10 +6,9 @@ float32 parameters whatever the file holds.
 """
 
 import dataclasses
-import errno
+import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.files import replacing
@@ -27,7 +25,7 @@ SCALE_SUFFIX = ".scale"
 MIN_QUANTIZED = 1024  # elements; smaller arrays save nothing and are often gains or biases
 MIN_PER_SCALE = 32  # weights that share a scale; keeps the scales below 1/8 of the int8 bytes
 INT8_MAX = 127
-_INFINITE = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}  # the bits of infinity
+_INFINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}  # the bits of infinity
 MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
 POINTER = b"version https://git-lfs"
 DEEPEST = 64  # folders of arrays inside one another
@@ -45,6 +43,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_NAMES = {kind: name for name, kind in _DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +96,29 @@ def save(
     save_stored(path, stored, metadata or {})
 
 
-def save_stored(
-    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
+def save_stored(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Writes arrays by full name in their own number types, whole or not at all.
+
+    One after the other is read and written, so that those of `jvdm.weights.leaves` need not be in
+    memory together.
 
     Raises:
         ConfigError: If the file cannot be written there.
     """
-    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with replacing(Path(path)) as temporary:
-        try:
-            safetensors.numpy.save_file(whole, temporary, dict(metadata))
-        except safetensors.SafetensorError as error:
-            raise _as_os_error(error) from error
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end, sizes = 0, {name: array.dtype.itemsize for name, array in arrays.items()}
+    order = sorted(arrays, key=lambda name: (-sizes[name], name))  # so that all are aligned
+    for name in order:
+        kind, shape = _NAMES[arrays[name].dtype.newbyteorder("=")], list(arrays[name].shape)
+        start, end = end, end + sizes[name] * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = np.asarray(arrays[name], arrays[name].dtype.newbyteorder("="), order="C")
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def load(path: str | Path) -> Tree:
@@ -387,12 +395,6 @@ def _is_floating(array: np.ndarray) -> bool:
 def named_dtype(name: str) -> np.dtype:
     """Returns the numpy type called `name`, bfloat16 included."""
     return _DTYPES["BF16"] if name == "bfloat16" else np.dtype(name)
-
-
-def _as_os_error(error: safetensors.SafetensorError) -> OSError:
-    """Returns what the system said, which the library hides in its text."""
-    number = int((re.findall(r"os error (\d+)", str(error)) or [errno.EIO])[0])
-    return OSError(number, os.strerror(number))
 
 
 def _corrupt(path: Path, detail: str) -> WeightsError:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def folder(tmp_path_factory):
 def parameters(folder):
     manifest = manifest_of(folder)
     shapes = stored_shapes(system_of(manifest))
-    return {name: manifest.parameters(folder, name, shapes[name])[1] for name in shapes}
+    found = {name: manifest.parameters(folder, name, shapes[name])[1] for name in shapes}
+    return jax.tree.map(np.asarray, found)
 
 
 def assert_same(tree, other):

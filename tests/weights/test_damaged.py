@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy as library
 
 import jvdm
 from jvdm.configs import nano_vae
@@ -142,7 +143,7 @@ def test_what_a_header_may_not_say_is_named(tmp_path, header, message):
 def test_scales_belong_to_bytes_and_all_values_are_finite(tmp_path, values, scale, message):
     path = tmp_path / "x.safetensors"
     arrays = {"w": values} if scale is None else {"w": values, "w.scale": scale}
-    safetensors.safetensors.numpy.save_file(arrays, path)
+    library.save_file(arrays, path)
     with pytest.raises(WeightsError, match=message):
         safetensors.load(path)
 
@@ -159,7 +160,7 @@ def nano(tmp_path):
 def edit(path, change):
     stored = safetensors.load_stored(path)
     change(stored)
-    safetensors.safetensors.numpy.save_file(stored, path)
+    library.save_file(stored, path)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.bool_, np.int8])

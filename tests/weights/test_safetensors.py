@@ -1,11 +1,15 @@
 """Trees survive the file; broken files are named, never half read."""
 
+import errno
+from typing import Any
+
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy as library
 
 from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.weights import safetensors
@@ -165,13 +169,36 @@ def test_values_that_overflow_the_storage_type_are_refused_and_nothing_is_writte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_an_error_with_a_name(tmp_path, monkeypatch):
-    def full(*_):
-        raise safetensors.safetensors.SafetensorError("I/O error: no space left (os error 28)")
+def test_a_full_disk_is_an_error_with_a_name(tmp_path):
+    class Full:
+        shape, dtype = (2,), np.dtype(np.float32)
 
-    monkeypatch.setattr(safetensors.safetensors.numpy, "save_file", full)
+        def __array__(self, dtype=None, copy=None):
+            raise OSError(errno.ENOSPC, "no space left")
+
+    (tmp_path / "w.safetensors").write_text("old")
     with pytest.raises(ConfigError, match="w.safetensors cannot be written; the disk is full"):
-        safetensors.save(tmp_path / "w.safetensors", tree())
+        safetensors.save_stored(tmp_path / "w.safetensors", {"a": np.ones(9), "w": Full()}, {})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_files_are_as_the_library_reads_and_writes_them(tmp_path):
+    kinds = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_]
+    arrays: dict[str, Any] = {
+        f"a/{np.dtype(kind).name}": np.ones((3, 1, 5), kind) for kind in kinds
+    }
+    arrays |= {"é": np.float32(2).reshape(()), "none": np.zeros((0, 4)), "turned": np.eye(3, 5).T}
+    arrays["big"] = np.arange(6, dtype=">f4")
+    path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    safetensors.save_stored(path, arrays, {"of": "a test"})
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    library.save_file(whole, again, {"of": "a test"})
+    assert path.stat().st_size == again.stat().st_size
+    found = library.load_file(path)
+    assert found.keys() == arrays.keys()
+    for name, array in library.load_file(again).items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+    assert safetensors.read_header(path)[1] == {"of": "a test"}
 
 
 def test_match_lists_what_differs(file):
