@@ -121,6 +121,31 @@ def told_of(known: tuple[Known, ...], canvas: Canvas) -> Told:
     return Told(clip, columns)
 
 
+def shown_pictures(
+    given: Settings, canvas: Canvas, count: int
+) -> tuple[UInt8[np.ndarray, "n H W 3"], ...]:
+    """Returns the pictures that a vision encoder is shown, as they were given, not as they fit.
+
+    Args:
+        given: `image` and `last_image`.
+        canvas: Sizes of the run.
+        count: How many the model reads: the first, or the first and the last.
+
+    Raises:
+        ConfigError: If there are more or fewer.
+    """
+    found = {name: getattr(given, name) for name in ("image", "last_image")}
+    found = {name: picture for name, picture in found.items() if picture is not None}
+    if len(found) != count:
+        why = ("", "it reads the first picture alone", "it reads the first and the last picture")
+        fix = "give image and last_image" if count == 2 else "give image (--image) alone"
+        what = f"{' and '.join(found) or 'no image'} given to a model with a vision encoder"
+        raise ConfigError(what, why[count], fix)
+    pictures = [_checked(name, value, 3, "[H, W, 3]", canvas, []) for name, value in found.items()]
+    most = max(map(len, pictures))
+    return tuple(np.broadcast_to(each, (most, *each.shape[1:])) for each in pictures)
+
+
 def read_channel(channel: Any, canvas: Canvas) -> Told | None:
     """Reads the clip of the channel port: the last frames of a video, or a picture.
 

@@ -24,7 +24,7 @@ from jvdm.products import product_bytes, product_flops
 from jvdm.samplers import TimestepMatrix
 from jvdm.system import OF_A_ROW, System
 
-_PARTS = ("text", "model", "vae", *OF_A_ROW)
+_PARTS = ("text", "vision", "model", "vae", *OF_A_ROW)
 UNPRICED_OPERATIONS = 3e12  # take less than a minute on a single core
 WORTH_SAYING = 60.0  # seconds
 SHARE_OF_PEAK = 0.5  # of the speed of a large product, that a whole row reaches
@@ -183,7 +183,7 @@ def _row(
 
 def parameter_shapes(system: System) -> PyTree:
     """Returns the shapes of the parameters of a system's networks."""
-    return dict(_shapes(system.only("text", "model", "vae")))
+    return dict(_shapes(system.only(*system.networks)))
 
 
 def stored_shapes(system: System) -> PyTree:

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jvdm.arrays import Array, Frames, Key, Latents, PyTree, no_type_check
+from jvdm.arrays import Array, Float, Frames, Key, Latents, PyTree, Tokens, no_type_check
 from jvdm.attention import Policy
 from jvdm.keys import named
-from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.models.conditions import ChannelCondition, Conditions, PictureStates, TextStates
 from jvdm.models.low_rank import variables
 from jvdm.samplers import (
     Call,
@@ -86,8 +87,8 @@ OF_A_ROW = ("process", "prediction", "solver", "guidance", "policy", "tiles", "c
 class System:
     """Networks and rules, no arrays.
 
-    Parameters are `{"text", "model", "vae"}`; those of the autoencoder are a `LatentSpace`,
-    which holds mean and standard deviation of its latents too.
+    Parameters are `{"text", "model", "vae"}`, and `"vision"` where there is one; those of the
+    autoencoder are a `LatentSpace`, which holds mean and standard deviation of its latents too.
 
     A system of several modalities has an autoencoder for each, a `FrozenDict` by name; its latents,
     calls, matrices and guidance are dicts by these names, and one network sees them all.
@@ -99,6 +100,8 @@ class System:
         process: The corruption process that the model was trained on.
         prediction: What the model predicts.
         sampling: How latents are made.
+        vision: Encoder of pictures for a model that reads their states: `read(pictures)` on the
+            host, then `apply`.
     """
 
     text: Any = dataclasses.field(metadata={"static": True})
@@ -107,6 +110,13 @@ class System:
     process: Process = dataclasses.field(default=rectified_flow(), metadata={"static": True})
     prediction: PredictionKind = dataclasses.field(default="velocity", metadata={"static": True})
     sampling: Sampling = Sampling()
+    vision: Any = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """The networks that there are, by name, in the order of their use."""
+        parts = {name: getattr(self, name) for name in ("text", "vision", "model", "vae")}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def only(self, *names: str) -> "System":
         """Returns a system with these parts and rules alone, for programs that need no other."""
@@ -121,10 +131,9 @@ class System:
 
     def with_dtype(self, dtype: str) -> "System":
         """Returns the system whose networks compute in `dtype`."""
-        networks = {name: getattr(self, name) for name in ("text", "model", "vae")}
         changed = {
             name: network.clone(dtype=dtype)
-            for name, network in networks.items()
+            for name, network in self.networks.items()
             if hasattr(network, "dtype")
         }
         return dataclasses.replace(self, **changed)
@@ -155,7 +164,11 @@ class System:
             params, channels = vae.init(named(key, "vae"), frames)["params"], vae.latent_channels
             return LatentSpace(params, jnp.zeros(channels), jnp.ones(channels))
 
-        return {**self.init_denoiser(key), "vae": each(space, self.vae)}
+        vision = {}
+        if self.vision is not None:
+            pixels = jnp.asarray(self.vision.read(np.zeros((1, 1, 1, 3), np.uint8)))
+            vision = {"vision": self.vision.init(named(key, "vision"), pixels)["params"]}
+        return {**self.init_denoiser(key), **vision, "vae": each(space, self.vae)}
 
     def init_denoiser(self, key: Key) -> PyTree:
         """Returns fresh `{"text", "model"}` parameters."""
@@ -173,11 +186,21 @@ class System:
         return {"text": text["params"], "model": model["params"]}
 
     def told(
-        self, params: PyTree, ids: PyTree, channel: ChannelCondition | None = None
+        self,
+        params: PyTree,
+        ids: PyTree,
+        channel: ChannelCondition | None = None,
+        pictures: PictureStates | None = None,
     ) -> Conditions:
-        """Returns the conditions for what `text.read` made of prompts, and known latents."""
+        """Returns the conditions for what `text.read` made of prompts, known latents, pictures."""
         text = TextStates(*self.text.apply({"params": params["text"]}, ids))
-        return Conditions(text=text, channel=channel)
+        return Conditions(text=text, channel=channel, pictures=pictures)
+
+    def see(self, params: PyTree, pixels: Float[Array, "B K h w 3"]) -> Tokens:
+        """Returns the states of what `vision.read` made of `K` pictures a video, side by side."""
+        flat = pixels.reshape(-1, *pixels.shape[2:])
+        states = self.vision.apply({"params": params["vision"]}, flat)
+        return states.reshape(len(pixels), -1, states.shape[-1])
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -194,7 +217,11 @@ class System:
         return predict
 
     def conditions(
-        self, params: PyTree, ids: PyTree, channel: ChannelCondition | None = None
+        self,
+        params: PyTree,
+        ids: PyTree,
+        channel: ChannelCondition | None = None,
+        pictures: Tokens | None = None,
     ) -> Conditions:
         """Returns what the model is told in all guidance branches, branch-major.
 
@@ -204,12 +231,18 @@ class System:
                 the other.
             channel: Known latents of the videos; the same in every branch but those
                 that go without (`dropped`).
+            pictures: What `see` returned, for every video; likewise.
         """
+        told = None
+        if pictures is not None:
+            keeps = jnp.array(["pictures" not in dropped(name) for name in self.branches])
+            states = jnp.concatenate([pictures] * len(keeps))
+            told = PictureStates(states, jnp.repeat(keeps, len(pictures)))
         if channel is not None:
             keeps = ["channel" not in dropped(name) for name in self.branches]
             known = jnp.concatenate([channel.known & keep for keep in keeps])
             channel = ChannelCondition(jnp.concatenate([channel.latents] * len(keeps)), known)
-        return self.told(params, ids, channel)
+        return self.told(params, ids, channel, told)
 
     def denoiser(self, params: PyTree, conditions: Conditions) -> Any:
         """Returns the guided network: a `Denoiser`, of modalities a `JointDenoiser`."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvdm.errors import WeightsError
+from jvdm.models.clip import ClipVision
+from jvdm.models.clip_published import unread, vision_encoder, vision_encoder_names
 from jvdm.models.published import attention_names
 from jvdm.models.wan import EXPERTS, WanDiT, WanExperts, experts
 from jvdm.samplers import (
@@ -40,7 +42,7 @@ from jvdm.weights.convert import (
     joined,
     linear,
 )
-from jvdm.weights.diffusers import CONFIG, Published, Source, read_config
+from jvdm.weights.diffusers import CONFIG, Published, Source, find_tensors, read_config
 
 Config = Mapping[str, Any]
 
@@ -48,6 +50,8 @@ PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 """Classes of Diffusers whose folders are read here."""
 
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
+VISION = "image_encoder"  # of Wan 2.1 of pictures
+PICTURES = "image_processor/preprocessor_config.json"
 SECOND = "transformer_2"  # of Wan 2.2 A14B, for low noise levels
 SCHEDULER = "scheduler/scheduler_config.json"
 ORIGINALS = {
@@ -71,9 +75,20 @@ ORIGINALS = {
             strict=True,
         )
     },
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "blocks.{}.cross_attn.k_img": "blocks.{}.attn2.add_k_proj",
+    "blocks.{}.cross_attn.v_img": "blocks.{}.attn2.add_v_proj",
+    "blocks.{}.cross_attn.norm_k_img": "blocks.{}.attn2.norm_added_k",
 }
 """What Diffusers calls the modules of the transformer in the code of Wan-Video/Wan2.1."""
 TOKENIZER = "tokenizer/tokenizer.json"
+
+
+SMALL_SHIFT = 3.0  # of 480 x 832; 5 for 720 x 1280 of a first picture, 16 of a first and a last
 
 
 class Usual(NamedTuple):
@@ -91,11 +106,13 @@ WAN_2_1 = Usual(
     Defaults(height=480, width=832, num_frames=81, fps=16.0),
     ((480, 832), (832, 480), (720, 1280), (1280, 720)),
 )
+I2V_2_1 = WAN_2_1._replace(steps=40)
+LARGE = Defaults(height=720, width=1280, num_frames=81, fps=16.0)
 TI2V_2_2 = Usual(
     Defaults(height=704, width=1280, num_frames=121, fps=24.0), ((704, 1280), (1280, 704))
 )
 A14B_2_2 = WAN_2_1._replace(
-    defaults=Defaults(height=720, width=1280, num_frames=81, fps=16.0),
+    defaults=LARGE,
     steps=40,
     scale=4.0,
     scale_2=3.0,
@@ -103,15 +120,24 @@ A14B_2_2 = WAN_2_1._replace(
 A14B_I2V_2_2 = A14B_2_2._replace(scale=3.5, scale_2=3.5)
 
 
-def usual(index: Config) -> Usual:
+def usual(index: Config, scheduler: Config, model: Config) -> Usual:
     """Returns how videos of a pipeline are usually made.
 
     Source: the settings beside the official code (`wan/configs` of Wan-Video/Wan2.1 and Wan2.2).
+
+    Args:
+        index: What `model_index.json` says.
+        scheduler: What the scheduler's configuration says; of the networks of one architecture,
+            those for large pictures have the larger shift.
+        model: What the transformer's says.
     """
     of_pictures = index["_class_name"] == "WanImageToVideoPipeline"
     if index.get("boundary_ratio"):
         return A14B_I2V_2_2 if of_pictures else A14B_2_2
-    return TI2V_2_2 if index.get("expand_timesteps") else WAN_2_1
+    if not of_pictures or index.get("expand_timesteps"):
+        return TI2V_2_2 if index.get("expand_timesteps") else WAN_2_1
+    how = WAN_2_1 if model.get("pos_embed_seq_len") else I2V_2_1
+    return how._replace(defaults=LARGE) if scheduler.get("flow_shift", 0.0) > SMALL_SHIFT else how
 
 
 def manifest(folder: Path, index: Config) -> Published:
@@ -124,19 +150,17 @@ def manifest(folder: Path, index: Config) -> Published:
     Raises:
         WeightsError: If a part is missing or cannot be read, or is one that jvdm does not know.
     """
-    if (index.get("image_encoder") or [None])[0]:
-        what = f"{folder} is a pipeline with an image_encoder"
-        raise WeightsError(what, "jvdm has none for Wan", "use Wan2.2-TI2V-5B or Wan2.2-I2V-A14B")
-    how = usual(index)
-    boundary = index.get("boundary_ratio")
+    boundary, scheduler = index.get("boundary_ratio"), read_config(folder / SCHEDULER)
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    how = usual(index, scheduler, configs["model"])
     second = read_config(folder / SECOND / CONFIG) if boundary else configs["model"]
     tokenizer = PieceTokenizer(str((folder / TOKENIZER).absolute()))
     try:
         text, coder = text_encoder(configs["text"], tokenizer), vae(configs["vae"])
         model = transformer(configs["model"], boundary)
         alike = transformer(second, boundary) == model
-        rules = sampling(read_config(folder / SCHEDULER), how, boundary)
+        rules = sampling(scheduler, how, boundary)
+        vision = _vision(folder, model)
         mean, std = (tuple(configs["vae"][f"latents_{name}"]) for name in ("mean", "std"))
     except (KeyError, TypeError, IndexError) as error:
         what = f"a configuration in {folder} is not as Wan has it"
@@ -144,30 +168,54 @@ def manifest(folder: Path, index: Config) -> Published:
     if not alike:
         what = f"{folder}: {FOLDERS['model']} and {SECOND} are networks of different sizes"
         raise WeightsError(what, "one takes over from the other", "download the folder again")
-    system = System(text, model, coder, rules[0], sampling=rules[1])
+    system = System(text, model, coder, rules[0], sampling=rules[1], vision=vision)
     return Published(
         family="wan",
-        components={name: to_data(getattr(system, name), name) for name in FOLDERS},
+        components={name: to_data(part, name) for name, part in system.networks.items()},
         latent_mean=mean,
         latent_std=std,
         defaults=how.defaults,
         trained_frames=how.defaults.num_frames,
         trained_sizes=how.sizes,
         rules=rules_of(system),
-        sources=sources(system),
+        sources=sources(system, folder),
     )
 
 
-def sources(system: System) -> dict[str, Source | Mapping[str, Source]]:
-    """Returns where the parameters of every component of a system are published."""
-    names, folders = transformer_names(system.model), (FOLDERS["model"], SECOND)
-    model = [Source(folder, names) for folder in folders]
+def _vision(folder: Path, model: WanDiT) -> ClipVision | None:
+    """Returns the encoder of the pictures whose states a network reads, None where it reads none.
+
+    Raises:
+        WeightsError: If the folder has none, or its states are not those that the network reads.
+    """
+    if not model.reads_pictures:
+        return None
+    config, processor = (read_config(folder / place) for place in (f"{VISION}/{CONFIG}", PICTURES))
+    vision = vision_encoder(config, processor)
+    made, side = vision.width, config["image_size"] // vision.patch
+    count = 2 * (1 + side**2)
+    if made != model.picture_width or model.picture_places not in (0, count):
+        what = f"{folder}/{VISION} makes {count // 2} states of {made} features of a picture"
+        why = f"{FOLDERS['model']} reads {model.picture_places or 'any'} of {model.picture_width}"
+        raise WeightsError(what, why, "download the folder again")
+    return vision
+
+
+def sources(system: System, folder: Path) -> dict[str, Source | Mapping[str, Source]]:
+    """Returns where the parameters of every component of a system in `folder` are published."""
+    names, places = transformer_names(system.model), (FOLDERS["model"], SECOND)
+    model = [Source(place, names) for place in places]
     is_two = isinstance(system.model, WanExperts)
-    return {
+    found: dict[str, Source | Mapping[str, Source]] = {
         "text": Source(FOLDERS["text"], text_encoder_names(system.text), "model"),
         "model": dict(zip(EXPERTS, model, strict=True)) if is_two else model[0],
         "vae": Source(FOLDERS["vae"], vae_names(system.vae)),
     }
+    if system.vision is not None:
+        rest = unread(system.vision, find_tensors(folder / VISION)[0])
+        names = vision_encoder_names(system.vision)
+        found["vision"] = Source(VISION, names, "model", others=rest)
+    return found
 
 
 def sampling(
@@ -226,6 +274,8 @@ def transformer(config: Config, boundary: float | None = None) -> WanDiT:
         patch=config["patch_size"][1],
         frequencies=config["freq_dim"] // 2,
         cross_norm=config["cross_attn_norm"],
+        picture_width=config.get("image_dim") or 0,
+        picture_places=config.get("pos_embed_seq_len") or 0,
     )
     return network if boundary is None else experts(network, 1000.0 * boundary)
 
@@ -250,5 +300,22 @@ def transformer_names(model: WanDiT) -> Table:
     if model.cross_norm:
         rules.append(Rule("blocks.{}.norm2.weight", "layers/cross_norm/scale"))
         rules.append(Rule("blocks.{}.norm2.bias", "layers/cross_norm/bias"))
+    rules += _picture_names(model) if model.reads_pictures else []
     unused = (r"blocks\.\d+\.attn2\.norm_added_q\.weight",)
     return Table(tuple(rules), ignored=unused, originals=ORIGINALS)
+
+
+def _picture_names(model: WanDiT) -> list[Rule]:
+    """Returns the rules of what reads the states of pictures."""
+    theirs, places = "condition_embedder.image_embedder", bool(model.picture_places)
+    rules = [Rule(f"{theirs}.pos_embed", "picture_places", FIRST)] if places else []
+    for name, ours in (("norm1", "in"), ("norm2", "out")):
+        rules.append(Rule(f"{theirs}.{name}.weight", f"picture_norm_{ours}/scale"))
+        rules.append(Rule(f"{theirs}.{name}.bias", f"picture_norm_{ours}/bias"))
+    rules += linear(f"{theirs}.ff.net.0.proj", "picture_hidden")
+    rules += linear(f"{theirs}.ff.net.2", "picture_out")
+    for part in "kv":
+        rules += linear(f"blocks.{{}}.attn2.add_{part}_proj", f"layers/picture_{part}")
+    # Heads of the prompt do not turn, and neither do those of pictures.
+    rules.append(Rule("blocks.{}.attn2.norm_added_k.weight", "layers/picture_k_norm/gain"))
+    return rules

@@ -18,7 +18,7 @@ from jvdm.errors import ConfigError
 from jvdm.features import layer_normalize, rms_normalize, sinusoids
 from jvdm.models.attention import attend
 from jvdm.models.carry import Carry
-from jvdm.models.conditions import Conditions, TextStates
+from jvdm.models.conditions import Conditions, PictureStates, TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
@@ -82,11 +82,24 @@ class AdaLNSingleLayer(TransformerLayer):
         return self._linear("self_out", x.shape[-1], out.reshape(x.shape)), state
 
     def _read(
-        self, x: Tokens, text: tuple[Float[Array, "B _ D"], Int[Array, " B"] | None]
+        self,
+        x: Tokens,
+        told: tuple[Float[Array, "B _ D"], Int[Array, " B"] | None, PictureStates | None],
     ) -> Tokens:
-        """Video tokens read the prompt: so many states of it, or all where no number is said."""
-        states, lengths = text
-        out = dense_attention(*self._heads("cross", x, states), kv_lengths=lengths)
+        """Video tokens read the prompt: so many states of it, or all where no number is said.
+
+        Where there are states of pictures, the same queries read those too, and what both say is
+        added.
+        """
+        states, lengths, pictures = told
+        q, k, v = self._heads("cross", x, states)
+        out = dense_attention(q, k, v, kv_lengths=lengths)
+        if pictures is not None:
+            k, v = (self._linear(f"picture_{part}", x.shape[-1], pictures.states) for part in "kv")
+            k = RMSNorm(self.head_epsilon, name="picture_k_norm")(k)
+            k, v = (y.reshape(*y.shape[:2], *q.shape[2:]) for y in (k, v))
+            seen = dense_attention(q, k, v)
+            out = out + jnp.where(pictures.known[:, None, None, None], seen, 0)
         return self._linear("cross_out", x.shape[-1], out.reshape(x.shape))
 
     def _heads(self, name: str, x: Tokens, other: Float[Array, "B _ D"]) -> list[Array]:
@@ -152,6 +165,10 @@ class AdaLNSingle(Transformer, nn.Module):
         """Returns how many states of a prompt are read; None is all, padding too."""
         return text.lengths
 
+    def read_pictures(self, conditions: Conditions) -> PictureStates | None:
+        """Returns the states of pictures as layers read them, None where there are none."""
+        return None
+
     def patched(self, x: Latents, call: Call, conditions: Conditions) -> Float[Array, "B F P E"]:
         """Returns what tokens are made of: the squares of cells of every frame."""
         return self._patches(x)
@@ -191,7 +208,7 @@ class AdaLNSingle(Transformer, nn.Module):
         told = told.reshape(batch, frames, 6, self.width)
         hidden = gelu(self._linear("text_hidden", self.width, conditions.text.states))
         states = self._linear("text_out", self.width, hidden)
-        text = (states, self.prompt_lengths(conditions.text))
+        text = (states, self.prompt_lengths(conditions.text), self.read_pictures(conditions))
         shared = Shared(told, way.rotary, text, call.row, call.t)
         made = {"mlp_width": self.mlp_width, **self.made()}
         tokens, carry = self._layers(self.layer, made, tokens, way, shared)

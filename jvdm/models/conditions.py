@@ -33,6 +33,15 @@ class ChannelCondition:
 
 @typing.no_type_check
 @flax.struct.dataclass
+class PictureStates:
+    """Encoded pictures: states `[B, L, D]`, and whether they count, `[B]`."""
+
+    states: Tokens
+    known: Bool[Array, " B"]
+
+
+@typing.no_type_check
+@flax.struct.dataclass
 class Conditions:
     """The ports of a video model; a port that is None has no effect.
 
@@ -42,6 +51,7 @@ class Conditions:
 
     text: TextStates | None = None
     channel: ChannelCondition | None = None
+    pictures: PictureStates | None = None
 
     @property
     def given(self) -> tuple[str, ...]:

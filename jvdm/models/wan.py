@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Latents
+from jvdm.arrays import Array, Float, Latents, Tokens
+from jvdm.errors import ShapeError
 from jvdm.models.adaln_single import AdaLNSingle
 from jvdm.models.carry import Carry
-from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.models.conditions import ChannelCondition, Conditions, PictureStates, TextStates
 from jvdm.samplers import Call
 
 
@@ -33,6 +34,10 @@ class WanDiT(AdaLNSingle):
         mask_channels: Of a network that is told pictures beside the noisy latents (the channel
             port): so many channels say which latent frames they are, then their latents. The last
             is that of the newest pixel frame; only in the first latent frame all are known.
+        picture_width: Features of the states of pictures (`jvdm.models.clip`) that it reads
+            beside the prompt (the port called pictures); 0 where it reads none.
+        picture_places: How many states it reads, each with a learnt position: those of the first
+            and of the last picture. 0 where it reads the first picture alone, without.
     """
 
     width: int = 1536
@@ -44,6 +49,8 @@ class WanDiT(AdaLNSingle):
     rotary_base: float = 1e4
     cross_norm: bool = True
     mask_channels: int = 0
+    picture_width: int = 0
+    picture_places: int = 0
 
     @property
     def told_pictures(self) -> bool:
@@ -53,7 +60,13 @@ class WanDiT(AdaLNSingle):
     @property
     def ports(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The conditions that it reads."""
-        return ("text", "channel") if self.told_pictures else ("text",)
+        channel, pictures = self.told_pictures, self.reads_pictures > 0
+        return ("text", *("channel",) * channel, *("pictures",) * pictures)
+
+    @property
+    def reads_pictures(self) -> int:
+        """Of how many pictures it reads the states."""
+        return 0 if not self.picture_width else 2 if self.picture_places else 1
 
     @property
     def rotary_axes(self) -> tuple[int, int, int]:
@@ -67,6 +80,30 @@ class WanDiT(AdaLNSingle):
 
     def prompt_lengths(self, text: TextStates) -> None:
         """All states are read."""
+
+    def read_pictures(self, conditions: Conditions) -> PictureStates | None:
+        """Returns the states of pictures as layers read them: two products between norms."""
+        given = conditions.pictures
+        if given is None and self.is_initializing() and self.reads_pictures:
+            empty = jnp.zeros((1, max(self.picture_places, 1), self.picture_width))
+            given = PictureStates(empty, jnp.ones(1, bool))
+        if given is None:
+            return None
+        x = given.states.astype(self.dtype)
+        if self.picture_places:
+            if x.shape[1] != self.picture_places:
+                what = f"{x.shape[1]} states of pictures were given"
+                why = f"this model reads {self.picture_places}, of a first and a last picture"
+                raise ShapeError(what, why, "give image and last_image")
+            places = self.param("picture_places", nn.initializers.zeros, x.shape[1:])
+            x = x + places.astype(self.dtype)[None]
+        x = self._linear("picture_hidden", x.shape[-1], self._norm("picture_norm_in", x))
+        x = self._linear("picture_out", self.width, nn.gelu(x, approximate=False))
+        return PictureStates(self._norm("picture_norm_out", x), given.known)
+
+    def _norm(self, name: str, x: Tokens) -> Tokens:
+        norm = nn.LayerNorm(1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+        return norm(x).astype(self.dtype)
 
     def patched(self, x: Latents, call: Call, conditions: Conditions) -> Float[Array, "B F P E"]:
         """Returns what tokens are made of: squares of cells, with pictures as more channels."""

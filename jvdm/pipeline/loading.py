@@ -67,7 +67,8 @@ def system_of(manifest: Manifest) -> System:
         WeightsError: If a network is missing, or this jvdm cannot build one.
     """
     try:
-        networks = {name: manifest.component(name) for name in ("text", "model", "vae")}
+        seeing = ("vision",) * ("vision" in manifest.components)
+        networks = {name: manifest.component(name) for name in ("text", *seeing, "model", "vae")}
         rules = {name: from_data(rule) for name, rule in manifest.rules.items()}
         system = System(**networks, **rules)
         sampling: Any = system.sampling

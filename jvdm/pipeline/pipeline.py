@@ -295,8 +295,10 @@ class Pipeline:
         """Prompts and clips to what the model is told, in all guidance branches."""
         clip = None if job.channel is None else self.encode(job.channel.frames)
         columns = job.channel.columns if job.channel else ()
-        told, params = job.system.only("text", "guidance"), {"text": self.params["text"]}
-        return programs.tell(told, params, self._split(job.ids), clip, tuple(job.shape), columns)
+        told = job.system.only("text", "vision", "guidance")
+        params = {name: self.params[name] for name in told.networks}
+        ids, pictures = self._split(job.ids), self._everywhere(job.pictures)
+        return programs.tell(told, params, ids, clip, tuple(job.shape), columns, pictures)
 
     def begin(self, job: Job) -> State:
         """Seeds to noise, and given frames at the levels where their columns start.
@@ -312,8 +314,7 @@ class Pipeline:
         matrix, known = self._everywhere(
             (job.matrix, tuple((clean, jnp.asarray(columns)) for clean, columns in placed))
         )
-        size = tuple(job.shape)
-        state = programs.begin(system, matrix, seeds, noise, known, size, self.mesh)
+        state = programs.begin(system, matrix, seeds, noise, known, tuple(job.shape), self.mesh)
         return state if job.inversion is None else state._replace(x=self.sample(job.inversion))
 
     def compile(self, run: Run, decodes: int = 0) -> None:
@@ -488,9 +489,8 @@ class Pipeline:
 
     def _split(self, batch: Any) -> Any:
         """Puts arrays on the device, their leading axis split over the mesh."""
-        return (
-            jax.tree.map(jnp.asarray, batch) if self.mesh is None else split_batch(batch, self.mesh)
-        )
+        mesh = self.mesh
+        return jax.tree.map(jnp.asarray, batch) if mesh is None else split_batch(batch, mesh)
 
     def _everywhere(self, tree: Any) -> Any:
         """Puts a copy of every array on all devices of the mesh."""

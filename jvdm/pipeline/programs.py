@@ -36,23 +36,28 @@ def tell(
     clip: Latents | None,
     shape: Sequence[int],
     columns: tuple[int, ...] = (),
+    pictures: Float[Array, "#B K h w 3"] | None = None,
 ) -> Conditions:
     """Returns what the model is told in all guidance branches.
 
     Args:
-        system: Text encoder and guidance.
+        system: Text encoder, vision encoder and guidance.
         params: Parameters.
         ids: What the text encoder reads, branch-major.
         clip: The first latents of the channel port, for one video or for each.
         shape: Sizes of the latents of the run.
         columns: Latent frames of the clip that count.
+        pictures: What the vision encoder reads of `K` pictures, of one video or of each.
     """
     channel = None
     if clip is not None:
         empty, count = jnp.zeros(tuple(shape)), clip.shape[1]
         known = jnp.zeros(tuple(shape[:-1]), bool).at[:, jnp.array(columns)].set(True)
         channel = ChannelCondition(empty.at[:, :count].set(clip), known)
-    return system.conditions(params, ids, channel)
+    states = None if pictures is None else system.see(params, pictures)
+    if states is not None:
+        states = jnp.broadcast_to(states, (shape[0], *states.shape[1:]))
+    return system.conditions(params, ids, channel, states)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "mesh"))

@@ -15,7 +15,7 @@ from jvdm import pricing, prompts
 from jvdm import record as records
 from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.pictures import Canvas, Known, Told, place, read_channel, told_of
+from jvdm.pictures import Canvas, Known, Told, place, read_channel, shown_pictures, told_of
 from jvdm.recipes import nearest
 from jvdm.rows import keep_given, matrix_of, row_from, starts_noisy
 from jvdm.samplers import (
@@ -131,6 +131,8 @@ class Job:
         known: Frames that are given instead of generated, or that are edited.
         given: Latents that are given.
         channel: What the channel port tells, None for nothing.
+        pictures: What the vision encoder reads, `[n, K, h, w, 3]` for `K` pictures a video and
+            one video or each; None for nothing.
         shape: Sizes of the latents.
         noise: Starting noise of `shape`, None for that of the seeds.
         inputs: sha256 of every picture and of the starting noise, by setting.
@@ -149,6 +151,7 @@ class Job:
     known: tuple[Known, ...]
     given: tuple[Given, ...]
     channel: Told | None
+    pictures: np.ndarray | None
     shape: LatentShape
     noise: np.ndarray | None
     inputs: Mapping[str, str]
@@ -237,6 +240,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         known=known,
         given=request.given,
         channel=channel,
+        pictures=_seen(system, request, canvas),
         shape=shape,
         noise=_noise(request.latents, shape),
         inputs={name: records.digest(x) for name, x in given.items() if x is not None},
@@ -254,6 +258,14 @@ def _read(system: System, texts: tuple[str, ...], settings: Settings) -> tuple[A
     """Returns what the text encoder reads of the prompts of all branches, and unknown words."""
     branches = system.sampling.guidance.branches
     return system.text.read(prompts.of_branches(branches, texts, settings.negative_prompt))
+
+
+def _seen(system: System, request: Request, canvas: Canvas) -> np.ndarray | None:
+    """Returns what the vision encoder reads of the pictures, None where there is none."""
+    if system.vision is None:
+        return None
+    shown = shown_pictures(request, canvas, system.model.reads_pictures)
+    return np.stack([system.vision.read(picture) for picture in shown], 1)
 
 
 def _edits(request: Request, noisy: np.ndarray, first: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from jvdm.attention import FrameCausal
-from jvdm.errors import ConfigError
-from jvdm.models import Conditions, TextStates
+from jvdm.errors import ConfigError, ShapeError
+from jvdm.models import ChannelCondition, Conditions, TextStates
+from jvdm.models.conditions import PictureStates
 from jvdm.models.wan import experts
 from jvdm.pipeline.loading import ready
 from jvdm.samplers import Call
@@ -117,6 +119,60 @@ def test_experts_are_made_and_collect_as_one_network():
     told = {"params": shapes}
     carry = jax.eval_shape(lambda told: two.apply(told, X, Call.at(FRAMES), TOLD)[1], told)
     assert carry.features.shape == (1, 2, 72, 48)
+
+
+@functools.cache
+def seeing(name):
+    """Returns a network that reads pictures, its weights, latents and what it is told of them."""
+    reference = Reference(name)
+    network = wan.transformer(reference.config).clone(dtype="float32")
+    length = network.picture_places or 5
+    x, text, pictures = inputs((2, 10, 3, 8, 12), (2, 512, 32), (2, length, 24))
+    x = jnp.asarray(x.transpose(0, 2, 3, 4, 1))
+    known = jnp.array([True, False, network.reads_pictures == 2])
+    channel = ChannelCondition(x[..., 6:], jnp.broadcast_to(known[:, None, None], (2, 3, 8, 12)))
+    states: Any = PictureStates(jnp.asarray(pictures), jnp.ones(2, bool))
+    told: Any = Conditions(TextStates(jnp.asarray(text), jnp.array([512, 512])), channel, states)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x[..., :4], Call.at(FRAMES), told)
+    names = wan.transformer_names(network)
+    params = converted(names, reference.weights, shapes["params"], "a folder")[0]
+
+    def run(told):
+        return network.apply({"params": params}, x[..., :4], Call.at(FRAMES), told)[0]
+
+    return network, reference, told, run
+
+
+@pytest.mark.parametrize("name", ["wan_seeing_transformer", "wan_between_transformer"])
+def test_states_of_pictures_are_read_as_by_the_reference(name):
+    network, reference, told, run = seeing(name)
+    assert network.ports == ("text", "channel", "pictures")
+    seen = told.pictures
+    # One call of both clips as they are, and with pictures that do not count in the second.
+    half = told.replace(pictures=seen.replace(known=jnp.array([True, False])))
+    every, some = jax.jit(lambda *each: [run(one) for one in each], compiler_options=QUICK)(
+        told, half
+    )
+    expected = reference.outputs["frames"].transpose(0, 2, 3, 4, 1)
+    assert off(every, expected) < 5e-6  # 1.3e-6 and 1.4e-6 were measured
+    np.testing.assert_array_equal(some[0], every[0])
+    assert off(some[1], every[1]) > 1e-2
+
+
+def test_a_port_without_pictures_has_no_effect():
+    *_, told, run = seeing("wan_seeing_transformer")
+    unseen = told.replace(pictures=told.pictures.replace(known=jnp.zeros(2, bool)))
+    without, left = jax.jit(lambda *each: [run(one) for one in each], compiler_options=QUICK)(
+        told.without("pictures"), unseen
+    )
+    assert off(left, without) < 1e-6
+
+
+def test_half_of_the_pictures_is_too_few():
+    *_, told, run = seeing("wan_between_transformer")
+    half = told.replace(pictures=told.pictures.replace(states=told.pictures.states[:, :5]))
+    with pytest.raises(ShapeError, match="5 states of pictures.*reads 10, of a first and a last"):
+        jax.eval_shape(run, half)
 
 
 def test_a_prompt_is_needed():

@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,7 +14,15 @@ import pytest
 from jvdm.text.pieces import PieceTokenizer
 from tests.parity import references
 from tests.parity.references import drawn, inputs
-from tests.weights.wan_folder import NOISE, PICTURE, PROMPTS, sizes_of, write_wan
+from tests.weights.wan_folder import (
+    NOISE,
+    PICTURE,
+    PROCESSOR,
+    PROMPTS,
+    pictures_of,
+    sizes_of,
+    write_wan,
+)
 
 torch = pytest.importorskip("torch", reason="parity tests need PyTorch")
 diffusers = pytest.importorskip("diffusers", reason="this one needs Diffusers")
@@ -49,19 +58,32 @@ def shapes(network):
 TOLD_TRANSFORMER = TRANSFORMER | {"in_channels": 10}  # two of a mask, four of pictures
 
 
+# Clips of Wan 2.1 that begin with a picture, and those that end with one too.
+SEEING_TRANSFORMER = TOLD_TRANSFORMER | {"image_dim": 24, "added_kv_proj_dim": 48}
+BETWEEN_TRANSFORMER = SEEING_TRANSFORMER | {"pos_embed_seq_len": 10}
+
+
 def transformer(config=TRANSFORMER):
     """Returns what the reference makes of a level per clip, and of one per frame."""
     network = diffusers.WanTransformer3DModel(**config)
     given(network, drawn(shapes(network)))
-    channels = config["in_channels"]
-    x, text = map(torch.from_numpy, inputs((2, channels, 3, 8, 12), (2, 7, 32)))
+    channels, sees = config["in_channels"], "image_dim" in config
+    each, length = (5, 512) if sees else (0, 7)  # the reference takes the last 512 for the prompt
+    told = ((2, channels, 3, 8, 12), (2, length, 32))
+    told += ((2, config.get("pos_embed_seq_len", each), 24),) * sees
+    x, text, *pictures = map(torch.from_numpy, inputs(*told))
+    pictures = pictures[0].reshape(-1, each, 24) if sees else None
+    if sees:  # channels 4 and 5 say which pixel frames are known: the first, perhaps the last
+        x[:, 4:6] = 0.0
+        x[:, 4:6, 0] = 1.0
+        x[:, 5, 2] = float("pos_embed_seq_len" in config)
     clip = torch.tensor([500.0, 200.0])
     frames = torch.tensor([[0.0, 400.0, 900.0], [30.0, 60.0, 1000.0]])
     tokens = frames[:, :, None].expand(2, 3, 24).reshape(2, -1)
     with torch.no_grad():
         made = {
-            "clip": network(x, clip, text).sample,
-            "frames": network(x, tokens, text).sample,
+            "clip": network(x, clip, text, pictures).sample,
+            "frames": network(x, tokens, text, pictures).sample,
         }
     return config, shapes(network), {k: v.numpy() for k, v in made.items()}
 
@@ -102,6 +124,43 @@ def text_encoder():
     buckets = layer._relative_position_bucket(torch.arange(-511, 512))
     states = states * mask[..., None]
     return UMT5, sizes, {"states": states.numpy(), "buckets": buckets.numpy()}
+
+
+CLIP = {
+    "hidden_act": "gelu",
+    "hidden_size": 24,
+    "image_size": 28,
+    "intermediate_size": 40,
+    "layer_norm_eps": 1e-5,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "patch_size": 14,
+}
+SIZES = ((37, 53), (91, 40), (20, 61), (28, 28))
+
+
+def vision_encoder():
+    """Returns the states before the last of a picture, and pictures of odd sizes, prepared."""
+    transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
+    processor = transformers.CLIPImageProcessor(**PROCESSOR)
+
+    def prepared(height, width):
+        picture = PIL.Image.fromarray(pictures_of((1, height, width))[0])
+        return processor(images=picture, return_tensors="pt")["pixel_values"]
+
+    made = {f"{height}x{width}": prepared(height, width)[0] for height, width in SIZES}
+    for act, name in (("gelu", "states"), ("quick_gelu", "quick")):
+        config = transformers.CLIPVisionConfig(**CLIP | {"hidden_act": act})
+        network = transformers.CLIPVisionModel(config)
+        weights = drawn({f"vision_model.{key}": size for key, size in shapes(network).items()})
+        short = {key.removeprefix("vision_model."): array for key, array in weights.items()}
+        given(network, short)
+        with torch.no_grad():
+            states = network(prepared(28, 28), output_hidden_states=True).hidden_states[-2]
+        made[name] = states
+    sizes = {key: array.shape for key, array in weights.items()}
+    return CLIP, sizes, {key: array.numpy() for key, array in made.items()}
 
 
 VAE = {
@@ -161,11 +220,16 @@ def made_by(version, calls):
         folder = write_wan(Path(name), version)
         index = json.loads((folder / "model_index.json").read_text())
         text = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder")
-        networks = {
+        networks: dict[str, Any] = {
             place: diffusers.WanTransformer3DModel.from_pretrained(folder / place)
             for place in ("transformer", "transformer_2")
             if (folder / place).exists()
         }
+        if index.get("image_encoder"):
+            place = folder / "image_encoder"
+            networks["image_encoder"] = transformers.CLIPVisionModel.from_pretrained(place)
+            place = folder / "image_processor"
+            networks["image_processor"] = transformers.CLIPImageProcessor.from_pretrained(place)
         pipe = getattr(diffusers, index["_class_name"])(
             tokenizer=None,
             text_encoder=text,
@@ -224,16 +288,36 @@ def a14b_of_pictures():
     return *described, made
 
 
+def of_picture():
+    """Returns latents of a first picture that a vision encoder sees too."""
+    picture = PIL.Image.fromarray(PICTURE[:16, :32])
+    *described, made, _ = made_by("picture", {"latents": {"image": picture}})
+    return *described, made
+
+
+def between():
+    """Returns latents of a first and a last picture that a vision encoder sees too."""
+    first, last = PIL.Image.fromarray(PICTURE[:16, :32]), PIL.Image.fromarray(PICTURE[16:, 32:])
+    calls = {"latents": {"image": first, "last_image": last}}
+    *described, made, _ = made_by("two pictures", calls)
+    return *described, made
+
+
 REFERENCES = {
     "wan_vae": autoencoder,
     "wan_vae_2_2": functools.partial(autoencoder, VAE_2_2),
     "wan_transformer": transformer,
     "umt5": text_encoder,
+    "clip_vision": vision_encoder,
     "wan_pipeline": pipeline,
     "wan_ti2v": ti2v,
     "wan_a14b": a14b,
     "wan_told_transformer": functools.partial(transformer, TOLD_TRANSFORMER),
     "wan_a14b_of_pictures": a14b_of_pictures,
+    "wan_of_picture": of_picture,
+    "wan_between": between,
+    "wan_seeing_transformer": functools.partial(transformer, SEEING_TRANSFORMER),
+    "wan_between_transformer": functools.partial(transformer, BETWEEN_TRANSFORMER),
 }
 
 

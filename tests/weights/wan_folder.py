@@ -40,12 +40,44 @@ SCHEDULER = {
 }
 
 
+PROCESSOR = {
+    "crop_size": {"height": 28, "width": 28},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "CLIPImageProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 28},
+}
+
+
+def pictures_of(*shapes) -> list[np.ndarray]:
+    """Returns pictures `[H, W, 3]` of a seed, a height and a width each, the same anywhere."""
+    drawn = (np.random.RandomState(seed).rand(height, width, 3) for seed, height, width in shapes)
+    return [(256 * one).astype(np.uint8) for one in drawn]
+
+
 VERSIONS = {
     "2.1": {},
     "ti2v": {"expand_timesteps": True},
     "ti2v of a picture": {
         "_class_name": "WanImageToVideoPipeline",
         "expand_timesteps": True,
+    },
+    "picture": {
+        "_class_name": "WanImageToVideoPipeline",
+        "image_encoder": ["transformers", "CLIPVisionModel"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+    },
+    "two pictures": {
+        "_class_name": "WanImageToVideoPipeline",
+        "image_encoder": ["transformers", "CLIPVisionModel"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
     },
     "a14b": {
         "boundary_ratio": 0.875,
@@ -60,8 +92,13 @@ VERSIONS = {
 """What `model_index.json` says otherwise in each kind of folder."""
 
 
+SEEING = {"picture": "wan_seeing_transformer", "two pictures": "wan_between_transformer"}
+
+
 def parts(version: str) -> dict[str, str]:
     """Returns the stored references that a folder is made of."""
+    if version in SEEING:
+        return PARTS | {"transformer": SEEING[version], "image_encoder": "clip_vision"}
     if version.startswith("a14b"):
         name = "wan_told_transformer" if version.endswith("picture") else "wan_transformer"
         return PARTS | {"transformer": name, "transformer_2": name}
@@ -81,13 +118,16 @@ def write_wan(folder: Path, version: str = "2.1", **shards) -> Path:
         write_text(folder / name, json.dumps(content))
 
     write("model_index.json", INDEX | VERSIONS[version])
-    write("scheduler/scheduler_config.json", SCHEDULER)
+    shift = {"flow_shift": 16.0} if version == "two pictures" else {}
+    write("scheduler/scheduler_config.json", SCHEDULER | shift)
+    if version in SEEING:
+        write("image_processor/preprocessor_config.json", PROCESSOR)
     write_tokenizer(folder / "tokenizer/tokenizer.json")
     for place, name in parts(version).items():
         reference = Reference(name)
         kind = (INDEX | VERSIONS[version])[place][1]
         write(f"{place}/config.json", {"_class_name": kind, **reference.config})
-        stem = "model" if place == "text_encoder" else "diffusion_pytorch_model"
+        stem = "model" if place.endswith("_encoder") else "diffusion_pytorch_model"
         bytes_of = {"shard_bytes": shards[place]} if place in shards else {}
         seed = int(place == "transformer_2")
         write_tensors(folder / place, drawn(reference.shapes, seed), stem, **bytes_of)
