@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Float, Int, UInt8
 from jvdm.errors import CheckpointError, ConfigError
-from jvdm.parallel.mesh import replicate, split_batch
+from jvdm.parallel.mesh import parts, replicate, split_batch
 from jvdm.world.vocabulary import MAX_TOKENS
 
 _AHEAD = 2  # batches on the devices that no step has used yet
@@ -175,10 +175,10 @@ class HostSource:
 
     def start(self, position: int, saved: bytes | None, mesh: Mesh) -> HostState:
         """Opens the clips and goes to where `saved` says."""
-        if self.batch_size % mesh.size:
+        if self.batch_size % parts(mesh):
             raise ConfigError(
-                f"a batch of {self.batch_size} clips cannot be split over {mesh.size} devices",
-                fix=f"use a batch size that is a multiple of {mesh.size}",
+                f"a batch of {self.batch_size} clips cannot be split over {parts(mesh)} devices",
+                fix=f"use a batch size that is a multiple of {parts(mesh)}",
             )
         records = self.clips.open(self.workdir)
         batches = HostBatches(records, self.batch_size, self.seed, self.threads, saved)

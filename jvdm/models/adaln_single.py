@@ -23,8 +23,8 @@ from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
+from jvdm.parallel import constrain, read
 from jvdm.samplers import Call
-from pallas_kernels import dense_attention
 
 
 class AdaLNSingleLayer(TransformerLayer):
@@ -69,7 +69,7 @@ class AdaLNSingleLayer(TransformerLayer):
 
         y = modulate(x, scale_m, shift_m, normalize).astype(self.dtype)
         y = self._linear("down", width, gelu(self._linear("up", self.mlp_width, y)))
-        x = (x + gate(y, gate_m)).astype(self.dtype)
+        x = constrain((x + gate(y, gate_m)).astype(self.dtype), "batch", "tokens")
         return x, (state, x.reshape(flat) if self.keep else None)
 
     def _attend(
@@ -93,12 +93,12 @@ class AdaLNSingleLayer(TransformerLayer):
         """
         states, lengths, pictures = told
         q, k, v = self._heads("cross", x, states)
-        out = dense_attention(q, k, v, kv_lengths=lengths)
+        out = read(q, k, v, lengths)
         if pictures is not None:
             k, v = (self._linear(f"picture_{part}", x.shape[-1], pictures.states) for part in "kv")
             k = RMSNorm(self.head_epsilon, name="picture_k_norm")(k)
             k, v = (y.reshape(*y.shape[:2], *q.shape[2:]) for y in (k, v))
-            seen = dense_attention(q, k, v)
+            seen = read(q, k, v, None)
             out = out + jnp.where(pictures.known[:, None, None, None], seen, 0)
         return self._linear("cross_out", x.shape[-1], out.reshape(x.shape))
 

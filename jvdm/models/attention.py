@@ -9,7 +9,7 @@ from jvdm.attention import AttentionCall, Blocks, Policy, TokenGrid
 from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
-from pallas_kernels import block_sparse_attention, dense_attention
+from jvdm.parallel import attention, read
 
 
 class Positions:
@@ -62,7 +62,7 @@ def attend(
     k, v, mask, state = policy.attended(q, k, v, state, call)
     if mask is None and call.order is not None and call.order.is_padded:
         mask = Blocks(call.grid, call.order).everything()
-    return block_sparse_attention(q, k, v, mask), state
+    return attention(q, k, v, mask), state
 
 
 class SelfAttention(nn.Module):
@@ -102,7 +102,7 @@ class CrossAttention(nn.Module):
         k, v = Linear((width, width), self.dtype, name="kv")(text.states)
         q = RMSNorm(name="q_norm")(_heads(q, self.head_dim))
         k = RMSNorm(name="k_norm")(_heads(k, self.head_dim))
-        out = dense_attention(q, k, _heads(v, self.head_dim), kv_lengths=text.lengths)
+        out = read(q, k, _heads(v, self.head_dim), text.lengths)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y
 

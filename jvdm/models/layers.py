@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
 from jvdm.models.low_rank import DOWN, LOW_RANK, UP, adapted_product
+from jvdm.parallel import splits_tokens
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +47,9 @@ class Linear(nn.Module):
         width = x.shape[-1]
         names = ["kernel"] if len(self.features) == 1 else _names("kernel", len(self.features))
         # Two axes: with more, XLA transposes activations for the gradient of the kernel.
-        rows = x.astype(self.dtype).reshape(-1, width)
+        # Not where tokens are split over devices: videos and tokens as one axis cannot be.
+        rows = x.astype(self.dtype)
+        rows = rows if splits_tokens() else rows.reshape(-1, width)
         outputs = []
         for name, size in zip(names, self.features, strict=True):
             kernel = jnp.asarray(self.param(name, init, (width, size)))

@@ -72,6 +72,8 @@ gate.defvjp(_gate_forward, _gate_backward)
 def _sum_tokens(x: Float[Array, "B F P D"]) -> Float[Array, "B F D"]:
     """Sums over the tokens of each frame, in float32."""
     b, f, p, d = x.shape
+    if p == 1:
+        return x[:, :, 0].astype(jnp.float32)
     # Eight equal rows: as a sum, or a product with one row, XLA reduces over a strided axis.
     ones = jnp.ones((b * f, 8, p), x.dtype)
     frames = x.reshape(b * f, p, d)

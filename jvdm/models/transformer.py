@@ -16,6 +16,7 @@ from jvdm.models.attention import Positions, RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
 from jvdm.models.stack import Remat, layer_stack
+from jvdm.parallel import constrain, splits_tokens
 from jvdm.samplers import Call, Row
 from pallas_kernels import TileOrder
 
@@ -190,6 +191,12 @@ class Transformer:
         """
         order, frames = way.order, tokens.shape[1]
         tokens = tokens if order is None else order.apply(tokens, 2)
+        whole = tokens.shape
+        if splits_tokens():  # over devices, as frames of one token each
+            vectors = jnp.repeat(shared.modulation, whole[2], 1)
+            shared = shared._replace(modulation=constrain(vectors, "batch", "tokens"))
+            tokens = tokens.reshape(whole[0], -1, 1, whole[3])
+        tokens = constrain(tokens, "batch", "tokens")
         fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
         fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}
         inputs = (jnp.arange(self.depth), way.carry.layers)
@@ -209,6 +216,7 @@ class Transformer:
             tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, shared)
         if features is not None:
             features = features[jnp.array(self.collect)]
+        tokens = tokens.reshape(whole)
         if order is not None:
             tokens = order.undo(tokens, 2)
             features = features if features is None else _per_frame(order.undo, features, frames)

@@ -15,6 +15,7 @@ from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
+from jvdm.parallel import constrain
 from jvdm.samplers import Call
 
 
@@ -51,7 +52,7 @@ class VideoDiTLayer(TransformerLayer):
             x = x + y.reshape(x.shape)
 
         y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
-        x = x + gate(y, gate_m)
+        x = constrain(x + gate(y, gate_m), "batch", "tokens")
         return x, (state, x.reshape(flat) if self.keep else None)
 
 

@@ -1,5 +1,34 @@
-"""Meshes and shardings as values."""
+"""Meshes and shardings as values; see `jvdm.parallel.mesh` for the axes."""
 
-from jvdm.parallel.mesh import DATA, constrain_batch, data_mesh, replicate, split_batch
+from jvdm.parallel.activations import constrain, splits_tokens, using
+from jvdm.parallel.attention import attention, read
+from jvdm.parallel.mesh import (
+    AXES,
+    DATA,
+    constrain_batch,
+    data_mesh,
+    mesh_of,
+    parts,
+    replicate,
+    split_batch,
+)
+from jvdm.parallel.placement import place, shardings, whole
 
-__all__ = ["DATA", "constrain_batch", "data_mesh", "replicate", "split_batch"]
+__all__ = [
+    "AXES",
+    "DATA",
+    "attention",
+    "constrain",
+    "constrain_batch",
+    "data_mesh",
+    "mesh_of",
+    "parts",
+    "place",
+    "read",
+    "replicate",
+    "shardings",
+    "split_batch",
+    "splits_tokens",
+    "using",
+    "whole",
+]

@@ -1,13 +1,35 @@
-"""The mesh as a value: which devices work on which part of a batch."""
+"""The mesh as a value: which devices work on which part of what.
+
+Axes, from the slowest links to the fastest:
+
+* `data`: videos of a batch; every device has all parameters.
+* `fsdp`: videos of a batch too; parameters and optimizer are split (Zhao et al., arXiv:2304.11277).
+* `ring`: tokens of a video; in attention keys and values go round (Liu et al., arXiv:2310.01889).
+* `sequence`: tokens of a video; attention splits heads instead (Jacobs et al., arXiv:2309.14509).
+* `tensor`: features of a layer (Shoeybi et al., arXiv:1909.08053).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
+from jvdm.errors import ConfigError
 
 DATA = "data"
-"""Mesh axis over which batches are split."""
+"""Mesh axis over which batches are split and nothing else."""
+AXES = (DATA, "fsdp", "ring", "sequence", "tensor")
+"""All axes, in the order of a mesh."""
+BATCH = (DATA, "fsdp")
+"""Axes over which batches are split."""
+TOKENS = ("ring", "sequence")
+"""Axes over which the tokens of a video are split, the ring outside."""
+AUTO = "auto"
 
 
 def data_mesh(num_devices: int | None = None) -> Mesh:
@@ -16,19 +38,90 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
     return Mesh(np.asarray(devices), (DATA,))
 
 
+def mesh_of(description: str, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of a description.
+
+    Args:
+        description: Sizes of axes, such as "fsdp=4,sequence=2"; one axis may have no size and
+            gets the devices that are left. "auto" is "data".
+        devices: Those of the mesh; None is all there are.
+
+    Raises:
+        ConfigError: If there is no such axis, or the sizes do not make up the devices; valid
+            descriptions with these axes are named.
+    """
+    chosen = np.asarray(jax.devices() if devices is None else devices).ravel()
+    sizes = _sizes(DATA if description == AUTO else description)
+    open_axes = [name for name, size in sizes.items() if size is None]
+    known = math.prod(size for size in sizes.values() if size is not None)
+    if len(open_axes) > 1 or chosen.size % known or (not open_axes and known != chosen.size):
+        what = f"the mesh {description!r} is not one of {chosen.size} devices"
+        why = "the product of its sizes must be their number, and one axis may have none"
+        raise ConfigError(what, why, f"use {' or '.join(_valid(tuple(sizes), chosen.size))}")
+    sizes |= {name: chosen.size // known for name in open_axes}
+    ordered = {name: sizes[name] or 1 for name in AXES if name in sizes}
+    return Mesh(chosen.reshape(tuple(ordered.values())), tuple(ordered))
+
+
+def _sizes(description: str) -> dict[str, int | None]:
+    """Reads a description; an axis without a size has None."""
+    sizes: dict[str, int | None] = {}
+    for part in description.split(","):
+        found = re.fullmatch(r"\s*([a-z]+)\s*(?:=\s*([1-9]\d*))?\s*", part)
+        if found is None or found[1] not in AXES or found[1] in sizes:
+            what = f"the mesh {description!r} has the part {part.strip()!r}"
+            why = f"parts are AXIS=SIZE, each axis once; axes are {', '.join(AXES)}"
+            raise ConfigError(what, why, "write it like fsdp=4,sequence=2")
+        sizes[found[1]] = int(found[2]) if found[2] else None
+    return sizes
+
+
+def _valid(axes: tuple[str, ...], count: int, most: int = 6) -> list[str]:
+    """Returns descriptions of meshes of `count` devices with these axes, the evenest first."""
+
+    def ways(left: int, number: int) -> list[tuple[int, ...]]:
+        if number == 1:
+            return [(left,)]
+        sizes = [size for size in range(1, left + 1) if left % size == 0]
+        return [(size, *rest) for size in sizes for rest in ways(left // size, number - 1)]
+
+    found = sorted(ways(count, len(axes)), key=max)
+    return [",".join(f"{a}={n}" for a, n in zip(axes, way, strict=True)) for way in found[:most]]
+
+
+def description_of(mesh: Mesh) -> str:
+    """Returns the description of a mesh."""
+    return ",".join(f"{name}={size}" for name, size in mesh.shape.items())
+
+
+def present(mesh: Mesh, axes: Sequence[str]) -> tuple[str, ...]:
+    """Returns those of `axes` over which `mesh` splits something."""
+    return tuple(name for name in axes if mesh.shape.get(name, 1) > 1)
+
+
+def parts(mesh: Mesh | None, axes: Sequence[str] = BATCH) -> int:
+    """Returns into how many parts `axes` split, those of a batch unless told otherwise."""
+    return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in axes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns where arrays lie whose leading axis counts the videos of a batch."""
+    return NamedSharding(mesh, PartitionSpec(present(mesh, BATCH)))
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts a copy of every array of `tree` on every device of `mesh`."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Splits the leading axis of every array of `tree` over the `data` axis."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    """Splits the leading axis of every array of `tree` over the axes of a batch."""
+    return jax.device_put(tree, batch_sharding(mesh))
 
 
 def constrain_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Says inside `jit` that leading axes are split over `data`; None says nothing."""
+    """Says inside `jit` that leading axes are split as batches are; None says nothing."""
     if mesh is None or mesh.size == 1:
         return tree
-    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+    sharding = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)

@@ -8,11 +8,12 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jvdm.arrays import PyTree
+from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
-from jvdm.parallel.mesh import replicate
+from jvdm.parallel import replicate, shardings, using
 from jvdm.training.objective import (
     HasComponents,
     HasFrozen,
@@ -61,11 +62,12 @@ def transform_of(objective: Objective, optimizer: Optimizer, num_steps: int) -> 
 
 
 def state_shapes(objective: Objective, transform: Transform, seed: int, mesh: Mesh) -> TrainState:
-    """Returns the training state as shapes, replicated over `mesh`; computes nothing."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    """Returns the training state as shapes, placed on `mesh`; computes nothing."""
     shapes = jax.eval_shape(lambda: init_state(objective, transform, seed))
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings(shapes, mesh),
     )
 
 
@@ -76,7 +78,7 @@ def make_state(
     mesh: Mesh,
     start_from: Path | None = None,
 ) -> TrainState:
-    """Returns the state before the first step, replicated over `mesh`.
+    """Returns the state before the first step, placed on `mesh`.
 
     Args:
         objective: What is trained.
@@ -89,8 +91,9 @@ def make_state(
     Raises:
         WeightsError: If it cannot be read or holds another model.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    init = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=everywhere)
+    shapes = state_shapes(objective, transform, seed, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    init = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=places)
     if start_from is None:
         return init()
     state = init()
@@ -98,7 +101,7 @@ def make_state(
     tree = _parameters(objective, find(start_from), fresh)
     # Two copies: the step is given both to overwrite.
     return state.replace(
-        params=jax.device_put(tree, everywhere), ema=jax.device_put(tree, everywhere)
+        params=jax.device_put(tree, places.params), ema=jax.device_put(tree, places.params)
     )
 
 
@@ -125,11 +128,6 @@ def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-# Products by cuBLAS: XLA's own (Triton) kernels are no faster at these shapes, and choosing
-# among them took a third of a cold start on an H200.
-_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
-
-
 def compile_step(
     objective: Objective, step: Step, shapes: TrainState, data: PyTree, mesh: Mesh
 ) -> tuple[Callable, float]:
@@ -147,8 +145,8 @@ def compile_step(
         step.run, donate_argnums=(1, 2), out_shardings=(state_sharding, data_sharding, None)
     )
     devices = jax.tree.leaves(state_sharding)[0].device_set
-    on_gpu = next(iter(devices)).platform == "gpu"
-    lowered = jitted.lower(frozen, shapes, data)
-    options = _GPU_OPTIONS if on_gpu else None
+    options = compiler_options(next(iter(devices)).platform)
+    with using(mesh):
+        lowered = jitted.lower(frozen, shapes, data)
     compiled = functools.partial(lowered.compile(compiler_options=options), frozen)
     return compiled, step.flops(frozen, shapes, data)

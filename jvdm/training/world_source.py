@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jvdm.arrays import Array, Float, Int
 from jvdm.errors import ConfigError
 from jvdm.keys import named
-from jvdm.parallel.mesh import DATA, constrain_batch
+from jvdm.parallel.mesh import batch_sharding, constrain_batch, parts
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import World
@@ -98,10 +98,10 @@ class WorldLatents:
 
     def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
         """Returns the full ring after `position` steps, split over `mesh`."""
-        if self.pool % self.fresh or self.fresh % mesh.size:
+        if self.pool % self.fresh or self.fresh % parts(mesh):
             raise ConfigError(
-                f"pool {self.pool}, fresh {self.fresh}, {mesh.size} devices",
-                "the pool must be a multiple of fresh, and fresh of the number of devices",
+                f"pool {self.pool}, fresh {self.fresh}, {parts(mesh)} parts of a batch",
+                "the pool must be a multiple of fresh, and fresh of the number of parts",
             )
         replicated = NamedSharding(mesh, PartitionSpec())
         space = jax.device_put(load_latent_space(self.vae_weights), replicated)
@@ -115,9 +115,9 @@ class WorldLatents:
         clip = jax.eval_shape(self._encoded, space, jnp.zeros((1,), jnp.int32))
 
         def ring(leaf: jax.ShapeDtypeStruct) -> Array:
-            shape = (mesh.size, self.pool // mesh.size, *leaf.shape[1:])
-            sharding = NamedSharding(mesh, PartitionSpec(DATA))
-            return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=sharding)()
+            shape = (parts(mesh), self.pool // parts(mesh), *leaf.shape[1:])
+            places = batch_sharding(mesh)
+            return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=places)()
 
         latents, tokens = jax.tree.map(ring, clip)
         return LatentPool(latents, tokens, space, mesh)

@@ -1,0 +1,64 @@
+"""Where activations lie: networks name the axes, a mesh that is in use says what that means.
+
+Without a mesh nothing is said, and programs are what they were.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jvdm.arrays import Array
+from jvdm.parallel.mesh import BATCH, TOKENS, parts, present
+
+Axis = Literal["batch", "tokens", "heads"]
+"""Axes of activations that may be split: videos, tokens of a video, heads or other features."""
+_MEANS: dict[Axis, tuple[str, ...]] = {"batch": BATCH, "tokens": TOKENS, "heads": ("tensor",)}
+
+_USED: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def using(mesh: Mesh | None) -> Iterator[None]:
+    """Makes networks that are traced inside split their activations over `mesh`.
+
+    Enter it inside the function that is jitted, or around its lowering. JAX is told too, so that
+    programs that are traced for different meshes are never taken for each other.
+    """
+    if mesh is None or mesh.size == 1:
+        yield
+        return
+    token = _USED.set(mesh)
+    try:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            yield
+    finally:
+        _USED.reset(token)
+
+
+def used() -> Mesh | None:
+    """Returns the mesh that is in use, if there is one of several devices."""
+    return _USED.get()
+
+
+def splits_tokens() -> bool:
+    """Whether the tokens of a video are split over devices."""
+    return parts(used(), TOKENS) > 1
+
+
+def constrain(x: Array, *axes: Axis | None) -> Array:
+    """Says how an activation is split, where a mesh is in use.
+
+    Args:
+        x: The activation.
+        axes: What its first axes are; None, and all that are not named, are on every device.
+            Where an axis does not divide, XLA pads it.
+    """
+    mesh = used()
+    if mesh is None:
+        return x
+    spec = PartitionSpec(*(present(mesh, _MEANS[axis]) if axis else None for axis in axes))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

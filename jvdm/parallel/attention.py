@@ -1,0 +1,293 @@
+"""Attention over several devices: each computes some heads, or some queries, of some videos.
+
+The kernel and its interface are those of one device (`pallas_kernels`); here is what goes around
+it. Tokens of a video lie on the axes `ring` and `sequence` of the mesh, heads on `tensor`:
+
+* over `sequence` an all-to-all gives every device all tokens of its part and some heads, and
+  another one brings back the result (DeepSpeed-Ulysses, Jacobs et al., arXiv:2309.14509);
+* over `ring` keys and values go round, and what was attended to is joined by log-sum-exp
+  (ring attention, Liu et al., arXiv:2310.01889), block lists cut to the keys that are there;
+* with both, the ring is outside (Fang and Zhao, arXiv:2405.07719).
+
+Which blocks are attended to was chosen before, from all queries and keys as on one device. What
+does not divide is padded: heads of zeros, whose result is dropped, and tokens that never count.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jvdm.arrays import Array, Float, Int
+from jvdm.parallel.activations import used
+from jvdm.parallel.mesh import BATCH, TOKENS, parts, present
+from pallas_kernels import BlockMask, block_sparse_attention, dense_attention, merge
+
+BLOCK = 128
+"""Tokens of a block of full lists, where a part has so many."""
+
+
+def attention(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    mask: BlockMask | None = None,
+) -> Float[Array, "B Q N D"]:
+    """Computes attention among the pairs that `mask` allows, over the mesh that is in use.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: The blocks that are attended to, by number in the whole sequences; None is all.
+
+    Returns:
+        Attended values in the dtype of `q`, those of one device.
+    """
+    mesh = used()
+    if mesh is None or (mask is None and parts(mesh, (*TOKENS, "tensor")) == 1):
+        return block_sparse_attention(q, k, v, mask)
+    way = _Way.of(mesh, q.shape, k.shape[1], mask)
+    queries, keys = way.units
+    padded = (way.padded(q, queries), way.padded(k, keys), way.padded(v, keys))
+    tokens = PartitionSpec(way.batch, present(mesh, TOKENS), present(mesh, ("tensor",)))
+    lists, static = way.lists(mask)
+    body = functools.partial(_on_a_device, way=way, static=static)
+    specs = (tokens, tokens, tokens, {name: way.spec_of(lists[name]) for name in lists})
+    island = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)
+    return island(*padded, lists)[:, : q.shape[1], : q.shape[2]]
+
+
+def read(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    lengths: Int[Array, " B"] | None,
+) -> Float[Array, "B Q N D"]:
+    """Tokens of a video read a prompt, of which every device has all states.
+
+    Args:
+        q: Queries of the video.
+        k: Keys of the prompt.
+        v: Values of the prompt.
+        lengths: How many states of a prompt count; None is all.
+    """
+    mesh = used()
+    if mesh is None or parts(mesh, (*TOKENS, "tensor")) == 1:
+        return dense_attention(q, k, v, kv_lengths=lengths)
+    way = _Way.of(mesh, q.shape, k.shape[1], None, heads=("tensor",))
+    q, k, v = (way.padded(x, size) for x, size in ((q, way.units[0]), (k, 1), (v, 1)))
+    heads = present(mesh, ("tensor",))
+    asked = PartitionSpec(way.batch, present(mesh, TOKENS), heads)
+    told = PartitionSpec(way.batch, None, heads)
+    counts = {} if lengths is None else {"kv_lengths": lengths}
+    specs = (asked, told, told, {name: PartitionSpec(way.batch) for name in counts})
+
+    def body(q: Array, k: Array, v: Array, counts: Any) -> Array:
+        return dense_attention(q, k, v, **counts)
+
+    island = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=asked, check_vma=False)
+    return island(q, k, v, counts)[:, : way.lengths[0], : way.heads]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How the arrays of one call are divided.
+
+    Attributes:
+        mesh: The devices.
+        batch: Axes of the mesh that split videos.
+        heads: Heads, without padding.
+        head_parts: Parts that they are padded for.
+        lengths: Queries and keys, without padding.
+        blocks: Tokens of their blocks.
+    """
+
+    mesh: Mesh
+    batch: tuple[str, ...]
+    heads: int
+    head_parts: int
+    lengths: tuple[int, int]
+    blocks: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        mesh: Mesh,
+        shape: tuple[int, ...],
+        keys: int,
+        mask: BlockMask | None,
+        heads: tuple[str, ...] = ("tensor", "sequence"),
+    ) -> "_Way":
+        """Returns the way of a call; a batch that does not divide is computed everywhere."""
+        divides = shape[0] % parts(mesh, BATCH) == 0
+        ring, sizes = parts(mesh, ("ring",)), (shape[1], keys)
+        full = tuple(min(BLOCK, -(-size // ring)) for size in sizes)
+        blocks = (full[0], full[1]) if mask is None else (mask.block_q, mask.block_kv)
+        batch = present(mesh, BATCH) if divides else ()
+        return cls(mesh, batch, shape[2], parts(mesh, heads), sizes, blocks)
+
+    @property
+    def ring(self) -> int:
+        """Devices that keys and values go round."""
+        return parts(self.mesh, ("ring",))
+
+    @property
+    def sequence(self) -> int:
+        """Devices that exchange tokens for heads."""
+        return parts(self.mesh, ("sequence",))
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Numbers of which the padded lengths are multiples: a ring has whole blocks."""
+        if self.ring == 1:
+            return self.sequence, self.sequence
+        queries, keys = (self.ring * math.lcm(block, self.sequence) for block in self.blocks)
+        return queries, keys
+
+    def padded(self, x: Array, unit: int) -> Array:
+        """Returns an array with tokens and heads of zeros at the end, so that it divides."""
+        tokens, heads = -x.shape[1] % unit, -x.shape[2] % self.head_parts
+        return jnp.pad(x, ((0, 0), (0, tokens), (0, heads), (0, 0)))
+
+    def chunk(self, side: int) -> int:
+        """Returns the tokens of a part of the ring, of queries (0) or keys (1)."""
+        return -(-self.lengths[side] // self.units[side]) * self.units[side] // self.ring
+
+    def lists(self, mask: BlockMask | None) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Returns the arrays of a mask, heads padded, and its other fields."""
+        if mask is None:
+            return {}, {}
+        arrays, static = {}, {}
+        for field in dataclasses.fields(mask):
+            value = getattr(mask, field.name)
+            if field.metadata.get("static"):
+                static[field.name] = value
+            elif value is not None:
+                arrays[field.name] = value
+        for name in ("kv_indices", "kv_counts", "kv_full_counts"):
+            if name in arrays and arrays[name].shape[1] > 1:
+                short = [(0, 0)] * arrays[name].ndim
+                short[1] = (0, -arrays[name].shape[1] % self.head_parts)
+                arrays[name] = jnp.pad(arrays[name], short, mode="edge")
+        return arrays, static
+
+    def spec_of(self, leaf: Array) -> PartitionSpec:
+        """Returns how an array of a mask is split: videos and heads, unless one serves all."""
+        batch = self.batch if leaf.shape[0] > 1 else None
+        by_head = leaf.ndim > 2 and leaf.shape[1] > 1
+        return PartitionSpec(batch, present(self.mesh, ("tensor", "sequence")) if by_head else None)
+
+
+def _on_a_device(
+    q: Array, k: Array, v: Array, lists: dict[str, Array], way: _Way, static: dict[str, Any]
+) -> Array:
+    """Attends with the tokens and heads of one device."""
+    mask: BlockMask | None = BlockMask(**lists, **static) if lists else None
+    if way.sequence > 1:
+        trade = functools.partial(jax.lax.all_to_all, axis_name="sequence", tiled=True)
+        q, k, v = (trade(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+    if way.ring > 1:
+        out = _around(q, k, v, mask, way)
+    else:
+        length, (queries, keys) = q.shape[1], way.lengths
+        out = block_sparse_attention(q[:, :queries], k[:, :keys], v[:, :keys], mask)
+        out = jnp.pad(out, ((0, 0), (0, length - queries), (0, 0), (0, 0)))
+    if way.sequence > 1:
+        out = trade(out, split_axis=1, concat_axis=2)
+    return out
+
+
+def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> Array:
+    """Attends to the keys of all devices of the ring, those that are there first."""
+    mine = jax.lax.axis_index("ring")
+    places = [(i, (i + 1) % way.ring) for i in range(way.ring)]
+    whole = None if mask is None else _whole(mask, way)
+
+    # The backward pass makes the scores of a part again instead of keeping them.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def attended(q: Array, k: Array, v: Array, source: Array) -> tuple[Array, Array]:
+        part = _full(source, way) if whole is None else _part(whole, mine, source, way)
+        out, lse = block_sparse_attention(q, k, v, part, return_lse=True)
+        return out.astype(jnp.float32), lse
+
+    joined: Any = None
+    for turn in range(way.ring):
+        here = (k, v)
+        if turn + 1 < way.ring:  # on their way while these are computed with
+            k, v = (jax.lax.ppermute(x, "ring", places) for x in (k, v))
+        found = attended(q, here[0], here[1], (mine - turn) % way.ring)
+        joined = found if joined is None else merge(*joined, *found)
+    return joined[0].astype(q.dtype)
+
+
+def _full(source: Array, way: _Way) -> BlockMask:
+    """Returns full lists of the keys of part `source` that are no padding."""
+    queries, keys = way.chunk(0), way.chunk(1)
+    held = jnp.clip(way.lengths[1] - source * keys, 0, keys)
+    mask = BlockMask.full(queries, keys, *way.blocks)
+    size = mask.block_kv
+    lengths = jnp.clip(held - size * jnp.arange(mask.grid[1]), 0, size)
+    counts = jnp.broadcast_to(jnp.sum(lengths > 0, dtype=jnp.int32), mask.kv_counts.shape)
+    return dataclasses.replace(mask, kv_counts=counts, kv_lengths=lengths[None].astype(jnp.int32))
+
+
+class _Whole(dict[str, Array]):
+    """Maps, lengths and places of a mask by name, padded to whole parts of the ring."""
+
+
+def _whole(mask: BlockMask, way: _Way) -> tuple[_Whole, BlockMask]:
+    """Returns what parts are cut from, and the mask."""
+    listed = mask.to_dense()
+    maps = _Whole(listed=listed)
+    if mask.kv_full_counts is not None:
+        full = dataclasses.replace(mask, kv_counts=mask.kv_full_counts).to_dense()
+        maps["partial"] = listed & ~full
+    counts = [way.chunk(side) * way.ring // way.blocks[side] for side in (0, 1)]
+    for name, x in maps.items():
+        short = (0, counts[0] - x.shape[2]), (0, counts[1] - x.shape[3])
+        maps[name] = jnp.pad(x, ((0, 0), (0, 0), *short))
+    sides = (("q", mask.q_lengths, mask.q_coords), ("kv", mask.kv_lengths, mask.kv_coords))
+    for side, (name, lengths, coords) in enumerate(sides):
+        block, length = way.blocks[side], way.lengths[side]
+        usual = np.clip(length - block * np.arange(counts[side]), 0, block).astype(np.int32)[None]
+        if lengths is not None:
+            short = jnp.pad(lengths, ((0, 0), (0, counts[side] - lengths.shape[1])))
+            usual = jnp.minimum(usual, short)
+        maps[f"{name}_lengths"] = jnp.asarray(usual)
+        if coords is not None:
+            short = (0, counts[side] * block - coords.shape[1])
+            maps[f"{name}_coords"] = jnp.pad(coords, ((0, 0), short), constant_values=-1)
+    return maps, mask
+
+
+def _part(whole: tuple[_Whole, BlockMask], mine: Array, source: Array, way: _Way) -> BlockMask:
+    """Returns the lists of the queries of part `mine` and the keys of part `source`."""
+    maps, mask = whole
+    queries, keys = way.chunk(0), way.chunk(1)
+    rows, columns = queries // way.blocks[0], keys // way.blocks[1]
+
+    def cut(x: Array, axis: int, place: Array, size: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, place * size, size, axis)
+
+    blocks = [
+        cut(cut(maps[name], 2, mine, rows), 3, source, columns) if name in maps else None
+        for name in ("listed", "partial")
+    ]
+    rest = {name: cut(maps[name], 1, mine, rows) for name in ("q_lengths",)}
+    rest["kv_lengths"] = cut(maps["kv_lengths"], 1, source, columns)
+    for name, place, size in (("q_coords", mine, queries), ("kv_coords", source, keys)):
+        if name in maps:
+            rest[name] = cut(maps[name], 1, place, size)
+    static: dict[str, Any] = {"q_len": queries, "kv_len": keys, "causal_time": mask.causal_time}
+    static |= {"block_q": mask.block_q, "block_kv": mask.block_kv}
+    width = min(mask.kv_indices.shape[3], columns)
+    listed: Any = blocks[0]
+    # Blocks of padding have no keys; kernels want at least one in a list that they walk.
+    listed = listed & (rest["kv_lengths"] > 0)[:, None, None]
+    return BlockMask.from_dense(listed, blocks[1], max_blocks=width, **rest, **static)

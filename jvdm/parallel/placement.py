@@ -1,0 +1,101 @@
+"""Where parameters lie: rules by the path and the shape of an array, the same for every family.
+
+They serve whatever has the shape and the end of the path of a parameter: gradients, averages and
+what an optimizer remembers of each.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jvdm.arrays import PyTree
+from jvdm.parallel.mesh import present
+
+# The first product of a pair makes features that devices share, the second one takes them
+# (Megatron, arXiv:1909.08053, section 3), so that each pair costs one sum over the devices.
+_MAKES = re.compile(r"(^|_|/)(q|k|v|qkv|kv|up|gate|hidden)/kernel(_\d+)?$")
+_TAKES = re.compile(r"(^|_|/)(out|down)/kernel$")
+SMALL = 1024
+"""Numbers of an array, fewer than which are not worth splitting."""
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """Returns the path of a leaf as text: `layers/self_q/kernel`."""
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+
+
+def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Returns how a parameter is split; what does not divide is on every device.
+
+    Args:
+        path: Its path, `layers/self_q/kernel`.
+        shape: Its shape; layers may be stacked before the last two axes.
+        mesh: The devices. `tensor` splits products of attention and feed-forward parts, `fsdp`
+            the largest of the last two axes that is left, of any matrix.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    wanted = _tensor_axis(path, len(shape))
+    if wanted is not None and present(mesh, ("tensor",)) and _divides(shape, wanted, mesh):
+        axes[wanted] = "tensor"
+    if len(shape) >= 2 and _count(shape) >= SMALL and present(mesh, ("fsdp",)):
+        matrix = range(len(shape) - 2, len(shape))
+        free = [i for i in matrix if axes[i] is None and shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def _tensor_axis(path: str, rank: int) -> int | None:
+    """Returns the axis of a parameter that `tensor` is to split, None if there is none."""
+    if rank < 2:
+        return None
+    return rank - 1 if _MAKES.search(path) else rank - 2 if _TAKES.search(path) else None
+
+
+def _divides(shape: Sequence[int], axis: int, mesh: Mesh) -> bool:
+    return shape[axis] % mesh.shape["tensor"] == 0
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Returns the sharding of every array of a tree, or of its shapes."""
+
+    def one(keys: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, placement(path_of(keys), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Puts parameters where they belong."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def whole(tree: PyTree, mesh: Mesh) -> tuple[str, ...]:
+    """Says which products `tensor` was to split and cannot, for people; empty if there are none.
+
+    Args:
+        tree: Parameters or their shapes.
+        mesh: The devices.
+    """
+    found = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = path_of(keys)
+        axis = _tensor_axis(path, len(leaf.shape))
+        if axis is not None and present(mesh, ("tensor",)) and not _divides(leaf.shape, axis, mesh):
+            found.append(f"{path} ({leaf.shape[axis]} features)")
+    if not found:
+        return ()
+    few = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return (f"not split over tensor={mesh.shape['tensor']}, but on every device: {few}",)
