@@ -14,7 +14,7 @@ from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pricing import stored_shapes
 from jvdm.weights.diffusers import read_tensors, write_tensors
 from jvdm.weights.safetensors import flatten, map_stored, save_stored
-from tests.weights.wan_folder import PARTS, write_wan
+from tests.weights.wan_folder import PARTS, parts, write_wan
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,23 @@ def test_there_and_back_keeps_every_bit_and_type(folder, tmp_path, capsys):
         said = [(where / place / "config.json").read_bytes() for where in (folder, back)]
         assert said[0] == said[1]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_vision_encoder_does_not_read_goes_along(tmp_path, capsys):
+    folder, mine, back = write_wan(tmp_path / "x", "picture"), tmp_path / "mine", tmp_path / "back"
+    assert cli.main(["convert", str(folder), str(mine)]) == 0
+    assert "image_encoder: 37 arrays expected, 37 loaded, 18 unused" in capsys.readouterr().out
+    assert cli.main(["convert", str(mine), str(back), "--to", "diffusers"]) == 0
+    for place in parts("picture"):
+        assert_same(read_tensors(back / place), read_tensors(folder / place))
+    place = "image_processor/preprocessor_config.json"
+    assert (back / place).read_bytes() == (folder / place).read_bytes()
+    capsys.readouterr()
+    for where, name, count in ((back, "image_encoder", 55), (mine, "converted/vision", 21)):
+        assert cli.main(["inspect", str(where), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)["components"]
+        (found,) = [one for path, one in said.items() if path.startswith(name)]
+        assert found["arrays"] == count
 
 
 def test_a_number_type_is_written_when_asked_for(folder, tmp_path, capsys):
