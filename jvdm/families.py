@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Latents, PyTree
+from jvdm.compiling import Program
 from jvdm.models.stand_in import told as told_of
 from jvdm.pipeline.loading import chosen_dtype, ready
 from jvdm.recipes import load_family
@@ -175,7 +176,7 @@ def missing() -> str:
 def transformer(family: Family, forward: Callable[..., Latents], params: PyTree) -> Run:
     """Returns one call of the network, of one video."""
     inputs = (params, *_inputs(family))
-    compiled = jax.jit(forward).lower(*inputs).compile()
+    compiled = Program(forward).lower(*inputs).compile()
     return Run(compiled, inputs, _gib(compiled))
 
 
@@ -189,13 +190,13 @@ def decoder(family: Family) -> Run:
 
     if not hasattr(network, "decode_chunk"):
 
-        @jax.jit
+        @Program
         def whole(params: PyTree, latents: Latents) -> Array:
             return network.apply({"params": params}, latents, method="decode")
 
         compiled = whole.lower(params, latents).compile()
         return Run(compiled, (params, latents), _gib(compiled))
-    size, lower = min(CHUNK, latents.shape[1] - 1), jax.jit(decode_chunk).lower
+    size, lower = min(CHUNK, latents.shape[1] - 1), Program(decode_chunk).lower
     first = lower(params, latents[:, :1], None)
     later = lower(params, latents[:, 1 : 1 + size], first.out_info[1]).compile()
     first = first.compile()
@@ -217,7 +218,7 @@ def video(family: Family, forward: Callable[..., Latents], params: PyTree, decod
     process = rectified_flow(thousandths)
     matrix = synchronous(linspace_levels(STEPS), latents.shape[1])
 
-    @jax.jit
+    @Program
     def denoised(params: PyTree, x: Latents, states: Array) -> Latents:
         def predict(x: Latents, call: Call, carry: PyTree) -> tuple[Latents, PyTree]:
             return forward(params, x, states, call), carry

@@ -14,6 +14,7 @@ from jaxtyping import UInt32
 
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
+from jvdm.compiling import Program
 from jvdm.errors import NumericsError
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions
@@ -28,7 +29,7 @@ Placed = tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]]
 """Clean latents, and the frames that they are."""
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "columns"))
+@functools.partial(Program, static_argnames=("shape", "columns"))
 def tell(
     system: System,
     params: PyTree,
@@ -60,7 +61,7 @@ def tell(
     return system.conditions(params, ids, channel, states)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "mesh"))
+@functools.partial(Program, static_argnames=("shape", "mesh"))
 def begin(
     system: System,
     matrix: TimestepMatrix | Mapping[str, TimestepMatrix],
@@ -108,7 +109,7 @@ def _begun(
     return jnp.where(expand(t == 0, noise), clean, corrupt(process, clean, t, noise))
 
 
-@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
+@functools.partial(Program, static_argnames=("mesh",), donate_argnames=("state",))
 def denoise_row(
     system: System,
     params: PyTree,
@@ -138,7 +139,7 @@ def _spread(state: State, mesh: Mesh | None) -> State:
     return State(x, solver, updates, bad_row, carry, key, address)
 
 
-@jax.jit
+@Program
 def encode(
     system: System,
     params: PyTree,
@@ -150,7 +151,7 @@ def encode(
     return system.encode(params, frames)
 
 
-@jax.jit
+@Program
 def decode(
     system: System, params: PyTree, latents: Latents
 ) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""]]:
@@ -159,7 +160,7 @@ def decode(
     return to_bytes(frames), jnp.all(jnp.isfinite(frames))
 
 
-@functools.partial(jax.jit, static_argnames=("shape",))
+@functools.partial(Program, static_argnames=("shape",))
 def begin_stream(
     system: System,
     params: PyTree,
@@ -188,7 +189,7 @@ def begin_stream(
     return samplers.stream_init(denoise, solver, process, rows, size, key, carry=carry)
 
 
-@jax.jit
+@Program
 def stream_chunk(
     system: System, params: PyTree, conditions: Conditions, rows: StreamRows, state: StreamState
 ) -> tuple[StreamState, Latents]:
@@ -197,7 +198,7 @@ def stream_chunk(
     return samplers.stream_step(denoise, system.sampling.solver, system.process, rows, state)
 
 
-@jax.jit
+@Program
 def decode_piece(
     system: System, params: PyTree, latents: Latents, carry: PyTree
 ) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""], PyTree]:
@@ -222,7 +223,7 @@ def check_finite(finite: bool) -> None:
         )
 
 
-@jax.jit
+@Program
 def to_bytes(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """Rounds RGB of 0..1 to 0..255; values outside are clipped."""
     return jnp.round(jnp.clip(frames, 0.0, 1.0) * 255.0).astype(jnp.uint8)

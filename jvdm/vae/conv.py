@@ -60,9 +60,9 @@ def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
 class VideoConv(nn.Module):
     """Convolution in time, height and width that looks as far back in time as it is told to.
 
-    The frames that one tap after the other sees are stacked as channels of a convolution in space
-    alone: on CPUs that takes a third to a half of the time of one in three axes, and on GPUs
-    XLA would transpose the frames there and back. TPUs have the convolution itself.
+    On CPUs the frames that one tap after the other sees are stacked as channels of a convolution
+    in space alone, which takes a third to a half of the time of one in three axes. GPUs have that
+    itself if channels may lie last (`jvdm.compiling`), and so have TPUs.
 
     Attributes:
         features: Channels of the result.
@@ -106,7 +106,7 @@ class VideoConv(nn.Module):
             )
             return y.reshape(*x.shape[:2], *y.shape[1:])
 
-        y = lax.platform_dependent(x, kernel, tpu=whole, default=folded)
+        y = lax.platform_dependent(x, kernel, cpu=folded, default=whole)
         return y + bias[None, None, None, None]
 
 

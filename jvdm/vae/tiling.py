@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
+from jvdm.compiling import Program
 from jvdm.errors import ConfigError
 from jvdm.vae.autoencoder import ChunkedAutoencoder, ChunkedEncoder, Posterior
 
@@ -244,7 +245,7 @@ def _assemble(pieces: Iterable[np.ndarray], job: _Job) -> np.ndarray:
 
 
 @functools.partial(
-    jax.jit, static_argnums=(0, 1), static_argnames=("cell", "size"), donate_argnums=4
+    Program, static_argnums=(0, 1), static_argnames=("cell", "size"), donate_argnums=4
 )
 def _window(
     vae: Any,

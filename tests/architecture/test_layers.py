@@ -13,6 +13,7 @@ LAYERS = (
     ("arrays", "errors"),  # the vocabulary of all others
     (
         "cache",
+        "compiling",
         "features",
         "files",
         "keys",

@@ -112,7 +112,7 @@ def test_a_video_is_convolved_as_in_three_axes(size, strides, around):
     np.testing.assert_allclose(jnp.asarray(ours.apply(params, x)), jnp.asarray(whole), atol=3e-6)
     text = {
         platform: jax.jit(ours.apply).trace(params, x).lower(lowering_platforms=(platform,))
-        for platform in ("cpu", "tpu")
+        for platform in ("cpu", "cuda", "tpu")
     }
     assert "tensor<2x7x6x8x5xf32>, tensor<" not in text["cpu"].as_text().split("convolution(")[1]
-    assert "[b, 0, 1, 2, f]" in text["tpu"].as_text()
+    assert all("[b, 0, 1, 2, f]" in text[platform].as_text() for platform in ("cuda", "tpu"))
