@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from jvdm.arrays import PyTree
 from jvdm.compiling import compiler_options
-from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
 from jvdm.parallel import replicate, shardings, using
 from jvdm.training.objective import (
