@@ -15,7 +15,7 @@ from jvdm.reading import checked
 from jvdm.settings import PICTURE, SIZE, Settings, settings_of
 from jvdm.weights.folder import embedded, read_manifest
 
-OF_LOADING = ("weights", "system", "sampling", "dtype", "lora", "lora_separate")
+OF_LOADING = ("weights", "system", "sampling", "dtype", "lora", "lora_separate", "mesh")
 """Options that say what is loaded."""
 
 
@@ -35,6 +35,8 @@ class GenerateOptions(Settings):
     """Low-rank changes of a published network: --lora A.safetensors B.safetensors:0.8."""
     lora_separate: bool = False
     """Keep them beside the weights instead of adding them to these."""
+    mesh: str | None = None
+    """Devices that share the work: --mesh sequence=4, or auto; one device if left out."""
     output: Path = Path("out")
     """Folder, or the name of an .mp4, .webm or .gif file."""
     latents_only: bool = False

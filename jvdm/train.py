@@ -1,7 +1,4 @@
-"""Main path 2: data -> objective -> optimizer -> checkpoint; only composition.
-
-A run is a function of its experiment: killed anywhere and started again, it ends the same.
-"""
+"""Main path 2: data -> objective -> optimizer -> checkpoint; only composition."""
 
 import dataclasses
 import functools
@@ -15,7 +12,7 @@ from jax.sharding import Mesh
 
 from jvdm.experiment import Experiment, describe
 from jvdm.files import write_text
-from jvdm.parallel.mesh import data_mesh
+from jvdm.parallel import mesh_of
 from jvdm.record import device, versions
 from jvdm.stopping import StopRequest
 from jvdm.training import setup
@@ -39,13 +36,15 @@ class TrainOptions:
     """Folder of the run: checkpoints, metrics, samples, weights."""
     resume: Resume = "auto"
     """Continue from the newest checkpoint: if there is one, never, or else fail."""
+    mesh: str = "auto"
+    """How devices share a step: fsdp=4,sequence=2; auto splits the batch over all."""
     profile_steps: int = 0
     """Trace this many steps into `workdir/profile`, after the first ten, and show their table."""
 
 
 def run(options: TrainOptions, experiment: Experiment) -> dict[str, Any]:
     """Carries out `jvdm train`; `experiment` is the resolved `options.config`."""
-    return train(experiment, options.workdir, options.resume, options.profile_steps)
+    return train(experiment, options.workdir, options.resume, options.profile_steps, options.mesh)
 
 
 def train(
@@ -53,16 +52,18 @@ def train(
     workdir: str | Path,
     resume: Resume = "auto",
     profile_steps: int = 0,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str = "auto",
 ) -> dict[str, Any]:
     """Trains `experiment` to its last step and exports the averaged weights.
+
+    A run is a function of its experiment: killed anywhere and started again, it ends the same.
 
     Args:
         experiment: The run as a value.
         workdir: Folder of the run; what it holds of this run is continued.
         resume: What to do about checkpoints in `workdir`.
         profile_steps: Steps to trace into `workdir/profile`; their table is shown.
-        mesh: Devices that share each batch; all devices when None.
+        mesh: Devices that share each step, or their description (`jvdm.parallel.mesh`).
 
     Returns:
         Summary: last loss, times and speed, where it started, where the weights are.
@@ -71,10 +72,10 @@ def train(
         Preempted: After SIGTERM, when the state is saved; `Interrupted` after Ctrl-C.
         NumericsError: After `experiment.max_skipped` non-finite steps in a row.
         CheckpointError: If one is missing, broken or of another run, or cannot be written.
-        ConfigError: If the experiment does not fit.
+        ConfigError: If the experiment or the mesh does not fit.
     """
     began = time.perf_counter()
-    workdir, mesh = Path(workdir).absolute(), mesh or data_mesh()
+    workdir, mesh = Path(workdir).absolute(), mesh_of(mesh)
     heartbeat = Heartbeat(workdir / "heartbeat.json")
     heartbeat.note("prepare", 0)
     about = {"experiment": describe(experiment), "versions": versions() | device()}

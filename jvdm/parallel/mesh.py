@@ -38,8 +38,8 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
     return Mesh(np.asarray(devices), (DATA,))
 
 
-def mesh_of(description: str, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of a description.
+def mesh_of(description: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of a description, or a mesh that is one as it is.
 
     Args:
         description: Sizes of axes, such as "fsdp=4,sequence=2"; one axis may have no size and
@@ -50,6 +50,8 @@ def mesh_of(description: str, devices: Sequence[Any] | None = None) -> Mesh:
         ConfigError: If there is no such axis, or the sizes do not make up the devices; valid
             descriptions with these axes are named.
     """
+    if isinstance(description, Mesh):
+        return description
     chosen = np.asarray(jax.devices() if devices is None else devices).ravel()
     sizes = _sizes(DATA if description == AUTO else description)
     open_axes = [name for name, size in sizes.items() if size is None]

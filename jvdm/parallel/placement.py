@@ -4,6 +4,7 @@ They serve whatever has the shape and the end of the path of a parameter: gradie
 what an optimizer remembers of each.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -34,13 +35,16 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         path: Its path, `layers/self_q/kernel`.
         shape: Its shape; layers may be stacked before the last two axes.
         mesh: The devices. `tensor` splits products of attention and feed-forward parts, `fsdp`
-            the largest of the last two axes that is left, of any matrix.
+            the largest of the last two axes that is left, of any matrix. Kernels of convolutions,
+            which have more than three axes, are on every device.
     """
     axes: list[str | None] = [None] * len(shape)
+    if len(shape) > 3:
+        return PartitionSpec()
     wanted = _tensor_axis(path, len(shape))
     if wanted is not None and present(mesh, ("tensor",)) and _divides(shape, wanted, mesh):
         axes[wanted] = "tensor"
-    if len(shape) >= 2 and _count(shape) >= SMALL and present(mesh, ("fsdp",)):
+    if len(shape) >= 2 and math.prod(shape) >= SMALL and present(mesh, ("fsdp",)):
         matrix = range(len(shape) - 2, len(shape))
         free = [i for i in matrix if axes[i] is None and shape[i] % mesh.shape["fsdp"] == 0]
         if free:
@@ -52,20 +56,13 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 def _tensor_axis(path: str, rank: int) -> int | None:
     """Returns the axis of a parameter that `tensor` is to split, None if there is none."""
-    if rank < 2:
+    if rank not in (2, 3):
         return None
     return rank - 1 if _MAKES.search(path) else rank - 2 if _TAKES.search(path) else None
 
 
 def _divides(shape: Sequence[int], axis: int, mesh: Mesh) -> bool:
     return shape[axis] % mesh.shape["tensor"] == 0
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:

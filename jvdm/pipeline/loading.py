@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, Sharding
 
 from jvdm.arrays import PyTree
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.models.low_rank import Adapted
+from jvdm.parallel import shardings
 from jvdm.pricing import parameter_shapes, stored_shapes
 from jvdm.recipes import apply_system, load_family, load_system
 from jvdm.record import digest
@@ -134,7 +135,7 @@ def load_parameters(
         folder: The weights folder.
         manifest: What it holds.
         system: Whose parameters are read.
-        mesh: Devices that each get all of them; None is the first device alone.
+        mesh: Devices that get what `jvdm.parallel` says; None is the first device alone.
 
     Raises:
         WeightsError: If a file is missing or broken, or a shape is not that of the system.
@@ -144,9 +145,8 @@ def load_parameters(
     with stage("load", total=len(expected), unit="part") as bar:
         for name, shapes in expected.items():
             _, tree = manifest.parameters(folder, name, shapes)
-            everywhere = mesh and NamedSharding(mesh, PartitionSpec())
-            shardings = everywhere and jax.tree.map(lambda _, one=everywhere: one, tree)
-            params[name] = ready(tree, getattr(system, name), shardings)
+            places = None if mesh is None else shardings(tree, mesh)
+            params[name] = ready(tree, getattr(system, name), places)
             if name == ADAPTED and isinstance(manifest, Published) and manifest.separate:
                 params[name] = _adapted(params[name], manifest, shapes)
             if said := seen().arrays:

@@ -23,7 +23,7 @@ from jvdm.callbacks import Callback
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
-from jvdm.parallel.mesh import replicate, split_batch
+from jvdm.parallel import mesh_of, parts, place, replicate, split_batch
 from jvdm.pipeline import loading, programs, streaming
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.samplers.sampler import State
@@ -67,7 +67,7 @@ def load(
     dtype: str | None = None,
     lora: Sequence[str | Path] = (),
     lora_separate: bool = False,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     progress: bool = True,
 ) -> "Pipeline":
     """Loads a model.
@@ -84,7 +84,8 @@ def load(
         lora: Low-rank changes, `PATH` or `PATH:STRENGTH`, of a published network.
         lora_separate: Whether they stay beside its weights, so that `with_strengths` changes them
             at once and the weights stay what they were; else they are added to these.
-        mesh: Devices over which the videos of a batch are split (`jvdm.parallel`).
+        mesh: Devices that share the work, or their description, such as "sequence=4"
+            (`jvdm.parallel.mesh`); None is the first device alone.
         progress: Whether a progress bar is drawn.
 
     Raises:
@@ -92,14 +93,14 @@ def load(
         ConfigError: If there is no such system, rule or number type.
     """
     keep_compiled_programs()
-    folder = find(path)
+    folder, mesh = find(path), mesh_of(mesh) if isinstance(mesh, str) else mesh
     with measuring(progress) as stages:
         with stage("load"):
             manifest = loading.manifest_of(folder, lora, lora_separate)
             made = loading.composed(manifest, system, sampling or {})
             made = made.with_dtype(loading.chosen_dtype(dtype))
-            params = loading.load_parameters(folder, manifest, made)
-            params = params if mesh is None else replicate(params, mesh)
+            params = loading.load_parameters(folder, manifest, made, mesh)
+            params = params if mesh is None else place(params, mesh)
             digests = {**identity(folder), **loading.adapter_digests(manifest)}
         seconds, arrays = stages.seconds["load"], stages.arrays
         return Pipeline(made, params, manifest, folder, digests, mesh, seconds, arrays)
@@ -115,7 +116,7 @@ class Pipeline:
         manifest: What the weights folder says.
         folder: The weights folder.
         identity: sha256 of its files.
-        mesh: Devices over which the videos of a batch are split.
+        mesh: Devices that share the work.
         load_seconds: How long loading took.
         arrays: How many published arrays were expected, loaded and unused, by component.
     """
@@ -261,7 +262,7 @@ class Pipeline:
             ShapeError: If a size does not fit; it names the two nearest that do.
             DeviceMemoryError: If it cannot be held; it names the largest that can.
         """
-        devices = 1 if self.mesh is None else self.mesh.size
+        devices = parts(self.mesh)
         job = prepare(request, self.system, self.manifest, devices)
         if job.shape.batch % devices:
             what = f"{job.shape.batch} videos for {devices} devices"

@@ -18,7 +18,7 @@ from jvdm.compiling import Program
 from jvdm.errors import NumericsError
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions
-from jvdm.parallel.mesh import constrain_batch
+from jvdm.parallel import constrain_batch, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import corrupt, expand
@@ -122,7 +122,8 @@ def denoise_row(
     """Takes one row of the matrix to the next."""
     rules, denoise = system.sampling, system.denoiser(params, conditions)
     solver = samplers.hooked(rules.solver, rules.hooks or ())
-    state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
+    with using(mesh):
+        state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
     return _spread(state, mesh)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from jvdm.arrays import PyTree
 from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
-from jvdm.parallel import replicate, shardings, using
+from jvdm.parallel import replicate, shardings, using, whole
 from jvdm.training.objective import (
     HasComponents,
     HasFrozen,
@@ -146,7 +147,10 @@ def compile_step(
     )
     devices = jax.tree.leaves(state_sharding)[0].device_set
     options = compiler_options(next(iter(devices)).platform)
+    for note in whole(shapes.params, mesh):
+        print(note, file=sys.stderr)
     with using(mesh):
         lowered = jitted.lower(frozen, shapes, data)
+        flops = step.flops(frozen, shapes, data)
     compiled = functools.partial(lowered.compile(compiler_options=options), frozen)
-    return compiled, step.flops(frozen, shapes, data)
+    return compiled, flops
