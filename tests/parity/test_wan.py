@@ -195,7 +195,11 @@ VAE_2_2 = {
 
 
 def autoencoder(config=VAE):
-    """Returns moments of five frames, and the frames of three latent ones."""
+    """Returns moments of five frames, and the frames of three latent ones.
+
+    `still` are their means where latents are all one number: that the first is brighter than the
+    second is then due to the weights.
+    """
     network = diffusers.AutoencoderKLWan(**config)
     given(network, drawn(shapes(network)))
     side = config["scale_factor_spatial"]
@@ -204,7 +208,8 @@ def autoencoder(config=VAE):
     )
     with torch.no_grad():
         moments = network._encode(torch.tanh(x))
-        made = {"moments": moments, "frames": network.decode(z).sample}
+        still = network.decode(torch.full_like(z, 0.5)).sample.mean((0, 1, 3, 4))
+        made = {"moments": moments, "frames": network.decode(z).sample, "still": still}
     return config, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 

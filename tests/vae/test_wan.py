@@ -34,11 +34,16 @@ def test_the_reference_is_met(version):
         bound = vae.bind({"params": params})
         return bound.encode(video), bound.decode(latents)
 
-    posterior, frames = jax.jit(both, compiler_options=QUICK)(tree, video, latents)
+    run = jax.jit(both, compiler_options=QUICK)
+    posterior, frames = run(tree, video, latents)
     moments = jnp.concatenate(posterior, -1).transpose(0, 4, 1, 2, 3)
     assert off(moments, stored.outputs["moments"]) < 2e-5
     made = np.clip(2 * frames - 1, -1, 1).transpose(0, 4, 1, 2, 3)
     assert off(made, stored.outputs["frames"]) < 5e-5
+    # The first frame of a still is not brighter than the weights make it, and neither is the last.
+    _, frames = run(tree, video, jnp.full_like(latents, 0.5))
+    still = np.clip(2 * frames - 1, -1, 1).mean((0, 2, 3, 4))
+    np.testing.assert_allclose(still, stored.outputs["still"], rtol=0, atol=2e-6)
 
 
 # Frames are halved twice, and a level has as few convolutions as there can be.

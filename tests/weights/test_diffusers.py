@@ -12,9 +12,11 @@ import pytest
 
 import jvdm
 from jvdm import cli
-from jvdm.errors import ConfigError, WeightsError
+from jvdm.errors import ConfigError, ShapeError, WeightsError
+from jvdm.pictures import Canvas, told_of
+from jvdm.pictures import place as placed
 from jvdm.pipeline.loading import manifest_of, ready, system_of
-from jvdm.pipeline.request import request_of
+from jvdm.pipeline.request import prepare, request_of
 from jvdm.pricing import stored_shapes
 from jvdm.samplers import Euler, TwoScales, UniPC
 from jvdm.weights.diffusers import Published, read_tensors
@@ -137,6 +139,35 @@ def test_pictures_are_seen_by_an_encoder_too(tmp_path, version, name):
     wrong = {"image": PICTURE[:16, :32]} | ({} if both else {"last_image": PICTURE[16:, 32:]})
     with pytest.raises(ConfigError, match="reads the first and the last" if both else "alone"):
         pipe.prepare(request_of(prompt=PROMPTS, **settings, **wrong))
+
+
+def test_every_video_ends_with_its_last_picture_whatever_its_length(tmp_path):
+    manifest = manifest_of(write_wan(tmp_path, "two pictures"))
+    system = system_of(manifest)
+    pictures = {"image": PICTURE[:16, :32], "last_image": PICTURE[16:, 32:]}
+
+    def job(**settings):
+        asked = request_of(**{"prompt": "a", "height": 16, "width": 32, **pictures, **settings})
+        return prepare(asked, system, manifest)
+
+    for count in range(5, 82, system.vae.strides[0]):
+        canvas = Canvas(system.vae, 1, count, 16, 32, 16.0)
+        told = told_of(placed(request_of(**pictures), canvas, edits=False)[0], canvas)
+        latent_frames = system.vae.latent_frames(count)
+        assert told.frames.shape[1] == count == system.vae.num_frames(latent_frames)
+        assert told.columns == (0, latent_frames - 1)
+        for end, picture in ((0, pictures["image"]), (-1, pictures["last_image"])):
+            np.testing.assert_array_equal(told.frames[0, end], picture / np.float32(255))
+        np.testing.assert_array_equal(told.frames[0, 1:-1], 0.5)
+    with pytest.raises(ShapeError, match=r"num_frames is 80; .*fit: 79 and 81"):
+        job(num_frames=80)
+    with pytest.raises(ShapeError, match="height is 20; it must be a multiple of 8; use 16 or 24"):
+        job(height=20)
+    with pytest.raises(ShapeError, match="every frame would be given"):
+        placed(request_of(**pictures), Canvas(system.vae, 1, 3, 16, 32, 16.0), edits=False)
+    said = "; ".join(job(prompt="a " * 600 + "red ball", num_frames=5).warnings)
+    assert "reads 512 tokens" in said and "does not see the end" in said and "red ball" in said
+    assert "was not trained" in said and "480x832" in said
 
 
 @pytest.mark.parametrize(
