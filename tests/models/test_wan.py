@@ -123,7 +123,7 @@ def test_experts_are_made_and_collect_as_one_network():
 
 @functools.cache
 def seeing(name):
-    """Returns a network that reads pictures, its weights, latents and what it is told of them."""
+    """Returns a network that reads pictures, its reference and weights, what it is told, and it."""
     reference = Reference(name)
     network = wan.transformer(reference.config).clone(dtype="float32")
     length = network.picture_places or 5
@@ -140,12 +140,12 @@ def seeing(name):
     def run(told):
         return network.apply({"params": params}, x[..., :4], Call.at(FRAMES), told)[0]
 
-    return network, reference, told, run
+    return network, reference, params, told, run
 
 
 @pytest.mark.parametrize("name", ["wan_seeing_transformer", "wan_between_transformer"])
 def test_states_of_pictures_are_read_as_by_the_reference(name):
-    network, reference, told, run = seeing(name)
+    network, reference, _, told, run = seeing(name)
     assert network.ports == ("text", "channel", "pictures")
     seen = told.pictures
     # One call of both clips as they are, and with pictures that do not count in the second.
