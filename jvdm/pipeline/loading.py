@@ -1,6 +1,7 @@
 """From a weights folder to a system and its parameters on the device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jvdm.arrays import PyTree
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.models.low_rank import Adapted
-from jvdm.parallel import shardings
+from jvdm.parallel import place, shardings
 from jvdm.pricing import parameter_shapes, stored_shapes
 from jvdm.recipes import apply_system, load_family, load_system
 from jvdm.record import digest
@@ -23,8 +24,9 @@ from jvdm.system import System
 from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
 from jvdm.weights import Manifest, read_manifest
-from jvdm.weights.diffusers import ADAPTED, Published, read_index
+from jvdm.weights.diffusers import ADAPTED, CONVERTED, Published, read_index
 from jvdm.weights.folder import is_published
+from jvdm.weights.kept import Copy, copy_of, identity
 from jvdm.weights.leaves import Index, Leaf
 from jvdm.weights.lora import Adapter
 
@@ -104,10 +106,10 @@ def composed(manifest: Manifest, system: AnySystem, sampling: Mapping[str, Any])
     return choose(base, sampling)
 
 
-def adapter_digests(manifest: Manifest) -> dict[str, str]:
-    """Returns the sha256 of every file of low-rank changes, by its path."""
+def digests(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Returns the sha256 of every file of weights, and of low-rank changes by their paths."""
     adapters = manifest.adapters if isinstance(manifest, Published) else ()
-    return {str(adapter.path): digest(adapter.file) for adapter in adapters}
+    return identity(folder) | {str(adapter.path): digest(adapter.file) for adapter in adapters}
 
 
 def chosen_dtype(dtype: str | None) -> str:
@@ -142,17 +144,47 @@ def load_parameters(
     """
     expected = stored_shapes(system)
     params: dict[str, Any] = {}
+    copy = _copy_of(folder, manifest, system, expected)
     with stage("load", total=len(expected), unit="part") as bar:
         for name, shapes in expected.items():
-            _, tree = manifest.parameters(folder, name, shapes)
+            tree = copy.read(name, shapes) if copy is not None and copy.exists else None
+            if tree is None:
+                _, tree = manifest.parameters(folder, name, shapes)
             places = None if mesh is None else shardings(tree, mesh)
             params[name] = ready(tree, getattr(system, name), places)
-            if name == ADAPTED and isinstance(manifest, Published) and manifest.separate:
-                params[name] = _adapted(params[name], manifest, shapes)
             if said := seen().arrays:
                 bar.set_postfix_str(next(reversed(said.values())))
             bar.update()
-    return {**params, "vae": latent_space(params["vae"], manifest)}
+            if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(tree)):
+                copy = None  # float16 is warned of whenever it is read
+        if copy is not None and not copy.exists and jax.process_count() == 1:
+            size = copy.write(params)
+            bar.set_postfix_str(f"{size / 1e9:.1f} GB kept in {copy.place}" if size else "")
+    if isinstance(manifest, Published) and manifest.separate:
+        params[ADAPTED] = _adapted(params[ADAPTED], manifest, expected[ADAPTED])
+    params["vae"] = latent_space(params["vae"], manifest)
+    return params if mesh is None else place(params, mesh)
+
+
+def _copy_of(
+    folder: Path, manifest: Manifest, system: System, expected: Mapping[str, PyTree]
+) -> Copy | None:
+    """Returns the copy that is kept of published parameters, where it would be faster."""
+    if not isinstance(manifest, Published) or (folder / CONVERTED).is_dir():
+        return None
+    if manifest.adapters and not manifest.separate:
+        return None
+
+    def shape(kind: Callable[[tuple, Any], np.dtype], path: tuple, leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, kind(path, leaf.dtype))
+
+    shapes = {
+        name: jax.tree_util.tree_map_with_path(
+            functools.partial(shape, _kind_in(getattr(system, name))), tree
+        )
+        for name, tree in expected.items()
+    }
+    return copy_of(folder, shapes)
 
 
 def _adapted(params: PyTree, manifest: Published, shapes: PyTree) -> Adapted:
@@ -175,16 +207,25 @@ def ready(tree: PyTree, network: Any, shardings: PyTree | None = None) -> PyTree
         network: The network that they are of.
         shardings: Where each of them is; None is the first device.
     """
-    wide = getattr(network, "wide", ())
+    kind = _kind_in(network)
 
-    def place(path: tuple, leaf: Any, sharding: Sharding | None = None) -> jax.Array:
-        names = [str(step.key) for step in path]
-        is_kernel = names[-1].startswith("kernel") and not set(names).intersection(wide)
-        kind = getattr(network, "dtype", leaf.dtype) if is_kernel else "float32"
-        return _put(leaf, jnp.dtype(kind), sharding)
+    def put(path: tuple, leaf: Any, sharding: Sharding | None = None) -> jax.Array:
+        return _put(leaf, kind(path, leaf.dtype), sharding)
 
     trees = (tree,) if shardings is None else (tree, shardings)
-    return jax.tree_util.tree_map_with_path(place, *trees)
+    return jax.tree_util.tree_map_with_path(put, *trees)
+
+
+def _kind_in(network: Any) -> Callable[[tuple, Any], np.dtype]:
+    """Returns what says, by path and number type in the file, the number type of a parameter."""
+    wide = getattr(network, "wide", ())
+
+    def kind(path: tuple, stored: Any) -> np.dtype:
+        names = [str(step.key) for step in path]
+        is_kernel = names[-1].startswith("kernel") and not set(names).intersection(wide)
+        return jnp.dtype(getattr(network, "dtype", stored) if is_kernel else "float32")
+
+    return kind
 
 
 def _put(leaf: Any, kind: np.dtype, sharding: Sharding | None) -> jax.Array:

@@ -23,7 +23,7 @@ from jvdm.callbacks import Callback
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
-from jvdm.parallel import mesh_of, parts, place, replicate, split_batch
+from jvdm.parallel import mesh_of, parts, replicate, split_batch
 from jvdm.pipeline import loading, programs, streaming
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.samplers.sampler import State
@@ -33,7 +33,7 @@ from jvdm.system import OF_A_ROW, System
 from jvdm.vae import tiling
 from jvdm.video import Video
 from jvdm.weights import Manifest
-from jvdm.weights.folder import find, identity
+from jvdm.weights.folder import find
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,14 +95,13 @@ def load(
     keep_compiled_programs()
     folder, mesh = find(path), mesh_of(mesh) if isinstance(mesh, str) else mesh
     with measuring(progress) as stages:
-        with stage("load"):
+        with stage("load"), concurrent.futures.ThreadPoolExecutor(1) as pool:
             manifest = loading.manifest_of(folder, lora, lora_separate)
             made = loading.composed(manifest, system, sampling or {})
             made = made.with_dtype(loading.chosen_dtype(dtype))
+            hashing = pool.submit(loading.digests, folder, manifest)
             params = loading.load_parameters(folder, manifest, made, mesh)
-            params = params if mesh is None else place(params, mesh)
-            digests = {**identity(folder), **loading.adapter_digests(manifest)}
-        seconds, arrays = stages.seconds["load"], stages.arrays
+        seconds, arrays, digests = stages.seconds["load"], stages.arrays, hashing.result()
         return Pipeline(made, params, manifest, folder, digests, mesh, seconds, arrays)
 
 
