@@ -29,7 +29,7 @@ from jvdm.samplers import (
     thousandths,
 )
 from jvdm.vae import ltx_published, wan_published
-from jvdm.vae.tiling import CHUNK
+from jvdm.vae.tiling import pieces
 from pallas_kernels.attention.bench import seconds
 
 LEVEL = 0.5  # noise level of a call
@@ -181,7 +181,7 @@ def transformer(family: Family, forward: Callable[..., Latents], params: PyTree)
 
 
 def decoder(family: Family) -> Run:
-    """Returns the decoder on one video: `CHUNK` latent frames at a time, or all if it must."""
+    """Returns the decoder on one video, in chunks as the pipeline decodes it."""
     network, params = _autoencoder(family)
     latents = _inputs(family)[0]
 
@@ -196,7 +196,8 @@ def decoder(family: Family) -> Run:
 
         compiled = whole.lower(params, latents).compile()
         return Run(compiled, (params, latents), _gib(compiled))
-    size, lower = min(CHUNK, latents.shape[1] - 1), Program(decode_chunk).lower
+    chunk, lower = pieces(network, latents.shape)[1], Program(decode_chunk).lower
+    size = min(chunk, latents.shape[1] - 1)
     first = lower(params, latents[:, :1], None)
     later = lower(params, latents[:, 1 : 1 + size], first.out_info[1]).compile()
     first = first.compile()

@@ -386,7 +386,7 @@ class Pipeline:
     def encode(self, frames: tiling.HostFrames | HostVideo | UInt8[Array, "B T h w 3"]) -> Latents:
         """Frames, bytes or RGB in 0..1, to standardised latents, in bounded memory."""
         vae, space = self.system.vae, self.params["vae"]
-        if frames.size <= 3 * tiling.WHOLE_PIXELS or not hasattr(vae, "encode_chunk"):
+        if not hasattr(vae, "encode_chunk") or tiling.pixels_at_once(vae, frames.size // 3):
             return programs.encode(*self.coder(), self._everywhere(jnp.asarray(frames)))
         mean = tiling.encode(vae, space.params, frames).mean
         return self._everywhere(space.standardize(jnp.asarray(mean)))
@@ -466,8 +466,8 @@ class Pipeline:
 
     def _fits(self, shape: Sequence[int]) -> bool:
         """Whether latents of this shape are decoded at once."""
-        pixels = int(np.prod(shape[:4])) * int(np.prod(self.system.vae.strides))
-        return pixels <= tiling.WHOLE_PIXELS or not hasattr(self.system.vae, "decode_chunk")
+        vae = self.system.vae
+        return not hasattr(vae, "decode_chunk") or tiling.at_once(vae, shape)
 
     @contextlib.contextmanager
     def _enough_memory(self, shape: Sequence[int]) -> Iterator[None]:

@@ -40,6 +40,8 @@ class Autoencoder:
     strides: tuple[int, int, int]
     """Pixel frames, rows and columns of a latent cell."""
     latent_channels: int
+    features_per_pixel: float
+    """Channels of its widest features over the pixels that a cell of these stands for."""
     bind: Any  # Linen's, as that of every subclass
 
     def latent_frames(self, num_frames: int) -> int:

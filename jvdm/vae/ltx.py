@@ -363,6 +363,11 @@ class LTXVAE(ChunkedEncoder):
     noise: float = 0.025
     dtype: str = "bfloat16"
 
+    @property
+    def features_per_pixel(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Channels of its widest features over the pixels that a cell of these stands for."""
+        return max(self.width, self.ups[-1].width) / self.patch**2
+
     def setup(self) -> None:  # noqa: D102
         sizes = (self.latent_channels, self.patch, self.width, self.downs, self.middle)
         self.encoder = Encoder(*sizes, self.dtype)

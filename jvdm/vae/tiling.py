@@ -1,6 +1,6 @@
 """Coding videos of any size and length in bounded memory: at once, or windows and chunks of them.
 
-`encode` and `decode` code a video of up to `WHOLE_PIXELS` pixels at once; what is larger is
+`encode` and `decode` code a video of up to `WHOLE_VALUES` features at once; what is larger is
 cut. A window is a tile and, around it, all cells that the tile depends on
 (`encoder_reach`, `decoder_reach`); what is computed for this border is
 dropped. A chunk continues where the one before ended, by the carry of the
@@ -26,7 +26,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
 from jvdm.compiling import Program
 from jvdm.errors import ConfigError
-from jvdm.vae.autoencoder import ChunkedAutoencoder, ChunkedEncoder, Posterior
+from jvdm.vae.autoencoder import Autoencoder, ChunkedAutoencoder, ChunkedEncoder, Posterior
 
 HostFrames = Float[np.ndarray, "B T h w 3"]
 """Decoded video in host memory, RGB of about 0..1."""
@@ -37,11 +37,14 @@ Pixels = Frames | Float[np.ndarray, "B T H W 3"] | UInt8[np.ndarray, "B T H W 3"
 AnyLatents = Latents | Float[np.ndarray, "B F H W C"]
 """Latent video on the device or in host memory."""
 
-WHOLE_PIXELS = 40_000_000
-"""Pixels of all frames of a batch that are coded at once."""
+WHOLE_VALUES = 320_000_000
+"""Values of the widest features of all frames of a batch that are coded at once."""
 
 TILE, CHUNK = (32, 32), 4
 """Latent cells and frames of the pieces of a larger video."""
+
+LARGEST = 3 * WHOLE_VALUES
+"""Values of a latent frame that is not cut into tiles where these see far beyond themselves."""
 
 
 class Tile(NamedTuple):
@@ -119,7 +122,7 @@ def decode(
     Raises:
         ConfigError: If `tile` or `chunk` is not positive.
     """
-    tile, chunk = _pieces(vae, latents.shape, tile, chunk)
+    tile, chunk = pieces(vae, latents.shape, tile, chunk)
     _, count, height, width, _ = latents.shape
     tiles = make_tiling((height, width), tile, vae.decoder_reach)
     source, spans, method = np.asarray(latents), _spans(count, chunk), "decode_chunk"
@@ -159,7 +162,7 @@ def encode(
     """
     batch, num_frames, height, width, _ = frames.shape
     shape = (batch, vae.latent_frames(num_frames), *vae.latent_size(height, width))
-    tile, chunk = _pieces(vae, shape, tile, chunk)
+    tile, chunk = pieces(vae, shape, tile, chunk)
     tiles, spans = make_tiling(shape[2:], tile, vae.encoder_reach), _spans(shape[1], chunk)
     in_parts = len(tiles.tiles) > 1 and hasattr(vae, "encode_frames")
     method = "encode_cells" if in_parts else "encode_chunk"
@@ -174,21 +177,34 @@ def encode(
     return Posterior(mean, log_variance)
 
 
-def _pieces(
-    vae: ChunkedEncoder, shape: Sequence[int], tile: tuple[int, int] | None, chunk: int | None
+def pixels_at_once(vae: Autoencoder, pixels: int) -> bool:
+    """Whether so many pixels of all frames of a batch are coded at once."""
+    return vae.features_per_pixel * pixels <= WHOLE_VALUES
+
+
+def at_once(vae: Autoencoder, shape: Sequence[int]) -> bool:
+    """Whether a video of latents `shape` is coded at once."""
+    return pixels_at_once(vae, math.prod(shape[:4]) * math.prod(vae.strides))
+
+
+def pieces(
+    vae: Autoencoder,
+    shape: Sequence[int],
+    tile: tuple[int, int] | None = None,
+    chunk: int | None = None,
 ) -> tuple[tuple[int, int], int]:
     """Returns tile and chunk, where they are open those of a video of latents `shape`."""
     batch, frames, height, width = shape[:4]
-    pixels = batch * height * width * math.prod(vae.strides)  # of a latent frame
+    values = vae.features_per_pixel * batch * height * width * math.prod(vae.strides)
     usual = (tile_of(vae), CHUNK)
-    if pixels * frames <= WHOLE_PIXELS:
+    if at_once(vae, shape):
         usual = ((height, width), frames)
-    elif hasattr(vae, "tile") and pixels * CHUNK <= WHOLE_PIXELS:
-        usual = ((height, width), CHUNK)  # its border costs more than it saves
+    elif hasattr(vae, "tile") and values <= LARGEST:  # its border costs more than it saves
+        usual = ((height, width), max(1, int(WHOLE_VALUES / values)))
     return usual[0] if tile is None else tile, usual[1] if chunk is None else chunk
 
 
-def tile_of(vae: ChunkedEncoder) -> tuple[int, int]:
+def tile_of(vae: Autoencoder) -> tuple[int, int]:
     """Returns the usual size of a tile, which an autoencoder that sees far says itself."""
     return getattr(vae, "tile", TILE)
 

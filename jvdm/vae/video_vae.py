@@ -108,6 +108,11 @@ class VideoVAE(ChunkedAutoencoder):
         self.decoder = Decoder(self.widths, self.decoder_blocks, dtype=self.dtype)
 
     @property
+    def features_per_pixel(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Channels of its widest features over the pixels that a cell of these stands for."""
+        return self.widths[0] / 4**2
+
+    @property
     def encoder_reach(self) -> int:
         """Latent cells to each side of a latent cell whose pixels it depends on."""
         fine, coarse = sum(self.encoder_blocks[:2]), sum(self.encoder_blocks[2:])

@@ -362,6 +362,11 @@ class WanVAE(ChunkedAutoencoder):
     tile: ClassVar[tuple[int, int]] = (64, 64)
     """Latent cells of a tile, over which the border that is computed beside it is not much."""
 
+    @property
+    def features_per_pixel(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Channels of its widest features over the pixels that a cell of these stands for."""
+        return max(self.width, self.decoder_width or 0) / self.patch**2
+
     def setup(self) -> None:  # noqa: D102
         sizes, wide = self._sizes(self.width), self._sizes(self.decoder_width or self.width)
         self.encoder = Encoder(self.latent_channels, sizes, self.dtype)

@@ -228,7 +228,7 @@ def test_latents_decode_to_the_video(pipe):
 def test_decoding_in_pieces_gives_the_same_frames(pipe, monkeypatch):
     latents = latents_of(pipe, num_frames=9)
     whole = pipe.decode(latents)
-    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 0)
+    monkeypatch.setattr(tiling, "WHOLE_VALUES", 0)
     pieces = pipe.decode(latents)
     assert np.abs(pieces.astype(int) - whole).max() <= 1
 
@@ -236,7 +236,7 @@ def test_decoding_in_pieces_gives_the_same_frames(pipe, monkeypatch):
 def test_encoding_in_pieces_gives_the_same_latents(pipe, monkeypatch):
     clip = np.random.default_rng(2).integers(0, 256, (1, 9, 16, 32, 3)).astype(np.uint8)
     whole = np.asarray(pipe.encode(clip))
-    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 0)
+    monkeypatch.setattr(tiling, "WHOLE_VALUES", 0)
     np.testing.assert_allclose(pipe.encode(clip), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -270,7 +270,7 @@ def test_non_finite_steps_are_named_and_not_decoded(pipe):
 @pytest.mark.parametrize("pieces", [False, True])
 def test_non_finite_frames_are_refused(pipe, monkeypatch, pieces):
     if pieces:
-        monkeypatch.setattr(tiling, "WHOLE_PIXELS", 0)
+        monkeypatch.setattr(tiling, "WHOLE_VALUES", 0)
     with pytest.raises(jvdm.NumericsError, match="non-finite frames"):
         pipe.decode(np.full((1, 3, 2, 4, 4), np.nan, np.float32))
 

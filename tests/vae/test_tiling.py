@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.vae import tiling
+from jvdm.vae.video_vae import VideoVAE
+from jvdm.vae.wan import WanVAE
 from tests.vae.nano import NANO, assert_equal_but_rounding, bare, jitted, latents, params, video
 
 # Higher and wider than a window of the nano model by no multiple of the tile, and a last
@@ -68,6 +70,23 @@ def test_a_video_smaller_than_a_chunk_and_a_window_is_done_at_once():
     assert_equal_but_rounding(piece, jitted("decode")(z))
 
 
+@pytest.mark.parametrize(
+    ("vae", "cells", "expected"),
+    [
+        (VideoVAE(), (25, 32, 48), ((32, 48), 25)),  # 97 frames at 256 x 384
+        (VideoVAE(), (31, 60, 104), (tiling.TILE, tiling.CHUNK)),
+        (WanVAE(), (2, 60, 104), ((60, 104), 2)),
+        (WanVAE(), (21, 60, 104), ((60, 104), 2)),  # 81 frames at 480 x 832
+        (WanVAE(), (21, 90, 160), ((90, 160), 1)),
+        (WanVAE(), (21, 180, 320), (WanVAE.tile, tiling.CHUNK)),
+        (WanVAE(width=160, decoder_width=256, patch=2), (31, 44, 80), ((44, 80), 1)),  # 2.2
+    ],
+)
+def test_the_features_that_are_computed_at_once_say_how_a_video_is_cut(vae, cells, expected):
+    assert tiling.pieces(vae, (1, *cells)) == expected
+    assert tiling.at_once(vae, (1, *cells)) == (expected == (cells[1:], cells[0]))
+
+
 @pytest.mark.parametrize("direction", ["decode", "encode"])
 def test_what_is_larger_than_the_limit_is_cut_and_nothing_else(direction, monkeypatch):
     """A batch counts too: two clips of the largest size that is done at once are cut."""
@@ -86,7 +105,8 @@ def test_what_is_larger_than_the_limit_is_cut_and_nothing_else(direction, monkey
 
     whole = jitted(direction)
     monkeypatch.setattr(tiling, "_window", spy)
-    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 3 * 6 * 10 * 4 * 8 * 8)
+    pixels = 3 * 6 * 10 * 4 * 8 * 8
+    monkeypatch.setattr(tiling, "WHOLE_VALUES", pixels * NANO.features_per_pixel)
     monkeypatch.setattr(tiling, "TILE", (2, 2))
     monkeypatch.setattr(tiling, "CHUNK", 2)
     start = {1: video(9, 48, 80, 1), 2: video(9, 48, 80, 2)}
