@@ -117,7 +117,7 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     check_export(objective, experiment.package, source, checkpoints.workdir / WEIGHTS, shapes.ema)
     restored = checkpoints.resume(resume, shapes, described)
     position, saved = (restored.step, restored.data) if restored else (0, None)
-    data = setup.placed(source, checkpoints.workdir).start(position, saved, mesh)
+    data = setup.placed(source, checkpoints.workdir, objective).start(position, saved, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
     compiling = stop.background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
     state = restored.state if restored else setup.make_state(*origin, experiment.start_from)

@@ -82,8 +82,7 @@ def load(
             "matrix.lag": 4}` (`jvdm.choices`).
         dtype: "float32" or "bfloat16" computation; None takes what is faster here.
         lora: Low-rank changes, `PATH` or `PATH:STRENGTH`, of a published network.
-        lora_separate: Whether they stay beside its weights, so that `with_strengths` changes them
-            at once and the weights stay what they were; else they are added to these.
+        lora_separate: Whether they stay beside its weights, for `jvdm.with_strengths`.
         mesh: Devices that share the work, or their description, such as "sequence=4"
             (`jvdm.parallel.mesh`); None is the first device alone.
         progress: Whether a progress bar is drawn.
@@ -97,8 +96,8 @@ def load(
     with measuring(progress) as stages:
         with stage("load"), concurrent.futures.ThreadPoolExecutor(1) as pool:
             manifest = loading.manifest_of(folder, lora, lora_separate)
-            made = loading.composed(manifest, system, sampling or {})
-            made = made.with_dtype(loading.chosen_dtype(dtype))
+            dtype = loading.chosen_dtype(dtype)
+            made = loading.composed(manifest, system, sampling or {}).with_dtype(dtype)
             hashing = pool.submit(loading.digests, folder, manifest)
             params = loading.load_parameters(folder, manifest, made, mesh)
         seconds, arrays, digests = stages.seconds["load"], stages.arrays, hashing.result()

@@ -64,6 +64,31 @@ class Synchronous:
 
 
 @dataclass(frozen=True)
+class AlongLevels:
+    """One level per clip, drawn evenly along the grid of a sampling run.
+
+    Where the grid has many levels, many clips are trained: a grid that is shifted towards noise
+    moves training with it (Esser et al., arXiv:2403.03206, section 5.3.2).
+
+    Attributes:
+        levels: The grid, descending; between two of its levels the place is even.
+    """
+
+    levels: tuple[float, ...] = ()
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns equal levels within each clip."""
+        grid = jnp.asarray(self.levels, jnp.float32)
+
+        def clip(key: Key) -> Array:
+            place = jax.random.uniform(key, (1,)) * (len(grid) - 1)
+            return jnp.interp(place, jnp.arange(len(grid), dtype=jnp.float32), grid)
+
+        t = _per_clip(clip, key, batch)
+        return _all_noisy(jnp.broadcast_to(t, (batch, latent_frames)))
+
+
+@dataclass(frozen=True)
 class Independent:
     """One logit-normal level per frame, so that any row of any matrix is met.
 

@@ -41,8 +41,9 @@ FREE_FIELDS = {"num_steps", "max_skipped", "keep_checkpoints", "package", "previ
     f"{what}_every" for what in ("log", "checkpoint", "sample")
 }
 """Fields of an experiment that may differ between a checkpoint and the run that continues it."""
-FREE_SETTINGS = {"threads", "workdir", "max_bad", "max_unknown"}
-"""Fields of its parts that may: they say how clips are read, not which."""
+FREE_SETTINGS = {"threads", "workdir", "max_bad", "max_unknown", "base"}
+"""Fields of its parts that may: they say how clips are read, not which, or where weights are whose
+content the source compares."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = ".orbax-checkpoint-tmp"

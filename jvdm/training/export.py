@@ -17,6 +17,7 @@ from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.objective import (
     HasCheck,
     HasComponents,
+    HasFile,
     HasRules,
     HasSummary,
     MakesLatents,
@@ -59,7 +60,8 @@ def run(options: ExportOptions) -> dict[str, Any]:
         recipe = meta.get("export", {})
         if "why" in recipe:
             raise ConfigError(recipe["why"])
-        objective, package = (from_data(recipe[name]) for name in ("objective", "package"))
+        objective, package = from_data(recipe["objective"]), recipe["package"]
+        package = None if package is None else from_data(package)
     except (JvdmError, KeyError) as error:
         what = f"checkpoint {step} in {options.workdir} does not say how it is exported"
         raise CheckpointError(what, str(error), fix) from error
@@ -73,12 +75,16 @@ def run(options: ExportOptions) -> dict[str, Any]:
 
 def recipe_of(objective: Objective, package: Packaging | None) -> dict[str, Any]:
     """Returns what `jvdm export` needs, as JSON data; in `why`, why it could not use it."""
-    if package is None:
+    if package is not None:
+        parts = tuple(str(find(part).absolute()) for part in package.parts)
+        package = dataclasses.replace(package, parts=parts)
+    elif not isinstance(objective, HasFile):
         return {"why": "the experiment has no package"}
-    parts = tuple(str(find(part).absolute()) for part in package.parts)
-    package = dataclasses.replace(package, parts=parts)
     try:
-        return {"objective": to_data(objective, "objective"), "package": to_data(package)}
+        return {
+            "objective": to_data(objective, "objective"),
+            "package": package and to_data(package),
+        }
     except ConfigError as error:
         return {"why": str(error)}
 
@@ -134,6 +140,8 @@ def export(
 ) -> dict[str, Any]:
     """Measures `params`, writes them as `package` says; returns what was measured, and where."""
     summary = objective.summary(params) if isinstance(objective, HasSummary) else {}
+    if isinstance(objective, HasFile):
+        return {**summary, "weights": str(objective.write(folder, params))}
     if package is None or not isinstance(objective, HasComponents):
         return {**summary, "weights": None}
     write_package(folder, package, objective.components(params), summary, _rules(objective))

@@ -1,11 +1,12 @@
 """Flow matching with one noise level per latent frame: how the video model learns."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
+from jvdm.arrays import Array, Float, Key, Latents, NoiseLevels, PyTree
 from jvdm.keys import named
 from jvdm.samplers.denoiser import Call, ask
 from jvdm.samplers.loss_weights import LossWeights, Unweighted
@@ -16,6 +17,45 @@ from jvdm.training.objective import TrainCall
 from jvdm.weights.package import Component, Components
 
 _OF_TRAINING = ("remat", "unroll")  # how layers are compiled is no property of the weights
+
+
+def regression(
+    system: System,
+    predict: Callable[[Latents, NoiseLevels], Latents],
+    latents: Latents,
+    rows: TimestepSampler,
+    weights: LossWeights,
+    key: Key,
+) -> Float[Array, ""]:
+    """Returns the mean of weighed squared errors over the frames that are trained.
+
+    Args:
+        system: Whose process and prediction are learnt.
+        predict: The network, of noisy latents and their levels.
+        latents: Clean ones, standardised.
+        rows: Where in a sampling run each clip is trained.
+        weights: How much the error of a frame counts.
+        key: Key of the step.
+    """
+    clean = latents.astype(jnp.float32)
+    row = rows(named(key, "rows"), *clean.shape[:2])
+    noise = jax.random.normal(named(key, "noise"), clean.shape, jnp.float32)
+    predicted = predict(corrupt(system.process, clean, row.t, noise), row.t)
+    error = predicted - from_x0_eps(system.process, system.prediction, clean, noise, row.t)
+    per_frame = jnp.mean(jnp.square(error), (2, 3, 4))
+    weight = row.loss_mask * weights(system.process, system.prediction, row.t)
+    return jnp.sum(per_frame * weight) / jnp.maximum(jnp.sum(row.loss_mask), 1.0)
+
+
+def some_replaced(told: PyTree, nothing: PyTree, share: float, key: Key) -> PyTree:
+    """Replaces what a share of the clips is told by what the empty prompt, a batch of one, is."""
+    count = jax.tree.leaves(told)[0].shape[0]
+    dropped = jax.random.bernoulli(key, share, (count,))
+
+    def replace(leaf: Array, empty: Array) -> Array:
+        return jnp.where(dropped.reshape(-1, *(1,) * (leaf.ndim - 1)), empty, leaf)
+
+    return jax.tree.map(replace, told, nothing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +89,14 @@ class FlowMatching:
         self, params: PyTree, batch: PyTree, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the mean of weighed squared errors over the frames that are trained."""
-        clean, system = batch["latents"].astype(jnp.float32), self.system
-        row = self.rows(named(call.key, "rows"), *clean.shape[:2])
-        noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
-        tokens = self._drop(batch["tokens"], named(call.key, "drop"))
-        noisy = corrupt(system.process, clean, row.t, noise)
-        predicted = self.predict(params, noisy, row.t, tokens)
-        error = predicted - from_x0_eps(system.process, system.prediction, clean, noise, row.t)
-        per_frame = jnp.mean(jnp.square(error), (2, 3, 4))
-        weight = row.loss_mask * self.weights(system.process, system.prediction, row.t)
-        loss = jnp.sum(per_frame * weight) / jnp.maximum(jnp.sum(row.loss_mask), 1.0)
-        return loss, {}
-
-    def _drop(self, tokens: PyTree, key: Key) -> PyTree:
-        """Replaces what a share of the clips is told by the empty prompt."""
         nothing = jax.tree.map(jnp.asarray, self.system.text.read(("",))[0])
-        count = jax.tree.leaves(tokens)[0].shape[0]
-        dropped = jax.random.bernoulli(key, self.drop_text, (count,))
+        tokens = some_replaced(batch["tokens"], nothing, self.drop_text, named(call.key, "drop"))
 
-        def replace(leaf: Array, empty: Array) -> Array:
-            return jnp.where(dropped.reshape(-1, *(1,) * (leaf.ndim - 1)), empty, leaf)
+        def predict(x: Latents, t: NoiseLevels) -> Latents:
+            return self.predict(params, x, t, tokens)
 
-        return jax.tree.map(replace, tokens, nothing)
+        given = (batch["latents"], self.rows, self.weights, call.key)
+        return regression(self.system, predict, *given), {}
 
     def components(self, params: PyTree) -> Components:
         """Returns the text encoder and the network."""

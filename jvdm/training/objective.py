@@ -32,7 +32,8 @@ class TrainCall(NamedTuple):
 class Objective(Protocol):
     """Something that can be trained: parameters and a loss.
 
-    It may have more: see `HasFrozen`, `HasUpdate`, `HasComponents`, `HasSummary` and `HasCheck`.
+    It may have more: see `HasFrozen`, `HasUpdate`, `HasComponents`, `HasFile`, `HasPasses`,
+    `HasSummary` and `HasCheck`.
     """
 
     def init(self, key: Key) -> PyTree:
@@ -102,6 +103,25 @@ class HasComponents(Protocol):
 
     def components(self, params: PyTree) -> Components:
         """Returns what is written, by file and name; `params` may be shapes."""
+        ...
+
+
+@runtime_checkable
+class HasFile(Protocol):
+    """An objective whose parameters become a file of their own, and not a weights folder."""
+
+    def write(self, folder: Path, params: PyTree) -> Path:
+        """Writes it into `folder` and returns its path."""
+        ...
+
+
+@runtime_checkable
+class HasPasses(Protocol):
+    """An objective that says what a step costs, in forward passes; others take three."""
+
+    @property
+    def passes(self) -> float:
+        """Once forward, once or twice backward."""
         ...
 
 

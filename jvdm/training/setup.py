@@ -5,7 +5,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -50,9 +50,19 @@ class UsesWorkdir(Protocol):
         ...
 
 
-def placed(source: Source, workdir: Path) -> Source:
-    """Returns `source`, told where it may write if it wants to."""
-    return source.in_workdir(workdir) if isinstance(source, UsesWorkdir) else source
+@runtime_checkable
+class UsesEncoders(Protocol):
+    """A source that encodes clips as what is trained reads them."""
+
+    def encoded_for(self, objective: Any) -> Source:
+        """Returns the same source, with the encoders of `objective`."""
+        ...
+
+
+def placed(source: Source, workdir: Path, objective: Objective) -> Source:
+    """Returns `source`, told where it may write and what it encodes for, if it wants to know."""
+    source = source.in_workdir(workdir) if isinstance(source, UsesWorkdir) else source
+    return source.encoded_for(objective) if isinstance(source, UsesEncoders) else source
 
 
 def transform_of(objective: Objective, optimizer: Optimizer, num_steps: int) -> Transform:

@@ -9,7 +9,15 @@ import optax
 
 from jvdm.arrays import Array, PyTree
 from jvdm.products import product_flops
-from jvdm.training.objective import HasUpdate, Objective, Source, TrainCall, Transform, Updated
+from jvdm.training.objective import (
+    HasPasses,
+    HasUpdate,
+    Objective,
+    Source,
+    TrainCall,
+    Transform,
+    Updated,
+)
 from jvdm.training.state import TrainState
 
 
@@ -18,7 +26,7 @@ class Step(NamedTuple):
 
     `flops(frozen, state, data)` takes shapes and returns the operations of the products of
     the model: three times those of the loss (once forward, twice backward; recomputation
-    does not count), or all in an update of the objective's own.
+    does not count) or what the objective says, or all in an update of the objective's own.
     """
 
     run: Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
@@ -88,7 +96,8 @@ def make_step(
             return loss(state.params, batch, call)
 
         drawn = product_flops(draw, data, state.step)
-        return (1.0 if own else 3.0) * (product_flops(model, frozen, state, data) - drawn)
+        usual = objective.passes if isinstance(objective, HasPasses) else 3.0
+        return (1.0 if own else usual) * (product_flops(model, frozen, state, data) - drawn)
 
     return Step(run, flops)
 

@@ -266,7 +266,7 @@ class Published(Manifest):
         if name != ADAPTED or not self.adapters or self.separate:
             return path, tree
         changes, made = self.changes(expected), {}
-        for part, network in self._networks(expected).items():
+        for part, network in self.networks(expected).items():
             mine = [
                 (found.get(part, {}), adapter.strength)
                 for adapter, found in zip(self.adapters, changes, strict=True)
@@ -284,7 +284,7 @@ class Published(Manifest):
             WeightsError: If a file is broken or of another network.
             ConfigError: If it is not said which network it is of.
         """
-        networks, found = self._networks(expected), []
+        networks, found = self.networks(expected), []
         for adapter in self.adapters:
             found.append(read_changes(adapter, networks))
             counts = (f"{len(one)} arrays of {part or ADAPTED}" for part, one in found[-1].items())
@@ -298,7 +298,7 @@ class Published(Manifest):
         Raises:
             WeightsError: If a file is broken or of another network.
         """
-        networks, made = self._networks(expected), []
+        networks, made = self.networks(expected), []
         for found in self.changes(expected):
             parts = {
                 part: lora.factors(one, networks[part].table, networks[part].expected)
@@ -308,7 +308,7 @@ class Published(Manifest):
             made.append(parts.get("") or lora.Factors(*both))
         return made
 
-    def _networks(self, expected: Mapping[str, Any]) -> dict[str, Network]:
+    def networks(self, expected: Mapping[str, Any]) -> dict[str, Network]:
         """Returns the networks of the component called `model`, by name; "" if it is one."""
         source = self.sources[ADAPTED]
         if isinstance(source, Source):

@@ -265,16 +265,57 @@ def _places(rule: Rule, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]
     return rows[:, 0], columns[0]
 
 
-def write(path: Path, changes: Changes, prefix: str = "transformer.") -> None:
+def changes_of(
+    low_rank: Mapping[str, Any], table: Table, expected: Mapping[str, Any], scale: float
+) -> dict[str, Change]:
+    """Returns factors of a network as changes by published name: the inverse of `factors`.
+
+    Args:
+        low_rank: Tree of `kernel_down` and `kernel_up`.
+        table: What the arrays of the network are called.
+        expected: Its parameters; leaves have a `shape`.
+        scale: What their product is multiplied by.
+    """
+    leaves, shapes, made = flatten(low_rank), _published_shapes(table, expected), {}
+    for rule in table.rules:
+        if f"{rule.ours}_down" not in leaves:
+            continue
+        down, up = (np.asarray(leaves[f"{rule.ours}_{end}"], np.float32) for end in ("down", "up"))
+        if "{}" not in rule.theirs:
+            down, up = down[None], up[None]
+        rows, columns = _places(rule, (down.shape[1], up.shape[2]))
+        names = [rule.theirs.replace("{}", str(index)) for index in range(len(down))]
+        for name, right, left in zip(names, down, up, strict=True):
+            _, *inner = shapes[name]
+            one = right[np.argsort(rows)].T.reshape(-1, *inner)
+            other = left.T[np.argsort(columns)]
+            made[name] = Change(one, other.reshape(*other.shape, *(1,) * (len(inner) - 1)), scale)
+    return made
+
+
+def write(path: Path, changes: Mapping[str, Changes]) -> None:
     """Writes changes as Diffusers reads them, bit by bit as they are.
 
     Scales are kept as the alpha of every array, in the header.
 
     Args:
         path: Safetensors file.
-        changes: Low-rank changes by published name.
-        prefix: Name of the component, which begins every key.
+        changes: Low-rank changes by published name, of every network by what begins its keys:
+            `transformer.`.
     """
+    tensors: dict[str, np.ndarray] = {}
+    content: dict[str, Any] = {}
+    for prefix, own in changes.items():
+        if own:
+            found, said = _written(own)
+            tensors |= {f"{prefix}{name}": array for name, array in found.items()}
+            content |= {f"{prefix}{name}": value for name, value in said.items()}
+    header = {"format": "pt", METADATA: json.dumps(content, sort_keys=True)}
+    save_stored(path, tensors, header)
+
+
+def _written(changes: Changes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the arrays and the settings of PEFT that changes of a network are."""
     tensors: dict[str, np.ndarray] = {}
     alphas: dict[str, float] = {}
     ranks: dict[str, int] = {}
@@ -282,15 +323,13 @@ def write(path: Path, changes: Changes, prefix: str = "transformer.") -> None:
         module = name.removesuffix(".weight")
         if change.down is None:
             raise WeightsError(f"{name} is changed as a whole", "low-rank changes are exported")
-        tensors[f"{prefix}{module}.lora_A.weight"] = change.down
-        tensors[f"{prefix}{module}.lora_B.weight"] = change.up
+        tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(change.down)
+        tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(change.up)
         ranks[module] = len(change.down)
         alphas[module] = change.scale * len(change.down)
     rank, alpha = max(ranks.values()), max(alphas.values())
     said = {"r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": alphas}
-    said |= {"target_modules": sorted(ranks)}
-    content = json.dumps({prefix + key: value for key, value in said.items()}, sort_keys=True)
-    save_stored(path, tensors, {"format": "pt", METADATA: content})
+    return tensors, said | {"target_modules": sorted(ranks)}
 
 
 def _ours(rule: Rule, change: Change, shape: tuple[int, ...]) -> np.ndarray:

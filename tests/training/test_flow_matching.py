@@ -11,6 +11,7 @@ import pytest
 from jvdm.configs import nano
 from jvdm.samplers.loss_weights import FusedSNR, Unweighted
 from jvdm.samplers.timesteps import CleanPrefix, Synchronous, TrainTimes
+from jvdm.training.flow_matching import some_replaced
 from jvdm.training.objective import TrainCall
 from jvdm.world.vocabulary import NULL
 from tests.generate.nano import drawn
@@ -63,9 +64,10 @@ def test_clean_context_has_no_loss():
 
 def test_prompts_are_dropped_at_the_rate_asked_for():
     tokens = jnp.broadcast_to(BATCH["tokens"][:1], (4000, 64))
-    kept = OBJECTIVE._drop(tokens, jax.random.key(0))
+    nothing, share = jnp.asarray(OBJECTIVE.system.text.read(("",))[0]), OBJECTIVE.drop_text
+    kept = some_replaced(tokens, nothing, share, jax.random.key(0))
     dropped = np.asarray(kept[:, 0] == NULL)
-    assert abs(dropped.mean() - OBJECTIVE.drop_text) < 0.02  # four standard deviations
+    assert abs(dropped.mean() - share) < 0.02  # four standard deviations
     assert not kept[dropped, 1:].any()
     np.testing.assert_array_equal(kept[~dropped], tokens[~dropped])
 

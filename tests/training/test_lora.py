@@ -1,0 +1,188 @@
+"""Low-rank changes of a small Wan are trained by the command of the README, and make videos."""
+
+import dataclasses
+import importlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm import cli
+from jvdm.errors import ConfigError
+from jvdm.models.conditions import Conditions, TextStates
+from jvdm.samplers import Call
+from jvdm.samplers.denoiser import ask
+from jvdm.training.checkpoint import read_checkpoint
+from jvdm.training.low_rank import LowRankMatching, base_of
+from jvdm.training.objective import TrainCall
+from jvdm.video import Video
+from jvdm.weights import lora
+from jvdm.weights.lora import Adapter
+from jvdm.weights.safetensors import flatten, load_stored
+from tests.training.test_own_videos import README, commands
+from tests.vae.nano import QUICK
+from tests.weights.wan_folder import write_wan
+
+wan_lora: Any = importlib.import_module("jvdm.configs.families.wan_lora")
+
+pytestmark = pytest.mark.slow
+SIZE = {"height": 32, "width": 64, "num_frames": 5}
+STEPS = 24
+
+
+def films(folder):
+    """Writes four films of a square that moves."""
+    for number in range(4):
+        frames = np.full((5, 32, 64, 3), 40 * number, np.uint8)
+        for frame, picture in enumerate(frames):
+            picture[8:24, 8 * frame : 8 * frame + 16, number % 3] = 255
+        Video(frames, 16.0).save(folder / f"{number}.mp4")
+        (folder / f"{number}.txt").write_text(f"a square, number {number}")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The base, and the folder of a run that the README's command made."""
+    folder = tmp_path_factory.mktemp("lora")
+    write_wan(folder / "FOLDER")
+    (folder / "videos").mkdir()
+    films(folder / "videos")
+    (command,) = commands(README, "wan_lora.py")
+    assert command in commands(wan_lora.__doc__, "wan_lora.py")
+    small = [f"--source.clips.{name.replace('_', '-')}={size}" for name, size in SIZE.items()]
+    small += ["--objective.rank=2", "--objective.alpha=4", "--optimizer.learning-rate=0.02"]
+    small += [f"--num-steps={STEPS}", "--checkpoint-every=12", "--optimizer.warmup-steps=2"]
+    small += ["--batch-size=4", "--source.batch-size=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main([*command, *small]) == 0
+    return folder / "FOLDER", folder / "work/lora", [*command, *small]
+
+
+@pytest.fixture(scope="module")
+def objective(trained):
+    return LowRankMatching(base=str(trained[0]), rank=2, alpha=4.0)
+
+
+def batch_of(workdir):
+    """Returns all clips with their captions, as a step sees them."""
+    (folder,) = (workdir / "encoded").iterdir()
+    clips = [load_stored(path)["latents"] for path in sorted(folder.glob("clip-*"))]
+    texts = [load_stored(path) for path in sorted(folder.glob("text-*"))]
+    (nothing,) = (text for text in texts if text["lengths"] == min(t["lengths"] for t in texts))
+    told = [text for text in texts if text is not nothing]
+    assert len(told) == len(clips) == 4
+
+    def states(rows):
+        return TextStates(*(jnp.stack([row[name] for row in rows]) for name in nothing_order))
+
+    nothing_order = ("states", "lengths")
+    return {"latents": jnp.stack(clips), "text": states(told), "nothing": states([nothing])}
+
+
+def test_the_loss_falls_and_only_factors_are_kept(trained, objective):
+    _, workdir, _ = trained
+    arrays, _ = read_checkpoint(workdir / "checkpoints")
+    fresh = objective.init(jax.random.key(0))
+    names = flatten(fresh)
+    assert {n.removeprefix("params/") for n in arrays if n.startswith("params/")} == set(names)
+    factors = sum(x.nbytes for x in names.values())
+    assert sum(x.nbytes for x in arrays.values()) < 4 * factors + 1000  # with average and moments
+    after = jax.tree.unflatten(jax.tree.structure(fresh), [arrays[f"ema/{name}"] for name in names])
+    frozen, batch = objective.frozen(), batch_of(workdir)
+
+    def loss(params, seed):
+        call = TrainCall(jnp.int32(0), jax.random.key(seed), {}, frozen)
+        return objective.loss(params, batch, call)[0]
+
+    run = jax.jit(loss, compiler_options=QUICK)
+    before, now = (np.mean([run(params, seed) for seed in range(8)]) for params in (fresh, after))
+    assert now < 0.8 * before
+
+
+def test_step_0_is_the_published_network_bit_for_bit(trained, objective):
+    base, frozen = base_of(objective.base, None), objective.frozen()
+    batch = batch_of(trained[1])
+    told, t = Conditions(text=batch["text"]), jnp.full((4, 3), 0.7)
+
+    def plain(x):
+        return ask(base.system.predict(frozen, told), base.system.process, x, Call.at(t), None)[0]
+
+    def changed(x):
+        return objective.predict(objective.init(jax.random.key(1)), frozen, x, t, told)
+
+    made = [jax.jit(f, compiler_options=QUICK)(batch["latents"]) for f in (plain, changed)]
+    np.testing.assert_array_equal(made[0], made[1])
+
+
+def test_it_continues_with_the_same_bits_and_encodes_nothing_again(trained, tmp_path):
+    _, workdir, command = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / f"run/checkpoints/{STEPS}")
+    shutil.rmtree(tmp_path / "run/weights")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/encoded").rglob("*.s*")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workdir.parents[1])
+        assert cli.main([*command, "--workdir", str(tmp_path / "run")]) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times} and len(times) == 9
+    once, again = (place / "weights/lora.safetensors" for place in (workdir, tmp_path / "run"))
+    assert once.read_bytes() == again.read_bytes()
+
+
+def test_the_file_makes_videos_and_is_what_was_trained(trained, objective, tmp_path):
+    folder, workdir, _ = trained
+    path = workdir / "weights/lora.safetensors"
+    keys = load_stored(path).keys()
+    assert "transformer.blocks.0.attn1.to_q.lora_A.weight" in keys and len(keys) == 2 * 2 * 10
+    base = base_of(objective.base, None)
+    (network,) = base.manifest.networks(base.shapes).values()
+    found = lora.factors(lora.read(Adapter(path), network.table, base.shapes), *network[1:])
+    arrays, _ = read_checkpoint(workdir / "checkpoints")
+    for name, factor in flatten(found.low_rank).items():
+        kept = arrays[f"ema/{name}"] * (1 if name.endswith("down") else 2)  # alpha / rank
+        np.testing.assert_array_equal(factor, kept)
+    sizes = {**SIZE, "num_inference_steps": 2, "seed": 0, "progress": False}
+    pipes = [jvdm.load(folder, lora=[path] * count, progress=False) for count in (0, 1)]
+    made = [pipe("a square", **sizes).frames for pipe in pipes]
+    assert made[1].shape == (5, 32, 64, 3) and np.any(made[0] != made[1])
+    assert cli.main(["export", str(workdir), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "lora.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_both_networks_of_a_folder_are_trained_into_one_file(tmp_path):
+    folder = str(write_wan(tmp_path / "two", "a14b"))
+    objective = LowRankMatching(folder, 1, targets=("attn1.to_q",))
+    params = objective.init(jax.random.key(0))
+    assert params.keys() == {"high", "low"}
+    keys = load_stored(objective.write(tmp_path, params)).keys()
+    assert "transformer_2.blocks.1.attn1.to_q.lora_B.weight" in keys and len(keys) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rank": 0}, "rank is 0"),
+        ({"targets": ("to_w",)}, "targets to_w match nothing.*did you mean to_"),
+        ({"targets": ()}, "match nothing"),
+        ({"base": "nano"}, "low-rank changes are of published networks"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(objective, change, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(objective, **change).init(jax.random.key(0))
+
+
+def test_a_folder_without_films_or_with_fewer_than_a_batch_is_refused(trained, tmp_path, capsys):
+    folder, workdir, command = trained
+    (tmp_path / "none").mkdir()
+    given = [*command, "--workdir", str(tmp_path / "run"), "--objective.base", str(folder)]
+    assert cli.main([*given, "--source.clips.folder", str(tmp_path / "none")]) == 2
+    assert "has no usable video" in capsys.readouterr().err
+    shutil.copytree(workdir / "encoded", tmp_path / "run/encoded")
+    few = ["--batch-size=8", "--source.batch-size=8", "--source.clips.folder"]
+    assert cli.main([*given, *few, str(workdir.parents[1] / "videos")]) == 2
+    assert "4 usable clips for batches of 8" in capsys.readouterr().err
