@@ -3,7 +3,9 @@
 `jvdm.load("Wan2.1-T2V-1.3B-Diffusers")` and `jvdm generate --weights FOLDER` read it. The tables
 say what the published weights call the parameters of our networks. Sizes and levels are those of
 the folder. The first frame of Wan2.2-TI2V is given by `image`: its column of the timestep matrix
-is 0, which is all that Diffusers' `expand_timesteps` does.
+is 0, which is all that Diffusers' `expand_timesteps` does. To the other networks of pictures
+`image` and `last_image` are told beside the noisy latents; those of Wan 2.1 also read, beside the
+prompt, what the vision encoder in `image_encoder` makes of them.
 """
 
 import json
