@@ -175,6 +175,18 @@ def test_half_of_the_pictures_is_too_few():
         jax.eval_shape(run, half)
 
 
+@pytest.mark.parametrize(("places", "count"), [(None, 16_394_878_784), (514, 16_395_536_704)])
+def test_a_network_of_pictures_has_the_published_number_of_parameters(places, count):
+    sizes = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
+    sizes |= {"num_layers": 40, "in_channels": 36, "out_channels": 16, "freq_dim": 256}
+    sizes |= {"image_dim": 1280, "pos_embed_seq_len": places}
+    network = wan.transformer(REFERENCE.config | sizes)
+    told = Conditions(TextStates(jnp.zeros((1, 1, 4096)), jnp.array([1])))
+    inputs = (jnp.zeros((1, 1, 2, 2, 16)), Call.at(jnp.zeros((1, 1))), told)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
 def test_a_prompt_is_needed():
     with pytest.raises(ConfigError, match="no prompt"):
         jax.eval_shape(WAN.init, jax.random.key(0), X, Call.at(FRAMES), Conditions())
