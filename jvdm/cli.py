@@ -56,6 +56,13 @@ VERBS = {
         ("what",),
         "time sparse attention beside dense attention, alone or in a network",
     ),
+    "plan": Verb(
+        "jvdm.plan",
+        "PlanOptions",
+        ("config",),
+        "say what training or a network needs on devices that are not there: --on v5e:2x4",
+        compiles=False,
+    ),
     "convert": Verb(
         "jvdm.convert",
         "ConvertOptions",

@@ -24,7 +24,7 @@ def product_flops(function: Callable[..., Any], *arguments: Any) -> float:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def product_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+def product_bytes(function: Callable[..., Any], *arguments: Any, scores: bool = True) -> int:
     """Returns the bytes of the largest product in `function`, what goes in and what comes out.
 
     A function cannot do with less memory: what is multiplied is there at once.
@@ -32,17 +32,21 @@ def product_bytes(function: Callable[..., Any], *arguments: Any) -> int:
     Args:
         function: Traceable function.
         *arguments: Its arguments, arrays or `jax.ShapeDtypeStruct`.
+        scores: Whether products with a batch count, such as the scores of attention, which
+            fused kernels never hold.
     """
-    return _largest(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _largest(jax.make_jaxpr(function)(*arguments).jaxpr, scores)
 
 
-def _largest(jaxpr: Any) -> int:
+def _largest(jaxpr: Any, scores: bool) -> int:
     sizes = [0]
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+        name = equation.primitive.name
+        batched = name == "dot_general" and bool(equation.params["dimension_numbers"][1][0])
+        if name in ("dot_general", "conv_general_dilated") and (scores or not batched):
             values = [value.aval for value in (*equation.invars, *equation.outvars)]
             sizes.append(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in values))
-        sizes += map(_largest, _bodies(equation))
+        sizes += [_largest(body, scores) for body in _bodies(equation)]
     return max(sizes)
 
 

@@ -5,6 +5,7 @@ from jvdm.parallel.attention import attention, read
 from jvdm.parallel.mesh import (
     AXES,
     DATA,
+    batch_sharding,
     constrain_batch,
     data_mesh,
     mesh_of,
@@ -18,6 +19,7 @@ __all__ = [
     "AXES",
     "DATA",
     "attention",
+    "batch_sharding",
     "constrain",
     "constrain_batch",
     "data_mesh",

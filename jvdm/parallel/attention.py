@@ -27,6 +27,8 @@ from jvdm.arrays import Array, Float, Int
 from jvdm.parallel.activations import used
 from jvdm.parallel.mesh import BATCH, TOKENS, parts, present
 from pallas_kernels import BlockMask, block_sparse_attention, dense_attention, merge
+from pallas_kernels.attention.kernel import attend
+from pallas_kernels.attention.pallas_tpu import PallasTPU
 
 BLOCK = 128
 """Tokens of a block of full lists, where a part has so many."""
@@ -127,7 +129,7 @@ class _Way:
         """Returns the way of a call; a batch that does not divide is computed everywhere."""
         divides = shape[0] % parts(mesh, BATCH) == 0
         ring, sizes = parts(mesh, ("ring",)), (shape[1], keys)
-        full = tuple(min(BLOCK, -(-size // ring)) for size in sizes)
+        full = tuple(min(BLOCK, 8 * -(-size // (8 * ring))) for size in sizes)
         blocks = (full[0], full[1]) if mask is None else (mask.block_q, mask.block_kv)
         batch = present(mesh, BATCH) if divides else ()
         return cls(mesh, batch, shape[2], parts(mesh, heads), sizes, blocks)
@@ -196,11 +198,28 @@ def _on_a_device(
         out = _around(q, k, v, mask, way)
     else:
         length, (queries, keys) = q.shape[1], way.lengths
-        out = block_sparse_attention(q[:, :queries], k[:, :keys], v[:, :keys], mask)
+        out = _attend(q[:, :queries], k[:, :keys], v[:, :keys], mask, way)[0]
         out = jnp.pad(out, ((0, 0), (0, length - queries), (0, 0), (0, 0)))
     if way.sequence > 1:
         out = trade(out, split_axis=1, concat_axis=2)
     return out
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way, return_lse: bool = False
+) -> tuple[Array, Array | None]:
+    """Calls the kernel; log-sum-exps are returned where they are asked for.
+
+    On TPUs all blocks are listed rather than none, for XLA would keep the scores of all pairs. A
+    program for TPUs that are not there (`jvdm plan`) has the kernel that it would have there.
+    """
+    if way.mesh.devices.flat[0].platform == "tpu":
+        mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
+        planned = jax.default_backend() != "tpu"
+        if planned and not PallasTPU(interpret=True).refusal(q, k, mask):
+            return attend(PallasTPU(), q, k, v, mask, q.shape[3] ** -0.5)
+    made = block_sparse_attention(q, k, v, mask, return_lse=return_lse)
+    return made if return_lse else (made, None)
 
 
 def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> Array:
@@ -213,7 +232,7 @@ def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def attended(q: Array, k: Array, v: Array, source: Array) -> tuple[Array, Array]:
         part = _full(source, way) if whole is None else _part(whole, mine, source, way)
-        out, lse = block_sparse_attention(q, k, v, part, return_lse=True)
+        out, lse = _attend(q, k, v, part, way, return_lse=True)
         return out.astype(jnp.float32), lse
 
     joined: Any = None

@@ -45,6 +45,7 @@ LAYERS = (
         "evaluate",
         "generate",
         "inspection",
+        "plan",
         "policies",
         "train",
     ),

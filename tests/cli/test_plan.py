@@ -1,0 +1,101 @@
+"""`jvdm plan`: programs for devices that are not there, and what they need."""
+
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jvdm.cli import main
+from jvdm.errors import ConfigError, DeviceMemoryError
+from jvdm.plan import LIBTPU, MACHINES, PlanOptions, run, text
+from jvdm.recipes import load_experiment
+
+needs_libtpu = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu (pip install libtpu)"
+)
+
+
+@pytest.fixture(autouse=True)
+def libtpu_beside_other_processes(monkeypatch):
+    for name, value in {**LIBTPU, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def plan(config, on, mesh="auto"):
+    return run(PlanOptions(config, on, mesh))
+
+
+@needs_libtpu
+def test_a_network_is_compiled_for_tpus_that_are_not_there():
+    found = plan("wan-tiny", "v5e:2x4", "ring=2,sequence=4")
+    sizes, moved = found["bytes_per_device"], found["sent_per_device"]
+    whole = plan("wan-tiny", "h200:1")["bytes_per_device"]["parameters"]
+    assert sizes["parameters"] == whole
+    assert sizes["peak"] == sum(sizes.values()) - sizes["peak"] - sizes["limit"]
+    assert {"all-to-all", "collective-permute"} <= set(moved)
+    # Two layers trade queries, keys, values and results: 12 tokens are 16, two on a chip, and two
+    # heads of 12 numbers are four.
+    assert moved["all-to-all"] == 2 * 4 * (2 * 4 * 12 * 2) * 3 // 4
+    assert "v5e:2x4" in text(found)
+
+
+def test_parameters_and_optimizer_of_training_are_split():
+    four = plan("nano", "h200:4", "fsdp=2,tensor=2")["bytes_per_device"]
+    objective = load_experiment("nano").objective
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert 0.25 * whole < four["parameters"] < 0.45 * whole
+    # An average of the parameters, and one or two numbers of the optimizer for each.
+    assert 0.5 * whole < four["optimizer"] < 3 * 0.45 * whole
+
+
+def test_a_gpu_is_planned_without_a_compiler_and_says_so():
+    one, two = (plan("wan-14b-480p", f"h200:{n}", mesh) for n, mesh in ((1, "auto"), (2, "fsdp")))
+    assert "not compiled" in one["how"]
+    parameters = [found["bytes_per_device"]["parameters"] for found in (one, two)]
+    assert parameters[0] == pytest.approx(2 * 14.29e9, rel=0.01)  # published: 14 billion
+    assert parameters[1] == pytest.approx(parameters[0] / 2, rel=0.01)
+    # 40 layers, by token: six products of the width, two of the feed-forward part, attention to
+    # all tokens and to 512 states of the prompt.
+    layer = 2 * 6 * 5120**2 + 2 * 2 * 5120 * 13824 + 4 * 5120 * (32760 + 512)
+    assert one["flops"] == pytest.approx(40 * 32760 * layer, rel=0.01)
+    time = one["seconds"]["products"]
+    np.testing.assert_allclose(time, one["flops"] / MACHINES["h200"].flops)
+
+
+def test_what_does_not_fit_ends_with_2_and_the_axis_to_change(capsys, monkeypatch):
+    monkeypatch.setitem(MACHINES, "h200", MACHINES["h200"]._replace(memory=20e9))
+    assert main(["plan", "wan-14b-480p", "--on", "h200:2", "--mesh", "sequence", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["kind"] == DeviceMemoryError.__name__
+    assert "parameters 28.6" in error["what"] and "20.0 GB" in error["why"]
+    assert error["fix"].startswith("fsdp=2 halves what parameters take")
+
+
+@pytest.mark.parametrize(
+    ("config", "on", "mesh", "said"),
+    [
+        ("nano", "v9:2x2", "auto", "known are v4, v5e"),
+        ("nano", "v5e", "auto", "v5e:2x4"),
+        ("nano", "h200:3", "fsdp=2", "use fsdp=3"),
+        ("nano", "h200:3", "fsdp", "multiple of 3"),
+        ("nanu", "h200", "auto", "nano"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(config, on, mesh, said):
+    with pytest.raises(ConfigError, match=said):
+        plan(config, on, mesh)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_wan_fits_on_eight_chips_of_v5e():
+    """81 frames at 480x832; 2.85 and 0.69 GB of the 16 of a chip when this was written."""
+    found = plan("wan-1.3b-480p", "v5e:2x4", "ring=2,sequence=4")
+    print(text(found))
+    sizes, moved = found["bytes_per_device"], found["sent_per_device"]
+    assert sizes["parameters"] < 2.9e9 and sizes["temporaries"] < 1e9
+    # 30 layers trade queries, keys, values and results of 32768 / 8 tokens among 4 chips.
+    assert moved["all-to-all"] == 30 * 4 * (4096 * 1536 * 2) * 3 // 4

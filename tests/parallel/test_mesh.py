@@ -1,0 +1,79 @@
+"""Meshes by description: what is valid, and what is said of what is not."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jvdm.errors import ConfigError
+from jvdm.parallel import mesh_of, parts, shardings, whole
+from jvdm.parallel.mesh import description_of
+from jvdm.parallel.placement import placement
+
+
+@pytest.mark.parametrize(
+    ("description", "found"),
+    [
+        ("auto", "data=4"),
+        ("sequence=2, data=2", "data=2,sequence=2"),
+        ("tensor=2,fsdp", "fsdp=2,tensor=2"),
+        ("ring=1,sequence", "ring=1,sequence=4"),
+    ],
+)
+def test_a_mesh_is_read_from_its_description(description, found):
+    mesh = mesh_of(description)
+    assert description_of(mesh) == found
+    assert mesh_of(mesh) is mesh
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize("description", ["fsdp=3", "data,fsdp", "fsdp=2", "data=8,tensor"])
+def test_valid_meshes_of_the_same_axes_are_listed(description):
+    with pytest.raises(ConfigError) as error:
+        mesh_of(description)
+    listed = error.value.fix.removeprefix("use ").split(" or ")
+    assert len(listed) == (1 if "," not in description else 3)
+    for valid in listed:
+        made = mesh_of(valid)
+        assert made.size == 4
+        assert set(made.axis_names) == {part.split("=")[0] for part in description.split(",")}
+
+
+@pytest.mark.parametrize("description", ["", "rows=4", "data=2,data=2", "data=0", "data:4"])
+def test_what_is_no_description_is_refused_with_the_axes(description):
+    with pytest.raises(ConfigError, match="axes are data, fsdp, ring, sequence, tensor"):
+        mesh_of(description)
+
+
+def test_videos_are_split_over_data_and_fsdp_alone():
+    assert parts(mesh_of("data=2,fsdp=2")) == 4
+    assert parts(mesh_of("data=2,tensor=2")) == 2
+    assert parts(mesh_of("ring=2,sequence=2")) == parts(None) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "found"),
+    [
+        ("layers/self_q/kernel", (30, 64, 96), P(None, "fsdp", "tensor")),
+        ("layers/self_out/kernel", (30, 64, 96), P(None, "tensor", "fsdp")),
+        ("layers/self_attention/qkv/kernel_1", (64, 96), P("fsdp", "tensor")),
+        ("layers/mlp/down/kernel", (64, 33), P("tensor")),
+        ("opt_state/0/mu/layers/up/kernel", (2, 64, 33), P(None, "fsdp")),
+        ("patch_in/kernel", (64, 96), P(None, "fsdp")),
+        ("layers/up/bias", (30, 96), P(None, "fsdp")),
+        ("decoder/up/kernel", (3, 3, 3, 64, 64), P()),
+        ("layers/q_norm/gain", (2, 16), P()),
+        ("head/gain", (4096,), P()),
+    ],
+)
+def test_parameters_lie_by_path_and_shape(path, shape, found):
+    assert placement(path, shape, mesh_of("fsdp=2,tensor=2")) == found
+
+
+def test_products_that_do_not_divide_are_whole_and_told():
+    mesh, shape = mesh_of("tensor=4"), jax.ShapeDtypeStruct((64, 66), "float32")
+    tree = {"up": {"kernel": shape}, "down": {"kernel": shape}}
+    assert shardings(tree, mesh)["up"]["kernel"].spec == P()
+    assert shardings(tree, mesh)["down"]["kernel"].spec == P("tensor")
+    (note,) = whole(tree, mesh)
+    assert "tensor=4" in note and "up/kernel (66 features)" in note and "down" not in note
+    assert whole(tree, mesh_of("fsdp=4")) == ()
