@@ -270,6 +270,9 @@ def changes_of(
 ) -> dict[str, Change]:
     """Returns factors of a network as changes by published name: the inverse of `factors`.
 
+    Their scale is 1, and `up` is multiplied by what it was: readers that know no alpha of a file,
+    or not where it stands in the header, take it for that.
+
     Args:
         low_rank: Tree of `kernel_down` and `kernel_up`.
         table: What the arrays of the network are called.
@@ -288,8 +291,8 @@ def changes_of(
         for name, right, left in zip(names, down, up, strict=True):
             _, *inner = shapes[name]
             one = right[np.argsort(rows)].T.reshape(-1, *inner)
-            other = left.T[np.argsort(columns)]
-            made[name] = Change(one, other.reshape(*other.shape, *(1,) * (len(inner) - 1)), scale)
+            other = np.float32(scale) * left.T[np.argsort(columns)]
+            made[name] = Change(one, other.reshape(*other.shape, *(1,) * (len(inner) - 1)), 1.0)
     return made
 
 

@@ -13,9 +13,13 @@ from jvdm.models import Conditions, TextStates
 from jvdm.models.low_rank import Adapted, adapted_product, variables
 from jvdm.models.wan import WanDiT, experts
 from jvdm.samplers import Call
+from jvdm.weights import lora
+from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import flatten, unflatten
 from tests.models.test_wan import FRAMES, TOLD, WAN, X, parameters
-from tests.parity.references import inputs, off
+from tests.parity.lora_file import SCALE, TABLE, write_file
+from tests.parity.lora_file import factors as factors_of_file
+from tests.parity.references import Reference, inputs, off
 from tests.vae.nano import QUICK
 
 RANKS = (2, 3)
@@ -124,6 +128,19 @@ def test_a_product_rounds_the_sum_once(dtype):
         np.testing.assert_allclose(made, x @ total, rtol=1e-5, atol=1e-5)
     else:
         np.testing.assert_array_equal(made, x @ total)
+
+
+def test_the_file_of_a_training_is_what_diffusers_makes_of_it(tmp_path):
+    changes = lora.read(Adapter(write_file(tmp_path / "x.safetensors")), TABLE, parameters())
+    clip = jnp.broadcast_to(jnp.array([500.0, 200.0])[:, None], (2, 3))
+    made = runner()(lora.fused(parameters(), TABLE, [(changes, 1.0)]), clip)
+    stored = Reference("wan_lora").outputs["clip"]
+    assert off(made.transpose(0, 4, 1, 2, 3), stored) < 1e-5
+    assert off(stored, Reference("wan_transformer").outputs["clip"]) > 0.1
+    found = flatten(lora.factors(changes, TABLE, parameters()).low_rank)
+    for name, factor in flatten(factors_of_file()).items():
+        scaled = factor * np.float32(1.0 if name.endswith("down") else SCALE)
+        np.testing.assert_array_equal(found[name], scaled)
 
 
 def test_one_layer_is_joined_at_a_time():
