@@ -111,6 +111,7 @@ def test_pictures_are_told_beside_the_noise(tmp_path):
             pipe(PROMPTS, output_type="latent", **settings, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "name"), [("picture", "wan_of_picture"), ("two pictures", "wan_between")]
 )
