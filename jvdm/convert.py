@@ -17,6 +17,7 @@ from jvdm.stages import measuring, stage, table
 from jvdm.weights.diffusers import Published
 from jvdm.weights.folder import find
 from jvdm.weights.safetensors import StorageType, flatten, named_dtype, unflatten
+from jvdm.weights.single import with_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ConvertOptions:
     """Published folder of Diffusers, or one that this command made of it."""
     target: Path
     """Folder to write; there must be none."""
+    files: tuple[Path, ...] = ()
+    """Single files, of the original code for example, in the place of what `source` has there."""
     to: Literal["jvdm", "diffusers"] = "jvdm"
     """`jvdm` loads faster: arrays lie as the networks have them. `diffusers` is the way back."""
     dtype: Literal["bfloat16", "float32"] | None = None
@@ -50,6 +53,7 @@ def run(options: ConvertOptions) -> dict[str, Any]:
     if not isinstance(manifest, Published):
         why = "only published families have another layout"
         raise WeightsError(f"{source} is a folder of jvdm", why, "give a folder of Diffusers")
+    manifest = with_files(manifest, options.files)
     shapes = stored_shapes(system_of(manifest))
     with measuring(show=True) as stages, _appearing(target) as folder:
         manifest.write_settings(folder, source)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jvdm.vae.ltx import LTXVAE, Change, Down, Up
+from jvdm.vae.original import ltx_originals
 from jvdm.weights.convert import CONV_3D, Rule, Table, flat, linear
 
 Config = Mapping[str, Any]
@@ -113,7 +114,8 @@ def vae_names(model: LTXVAE) -> Table:
         rules += _told("decoder", "decoder/told")
         rules.append(Rule("decoder.scale_shift_table", "decoder/modulation"))
         rules.append(Rule("decoder.timestep_scale_multiplier", "decoder/level_scale"))
-    return Table(tuple(rules), ignored=("latents_mean", "latents_std"))
+    unused = ("latents_mean", "latents_std", r"per_channel_statistics\..*")
+    return Table(tuple(rules), ignored=unused, originals=ltx_originals(rules))
 
 
 def _blocks(

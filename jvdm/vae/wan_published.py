@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jvdm.errors import WeightsError
+from jvdm.vae.original import wan_originals
 from jvdm.vae.wan import WanVAE
 from jvdm.weights.convert import (
     CONV_2D,
@@ -60,7 +61,7 @@ def vae_names(model: WanVAE) -> Table:
     ]
     pixels = _squares(model.patch, -1)
     rules += linear("decoder.conv_out", "decoder/cells/conv_out/conv", CONV_3D.then(pixels), pixels)
-    return Table(tuple(rules))
+    return Table(tuple(rules), originals=wan_originals(rules, model.blocks, model.around))
 
 
 def _encoder_levels(model: WanVAE, widths: list[int]) -> list[Rule]:

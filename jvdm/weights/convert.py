@@ -262,12 +262,17 @@ def rule_names(rule: Rule, shape: Sequence[int]) -> list[str]:
 
 def published_name(table: Table, name: str) -> str:
     """Returns what Diffusers calls a module, or an array, of the original code; else `name`."""
-    for original, published in table.originals.items():
-        pattern = re.escape(original).replace(r"\{\}", r"(\d+)")
-        if found := re.fullmatch(rf"{pattern}(\.weight|\.bias|)", name):
-            *layer, ending = found.groups()
-            return published.replace("{}", layer[0] if layer else "") + ending
+    stem = re.sub(r"\.(weight|bias)$", "", name)
+    for key, layer in _keys(stem).items():
+        if key in table.originals:
+            return table.originals[key].replace("{}", layer) + name[len(stem) :]
     return name
+
+
+def _keys(name: str) -> dict[str, str]:
+    """Returns a name, and the same with each number as `{}`, by which that number is found."""
+    numbers = re.finditer(r"\d+", name)
+    return {name: ""} | {f"{name[: n.start()]}{{}}{name[n.end() :]}": n[0] for n in numbers}
 
 
 def original_names(table: Table, module: str) -> list[str]:
@@ -295,7 +300,13 @@ def _sorted_out(table: Table, tensors: Tensors, where: str | Path) -> tuple[dict
 
 def _renamed(table: Table, tensors: Tensors, where: str | Path) -> Mapping[str, Any]:
     """Returns arrays by Diffusers' names, where those of the original code are theirs."""
-    if not any(name.startswith(_PREFIX) or published_name(table, name) != name for name in tensors):
+    theirs = {rule.theirs for rule in table.rules}
+    if not any(
+        name.startswith(_PREFIX)
+        or published_name(table, name) != name
+        and not theirs & _keys(name).keys()
+        for name in tensors  # a name may be Diffusers' for one array, the original for another
+    ):
         return tensors
     names = {name: published_name(table, name.removeprefix(_PREFIX)) for name in tensors}
     if len(set(names.values())) < len(names):

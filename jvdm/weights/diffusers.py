@@ -191,12 +191,14 @@ class Source:
         table: What its parameters are called.
         stem: Beginning of the names of its files.
         others: Arrays that lie beside its parameters and go along, such as latent statistics.
+        tensors: The arrays, of one file that stands for the folder (`jvdm.weights.single`).
     """
 
     folder: str
     table: Table
     stem: str = "diffusion_pytorch_model"
     others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tensors: Mapping[str, np.ndarray] | None = None
 
     def read(self, folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the parameters that `folder` has there, of the network that has `expected`.
@@ -205,7 +207,7 @@ class Source:
         in the stages of the run (`jvdm.stages`).
         """
         path = folder / self.folder
-        tensors = read_tensors(path)
+        tensors = read_tensors(path) if self.tensors is None else self.tensors
         warn_of_float16(path, tensors)
         tree, report = leaves_of(self.table, tensors, expected, path)
         seen().arrays[self.folder] = str(report)

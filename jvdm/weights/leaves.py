@@ -98,7 +98,7 @@ class Leaf:
         if read.shape != array.shape:  # in its place in a whole, whose rest takes no memory
             read, held = np.empty(array.shape, kind), read
             read[box] = held
-        return self.turn(read)[inner]
+        return np.asarray(self.turn(read)[inner])  # of no axes it would be a number
 
     def _box(self, inner: Index) -> Index:
         """Returns the part of one of theirs that a part of one of ours is made of."""

@@ -144,6 +144,8 @@ def test_large_layers_are_copied_and_rounded_as_numpy_does(dtype):
     assert parts[0].size * 2 > LARGE
     read = leaf.read(dtype=kind)
     assert read.flags.c_contiguous
+    number = Leaf((), ["n"], [np.array(1.5, np.float32)])
+    assert number.read(dtype=kind).shape == () and np.asarray(number) == 1.5
     np.testing.assert_array_equal(read, np.stack([part.T for part in parts]).astype(kind))
 
 
