@@ -37,6 +37,7 @@ ALONE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "XLA_FLAGS": "",  # libtpu ends the process at a flag of a CPU or GPU
 }
 PASSES = {"forward": 2, "backward_q": 3, "backward_kv": 4}  # matrix products of each
 HEADS, LENGTH = 2, 8192
