@@ -1,17 +1,20 @@
 """Adapters of a model of two networks: which they are of is asked for, or said by the file."""
 
-import jax
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
-import jvdm
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.models.low_rank import LOW_RANK, variables
+from jvdm.models.low_rank import LOW_RANK, Adapted, variables
+from jvdm.pipeline.loading import manifest_of
+from jvdm.stages import measuring
 from jvdm.weights import lora
 from jvdm.weights.adapters import Network, read_changes
 from jvdm.weights.lora import Adapter
-from jvdm.weights.safetensors import flatten
+from jvdm.weights.safetensors import flatten, unflatten
 from tests.models.test_wan import parameters
 from tests.weights.test_lora import TABLE, products, write
 from tests.weights.wan_folder import write_wan
@@ -76,28 +79,29 @@ def test_what_says_no_network_is_refused(tmp_path, asked, networks, kind, said):
         read_changes(Adapter.parsed(f"{asked}{path}"), known)
 
 
-@pytest.mark.slow
 def test_both_networks_of_a_folder_are_changed_each_by_its_own(tmp_path):
     folder = write_wan(tmp_path / "wan", "a14b")
     path = write(tmp_path / "x.safetensors", "peft").path
     loras = [f"high={path}:0.5", of_both(tmp_path / "both.safetensors").path]
-    made = [
-        jvdm.load(folder, lora=loras, lora_separate=separate, dtype="float32", progress=False)
-        for separate in (False, True)
-    ]
-    beside = variables(made[1].params["model"])
-    changed, factors = flatten(made[0].params["model"]), flatten(beside[LOW_RANK])
-    plain = flatten({name: network.expected for name, network in NETWORKS.items()})
-    for name, leaf in flatten(beside["params"]).items():
-        np.testing.assert_array_equal(leaf, plain[name])
+    expected = {name: network.expected for name, network in NETWORKS.items()}
+    with measuring() as stages:
+        added: Any = manifest_of(folder, loras)
+        changed = flatten(added.parameters(folder, "model", expected)[1])
+        separate: Any = manifest_of(folder, loras, separate=True)
+        plain = flatten(separate.parameters(folder, "model", expected)[1])
+        low_rank, whole = zip(*separate.factors(expected), strict=True)
+    strengths = jnp.array([0.5, 1.0])
+    beside = variables(Adapted(unflatten(plain), low_rank, whole, strengths))
+    factors = flatten(beside[LOW_RANK])
+    for name, leaf in flatten(expected).items():
+        np.testing.assert_array_equal(plain[name], leaf)
         if f"{name}_down" in factors:
             leaf = leaf + factors[f"{name}_down"] @ factors[f"{name}_up"]
         np.testing.assert_allclose(changed[name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
-    kernel = "patch_in/kernel"
-    first, second = (changed[f"{name}/{kernel}"] - plain[f"{name}/{kernel}"] for name in NETWORKS)
+    kernels = [np.asarray(changed[f"{name}/patch_in/kernel"]) for name in NETWORKS]
+    old = [np.asarray(plain[f"{name}/patch_in/kernel"]) for name in NETWORKS]
+    first, second = (new - before for new, before in zip(kernels, old, strict=True))
     np.testing.assert_allclose(first / 1.5, second / 2, rtol=1e-3, atol=1e-4)
-    said = made[0].arrays[str(loras[1])]
+    assert stages.arrays[f"high={path}"] == f"{COUNT} arrays of high changed, strength 0.5"
+    said = stages.arrays[str(loras[1])]
     assert said == f"{COUNT} arrays of high and {COUNT} arrays of low changed, strength 1"
-    weaker = jvdm.with_strengths(made[1], 0.0, 1.0)
-    assert weaker.arrays[f"high={path}"] == f"{COUNT} arrays of high changed, strength 0"
-    assert jax.tree.structure(weaker.params) == jax.tree.structure(made[1].params)
