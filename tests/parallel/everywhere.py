@@ -28,7 +28,7 @@ NETWORKS = {
     "dit": VideoDiT(**SIZES, head_dim=16, rotary_axes=(4, 6, 6), policy=Draft(0.3, block=4)),
     "wan": WanDiT(**SIZES, head_dim=12, mlp_width=64, policy=Dense()),
 }
-MESHES = {"dit": ("ring=2,sequence=4",), "wan": ("data=2,fsdp=2,tensor=2",)}
+MESHES = {"dit": ("ring=4,sequence=2",), "wan": ("data=2,fsdp=2,tensor=2",)}
 TOLD = Conditions(TextStates(jax.random.normal(jax.random.key(2), (2, 5, 24)), jnp.array([5, 3])))
 T = jnp.linspace(0.1, 1.0, 6).reshape(2, 3)
 X = jax.random.normal(jax.random.key(1), (2, 3, 8, 12, 4))
