@@ -72,7 +72,7 @@ def forget_programs():
 
 
 # These compare with what NumPy, JAX or another program says to the last bits, or run long.
-OPTIMISED = {"test_guidance", "test_sampler", "test_solvers_edm", "test_calibration"}
+OPTIMISED = {"test_guidance", "test_sampler", "test_solvers_edm", "test_calibration", "test_floors"}
 
 
 @pytest.fixture(scope="module", autouse=True)
