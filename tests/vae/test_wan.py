@@ -113,8 +113,8 @@ def test_tiles_are_the_whole(version):
     assert sum(piece.shape[1] for piece in made) == 5 and len(made) == 4 - chunk
     np.testing.assert_allclose(np.concatenate(made, 1), whole, atol=2e-5)
     # Tiles cost their borders: a frame stays whole as long as a chunk of it is no large video.
-    assert tiling._pieces(WanVAE(), (1, 99, 90, 160), None, None) == ((90, 160), 4)
-    assert tiling._pieces(WanVAE(), (1, 99, 180, 320), None, None) == (WanVAE.tile, 4)
+    assert tiling.pieces(WanVAE(), (1, 99, 90, 160)) == ((90, 160), 1)
+    assert tiling.pieces(WanVAE(), (1, 99, 180, 320)) == (WanVAE.tile, 4)
     whole = whole_of("encode", frames)
     made = tiling.encode(vae, params, frames, tile=(6, 6), chunk=chunk)
     for part, expected in zip(made, whole, strict=True):
