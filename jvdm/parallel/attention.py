@@ -232,8 +232,8 @@ def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def attended(q: Array, k: Array, v: Array, source: Array) -> tuple[Array, Array]:
         part = _full(source, way) if whole is None else _part(whole, mine, source, way)
-        out, lse = _attend(q, k, v, part, way, return_lse=True)
-        return out.astype(jnp.float32), lse
+        both: Any = _attend(q, k, v, part, way, return_lse=True)
+        return both[0].astype(jnp.float32), both[1]
 
     joined: Any = None
     for turn in range(way.ring):
