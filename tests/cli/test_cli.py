@@ -87,7 +87,7 @@ def test_help_of_a_verb_lists_its_options_with_their_texts(play, capsys):
         (["play", "--volum", "7"], "--volume"),
         (["play", "--volume", "loud"], "volume"),
         (["play", "--mood", "sad"], "calm"),
-        (["plai"], "did you mean play?"),
+        (["plai"], "did you mean play or plan?"),
         (["zzz"], "known are"),
         ([], "usage: jvdm"),
     ],
