@@ -166,7 +166,7 @@ def test_both_networks_of_a_folder_are_trained_into_one_file(tmp_path):
     ("change", "said"),
     [
         ({"rank": 0}, "rank is 0"),
-        ({"targets": ("to_w",)}, "targets to_w match nothing.*did you mean to_"),
+        ({"targets": ("to_q", "to_w")}, "targets to_w match nothing.*did you mean to_"),
         ({"targets": ()}, "match nothing"),
         ({"base": "nano"}, "low-rank changes are of published networks"),
     ],
