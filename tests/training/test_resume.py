@@ -192,7 +192,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("point", ["step 15", "while it writes", "export"])
 def test_a_full_disk_is_one_line_and_the_run_continues(small_disk, point):
     workdir = small_disk / "run"
-    settings = ("step_seconds=0.02", "sheet_seconds=0.05", "width=4000")
+    settings = ("step_seconds=0.02", "sheet_seconds=0.2", "width=4000")
     reached = {
         "step 15": lambda: phase(workdir)["step"] >= 15,
         "while it writes": lambda: writes_checkpoint(workdir, 20),
@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line_and_the_run_continues(small_disk, point):
     wait_for(process, reached[point])
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
-        while file.write(bytes(1000)):
+        while file.write(bytes(100_000)):
             pass
     _, errors = process.communicate(timeout=60)
     others = ("ready at step", "step ")
