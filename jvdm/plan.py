@@ -27,6 +27,7 @@ from jvdm.models.stand_in import told
 from jvdm.parallel import batch_sharding, data_mesh, mesh_of, parts, shardings, using
 from jvdm.parallel.collectives import sent
 from jvdm.parallel.mesh import description_of
+from jvdm.pipeline.loading import kind_in
 from jvdm.products import product_bytes, product_flops
 from jvdm.recipes import load_experiment, load_family
 from jvdm.samplers import Call
@@ -255,11 +256,10 @@ def _call(name: str, family: Family, mesh: Mesh) -> Work:
         latents = jnp.zeros((*small, channels))
         return network.init(jax.random.key(0), latents, frames, told(states))["params"]
 
+    kind = kind_in(network)
+
     def typed(path: Any, leaf: Any, place: Any) -> Any:
-        names = [str(part.key) for part in path]
-        is_kernel = names[-1].startswith("kernel") and not set(names) & set(network.wide)
-        kind = "bfloat16" if is_kernel else "float32"
-        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=place)
+        return jax.ShapeDtypeStruct(leaf.shape, kind(path, leaf.dtype), sharding=place)
 
     shapes, everywhere = jax.eval_shape(init), NamedSharding(mesh, PartitionSpec())
     held = {

@@ -256,14 +256,10 @@ def _full(source: Array, way: _Way) -> BlockMask:
     return dataclasses.replace(mask, kv_counts=counts, kv_lengths=lengths[None].astype(jnp.int32))
 
 
-class _Whole(dict[str, Array]):
-    """Maps, lengths and places of a mask by name, padded to whole parts of the ring."""
-
-
-def _whole(mask: BlockMask, way: _Way) -> tuple[_Whole, BlockMask]:
-    """Returns what parts are cut from, and the mask."""
+def _whole(mask: BlockMask, way: _Way) -> tuple[dict[str, Array], BlockMask]:
+    """Returns maps, lengths and places by name, padded to whole parts of the ring, and the mask."""
     listed = mask.to_dense()
-    maps = _Whole(listed=listed)
+    maps = {"listed": listed}
     if mask.kv_full_counts is not None:
         full = dataclasses.replace(mask, kv_counts=mask.kv_full_counts).to_dense()
         maps["partial"] = listed & ~full
@@ -285,7 +281,9 @@ def _whole(mask: BlockMask, way: _Way) -> tuple[_Whole, BlockMask]:
     return maps, mask
 
 
-def _part(whole: tuple[_Whole, BlockMask], mine: Array, source: Array, way: _Way) -> BlockMask:
+def _part(
+    whole: tuple[dict[str, Array], BlockMask], mine: Array, source: Array, way: _Way
+) -> BlockMask:
     """Returns the lists of the queries of part `mine` and the keys of part `source`."""
     maps, mask = whole
     queries, keys = way.chunk(0), way.chunk(1)
@@ -298,8 +296,10 @@ def _part(whole: tuple[_Whole, BlockMask], mine: Array, source: Array, way: _Way
         cut(cut(maps[name], 2, mine, rows), 3, source, columns) if name in maps else None
         for name in ("listed", "partial")
     ]
-    rest = {name: cut(maps[name], 1, mine, rows) for name in ("q_lengths",)}
-    rest["kv_lengths"] = cut(maps["kv_lengths"], 1, source, columns)
+    rest = {
+        "q_lengths": cut(maps["q_lengths"], 1, mine, rows),
+        "kv_lengths": cut(maps["kv_lengths"], 1, source, columns),
+    }
     for name, place, size in (("q_coords", mine, queries), ("kv_coords", source, keys)):
         if name in maps:
             rest[name] = cut(maps[name], 1, place, size)

@@ -180,7 +180,7 @@ def _copy_of(
 
     shapes = {
         name: jax.tree_util.tree_map_with_path(
-            functools.partial(shape, _kind_in(getattr(system, name))), tree
+            functools.partial(shape, kind_in(getattr(system, name))), tree
         )
         for name, tree in expected.items()
     }
@@ -207,7 +207,7 @@ def ready(tree: PyTree, network: Any, shardings: PyTree | None = None) -> PyTree
         network: The network that they are of.
         shardings: Where each of them is; None is the first device.
     """
-    kind = _kind_in(network)
+    kind = kind_in(network)
 
     def put(path: tuple, leaf: Any, sharding: Sharding | None = None) -> jax.Array:
         return _put(leaf, kind(path, leaf.dtype), sharding)
@@ -216,7 +216,7 @@ def ready(tree: PyTree, network: Any, shardings: PyTree | None = None) -> PyTree
     return jax.tree_util.tree_map_with_path(put, *trees)
 
 
-def _kind_in(network: Any) -> Callable[[tuple, Any], np.dtype]:
+def kind_in(network: Any) -> Callable[[tuple, Any], np.dtype]:
     """Returns what says, by path and number type in the file, the number type of a parameter."""
     wide = getattr(network, "wide", ())
 
