@@ -116,6 +116,25 @@ class HostBatches(Iterator[dict[str, np.ndarray]]):
         self._iterator.set_state(content["iterator"])
 
 
+class Turns:
+    """How far the host is ahead of the steps."""
+
+    def __init__(self) -> None:
+        self._given: collections.deque[jax.Array] = collections.deque()
+
+    def wait(self, turn: Int[Array, ""]) -> None:
+        """Waits for the step before the last one.
+
+        Else the host would fill the devices with batches whose steps are still queued.
+
+        Args:
+            turn: Counter that the last step returned.
+        """
+        self._given.append(jnp.copy(turn))
+        if len(self._given) > _AHEAD:
+            self._given.popleft().block_until_ready()
+
+
 class Feeder:
     """The host's end of a training source: what comes next, and how far ahead it is.
 
@@ -124,20 +143,11 @@ class Feeder:
 
     def __init__(self, batches: HostBatches, mesh: Mesh) -> None:
         self.batches, self._mesh = batches, mesh
-        self._turns: collections.deque[jax.Array] = collections.deque()
+        self._turns = Turns()
 
     def put(self, turn: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
-        """Puts the next frames and tokens on the devices.
-
-        It waits for the step before the last one: else the host would fill the
-        devices with batches whose steps are still queued.
-
-        Args:
-            turn: Counter that the last step returned.
-        """
-        self._turns.append(jnp.copy(turn))
-        if len(self._turns) > _AHEAD:
-            self._turns.popleft().block_until_ready()
+        """Puts the next frames and tokens on the devices; `turn` is what the last step returned."""
+        self._turns.wait(turn)
         batch = next(self.batches)
         return split_batch((batch["video"], batch["tokens"]), self._mesh)
 

@@ -6,7 +6,6 @@ encoders or the number type are others. Which clips a step sees is a function of
 step alone.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -21,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Float, Int
-from jvdm.data.host import ClipRecords, ClipSource
+from jvdm.data.host import ClipRecords, ClipSource, Turns
 from jvdm.errors import CheckpointError, ConfigError
 from jvdm.models.conditions import TextStates
 from jvdm.parallel.mesh import replicate, split_batch
@@ -33,8 +32,6 @@ from jvdm.training.low_rank import Base, base_of
 from jvdm.vae.latent_space import latent_space
 from jvdm.weights.folder import digests
 from jvdm.weights.safetensors import load_stored, read_header, save_stored
-
-_AHEAD = 2  # batches on the devices that no step has used yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Encoded:
         self.folder, self.digest, self.mesh = folder, digest, mesh
         self.position = position
         self.clips = sorted(folder.glob("clip-*.safetensors"))
-        self.turns: collections.deque[jax.Array] = collections.deque()
+        self.turns = Turns()
 
     def batch(self, size: int, seed: int) -> dict[str, Any]:
         """Returns the next batch on the host: every clip comes once in an epoch."""
@@ -152,10 +149,7 @@ class EncodedClips:
 
     def feed(self, data: EncodedState) -> EncodedState:
         """Brings the next batch to the devices; it waits for the step before the last one."""
-        turns = data.encoded.turns
-        turns.append(jnp.copy(data.turn))
-        if len(turns) > _AHEAD:
-            turns.popleft().block_until_ready()
+        data.encoded.turns.wait(data.turn)
         latents, text = self._placed(data.encoded)
         data.encoded.position += 1
         return dataclasses.replace(data, latents=latents, text=text)
