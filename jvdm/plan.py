@@ -32,6 +32,7 @@ from jvdm.products import product_bytes, product_flops
 from jvdm.recipes import load_experiment, load_family
 from jvdm.samplers import Call
 from jvdm.training import setup
+from jvdm.training.objective import GivenBatch
 from jvdm.training.step import make_step
 
 LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -206,7 +207,7 @@ def _step(config: str, mesh: Mesh) -> Work:
 
     state: Any = setup.state_shapes(objective, transform, experiment.seed, mesh)
     batch = _placed(jax.eval_shape(drawn), batch_sharding(mesh))
-    step = make_step(objective, _Batches(batch), transform, size, experiment.ema_decay)
+    step = make_step(objective, GivenBatch(batch), transform, size, experiment.ema_decay)
 
     def run(parameters: PyTree, optimizer: Any, batch: PyTree) -> PyTree:
         made: Any = step.run({}, optimizer.replace(params=parameters), batch)
@@ -217,29 +218,6 @@ def _step(config: str, mesh: Mesh) -> Work:
     flops = step.flops({}, state, batch)
     largest = product_bytes(run, *held.values(), scores=False)
     return Work(name, run, held, ("parameters", "optimizer"), flops, largest)
-
-
-class _Batches:
-    """A source whose data is the batch of every step."""
-
-    def __init__(self, batch: PyTree) -> None:
-        self.batch = batch
-
-    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> PyTree:
-        """Returns the batch."""
-        return self.batch
-
-    def feed(self, data: PyTree) -> PyTree:
-        """Nothing to do on the host."""
-        return data
-
-    def saved(self, data: PyTree) -> bytes:
-        """It is the same in every step."""
-        return b""
-
-    def draw(self, data: PyTree, step: Any, batch_size: int) -> tuple[PyTree, PyTree]:
-        """Returns the batch."""
-        return data, data
 
 
 def _call(name: str, family: Family, mesh: Mesh) -> Work:

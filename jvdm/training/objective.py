@@ -206,5 +206,28 @@ class Source(Protocol):
         ...
 
 
+class GivenBatch:
+    """A source of one batch, the same in every step: to plan and to time steps."""
+
+    def __init__(self, batch: PyTree) -> None:
+        self.batch = batch
+
+    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> PyTree:
+        """Returns the batch."""
+        return self.batch
+
+    def feed(self, data: PyTree) -> PyTree:
+        """Nothing to do on the host."""
+        return data
+
+    def draw(self, data: PyTree, step: Int[Array, ""], batch_size: int) -> tuple[PyTree, PyTree]:
+        """Returns the batch."""
+        return data, data
+
+    def saved(self, data: PyTree) -> bytes:
+        """It is the same in every step."""
+        return b""
+
+
 Metrics = dict[str, Any]
 """Scalar numbers of one step, by name."""
