@@ -1,9 +1,9 @@
 """`jvdm bench`: what takes how long on this device, beside what others need.
 
-Sparse attention beside dense attention, alone or in a network; and published families beside
-Diffusers, where that is installed. A network of `model` has random weights, but attention with
-structure, so that policies which look at it have something to find. Where there is no command
-line (jax and flax suffice):
+Sparse attention beside dense attention, alone or in a network; published families beside
+Diffusers, where that is installed; and several devices beside one. A network of `model` has
+random weights, but attention with structure, so that policies which look at it have something to
+find. Where there is no command line (jax and flax suffice):
 
     python -c "from jvdm import bench; bench.main('model', shape=('wan-1.3b-720p',))"
 """
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jvdm import families
+from jvdm import families, scaling
 from jvdm.arrays import Array, Latents
 from jvdm.attention import POLICIES, Sparse, summary
 from jvdm.errors import ConfigError
@@ -36,11 +36,11 @@ from pallas_kernels.attention.shapes import SHAPES, Shape
 
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
-    """Times attention, a network with it, or published families, on this device."""
+    """Times attention, a network with it, or published families, on this device or on all."""
 
-    what: Literal["attention", "model", "families"] = "attention"
+    what: Literal["attention", "model", "families", "parallel"] = "attention"
     """attention: kernels on random lists; model: forward passes of a network; families: published
-    networks of random weights, beside those of Diffusers."""
+    networks of random weights, beside those of Diffusers; parallel: on one device and on all."""
     shape: tuple[str, ...] = ()
     """Shapes by name; the smallest on a CPU, else that of Wan 1.3B at 480p, if left out; of
     families all but the smallest."""
@@ -65,11 +65,11 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
     Returns:
         `settings`, `device`, `jax`, `outputs`, why a peer was not measured (`missing`) and `rows`:
-        those of `pallas_kernels.attention.bench`, of `rows_of_model` or of `jvdm.families.rows`,
-        with `shape`, its name.
+        those of `pallas_kernels.attention.bench`, of `rows_of_model`, of `jvdm.families.rows` or
+        of `jvdm.scaling.rows`, with `shape`, its name.
 
     Raises:
-        ConfigError: If there is no such shape or policy, or it cannot run.
+        ConfigError: If there is no such shape or policy, it cannot run, or there is one device.
     """
     names, path = _names(options), options.output / f"{options.what}.json"
     probe_writable(options.output)
@@ -78,6 +78,11 @@ def run(options: BenchOptions) -> dict[str, Any]:
         absent = {"diffusers": families.missing() if options.peers else "not asked for"}
         rows = families.rows(names, peers=not absent["diffusers"])
         total = len(names) * len(families.PARTS)
+    elif options.what == "parallel":
+        if jax.device_count() == 1:
+            why = "several are timed beside one"
+            raise ConfigError("there is one device", why, "run it where there are two or more")
+        rows, total = scaling.rows(names), len(names) * len(scaling.PARTS)
     elif options.what == "model":
         variants = {("dense", 1.0): POLICIES["dense"], **_variants(options, shapes.values())}
         rows, total = rows_of_model(shapes, variants, options.seed), len(shapes) * len(variants)
@@ -88,6 +93,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     result: dict[str, Any] = {
         "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
         "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
         "jax": jax.__version__,
         "missing": {name: why for name, why in absent.items() if why},
         "rows": [],
@@ -107,12 +113,14 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 def text(result: Mapping[str, Any]) -> str:
     """Returns the table, and where the files are."""
-    lines = [f"{result['device']}, jax {result['jax']}"]
+    lines = [f"{result['devices']} of {result['device']}, jax {result['jax']}"]
     lines += [f"without {name}: {why}" for name, why in result["missing"].items()]
     if result["settings"]["what"] == "attention":
         lines += [bench.told(), *map(bench.told, result["rows"])]
     elif result["settings"]["what"] == "families":
         lines += [families.told(), *map(families.told, result["rows"])]
+    elif result["settings"]["what"] == "parallel":
+        lines += [scaling.told(), *map(scaling.told, result["rows"])]
     else:
         head = "shape          policy   asked  density  recall  seconds  speedup   error    PSNR"
         lines += [f"{head}    SSIM", *map(_told, result["rows"])]
@@ -155,7 +163,7 @@ def rows_of_model(
             yield {**row, **near, **summary(tallies)}
 
 
-def main(what: Literal["attention", "model"], **options: Any) -> None:
+def main(what: Any, **options: Any) -> None:
     """Runs and prints, where there is no command line."""
     print(text(run(BenchOptions(what, **options))))
 
@@ -177,8 +185,9 @@ def _names(options: BenchOptions) -> tuple[str, ...]:
     """Returns the names that were asked for; refuses numbers and names that are none."""
     known: Mapping[str, Any] = SHAPES
     small, large = "tiny", ("wan-1.3b-480p",)
-    if options.what == "families":
+    if options.what in ("families", "parallel"):
         known, small = families.FAMILIES, "wan-tiny"
+    if options.what == "families":
         large = tuple(name for name in known if name != small)
     names = options.shape or ((small,) if jax.default_backend() == "cpu" else large)
     for name in names:

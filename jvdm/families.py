@@ -175,15 +175,15 @@ def missing() -> str:
 
 def transformer(family: Family, forward: Callable[..., Latents], params: PyTree) -> Run:
     """Returns one call of the network, of one video."""
-    inputs = (params, *_inputs(family))
-    compiled = Program(forward).lower(*inputs).compile()
-    return Run(compiled, inputs, _gib(compiled))
+    given = (params, *inputs(family))
+    compiled = Program(forward).lower(*given).compile()
+    return Run(compiled, given, gib(compiled))
 
 
 def decoder(family: Family) -> Run:
     """Returns the decoder on one video, in chunks as the pipeline decodes it."""
     network, params = _autoencoder(family)
-    latents = _inputs(family)[0]
+    latents = inputs(family)[0]
 
     def decode_chunk(params: PyTree, latents: Latents, carry: PyTree) -> tuple[Array, PyTree]:
         return network.apply({"params": params}, latents, carry, method="decode_chunk")
@@ -195,7 +195,7 @@ def decoder(family: Family) -> Run:
             return network.apply({"params": params}, latents, method="decode")
 
         compiled = whole.lower(params, latents).compile()
-        return Run(compiled, (params, latents), _gib(compiled))
+        return Run(compiled, (params, latents), gib(compiled))
     chunk, lower = pieces(network, latents.shape)[1], Program(decode_chunk).lower
     size = min(chunk, latents.shape[1] - 1)
     first = lower(params, latents[:, :1], None)
@@ -210,12 +210,12 @@ def decoder(family: Family) -> Run:
             pieces.append(piece)
         return pieces
 
-    return Run(decode, (params, latents), _gib(later))
+    return Run(decode, (params, latents), gib(later))
 
 
 def video(family: Family, forward: Callable[..., Latents], params: PyTree, decode: Run) -> Run:
     """Returns `STEPS` steps without guidance, and decoding."""
-    latents, states = _inputs(family)
+    latents, states = inputs(family)
     process = rectified_flow(thousandths)
     matrix = synchronous(linspace_levels(STEPS), latents.shape[1])
 
@@ -233,23 +233,34 @@ def video(family: Family, forward: Callable[..., Latents], params: PyTree, decod
     return Run(made, (params, latents, states, decode.inputs[0]), None)
 
 
-def _network(family: Family) -> tuple[Callable[..., Latents], PyTree]:
-    """Returns the transformer as a function of parameters, latents, states and call."""
-    network = (
-        load_family(family.pipeline).transformer(family.transformer).clone(dtype=chosen_dtype(None))
-    )
+def network_of(family: Family) -> Any:
+    """Returns the transformer, in the number type of the device."""
+    made = load_family(family.pipeline).transformer(family.transformer)
+    return made.clone(dtype=chosen_dtype(None))
 
-    def forward(params: PyTree, x: Latents, states: Array, call: Call | None = None) -> Latents:
-        call = call or Call.at(jnp.full(x.shape[:2], 1000 * LEVEL))
-        return network.apply({"params": params}, x, call, told_of(states))[0]
 
-    x, states = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(family))
+def predicted(network: Any, params: PyTree, x: Latents, states: Array, call: Any = None) -> Latents:
+    """Returns what a transformer says of latents, of a middle level if no call is given."""
+    call = call or Call.at(jnp.full(x.shape[:2], 1000 * LEVEL))
+    return network.apply({"params": params}, x, call, told_of(states))[0]
+
+
+def shapes_of(network: Any, family: Family) -> PyTree:
+    """Returns the shapes of the parameters of a transformer."""
+    x, states = jax.eval_shape(lambda: inputs(family))
     call = Call.at(jnp.zeros(x.shape[:2]))
 
     def init(x: Latents, states: Array) -> PyTree:
         return network.init(jax.random.key(0), x, call, told_of(states))["params"]
 
-    return forward, random_parameters(jax.eval_shape(init, x, states), network)
+    return jax.eval_shape(init, x, states)
+
+
+def _network(family: Family) -> tuple[Callable[..., Latents], PyTree]:
+    """Returns the transformer as a function of parameters, latents, states and call."""
+    network = network_of(family)
+    params = random_parameters(shapes_of(network, family), network)
+    return functools.partial(predicted, network), params
 
 
 def _autoencoder(family: Family) -> tuple[Any, PyTree]:
@@ -289,12 +300,13 @@ def random_parameters(shapes: PyTree, network: Any) -> PyTree:
     return ready(draw(jax.random.key(0)), network)
 
 
-def _inputs(family: Family) -> tuple[Latents, Array]:
-    latents = jax.random.normal(jax.random.key(1), (1, *family.latents))
-    return latents, jax.random.normal(jax.random.key(2), (1, *family.prompt))
+def inputs(family: Family, videos: int = 1) -> tuple[Latents, Array]:
+    """Returns random latents and states of prompts."""
+    latents = jax.random.normal(jax.random.key(1), (videos, *family.latents))
+    return latents, jax.random.normal(jax.random.key(2), (videos, *family.prompt))
 
 
-def _gib(compiled: Any) -> float | None:
+def gib(compiled: Any) -> float | None:
     """Returns the memory of a program with its arguments and results."""
     sizes = compiled.memory_analysis()
     if sizes is None:

@@ -36,7 +36,7 @@ LAYERS = (
     ("pictures", "prompts"),
     ("pipeline",),
     ("evaluation", "families", "training"),
-    ("experiment", "options"),
+    ("experiment", "options", "scaling"),
     (
         "bench",
         "convert",
