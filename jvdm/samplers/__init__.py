@@ -126,6 +126,7 @@ from jvdm.samplers.schedules import (
     zero_terminal_snr,
 )
 from jvdm.samplers.solvers import *  # noqa: F403
+from jvdm.samplers.speculation import Ahead, accept, speculate
 from jvdm.samplers.stream import (
     StreamRows,
     StreamState,
@@ -157,6 +158,7 @@ from jvdm.samplers.timesteps import (
 
 __all__ = [
     "Address",
+    "Ahead",
     "AutoregressiveMatrix",
     "BackProject",
     "BetaLevels",
@@ -232,6 +234,7 @@ __all__ = [
     "WindowShuffle",
     "WindowedMatrix",
     "ZeroStar",
+    "accept",
     "advance",
     "ask",
     "beta_levels",
@@ -277,6 +280,7 @@ __all__ = [
     "sample",
     "shift_levels",
     "spaced_steps",
+    "speculate",
     "start",
     "step_levels",
     "stream",

@@ -101,31 +101,61 @@ def test_a_ring_is_a_window_where_frames_know_only_themselves():
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
-def test_a_stream_reads_what_it_wrote_for_ever():
-    """Cached chunks equal one long run of the same ring and sink; the cache does not grow."""
-    policy = CachedCausal(frames=3, sink=1, rotary="read")
-    whole = rows(policy, cached(lag_matrix(LEVELS, FRAMES, 3), lookback=3))
-    assert sorted(np.asarray(whole.carry.layers.frames)[0].tolist()) == [0, 2, 3]
-    model, stream = DIT.clone(policy=policy), samplers.stream_rows(LEVELS, 3, kept=True)
+RING = CachedCausal(frames=3, sink=1, rotary="read")
+STREAM = samplers.stream_rows(LEVELS, 3, kept=True)
 
-    def denoiser(params):
+
+@functools.cache
+def streaming() -> tuple[Any, Any]:
+    """A stream whose frames are written to a ring with a sink: its start and its step."""
+    model = DIT.clone(policy=RING)
+
+    def denoiser(params, told):
         def predict(x, call, carry):
-            return model.apply({"params": params}, x, call, TOLD, carry)
+            return model.apply({"params": params}, x, call, told, carry)
 
         return samplers.make_denoiser(predict, FLOW)
 
     @jax.jit
     def begin(params):
         carry, shape = model.start(1, 4, 4, batch=2), (2, 4, 4, 4)
-        denoise = denoiser(params)
-        return samplers.stream_init(denoise, EULER, FLOW, stream, shape, KEY, carry=carry)
+        denoise = denoiser(params, TOLD)
+        return samplers.stream_init(denoise, EULER, FLOW, STREAM, shape, KEY, carry=carry)
 
     @jax.jit
-    def step(params, state):
-        return samplers.stream_step(denoiser(params), EULER, FLOW, stream, state)
+    def step(params, state, told):
+        return samplers.stream_step(denoiser(params, told), EULER, FLOW, STREAM, state)
 
-    state = begin(parameters())
+    return begin(parameters()), functools.partial(step, parameters())
+
+
+def test_a_stream_reads_what_it_wrote_for_ever():
+    """Cached chunks equal one long run of the same ring and sink; the cache does not grow."""
+    whole = rows(RING, cached(lag_matrix(LEVELS, FRAMES, 3), lookback=3))
+    assert sorted(np.asarray(whole.carry.layers.frames)[0].tolist()) == [0, 2, 3]
+    state, step = streaming()
     for frame in range(FRAMES):
-        state, chunk = step(parameters(), state)
+        state, chunk = step(state, TOLD)
         np.testing.assert_allclose(chunk[:, 0], whole.x[:, frame], rtol=2e-4, atol=2e-4)
     assert state.run.carry.layers.k.shape == (3, 2, 3, 4, 2, 16)
+
+
+def test_frames_of_a_wrong_guess_leave_no_trace_in_the_cache():
+    """Bit by bit, though the ring has overwritten what the frames before it saw."""
+    state, step = streaming()
+    other = jax.tree.map(lambda leaf: leaf[::-1], TOLD)
+    state, _ = step(state, TOLD)
+    ahead = samplers.speculate(step, state, TOLD, 3)
+    told = [TOLD, other, TOLD]
+    went, kept = samplers.accept(ahead, told)
+    plain, expected = [], state
+    for now in told:
+        expected, chunk = step(expected, now)
+        plain.append(chunk)
+    assert len(kept) == 1
+    np.testing.assert_array_equal(kept[0], plain[0])
+    for now, chunk in zip(told[1:], plain[1:], strict=True):
+        went, found = step(went, now)
+        np.testing.assert_array_equal(found, chunk)
+    jax.tree.map(np.testing.assert_array_equal, went.run.carry, expected.run.carry)
+    assert np.abs(ahead.chunks[1] - plain[1]).max() > 1e-3
