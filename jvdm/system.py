@@ -18,6 +18,7 @@ from jvdm.attention import Policy
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions, PictureStates, TextStates
 from jvdm.models.low_rank import variables
+from jvdm.parallel import constrain
 from jvdm.samplers import (
     Call,
     ClassifierFree,
@@ -208,6 +209,13 @@ class System:
         guidance: Any = every(self.sampling.guidance, self.vae)
         return all_branches(guidance) if isinstance(guidance, Mapping) else guidance.branches
 
+    @property
+    def branches_at_once(self) -> int:
+        """How many branches a call of the network evaluates: all, or one."""
+        guidance: Any = every(self.sampling.guidance, self.vae)
+        rules = guidance.values() if isinstance(guidance, Mapping) else (guidance,)
+        return len(self.branches) if all(r.execution == "batched" for r in rules) else 1
+
     def predict(self, params: PyTree, told: Conditions) -> Predict:
         """Returns the network as a function of latents, call and carry."""
 
@@ -303,7 +311,8 @@ class System:
         """Returns the standardised latents of a video, or of every modality."""
 
         def encode(vae: Any, space: LatentSpace, frames: Array) -> Latents:
-            posterior: Any = vae.apply({"params": space.params}, frames, method="encode")
+            given = constrain(frames, "batch", "frames", "lines")
+            posterior: Any = vae.apply({"params": space.params}, given, method="encode")
             return space.standardize(posterior.mean)
 
         return each(encode, self.vae, params["vae"], frames)
@@ -312,7 +321,9 @@ class System:
         """Returns the frames of standardised latents, about 0..1, not clipped; or of each."""
 
         def decode(vae: Any, space: LatentSpace, latents: Latents) -> Array:
-            return vae.apply({"params": space.params}, space.restore(latents), method="decode")
+            given = constrain(space.restore(latents), "batch", "frames", "lines")
+            frames = vae.apply({"params": space.params}, given, method="decode")
+            return constrain(frames, "batch", "frames", "lines")
 
         return each(decode, self.vae, params["vae"], latents)
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jvdm.experiment import Experiment, describe
 from jvdm.files import write_text
-from jvdm.parallel import mesh_of
+from jvdm.parallel import TRAINING, mesh_of, processes
 from jvdm.record import device, versions
 from jvdm.stopping import StopRequest
 from jvdm.training import setup
@@ -75,8 +75,9 @@ def train(
         ConfigError: If the experiment or the mesh does not fit.
     """
     began = time.perf_counter()
-    workdir, mesh = Path(workdir).absolute(), mesh_of(mesh)
-    heartbeat = Heartbeat(workdir / "heartbeat.json")
+    workdir, mesh = Path(workdir).absolute(), mesh_of(mesh, axes=TRAINING)
+    mine = processes.writes()
+    heartbeat = Heartbeat(workdir / "heartbeat.json" if mine else None)
     heartbeat.note("prepare", 0)
     about = {"experiment": describe(experiment), "versions": versions() | device()}
     about["export"] = recipe_of(experiment.objective, experiment.package)

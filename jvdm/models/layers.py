@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
 from jvdm.models.low_rank import DOWN, LOW_RANK, UP, adapted_product
-from jvdm.parallel import splits_tokens
+from jvdm.parallel import token_parts
 
 
 class RMSNorm(nn.Module):
@@ -49,7 +49,7 @@ class Linear(nn.Module):
         # Two axes: with more, XLA transposes activations for the gradient of the kernel.
         # Not where tokens are split over devices: videos and tokens as one axis cannot be.
         rows = x.astype(self.dtype)
-        rows = rows if splits_tokens() else rows.reshape(-1, width)
+        rows = rows if token_parts() > 1 else rows.reshape(-1, width)
         outputs = []
         for name, size in zip(names, self.features, strict=True):
             kernel = jnp.asarray(self.param(name, init, (width, size)))

@@ -16,7 +16,7 @@ from jvdm.models.attention import Positions, RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
 from jvdm.models.stack import Remat, layer_stack
-from jvdm.parallel import constrain, splits_tokens
+from jvdm.parallel import constrain, token_parts
 from jvdm.samplers import Call, Row
 from pallas_kernels import TileOrder
 
@@ -192,7 +192,7 @@ class Transformer:
         order, frames = way.order, tokens.shape[1]
         tokens = tokens if order is None else order.apply(tokens, 2)
         whole = tokens.shape
-        if splits_tokens():  # over devices, as frames of one token each
+        if token_parts() > 1:  # over devices, as frames of one token each
             vectors = jnp.repeat(shared.modulation, whole[2], 1)
             shared = shared._replace(modulation=constrain(vectors, "batch", "tokens"))
             tokens = tokens.reshape(whole[0], -1, 1, whole[3])

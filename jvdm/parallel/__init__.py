@@ -1,11 +1,14 @@
 """Meshes and shardings as values; see `jvdm.parallel.mesh` for the axes."""
 
-from jvdm.parallel.activations import constrain, splits_tokens, using
+from jvdm.parallel.activations import constrain, constrain_carry, token_parts, using
 from jvdm.parallel.attention import attention, read
 from jvdm.parallel.mesh import (
     AXES,
     DATA,
+    ROWS,
+    TRAINING,
     batch_sharding,
+    check_rows,
     constrain_batch,
     data_mesh,
     mesh_of,
@@ -18,10 +21,14 @@ from jvdm.parallel.placement import place, shardings, whole
 __all__ = [
     "AXES",
     "DATA",
+    "ROWS",
+    "TRAINING",
     "attention",
     "batch_sharding",
+    "check_rows",
     "constrain",
     "constrain_batch",
+    "constrain_carry",
     "data_mesh",
     "mesh_of",
     "parts",
@@ -30,7 +37,7 @@ __all__ = [
     "replicate",
     "shardings",
     "split_batch",
-    "splits_tokens",
+    "token_parts",
     "using",
     "whole",
 ]

@@ -11,12 +11,19 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jvdm.arrays import Array
-from jvdm.parallel.mesh import BATCH, TOKENS, parts, present
+from jvdm.arrays import Array, PyTree
+from jvdm.parallel.mesh import ROWS, TOKENS, parts, present
 
-Axis = Literal["batch", "tokens", "heads"]
-"""Axes of activations that may be split: videos, tokens of a video, heads or other features."""
-_MEANS: dict[Axis, tuple[str, ...]] = {"batch": BATCH, "tokens": TOKENS, "heads": ("tensor",)}
+Axis = Literal["batch", "tokens", "heads", "frames", "lines"]
+"""Axes of activations that may be split: videos of all branches of guidance, tokens of a video,
+heads or other features, and where a video is no tokens its frames and the lines of a frame."""
+_MEANS: dict[Axis, tuple[str, ...]] = {
+    "batch": ROWS,
+    "tokens": TOKENS,
+    "heads": ("tensor",),
+    "frames": ("ring",),
+    "lines": ("sequence",),
+}
 
 _USED: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
@@ -44,9 +51,9 @@ def used() -> Mesh | None:
     return _USED.get()
 
 
-def splits_tokens() -> bool:
-    """Whether the tokens of a video are split over devices."""
-    return parts(used(), TOKENS) > 1
+def token_parts() -> int:
+    """Returns over how many devices the tokens of a video are split."""
+    return parts(used(), TOKENS)
 
 
 def constrain(x: Array, *axes: Axis | None) -> Array:
@@ -62,3 +69,21 @@ def constrain(x: Array, *axes: Axis | None) -> Array:
         return x
     spec = PartitionSpec(*(present(mesh, _MEANS[axis]) if axis else None for axis in axes))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def constrain_carry(tree: PyTree, mesh: Mesh, rows: int) -> PyTree:
+    """Says where lies what a network remembers: split by rows where it has those of a call.
+
+    Args:
+        tree: States of layers, `[depth, rows, ...]`, and whatever else; that is everywhere.
+        mesh: The devices.
+        rows: Rows of a call: videos, of all branches that it evaluates.
+    """
+    divides = rows % parts(mesh, ROWS) == 0
+
+    def one(leaf: Array) -> Array:
+        split = divides and leaf.ndim > 1 and leaf.shape[1] == rows
+        spec = PartitionSpec(None, present(mesh, ROWS)) if split else PartitionSpec()
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree)

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jvdm.arrays import Array, Float, Int
 from jvdm.parallel.activations import used
-from jvdm.parallel.mesh import BATCH, TOKENS, parts, present
+from jvdm.parallel.mesh import ROWS, TOKENS, parts, present
 from pallas_kernels import BlockMask, block_sparse_attention, dense_attention, merge
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
@@ -127,11 +127,11 @@ class _Way:
         heads: tuple[str, ...] = ("tensor", "sequence"),
     ) -> "_Way":
         """Returns the way of a call; a batch that does not divide is computed everywhere."""
-        divides = shape[0] % parts(mesh, BATCH) == 0
+        divides = shape[0] % parts(mesh, ROWS) == 0
         ring, sizes = parts(mesh, ("ring",)), (shape[1], keys)
         full = tuple(min(BLOCK, 8 * -(-size // (8 * ring))) for size in sizes)
         blocks = (full[0], full[1]) if mask is None else (mask.block_q, mask.block_kv)
-        batch = present(mesh, BATCH) if divides else ()
+        batch = present(mesh, ROWS) if divides else ()
         return cls(mesh, batch, shape[2], parts(mesh, heads), sizes, blocks)
 
     @property

@@ -2,6 +2,7 @@
 
 Axes, from the slowest links to the fastest:
 
+* `branch`: branches of guidance; a step sends one prediction (no axis of training).
 * `data`: videos of a batch; every device has all parameters.
 * `fsdp`: videos of a batch too; parameters and optimizer are split (Zhao et al., arXiv:2304.11277).
 * `ring`: tokens of a video; in attention keys and values go round (Liu et al., arXiv:2310.01889).
@@ -23,10 +24,14 @@ from jvdm.errors import ConfigError
 
 DATA = "data"
 """Mesh axis over which batches are split and nothing else."""
-AXES = (DATA, "fsdp", "ring", "sequence", "tensor")
+AXES = ("branch", DATA, "fsdp", "ring", "sequence", "tensor")
 """All axes, in the order of a mesh."""
+TRAINING = AXES[1:]
+"""Axes that training knows."""
 BATCH = (DATA, "fsdp")
 """Axes over which batches are split."""
+ROWS = ("branch", *BATCH)
+"""Axes over which the rows of a call are split, which are branch-major: all videos of a branch."""
 TOKENS = ("ring", "sequence")
 """Axes over which the tokens of a video are split, the ring outside."""
 AUTO = "auto"
@@ -38,22 +43,26 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
     return Mesh(np.asarray(devices), (DATA,))
 
 
-def mesh_of(description: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_of(
+    description: str | Mesh, devices: Sequence[Any] | None = None, axes: Sequence[str] = AXES
+) -> Mesh:
     """Returns the mesh of a description, or a mesh that is one as it is.
 
     Args:
         description: Sizes of axes, such as "fsdp=4,sequence=2"; one axis may have no size and
             gets the devices that are left. "auto" is "data".
         devices: Those of the mesh; None is all there are.
+        axes: Those that apply to what is done.
 
     Raises:
-        ConfigError: If there is no such axis, or the sizes do not make up the devices; valid
+        ConfigError: If no such axis applies, or the sizes do not make up the devices; valid
             descriptions with these axes are named.
     """
     if isinstance(description, Mesh):
+        _sizes(description_of(description), axes)
         return description
     chosen = np.asarray(jax.devices() if devices is None else devices).ravel()
-    sizes = _sizes(DATA if description == AUTO else description)
+    sizes = _sizes(DATA if description == AUTO else description, axes)
     open_axes = [name for name, size in sizes.items() if size is None]
     known = math.prod(size for size in sizes.values() if size is not None)
     if len(open_axes) > 1 or chosen.size % known or (not open_axes and known != chosen.size):
@@ -65,14 +74,14 @@ def mesh_of(description: str | Mesh, devices: Sequence[Any] | None = None) -> Me
     return Mesh(chosen.reshape(tuple(ordered.values())), tuple(ordered))
 
 
-def _sizes(description: str) -> dict[str, int | None]:
+def _sizes(description: str, axes: Sequence[str]) -> dict[str, int | None]:
     """Reads a description; an axis without a size has None."""
     sizes: dict[str, int | None] = {}
     for part in description.split(","):
         found = re.fullmatch(r"\s*([a-z]+)\s*(?:=\s*([1-9]\d*))?\s*", part)
-        if found is None or found[1] not in AXES or found[1] in sizes:
+        if found is None or found[1] not in axes or found[1] in sizes:
             what = f"the mesh {description!r} has the part {part.strip()!r}"
-            why = f"parts are AXIS=SIZE, each axis once; axes are {', '.join(AXES)}"
+            why = f"parts are AXIS=SIZE, each axis once; axes are {', '.join(axes)}"
             raise ConfigError(what, why, "write it like fsdp=4,sequence=2")
         sizes[found[1]] = int(found[2]) if found[2] else None
     return sizes
@@ -104,6 +113,27 @@ def present(mesh: Mesh, axes: Sequence[str]) -> tuple[str, ...]:
 def parts(mesh: Mesh | None, axes: Sequence[str] = BATCH) -> int:
     """Returns into how many parts `axes` split, those of a batch unless told otherwise."""
     return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in axes)
+
+
+def check_rows(mesh: Mesh | None, videos: int, branches: int) -> None:
+    """Raises `ConfigError` if a mesh does not split the rows of a call evenly.
+
+    Args:
+        mesh: The devices; None is one.
+        videos: Videos of the call.
+        branches: Branches of guidance that it evaluates, of each video.
+    """
+    devices, size = parts(mesh), parts(mesh, ("branch",))
+    if videos % devices:
+        what, why = f"{videos} videos for {devices} devices", "a mesh splits the videos evenly"
+        raise ConfigError(what, why, f"make a multiple of {devices}, or use no mesh")
+    if branches % size == 0:
+        return
+    what = f"branch={size} where a call of the network evaluates {branches} of guidance"
+    fix = f"use branch={branches}"
+    if branches == 1:
+        fix = "leave branch out, or use guidance with a scale above 1 and branches in one batch"
+    raise ConfigError(what, "every device of that axis has as many", fix)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -20,10 +20,10 @@ from jvdm.arrays import Array, Latents, PyTree, UInt8
 from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
-from jvdm.errors import ConfigError, DeviceMemoryError
+from jvdm.errors import DeviceMemoryError
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions
-from jvdm.parallel import mesh_of, parts, replicate, split_batch
+from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
 from jvdm.pipeline import loading, programs, streaming
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.samplers.sampler import State
@@ -260,12 +260,8 @@ class Pipeline:
             ShapeError: If a size does not fit; it names the two nearest that do.
             DeviceMemoryError: If it cannot be held; it names the largest that can.
         """
-        devices = parts(self.mesh)
-        job = prepare(request, self.system, self.manifest, devices)
-        if job.shape.batch % devices:
-            what = f"{job.shape.batch} videos for {devices} devices"
-            why = "a mesh splits the videos evenly"
-            raise ConfigError(what, why, f"make a multiple of {devices}, or use no mesh")
+        job = prepare(request, self.system, self.manifest, parts(self.mesh))
+        check_rows(self.mesh, job.shape.batch, job.system.branches_at_once)
         return job
 
     def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Latents:
@@ -331,7 +327,7 @@ class Pipeline:
         if decodes and self._fits(shape):
             x = run.state.x
             same = x if decodes == x.shape[0] else jax.ShapeDtypeStruct(shape, x.dtype)
-            works.append(lambda: programs.decode.lower(*self.coder(), same).compile())
+            works.append(lambda: programs.decode.lower(*self.coder(), same, self.mesh).compile())
         with (
             stage("compile", total=len(works), unit="program") as bar,
             concurrent.futures.ThreadPoolExecutor() as pool,
@@ -385,9 +381,11 @@ class Pipeline:
     def encode(self, frames: tiling.HostFrames | HostVideo | UInt8[Array, "B T h w 3"]) -> Latents:
         """Frames, bytes or RGB in 0..1, to standardised latents, in bounded memory."""
         vae, space = self.system.vae, self.params["vae"]
-        if not hasattr(vae, "encode_chunk") or tiling.pixels_at_once(vae, frames.size // 3):
-            return programs.encode(*self.coder(), self._everywhere(jnp.asarray(frames)))
-        mean = tiling.encode(vae, space.params, frames).mean
+        with using(self.mesh):
+            if not hasattr(vae, "encode_chunk") or tiling.pixels_at_once(vae, frames.size // 3):
+                given = self._everywhere(jnp.asarray(frames))
+                return programs.encode(*self.coder(), given, self.mesh)
+            mean = tiling.encode(vae, space.params, frames).mean
         return self._everywhere(space.standardize(jnp.asarray(mean)))
 
     def decode(self, latents: Latents | np.ndarray) -> HostVideo:
@@ -406,7 +404,8 @@ class Pipeline:
         whole = not hasattr(self.system.vae, "decode_chunk")
         with self._enough_memory(latents.shape), stage("decode", total=1, unit="clip") as bar:
             try:
-                frames, finite = jax.device_get(programs.decode(*self.coder(), latents))
+                made = programs.decode(*self.coder(), latents, self.mesh)
+                frames, finite = jax.device_get(made)
             except jax.errors.JaxRuntimeError as error:
                 if whole or not is_out_of_memory(error):
                     raise
@@ -423,6 +422,7 @@ class Pipeline:
         with (
             stage("decode", total=count, unit="frame") as bar,
             self._enough_memory(latents.shape),
+            using(self.mesh),
         ):
             for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
                 programs.check_finite(bool(np.isfinite(piece).all()))
@@ -466,7 +466,8 @@ class Pipeline:
     def _fits(self, shape: Sequence[int]) -> bool:
         """Whether latents of this shape are decoded at once."""
         vae = self.system.vae
-        return not hasattr(vae, "decode_chunk") or tiling.at_once(vae, shape)
+        with using(self.mesh):
+            return not hasattr(vae, "decode_chunk") or tiling.at_once(vae, shape)
 
     @contextlib.contextmanager
     def _enough_memory(self, shape: Sequence[int]) -> Iterator[None]:

@@ -18,7 +18,7 @@ from jvdm.compiling import Program
 from jvdm.errors import NumericsError
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions
-from jvdm.parallel import constrain_batch, using
+from jvdm.parallel import constrain_batch, constrain_carry, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import corrupt, expand
@@ -85,7 +85,7 @@ def begin(
     given = (every(value, shape) for value in (noise, placed, source, process))
     x = each(_begun, shape, matrix, keys, *given)
     carry = system.start(shape, each(lambda matrix: matrix.window, matrix))
-    return _spread(samplers.start(system.sampling.solver, x, key[0], carry), mesh)
+    return _spread(system, samplers.start(system.sampling.solver, x, key[0], carry), mesh)
 
 
 def _begun(
@@ -124,40 +124,45 @@ def denoise_row(
     solver = samplers.hooked(rules.solver, rules.hooks or ())
     with using(mesh):
         state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
-    return _spread(state, mesh)
+    return _spread(system, state, mesh)
 
 
-def _spread(state: State, mesh: Mesh | None) -> State:
+def _spread(system: System, state: State, mesh: Mesh | None) -> State:
     """Fixes where the state lies, so that every row is the same program: videos are split."""
     if mesh is None:
         return state
     batch = (state.x, state.solver, state.updates, state.bad_row, state.address.samples)
     x, solver, updates, bad_row, samples = constrain_batch(batch, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    shared = (state.carry, state.key, state.address.frames)
-    carry, key, frames = jax.lax.with_sharding_constraint(shared, whole)
+    shared = (state.key, state.address.frames)
+    key, frames = jax.lax.with_sharding_constraint(shared, whole)
+    rows = len(jax.tree.leaves(x)[0]) * system.branches_at_once
+    carry = constrain_carry(state.carry, mesh, rows)
     address = state.address._replace(samples=samples, frames=frames)
     return State(x, solver, updates, bad_row, carry, key, address)
 
 
-@Program
+@functools.partial(Program, static_argnames=("mesh",))
 def encode(
     system: System,
     params: PyTree,
     frames: UInt8[Array, "B T h w 3"] | Float[Array, "B T h w 3"],
+    mesh: Mesh | None = None,
 ) -> Latents:
     """Returns the standardised latents of pixel frames, bytes or RGB in 0..1."""
     if frames.dtype == jnp.uint8:
         frames = frames.astype(jnp.float32) / 255.0
-    return system.encode(params, frames)
+    with using(mesh):
+        return system.encode(params, frames)
 
 
-@Program
+@functools.partial(Program, static_argnames=("mesh",))
 def decode(
-    system: System, params: PyTree, latents: Latents
+    system: System, params: PyTree, latents: Latents, mesh: Mesh | None = None
 ) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""]]:
     """Decodes standardised latents to bytes; the flag says whether all values were finite."""
-    frames = system.decode(params, latents)
+    with using(mesh):
+        frames = system.decode(params, latents)
     return to_bytes(frames), jnp.all(jnp.isfinite(frames))
 
 

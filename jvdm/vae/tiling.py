@@ -26,6 +26,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
 from jvdm.compiling import Program
 from jvdm.errors import ConfigError
+from jvdm.parallel import constrain, token_parts
 from jvdm.vae.autoencoder import Autoencoder, ChunkedAutoencoder, ChunkedEncoder, Posterior
 
 HostFrames = Float[np.ndarray, "B T h w 3"]
@@ -38,7 +39,7 @@ AnyLatents = Latents | Float[np.ndarray, "B F H W C"]
 """Latent video on the device or in host memory."""
 
 WHOLE_VALUES = 320_000_000
-"""Values of the widest features of all frames of a batch that are coded at once."""
+"""Values of the widest features of all frames of a batch that a device codes at once."""
 
 TILE, CHUNK = (32, 32), 4
 """Latent cells and frames of the pieces of a larger video."""
@@ -178,8 +179,8 @@ def encode(
 
 
 def pixels_at_once(vae: Autoencoder, pixels: int) -> bool:
-    """Whether so many pixels of all frames of a batch are coded at once."""
-    return vae.features_per_pixel * pixels <= WHOLE_VALUES
+    """Whether so many pixels of all frames of a batch are coded at once, by all devices."""
+    return vae.features_per_pixel * pixels <= WHOLE_VALUES * token_parts()
 
 
 def at_once(vae: Autoencoder, shape: Sequence[int]) -> bool:
@@ -196,6 +197,7 @@ def pieces(
     """Returns tile and chunk, where they are open those of a video of latents `shape`."""
     batch, frames, height, width = shape[:4]
     values = vae.features_per_pixel * batch * height * width * math.prod(vae.strides)
+    values /= token_parts()
     usual = (tile_of(vae), CHUNK)
     if at_once(vae, shape):
         usual = ((height, width), frames)
@@ -277,6 +279,7 @@ def _window(
     """Codes what is next of a window by a method of the autoencoder; returns its tile."""
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255.0
+    x = constrain(x, "batch", "frames", "lines")
     coded, carry = getattr(vae.bind({"params": params}), method)(x, carry)
     coded = jnp.concatenate(coded, -1) if isinstance(coded, Posterior) else coded
     corner, size = corner * jnp.array(cell), (size[0] * cell[0], size[1] * cell[1])

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.features import fold, unfold
+from jvdm.parallel import read
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
 from jvdm.vae.conv import Carry, Features, Past, VideoConv
-from pallas_kernels import dense_attention
 
 Carries = tuple[Carry, Carry]
 """Of the two parts of an encoder or decoder, in the order in which they are applied."""
@@ -91,7 +91,7 @@ class FrameAttention(nn.Module):
         h = Norm(name="norm")(x).reshape(batch * frames, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(qkv[:, :, None], 3, -1)
-        h = nn.Dense(channels, dtype=self.dtype, name="out")(dense_attention(q, k, v)[:, :, 0])
+        h = nn.Dense(channels, dtype=self.dtype, name="out")(read(q, k, v, None)[:, :, 0])
         return x + h.reshape(x.shape)
 
 

@@ -1,10 +1,14 @@
 """Runs in a process of eight CPU devices: what meshes compute, and what one device does.
 
-`python -m tests.parallel.everywhere` prints one line of JSON: the largest difference of each
-quantity on each mesh, of the largest number where there is one.
+`python -m tests.parallel.everywhere few|rest|more` prints one line of JSON for every row of a
+table: the largest differences from one device, in parts of the largest number where there is one.
+Three heads, 72 tokens, two videos, 5 and 9 frames: most of it does not divide. Tests compute the
+first two tables.
 """
 
+import functools
 import json
+import sys
 from typing import Any
 
 import jax
@@ -14,22 +18,69 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from jvdm.attention import Dense, Draft  # noqa: E402
+from jvdm import samplers  # noqa: E402
+from jvdm.attention import CachedCausal, Draft  # noqa: E402
 from jvdm.models import Conditions, TextStates, VideoDiT  # noqa: E402
+from jvdm.models.low_rank import Adapted  # noqa: E402
 from jvdm.models.wan import WanDiT  # noqa: E402
-from jvdm.parallel import mesh_of, place, using  # noqa: E402
-from jvdm.samplers import Call  # noqa: E402
-from tests.generate.nano import QUICKLY, drawn  # noqa: E402
+from jvdm.parallel import mesh_of, place, replicate, split_batch, using  # noqa: E402
+from jvdm.parallel.collectives import sent  # noqa: E402
+from jvdm.pipeline import programs  # noqa: E402
+from jvdm.samplers import Call, ClassifierFree, ShiftedLevels  # noqa: E402
+from jvdm.system import Sampling, System  # noqa: E402
+from jvdm.text.t5 import T5  # noqa: E402
+from jvdm.vae.latent_space import LatentSpace  # noqa: E402
+from jvdm.vae.wan import WanVAE  # noqa: E402
+from jvdm.weights.safetensors import flatten, unflatten  # noqa: E402
+from tests.generate.nano import QUICKLY, TEXT, VAE, drawn  # noqa: E402
 
-# Three heads, 72 tokens and two videos: most of it does not divide. Gradients are those of every
-# parameter; `remat` is off because it doubles the time of compilation and is XLA's matter.
+# Gradients are those of every parameter; `remat` is off because it doubles the time of
+# compilation and is XLA's matter.
 SIZES: Any = {"width": 48, "depth": 2, "latent_channels": 4, "dtype": "float32", "remat": "none"}
-NETWORKS = {
-    "dit": VideoDiT(**SIZES, head_dim=16, rotary_axes=(4, 6, 6), policy=Draft(0.3, block=4)),
-    "wan": WanDiT(**SIZES, head_dim=12, mlp_width=64, policy=Dense()),
+DIT = VideoDiT(**SIZES, head_dim=16, rotary_axes=(4, 6, 6))
+NETWORKS: dict[str, Any] = {
+    "dense": DIT,
+    "lora": DIT,
+    "draft": DIT.clone(policy=Draft(0.3, block=4)),
+    "cached": DIT.clone(policy=CachedCausal(frames=3)),
+    "wan": WanDiT(**SIZES, head_dim=12, mlp_width=64),
 }
-MESHES = {"dit": ("ring=4,sequence=2",), "wan": ("data=2,fsdp=2,tensor=2",)}
-TOLD = Conditions(TextStates(jax.random.normal(jax.random.key(2), (2, 5, 24)), jnp.array([5, 3])))
+LEVELS = ShiftedLevels(2, 2.0)()
+MATRIX = samplers.SynchronousMatrix()(LEVELS, 3)
+MATRICES = {"cached": samplers.cached(samplers.lag_matrix(LEVELS, 3, 2))}
+VAES = {"wan": WanVAE(4, 8, multiples=(1, 2), blocks=1, time=(True,), dtype="float32"), "own": VAE}
+TABLES = {
+    "few": (
+        ("train dense", "fsdp=2,sequence=4"),
+        ("sample dense", "branch=2,data=2,tensor=2"),
+    ),
+    "rest": (
+        ("train draft", "ring=4,sequence=2"),
+        ("train wan", "data=2,fsdp=2,tensor=2"),
+        ("sample draft", "branch=2,ring=2,sequence=2"),
+        ("sample cached", "branch=2,fsdp=2,sequence=2"),
+        ("sample lora", "fsdp=2,tensor=4"),
+        ("text", "fsdp=4,tensor=2"),
+        ("code wan", "ring=2,sequence=4"),
+    ),
+    "more": (
+        ("train dense", "data=8"),
+        ("train dense", "sequence=8"),
+        ("train dense", "ring=8"),
+        ("train dense", "tensor=8"),
+        ("train draft", "fsdp=2,sequence=4"),
+        ("train draft", "data=2,ring=2,tensor=2"),
+        ("train wan", "ring=2,sequence=2,tensor=2"),
+        ("sample dense", "ring=8"),
+        ("sample draft", "data=2,sequence=4"),
+        ("sample cached", "ring=4,tensor=2"),
+        ("sample lora", "branch=2,sequence=4"),
+        ("code own", "data=2,sequence=4"),
+        ("code wan", "sequence=8"),
+    ),
+}
+TEXT_STATES = TextStates(jax.random.normal(jax.random.key(2), (2, 5, 24)), jnp.array([5, 3]))
+TOLD = Conditions(TEXT_STATES)
 T = jnp.linspace(0.1, 1.0, 6).reshape(2, 3)
 X = jax.random.normal(jax.random.key(1), (2, 3, 8, 12, 4))
 
@@ -44,33 +95,105 @@ def off(one, other):
     return max(map(of, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
-def compare(name):
-    """Returns how far each mesh is off: loss, prediction and policies' states, gradients."""
-    network, found = NETWORKS[name], {}
-    params = drawn(network.init, jax.random.key(0), X, Call.at(T), TOLD)["params"]
-    # Gates that are open, so that everything reaches the loss.
+@functools.cache
+def parameters(name):
+    """Returns those of a network, with gates that are open, so that everything has an effect."""
+    params = drawn(NETWORKS[name].init, jax.random.key(0), X, Call.at(T), TOLD)["params"]
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(3), leaf.shape), params
     )
+    if name != "lora":
+        return params
+    factors = {}
+    for path, leaf in flatten(params).items():
+        if "kernel" in path and leaf.ndim == 3:
+            depth, rows, columns = leaf.shape
+            factors[f"{path}_down"] = 0.05 * jnp.ones((depth, rows, 3))
+            factors[f"{path}_up"] = 0.05 * jnp.ones((depth, 3, columns))
+    return Adapted(params, (unflatten(factors),), ({},), jnp.array([0.7]))
 
-    def run(mesh):
-        def loss(params, x):
-            with using(mesh):
-                y, carry = network.apply({"params": params}, x, Call.at(T), TOLD)
-            return jnp.mean(jnp.square(y)), (y, carry.layers)
 
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
-        return step(params if mesh is None else place(params, mesh), X)
+@functools.cache
+def train(name, mesh):
+    """Returns prediction, loss and gradients."""
 
-    alone = run(None)
-    for description in MESHES[name]:
-        made = run(mesh_of(description))
-        found[f"{name} {description}"] = {
-            "prediction": off(alone[0], made[0]),
-            "gradient": off(alone[1], made[1]),
-        }
-    return found
+    def loss(params, x):
+        with using(mesh):
+            y, carry = NETWORKS[name].apply({"params": params}, x, Call.at(T), TOLD)
+        return jnp.mean(jnp.square(y)), (y, carry.layers)
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
+    params = parameters(name)
+    made = step(params if mesh is None else place(params, mesh), X)
+    return {"prediction": made[0], "gradient": made[1]}
+
+
+@functools.cache
+def sample(name, mesh):
+    """Returns the noise of two guided videos, their latents after all rows, and operations."""
+    rules = Sampling(None, None, guidance=ClassifierFree(2.0))
+    system = System(TEXT, NETWORKS[name], VAE, sampling=rules)
+    system = system.only("model", "process", "prediction", "solver", "guidance", "noise")
+    matrix: Any = MATRICES.get(name, MATRIX)
+    seeds = np.array([3, 4], np.uint32)
+    params = {"model": parameters(name)}
+    if mesh is not None:
+        seeds, params = split_batch(seeds, mesh), place(params, mesh)
+    states = jnp.concatenate([TEXT_STATES.states, 0.5 * TEXT_STATES.states])
+    told = Conditions(TextStates(states, jnp.array([5, 3, 5, 3])))
+    state = programs.begin(system, matrix, seeds, None, (), X.shape, mesh)
+    noise, fixed = np.asarray(state.x), (system, params, told, matrix)
+    program = programs.denoise_row.lower(*fixed, state, np.int32(0), mesh=mesh).compile()
+    for row in range(matrix.num_rows):
+        state = program(*fixed, state, np.int32(row))
+    operations = program.cost_analysis()["flops"]
+    return {"noise": noise, "latents": np.asarray(state.x), "operations": operations}
+
+
+def code(name, mesh):
+    """Returns latents and frames of a video, and the bytes that devices gather for the frames."""
+    vae = VAES[name]
+    pixels = jax.random.uniform(jax.random.key(0), (1, 9, 48, 40, 3))
+    params = drawn(vae.init, jax.random.key(0), pixels[:, :1])["params"]
+    given = {"vae": LatentSpace(params, jnp.zeros(4), jnp.ones(4))}
+    given = given if mesh is None else replicate(given, mesh)
+    system = System(None, None, vae).only("vae")
+    latents = programs.encode(system, given, pixels, mesh=mesh)
+    decoder = programs.decode.lower(system, given, latents, mesh=mesh).compile()
+    frames, finite = decoder(system, given, latents)
+    gathered = sent(decoder.as_text()).get("all-gather", 0)
+    assert finite
+    counts = {"gathered": gathered, "operations": decoder.cost_analysis()["flops"]}
+    return {"latents": latents, "frames": frames, **counts}
+
+
+def text(_, mesh):
+    """Returns the states of two prompts."""
+    encoder = T5(None, 64, 32, 2, 4, 8, 64, dtype="float32")  # pyright: ignore[reportArgumentType]
+    ids = jnp.array([[5, 6, 7, 1], [8, 1, 0, 0]])
+    params = drawn(encoder.init, jax.random.key(0), ids)
+    params = params if mesh is None else place(params, mesh)
+    return {"states": jax.jit(encoder.apply, compiler_options=QUICKLY)(params, ids)}
+
+
+RUN = {"train": train, "sample": sample, "code": code, "text": text}
+
+
+def compare(what, description):
+    """Returns how far a mesh is off; of counts, those of a device of it beside one alone."""
+    kind, _, name = what.partition(" ")
+    made, alone = (RUN[kind](name, mesh) for mesh in (mesh_of(description), None))
+
+    def of(one, other):
+        if isinstance(one, int | float):
+            return other / max(one, 1)
+        if getattr(one, "dtype", None) == np.uint8:  # bytes, which rounding may make another one
+            return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
+        return off(one, other)
+
+    return {key: of(alone[key], made[key]) for key in alone}
 
 
 if __name__ == "__main__":
-    print(json.dumps({key: value for name in NETWORKS for key, value in compare(name).items()}))
+    for what, description in TABLES[sys.argv[1]]:
+        print(json.dumps({"what": what, "mesh": description} | compare(what, description)))

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jvdm.errors import ConfigError
-from jvdm.parallel import mesh_of, parts, shardings, whole
+from jvdm.parallel import TRAINING, check_rows, mesh_of, parts, shardings, whole
 from jvdm.parallel.mesh import description_of
 from jvdm.parallel.placement import placement
 
@@ -40,7 +40,7 @@ def test_valid_meshes_of_the_same_axes_are_listed(description):
 
 @pytest.mark.parametrize("description", ["", "rows=4", "data=2,data=2", "data=0", "data:4"])
 def test_what_is_no_description_is_refused_with_the_axes(description):
-    with pytest.raises(ConfigError, match="axes are data, fsdp, ring, sequence, tensor"):
+    with pytest.raises(ConfigError, match="axes are branch, data, fsdp, ring, sequence, tensor"):
         mesh_of(description)
 
 
@@ -77,3 +77,13 @@ def test_products_that_do_not_divide_are_whole_and_told():
     (note,) = whole(tree, mesh)
     assert "tensor=4" in note and "up/kernel (66 features)" in note and "down" not in note
     assert whole(tree, mesh_of("fsdp=4")) == ()
+
+
+def test_branches_of_guidance_are_split_evenly_and_not_in_training():
+    check_rows(None, 3, 1)
+    check_rows(mesh_of("branch=2,data=2"), 2, 4)
+    with pytest.raises(ConfigError, match=r"branch=4 .* evaluates 2.*use branch=2"):
+        check_rows(mesh_of("branch=4"), 1, 2)
+    for mesh in ("branch=2,data=2", mesh_of("branch=2,data=2")):
+        with pytest.raises(ConfigError, match="axes are data, fsdp, ring, sequence, tensor"):
+            mesh_of(mesh, axes=TRAINING)

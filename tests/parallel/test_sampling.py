@@ -1,23 +1,28 @@
-"""Videos that devices make together: the noise and the latents of one device."""
+"""Videos that devices make together: the noise, latents and frames of one device."""
 
 import numpy as np
 import pytest
 
 import jvdm
+from jvdm.errors import ConfigError
 from jvdm.pipeline import Request
 from tests.generate.nano import write_weights
 
 
 @pytest.mark.slow
-def test_a_mesh_begins_with_the_same_noise_and_ends_with_the_same_latents(tmp_path):
+def test_a_mesh_begins_with_the_same_noise_and_ends_with_the_same_video(tmp_path):
     folder, made = write_weights(tmp_path), []
-    for mesh in (None, "fsdp=2,sequence=2"):
+    for mesh in (None, "branch=2,sequence=2"):
         pipe = jvdm.load(folder, mesh=mesh, dtype="float32", progress=False)
         asked = Request(prompt="a red ball", seed=3, num_inference_steps=2, num_videos=2)
         run = pipe.start(pipe.prepare(asked))
         noise = np.asarray(run.state.x)
-        made.append((noise, np.asarray(pipe.advance(run).state.x)))
-    (noise, latents), (same, near) = made
+        latents = pipe.advance(run).state.x
+        made.append((noise, np.asarray(latents), pipe.decode(latents).astype(int)))
+    (noise, latents, frames), (same, near, shown) = made
     np.testing.assert_array_equal(noise, same)
     np.testing.assert_allclose(latents, near, atol=1e-5)
     assert np.abs(latents - noise).max() > 0.1
+    assert np.abs(frames - shown).max() <= 1 and np.ptp(frames) > 10
+    with pytest.raises(ConfigError, match="evaluates 1 of guidance; .*leave branch out"):
+        pipe.prepare(Request(prompt="a red ball", guidance_scale=1.0))
