@@ -63,7 +63,16 @@ class KVCache:
 
         What had been overwritten by them does not come back.
         """
-        return KVCache(self.k, self.v, jnp.where(self.frames >= frame, EMPTY, self.frames))
+        return self.forget(frame, jnp.iinfo(jnp.int32).max)
+
+    def forget(self, first: int | Int[Array, ""], last: int | Int[Array, ""]) -> "KVCache":
+        """Returns the cache without the frames from `first` to before `last`.
+
+        From the end of the sink to two frames before the next one, it is what Infinity-RoPE does
+        where the prompt changes.
+        """
+        gone = (self.frames >= first) & (self.frames < last)
+        return KVCache(self.k, self.v, jnp.where(gone, EMPTY, self.frames))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,37 +80,64 @@ class CachedCausal(Policy):
     """Frame-causal attention, for matrices whose rows write finished frames (`CachedMatrix`).
 
     A frame attends to its block, to earlier ones of its window, and to all cached frames before
-    the window. The first `sink` frames stay in the cache, the others are a ring. Cached equals
-    recomputed (`FrameCausal` on the whole video) as long as no frame has been overwritten: then
-    frames of the cache still know what they saw, which none sees any more (ViD-GPT,
-    arXiv:2406.10981; Self-Forcing, arXiv:2506.08009; sinks: LongLive, arXiv:2509.22622).
+    the window. Slots have roles: the first `sink` frames of the video stay for ever, `pinned` ones
+    stay until others are pinned, and the others are a ring. Cached equals recomputed (`FrameCausal`
+    on the whole video) as long as no frame has been overwritten: then frames of the cache still
+    know what they saw, which none sees any more (ViD-GPT, arXiv:2406.10981; Self-Forcing,
+    arXiv:2506.08009; sinks: LongLive, arXiv:2509.22622).
     """
 
     frames: int = 32
     """Latent frames that the cache holds."""
     sink: int = 0
     """How many of them are the first of the video for ever."""
+    pinned: int = 0
+    """How many are for frames that are chosen while the video is made (`pin`)."""
     block: int = 1
     """Latent frames that see each other freely."""
     rotary: Literal["write", "read"] = "write"
     """When keys get their positions. Written with them, they are absolute, and cheap; read with
-    them, the oldest frame of the ring follows the sink, so that positions stay small for ever."""
+    them, the oldest frame of the ring follows the others, so that positions stay small for ever."""
 
     def init(self, grid: TokenGrid) -> KVCache:
         """Returns an empty cache."""
-        if self.block < 1 or not 0 <= self.sink < self.frames:
+        if self.block < 1 or min(self.sink, self.pinned) < 0 or self._ring < 1:
             raise ConfigError(
-                f"a cache of {self.frames} latent frames, {self.sink} of them a sink, in blocks "
-                f"of {self.block}",
-                "a block has a frame or more, and the ring behind the sink too",
-                "use a larger cache or a smaller sink",
+                f"a cache of {self.frames} latent frames, {self.sink} of them a sink and "
+                f"{self.pinned} pinned, in blocks of {self.block}",
+                "a block has a frame or more, and the ring behind sink and pinned ones too",
+                "use a larger cache, a smaller sink or fewer that are pinned",
             )
         return KVCache.empty(grid, self.frames)
 
+    @property
+    def _ring(self) -> int:
+        return self.frames - self.sink - self.pinned
+
     def slots(self, frames: Int[Array | np.ndarray, " W"]) -> Int[Array, " W"]:
-        """Returns the slot of each frame: a sink is its own, the others go round in the rest."""
-        ring = self.sink + (frames - self.sink) % (self.frames - self.sink)
+        """Returns the slot of each frame: a sink is its own, the others go round in the ring."""
+        ring = self.sink + self.pinned + (frames - self.sink) % self._ring
         return jnp.where(frames < self.sink, frames, ring)
+
+    def pin(self, state: KVCache, frames: Int[Array, " n"]) -> KVCache:
+        """Keeps frames that a layer's cache holds, instead of those that were pinned before.
+
+        They are the first ones of a shot after a cut (LongLive 2's second sink), or those that
+        show what comes into view again. One that is no longer held leaves its slot empty.
+
+        Args:
+            state: The cache of a layer; `jax.vmap` does those of all.
+            frames: Absolute frames, in their order, at most `pinned`.
+        """
+        there = state.frames[None] == frames[:, None]
+        mine = self.sink + np.arange(len(frames))
+
+        def put(x: Array) -> Array:
+            return x.at[:, mine].set(x[:, there.argmax(1)])
+
+        empty = state.frames.at[self.sink : self.sink + self.pinned].set(EMPTY)
+        held = empty.at[mine].set(jnp.where(there.any(1), frames, EMPTY))
+        return KVCache(put(state.k), put(state.v), held)
 
     def positions(self, positions: Float[Array, " W"], row: Row) -> Float[Array, " W"]:
         """Returns absolute places, or those behind the cache."""
@@ -113,8 +149,7 @@ class CachedCausal(Policy):
         turned = call.turn(k)
         cached, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (state.k, state.v))
         if self.rotary == "read":
-            moved = jnp.where(state.frames < self.sink, 0, self._moved(call.row))
-            cached = call.turn(cached, (state.frames - moved).astype(jnp.float32))
+            cached = call.turn(cached, self._places(state, call.row))
         keys = jnp.concatenate([cached, turned], 1)
         mask, _ = self.select(q, keys, v, state, call)
         frames = self._window(call)
@@ -125,10 +160,14 @@ class CachedCausal(Policy):
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
         """Allows, of the keys of cache and window, those before the window and of no later block.
 
-        A frame of the window that is cached already is read from the window.
+        A frame of the window that is cached already is read from the window, and a pinned one from
+        the ring as long as it is there.
         """
         frames, per_frame = self._window(call), call.grid.tokens_per_frame
-        held = (state.frames >= 0) & (state.frames < call.row.frame)
+        twice = self._is_pinned & (
+            state.frames[:, None] == state.frames[None, ~self._is_pinned]
+        ).any(1)
+        held = (state.frames >= 0) & (state.frames < call.row.frame) & ~twice
         block = frames // self.block
         inside = block[:, None] >= block[None]
         before = jnp.broadcast_to(held[None], (len(frames), len(held)))
@@ -140,6 +179,17 @@ class CachedCausal(Policy):
     def _window(self, call: AttentionCall) -> Int[Array, " W"]:
         """Returns the absolute frames of the window."""
         return call.row.frame + jnp.arange(call.grid.frames, dtype=jnp.int32)
+
+    @property
+    def _is_pinned(self) -> np.ndarray:
+        slots = np.arange(self.frames)
+        return (slots >= self.sink) & (slots < self.sink + self.pinned)
+
+    def _places(self, state: KVCache, row: Row) -> Float[Array, " S"]:
+        """Returns where cached frames stand when they are read: sink, pinned ones, ring."""
+        moved = state.frames - jnp.where(state.frames < self.sink, 0, self._moved(row))
+        pinned = jnp.minimum(state.frames, np.arange(self.frames))
+        return jnp.where(self._is_pinned, pinned, moved).astype(jnp.float32)
 
     def _moved(self, row: Row) -> Int[Array, ""]:
         """Returns by how many places the ring and the window have moved up."""

@@ -2,7 +2,7 @@
 
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
-from jvdm.samplers.cached import CachedMatrix, cached, check_cache
+from jvdm.samplers.cached import CachedMatrix, cached, check_cache, rewritten
 from jvdm.samplers.context import Stabilised
 from jvdm.samplers.denoiser import (
     Call,
@@ -276,6 +276,7 @@ __all__ = [
     "report_rows",
     "resolution_mu",
     "reversed_rows",
+    "rewritten",
     "run_rows",
     "sample",
     "shift_levels",

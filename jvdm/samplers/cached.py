@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, no_type_check
+from jvdm.arrays import Array, Float, no_type_check
 from jvdm.errors import ConfigError
-from jvdm.samplers.matrices import TimestepMatrix
+from jvdm.samplers.matrices import TimestepMatrix, from_index
 from jvdm.samplers.rules import AutoregressiveMatrix, MatrixRule
 
 Slots = Callable[[np.ndarray], Array | np.ndarray]
@@ -62,6 +62,32 @@ def cached(matrix: TimestepMatrix, lookback: int | None = None) -> TimestepMatri
         write=jnp.asarray(np.stack(writes)),
         window=window,
         lookback=min(int(start.max()), count if lookback is None else lookback),
+    )
+
+
+def rewritten(
+    levels: Float[Array, " levels"], latent_frames: int, window: int = 1
+) -> TimestepMatrix:
+    """Shows finished frames once more, so that a cache holds what is told of them now.
+
+    Where the prompt changes, a cache still says what was seen under the old one. `sample` with
+    these rows, the latents of the frames that are read, their `address` and the carry returns the
+    carry in which their keys and values are those of the new prompt; the latents stay as they are
+    (LongLive's recache, arXiv:2509.22622, which lets frames see later ones too; ours do not).
+
+    Args:
+        levels: Any grid; its last level is told.
+        latent_frames: Frames to write, in their order.
+        window: Frames that are shown and written together, at most.
+    """
+    window = min(window, latent_frames)
+    rows = np.arange(-(-latent_frames // window))
+    clean = np.full((len(rows) + 1, latent_frames), levels.shape[0] - 1)
+    return dataclasses.replace(
+        from_index(levels, clean),
+        start=jnp.asarray(np.minimum(rows * window, latent_frames - window), jnp.int32),
+        write=jnp.asarray(np.arange(latent_frames) // window == rows[:, None]),
+        window=window,
     )
 
 

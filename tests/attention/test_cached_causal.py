@@ -54,6 +54,40 @@ def test_before_the_cache_is_full_places_are_absolute_and_empty_slots_unseen():
     np.testing.assert_array_equal(state.truncate(1).frames, [0, -1, -1])
 
 
+@pytest.mark.parametrize(
+    ("rotary", "where"),
+    [("read", [0.0, 2.01, 3.02, 5.04, 4.03]), ("write", [0.5, 2.5, 3.5, 5.5, 4.5])],
+)
+def test_pinned_frames_stay_behind_the_sink_until_others_are_pinned(rotary, where):
+    policy = CachedCausal(frames=5, sink=1, pinned=2, rotary=rotary)
+    state = policy.init(GRID)
+    for frame in range(4):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    state = policy.pin(state, jnp.array([2, 3]))
+    np.testing.assert_array_equal(state.frames, [0, 2, 3, 3, 2])
+    # Both are in the ring still, and are seen once.
+    np.testing.assert_array_equal(seen(policy, state, 4)[1][0], [1, 0, 0, 1, 1, 1, 0])
+    for frame in (4, 5):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.frames, [0, 2, 3, 5, 4])
+    keys, mask, _, _ = seen(policy, state, 6)
+    np.testing.assert_array_equal(mask[0], [1, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_allclose(keys[:5], where, rtol=1e-6)
+    # Values are those of the frames, and others take their slots; one that is gone leaves none.
+    np.testing.assert_array_equal(state.v.ravel(), [0, -2, -3, -5, -4])
+    np.testing.assert_array_equal(policy.pin(state, jnp.array([5])).frames, [0, 5, -1, 5, 4])
+    np.testing.assert_array_equal(policy.pin(state, jnp.array([1, 4])).frames, [0, -1, 4, 5, 4])
+
+
+def test_what_is_forgotten_is_seen_no_more():
+    policy = CachedCausal(frames=5, sink=1)
+    state = policy.init(GRID)
+    for frame in range(5):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.forget(1, 4).frames, [0, -1, -1, -1, 4])
+    np.testing.assert_array_equal(seen(policy, state.forget(1, 4), 5)[1][0, :5], [1, 0, 0, 0, 1])
+
+
 def test_frames_of_a_block_see_each_other():
     policy = CachedCausal(frames=2, block=2)
     np.testing.assert_array_equal(seen(policy, policy.init(GRID), 0)[1][:, 2:], [[1, 1], [1, 1]])
@@ -73,7 +107,10 @@ def test_writing_twice_is_writing_once_and_nothing_else_is_touched():
     np.testing.assert_array_equal(none.k, one.k)
 
 
-@pytest.mark.parametrize("fields", [{"frames": 2, "sink": 2}, {"sink": -1}, {"block": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"frames": 2, "sink": 2}, {"sink": -1}, {"block": 0}, {"frames": 3, "sink": 1, "pinned": 2}],
+)
 def test_caches_that_hold_nothing_are_refused(fields):
     with pytest.raises(ConfigError, match="a cache of .* latent frames"):
         CachedCausal(**fields).init(GRID)

@@ -15,6 +15,7 @@ from tests.models.small import DIT, conditions, parameters
 
 FRAMES, KEY, LEVELS = 5, jax.random.key(4), linspace_levels(3)
 FLOW, TOLD, EULER = samplers.rectified_flow(), conditions(), samplers.Euler()
+OTHER = jax.tree.map(lambda leaf: leaf[::-1], TOLD)
 NOISE = jax.jit(lambda: initial_noise(KEY, jnp.arange(2), FRAMES, (4, 4, 4)))()
 
 
@@ -32,7 +33,7 @@ def row_of(model) -> Any:
     return jax.jit(run)
 
 
-def rows(policy, matrix, state=None, first=0, last=20, noise=NOISE, depth=3):
+def rows(policy, matrix, state=None, first=0, last=20, noise=NOISE, depth=3, told=TOLD):
     """The state after some rows; `depth` layers of the network."""
     model, matrix = DIT.clone(policy=policy, depth=depth), samplers.pad_rows(matrix, 20)
     if state is None:
@@ -41,7 +42,7 @@ def rows(policy, matrix, state=None, first=0, last=20, noise=NOISE, depth=3):
     params = parameters()
     params = {**params, "layers": jax.tree.map(lambda leaf: leaf[:depth], params["layers"])}
     for row in range(first, last):
-        state = row_of(model)(params, TOLD, matrix, state, np.int32(row))
+        state = row_of(model)(params, told, matrix, state, np.int32(row))
     return state
 
 
@@ -90,6 +91,24 @@ def test_a_truncated_cache_never_saw_what_was_dropped():
     plain = rows(policy, matrix, two, first=8)
     np.testing.assert_array_equal(again.x, plain.x)
     np.testing.assert_array_equal(kept.x, plain.x)  # later frames are never read too early
+
+
+def test_rewritten_frames_are_those_of_what_is_told_now():
+    """As if they had been given under the other prompt from the beginning, and latents stay."""
+    whole, policy = lag_matrix(LEVELS, FRAMES, 3), CachedCausal(FRAMES)
+    old = rows(policy, cached(whole))
+    again = samplers.rewritten(LEVELS, FRAMES)
+    state = samplers.start(EULER, old.x, KEY, old.carry)
+    found = rows(policy, again, state, told=OTHER)
+    given = samplers.freeze(whole, range(FRAMES - 1))
+    expected = rows(policy, cached(given), noise=old.x, told=OTHER).carry.layers
+    now, before = found.carry.layers, old.carry.layers
+    np.testing.assert_array_equal(now.frames[0], np.arange(FRAMES))
+    for name in ("k", "v"):
+        a, b, c = (getattr(layers, name)[:, :, :-1] for layers in (now, expected, before))
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+        assert np.abs(a - c).max() > 1e-2
+    np.testing.assert_array_equal(found.x, old.x)
 
 
 def test_a_ring_is_a_window_where_frames_know_only_themselves():
@@ -143,10 +162,9 @@ def test_a_stream_reads_what_it_wrote_for_ever():
 def test_frames_of_a_wrong_guess_leave_no_trace_in_the_cache():
     """Bit by bit, though the ring has overwritten what the frames before it saw."""
     state, step = streaming()
-    other = jax.tree.map(lambda leaf: leaf[::-1], TOLD)
     state, _ = step(state, TOLD)
     ahead = samplers.speculate(step, state, TOLD, 3)
-    told = [TOLD, other, TOLD]
+    told = [TOLD, OTHER, TOLD]
     went, kept = samplers.accept(ahead, told)
     plain, expected = [], state
     for now in told:

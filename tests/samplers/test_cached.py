@@ -21,6 +21,7 @@ from jvdm.samplers import (
     freeze,
     lag_matrix,
     linspace_levels,
+    rewritten,
     stream_of,
     times,
     validate,
@@ -117,3 +118,14 @@ def test_what_makes_a_clip_makes_a_stream():
         assert np.asarray(rows.cycle.write).sum() == (rows.block if found[0] % 2 else 0), rule
     with pytest.raises(ConfigError, match="TruncatedMatrix was to be streamed"):
         of(TruncatedMatrix(SynchronousMatrix(), 0.5))
+
+
+@pytest.mark.parametrize(("frames", "window"), [(5, 1), (5, 2), (4, 4), (2, 3)])
+def test_frames_that_are_rewritten_are_clean_and_written_once_in_order(frames, window):
+    matrix = validate(rewritten(LEVELS, frames, window))
+    assert not np.asarray(times(matrix)).any()
+    write, start = np.asarray(matrix.write), np.asarray(matrix.start)
+    np.testing.assert_array_equal(write.sum(0), 1)
+    assert (np.diff(write.argmax(0)) >= 0).all() and write.any(1).all()
+    for row, first in enumerate(start):
+        assert set(np.flatnonzero(write[row])) <= set(range(first, first + matrix.window))
