@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jvdm.experiment import Experiment, describe
 from jvdm.files import write_text
-from jvdm.parallel import TRAINING, mesh_of, processes
+from jvdm.parallel import TRAINING, mesh_of
 from jvdm.record import device, versions
 from jvdm.stopping import StopRequest
 from jvdm.training import setup
@@ -76,8 +76,7 @@ def train(
     """
     began = time.perf_counter()
     workdir, mesh = Path(workdir).absolute(), mesh_of(mesh, axes=TRAINING)
-    mine = processes.writes()
-    heartbeat = Heartbeat(workdir / "heartbeat.json" if mine else None)
+    heartbeat = Heartbeat(workdir / "heartbeat.json")
     heartbeat.note("prepare", 0)
     about = {"experiment": describe(experiment), "versions": versions() | device()}
     about["export"] = recipe_of(experiment.objective, experiment.package)
