@@ -128,4 +128,5 @@ def test_frames_that_are_rewritten_are_clean_and_written_once_in_order(frames, w
     np.testing.assert_array_equal(write.sum(0), 1)
     assert (np.diff(write.argmax(0)) >= 0).all() and write.any(1).all()
     for row, first in enumerate(start):
+        assert first + matrix.window <= frames
         assert set(np.flatnonzero(write[row])) <= set(range(first, first + matrix.window))
