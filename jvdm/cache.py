@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from jvdm.errors import ConfigError
+
 SHORTEST_COMPILE_SECONDS = 0.5  # programs that compile faster are not worth a file
 
 
@@ -12,6 +14,24 @@ def cache_folder() -> Path:
         return Path(home).expanduser()
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(user).expanduser() / "jvdm"
+
+
+def limit_bytes(setting: str, usual_gb: float) -> float:
+    """Returns how many bytes all files of a cache may have.
+
+    Args:
+        setting: The environment variable that says so, in GB.
+        usual_gb: What it is if left out.
+
+    Raises:
+        ConfigError: If it is no number.
+    """
+    said = os.environ.get(setting) or str(usual_gb)
+    try:
+        return 1e9 * max(float(said), 0.0)
+    except ValueError as error:
+        what, fix = f"{setting} is {said!r}", f"use {usual_gb:g}, or 0 to keep none"
+        raise ConfigError(what, "it is a size in GB", fix) from error
 
 
 def compilation_folder() -> Path:

@@ -193,8 +193,12 @@ class System:
         channel: ChannelCondition | None = None,
         pictures: PictureStates | None = None,
     ) -> Conditions:
-        """Returns the conditions for what `text.read` made of prompts, known latents, pictures."""
-        text = TextStates(*self.text.apply({"params": params["text"]}, ids))
+        """Returns the conditions for what `text.read` made of prompts, known latents, pictures.
+
+        The states that the encoder made of prompts before may stand for what was read of them.
+        """
+        known = isinstance(ids, TextStates)
+        text = ids if known else TextStates(*self.text.apply({"params": params["text"]}, ids))
         return Conditions(text=text, channel=channel, pictures=pictures)
 
     def see(self, params: PyTree, pixels: Float[Array, "B K h w 3"]) -> Tokens:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from jax.sharding import Mesh, Sharding
 from jvdm.arrays import PyTree
 from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
+from jvdm.machine import free_device_memory
 from jvdm.models.low_rank import Adapted
 from jvdm.parallel import place, shardings
+from jvdm.pipeline.texts import Texts, texts_of
 from jvdm.pricing import parameter_shapes, stored_shapes
 from jvdm.recipes import apply_system, load_family, load_system
 from jvdm.record import digest
@@ -24,13 +28,14 @@ from jvdm.system import System
 from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
 from jvdm.weights import Manifest, read_manifest
-from jvdm.weights.diffusers import ADAPTED, CONVERTED, Published, read_index
+from jvdm.weights.diffusers import ADAPTED, CONVERTED, Published, Source, read_index
 from jvdm.weights.folder import is_published
 from jvdm.weights.kept import Copy, copy_of, identity
 from jvdm.weights.leaves import Index, Leaf
 from jvdm.weights.lora import Adapter
 
 DTYPES = ("float32", "bfloat16")
+TEXT_ENCODER, PLACES = "JVDM_TEXT_ENCODER", ("auto", "keep", "drop")
 AnySystem = str | Path | Callable[[System], System] | None
 
 
@@ -129,7 +134,12 @@ def chosen_dtype(dtype: str | None) -> str:
 
 
 def load_parameters(
-    folder: Path, manifest: Manifest, system: System, mesh: Mesh | None = None
+    folder: Path,
+    manifest: Manifest,
+    system: System,
+    mesh: Mesh | None = None,
+    *,
+    keeps_text: bool = True,
 ) -> PyTree:
     """Reads the parameters of a system, exactly those that its networks have.
 
@@ -138,11 +148,83 @@ def load_parameters(
         manifest: What it holds.
         system: Whose parameters are read.
         mesh: Devices that get what `jvdm.parallel` says; None is the first device alone.
+        keeps_text: Whether those of the text encoder are among them; its files are checked anyway.
 
     Raises:
         WeightsError: If a file is missing or broken, or a shape is not that of the system.
     """
     expected = stored_shapes(system)
+    if not keeps_text:
+        manifest.parameters(folder, "text", expected.pop("text"))
+    params = _loaded(folder, manifest, system, mesh, expected)
+    if isinstance(manifest, Published) and manifest.separate:
+        params[ADAPTED] = _adapted(params[ADAPTED], manifest, expected[ADAPTED])
+    params["vae"] = latent_space(params["vae"], manifest)
+    return params if mesh is None else place(params, mesh)
+
+
+def keeps_text(system: System, mesh: Mesh | None) -> bool:
+    """Returns whether the text encoder stays on the device while videos are made.
+
+    `$JVDM_TEXT_ENCODER` says "keep", "drop" or "auto": it stays where the other networks leave
+    twice its size, so that as much again is free for denoising.
+
+    Args:
+        system: Whose parameters are loaded.
+        mesh: Devices that share them.
+
+    Raises:
+        ConfigError: If it says something else.
+    """
+    how = os.environ.get(TEXT_ENCODER) or "auto"
+    if how not in PLACES:
+        what = f"{TEXT_ENCODER} is {how!r:.80}"
+        raise ConfigError(what, "it says where the text encoder is", f"use {' or '.join(PLACES)}")
+    free = free_device_memory(jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
+    if how != "auto" or free is None:
+        return how != "drop"
+    sizes = {name: _bytes(tree, mesh) for name, tree in _held_shapes(system).items()}
+    return sum(sizes.values()) + sizes["text"] <= free
+
+
+def texts(
+    folder: Path,
+    manifest: Manifest,
+    system: System,
+    mesh: Mesh | None,
+    params: PyTree,
+    identity: Mapping[str, str],
+) -> Texts:
+    """Returns the text encoder of a loaded system.
+
+    Args:
+        folder: The weights folder.
+        manifest: What it holds.
+        system: Its networks.
+        mesh: Devices that share the work.
+        params: Its parameters; without those of the encoder they are loaded for each use.
+        identity: sha256 of the files of the folder.
+    """
+
+    def fetch() -> PyTree:
+        shapes = {"text": stored_shapes(system)["text"]}
+        loaded = _loaded(folder, manifest, system, mesh, shapes)
+        return (loaded if mesh is None else place(loaded, mesh))["text"]
+
+    places = (f"{CONVERTED}/text.", manifest.file_of("text"))
+    if isinstance(manifest, Published):
+        source = manifest.sources["text"]
+        assert isinstance(source, Source)
+        places = (f"{CONVERTED}/text.", f"{source.folder}/")
+    files = {name: content for name, content in identity.items() if name.startswith(places)}
+    size = _bytes(_held_shapes(system)["text"])
+    return texts_of(params.get("text"), fetch, files, size)
+
+
+def _loaded(
+    folder: Path, manifest: Manifest, system: System, mesh: Mesh | None, expected: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Reads the parameters of the networks that are expected, in the order of their use."""
     params: dict[str, Any] = {}
     copy = _copy_of(folder, manifest, system, expected)
     with stage("load", total=len(expected), unit="part") as bar:
@@ -160,10 +242,7 @@ def load_parameters(
         if copy is not None and not copy.exists and jax.process_count() == 1:
             size = copy.write(params)
             bar.set_postfix_str(f"{size / 1e9:.1f} GB kept in {copy.place}" if size else "")
-    if isinstance(manifest, Published) and manifest.separate:
-        params[ADAPTED] = _adapted(params[ADAPTED], manifest, expected[ADAPTED])
-    params["vae"] = latent_space(params["vae"], manifest)
-    return params if mesh is None else place(params, mesh)
+    return params
 
 
 def _copy_of(
@@ -174,17 +253,33 @@ def _copy_of(
         return None
     if manifest.adapters and not manifest.separate:
         return None
+    held = _held_shapes(system)
+    return copy_of(folder, {name: held[name] for name in expected})
+
+
+def _held_shapes(system: System) -> dict[str, PyTree]:
+    """Returns shape and number type of all parameters on devices, by network."""
 
     def shape(kind: Callable[[tuple, Any], np.dtype], path: tuple, leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, kind(path, leaf.dtype))
 
-    shapes = {
+    return {
         name: jax.tree_util.tree_map_with_path(
             functools.partial(shape, kind_in(getattr(system, name))), tree
         )
-        for name, tree in expected.items()
+        for name, tree in stored_shapes(system).items()
     }
-    return copy_of(folder, shapes)
+
+
+def _bytes(shapes: PyTree, mesh: Mesh | None = None) -> int:
+    """Returns the bytes of parameters on one device."""
+    leaves = jax.tree.leaves(shapes)
+    parts = [leaf.shape for leaf in leaves]
+    if mesh is not None:
+        places = jax.tree.leaves(shardings(shapes, mesh))
+        parts = [place.shard_shape(part) for place, part in zip(places, parts, strict=True)]
+    sizes = zip(leaves, parts, strict=True)
+    return sum(math.prod(part) * leaf.dtype.itemsize for leaf, part in sizes)
 
 
 def _adapted(params: PyTree, manifest: Published, shapes: PyTree) -> Adapted:

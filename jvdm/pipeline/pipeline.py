@@ -22,10 +22,11 @@ from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
 from jvdm.errors import DeviceMemoryError
 from jvdm.machine import is_out_of_memory
-from jvdm.models.conditions import Conditions
+from jvdm.models.conditions import Conditions, TextStates
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
 from jvdm.pipeline import loading, programs, streaming
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
+from jvdm.pipeline.texts import Texts
 from jvdm.samplers.sampler import State
 from jvdm.settings import typed
 from jvdm.stages import measuring, seen, stage
@@ -72,6 +73,10 @@ def load(
 ) -> "Pipeline":
     """Loads a model.
 
+    Its text encoder stays on the device where the other networks leave twice its size free; else it
+    is loaded for prompts that are new and dropped before anything is denoised
+    (`$JVDM_TEXT_ENCODER`: auto, keep or drop).
+
     Args:
         path: Weights folder, such as `jvdm train` exports, or a folder of Diffusers of a family
             in `configs/families`; the name of weights that come with jvdm ("tiny_t2v",
@@ -99,9 +104,11 @@ def load(
             dtype = loading.chosen_dtype(dtype)
             made = loading.composed(manifest, system, sampling or {}).with_dtype(dtype)
             hashing = pool.submit(loading.digests, folder, manifest)
-            params = loading.load_parameters(folder, manifest, made, mesh)
+            keeps = loading.keeps_text(made, mesh)
+            params = loading.load_parameters(folder, manifest, made, mesh, keeps_text=keeps)
         seconds, arrays, digests = stages.seconds["load"], stages.arrays, hashing.result()
-        return Pipeline(made, params, manifest, folder, digests, mesh, seconds, arrays)
+        texts = loading.texts(folder, manifest, made, mesh, params, digests)
+        return Pipeline(made, params, manifest, folder, digests, mesh, seconds, arrays, texts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -110,13 +117,15 @@ class Pipeline:
 
     Attributes:
         system: Networks and rules.
-        params: Parameters of the networks, on the device.
+        params: Parameters of the networks, on the device; without those of the text encoder
+            where they are dropped after each use.
         manifest: What the weights folder says.
         folder: The weights folder.
         identity: sha256 of its files.
         mesh: Devices that share the work.
         load_seconds: How long loading took.
         arrays: How many published arrays were expected, loaded and unused, by component.
+        texts: The text encoder, and states of prompts that it made before.
     """
 
     system: System
@@ -127,6 +136,7 @@ class Pipeline:
     mesh: Mesh | None = None
     load_seconds: float = 0.0
     arrays: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    texts: Texts = Texts()
 
     def __repr__(self) -> str:
         defaults = self.manifest.defaults
@@ -282,6 +292,7 @@ class Pipeline:
         """Returns the run of a job before its first row."""
         told = [dataclasses.replace(job, ids=ids) for ids in (job.ids, *job.later)]
         with stage("text"):
+            self.states(job.ids, *job.later)  # of all prompts with one use of the encoder
             conditions = jax.block_until_ready(tuple(map(self.conditions, told)))
         with stage("begin"):
             return Run(job, conditions, self.begin(job), 0)
@@ -290,10 +301,17 @@ class Pipeline:
         """Prompts and clips to what the model is told, in all guidance branches."""
         clip = None if job.channel is None else self.encode(job.channel.frames)
         columns = job.channel.columns if job.channel else ()
-        told = job.system.only("text", "vision", "guidance")
+        told = job.system.only("vision", "guidance")
         params = {name: self.params[name] for name in told.networks}
-        ids, pictures = self._split(job.ids), self._everywhere(job.pictures)
-        return programs.tell(told, params, ids, clip, tuple(job.shape), columns, pictures)
+        (states,), pictures = self.states(job.ids), self._everywhere(job.pictures)
+        states = self._split(states)
+        return programs.tell(told, params, states, clip, tuple(job.shape), columns, pictures)
+
+    def states(self, *ids: Any) -> list[TextStates]:
+        """Batches of what `text.read` made of prompts to their states, which may be known."""
+        own = self.params.get("text")
+        texts = self.texts if self.texts.params is own else Texts(own)
+        return texts.states(self.system, ids, self.mesh)
 
     def begin(self, job: Job) -> State:
         """Seeds to noise, and given frames at the levels where their columns start.
@@ -433,6 +451,7 @@ class Pipeline:
     def record(self, job: Job) -> records.Record:
         """Returns the record of a run so far, with the times of the stages."""
         weights = {"family": self.manifest.family, "sha256": dict(self.identity)}
+        weights["text_encoder"] = "kept" if "text" in self.params else "dropped"
         return records.Record(
             settings={**job.recorded(), "dtype": self.system.model.dtype},
             weights={**weights, "arrays": dict(self.arrays)},

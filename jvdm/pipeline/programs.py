@@ -17,7 +17,7 @@ from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
 from jvdm.compiling import Program
 from jvdm.errors import NumericsError
 from jvdm.keys import named
-from jvdm.models.conditions import ChannelCondition, Conditions
+from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.parallel import constrain_batch, constrain_carry, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.modalities import each, every
@@ -27,6 +27,15 @@ from jvdm.system import System
 
 Placed = tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]]
 """Clean latents, and the frames that they are."""
+
+
+@functools.partial(Program, static_argnames=("mesh",))
+def read_text(system: System, params: PyTree, ids: PyTree, mesh: Mesh | None = None) -> TextStates:
+    """Returns the states of prompts, whole on every device of a mesh."""
+    states = system.told(params, ids).text
+    assert states is not None
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return states if whole is None else jax.lax.with_sharding_constraint(states, whole)
 
 
 @functools.partial(Program, static_argnames=("shape", "columns"))
@@ -42,9 +51,9 @@ def tell(
     """Returns what the model is told in all guidance branches.
 
     Args:
-        system: Text encoder, vision encoder and guidance.
+        system: Vision encoder and guidance, and the text encoder where it reads `ids`.
         params: Parameters.
-        ids: What the text encoder reads, branch-major.
+        ids: States of the prompts, or what the text encoder reads of them, branch-major.
         clip: The first latents of the channel port, for one video or for each.
         shape: Sizes of the latents of the run.
         columns: Latent frames of the clip that count.

@@ -165,6 +165,7 @@ def begin(pipe: "Pipeline", job: StreamJob) -> Stream:
     Who reads earlier frames from a cache begins with noise: no clip would be in it.
     """
     clip = job.clip
+    pipe.states(*(entry.ids for entry in job.told))  # with one use of the encoder
     told = tuple(
         (entry.frame, pipe.conditions(dataclasses.replace(clip, ids=entry.ids)))
         for entry in job.told

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jvdm import recipes
-from jvdm.cache import cache_folder
+from jvdm.cache import cache_folder, limit_bytes
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.files import write_text
 from jvdm.reading import read_json
@@ -41,20 +41,6 @@ SETTLED_S = 2.0  # a file that changed later than this ago might change again wi
 SPARE = 0.05  # of a disk, which copies leave free
 SOURCE = "source.json"
 _CODE = ("weights", "models", "text", "vae")
-
-
-def limit_bytes() -> float:
-    """Returns how many bytes all copies may have.
-
-    Raises:
-        ConfigError: If the setting is no number.
-    """
-    said = os.environ.get(SETTING) or str(USUAL_GB)
-    try:
-        return 1e9 * max(float(said), 0.0)
-    except ValueError as error:
-        what = f"{SETTING} is {said!r}"
-        raise ConfigError(what, "it is a size in GB", "use 100, or 0 to keep none") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +164,7 @@ def _make_room(root: Path, size: int) -> None:
     for left in root.glob(".*"):  # of processes that were killed
         if time.time() - left.stat().st_mtime > 86400:
             shutil.rmtree(left, ignore_errors=True)
-    limit, old = limit_bytes(), copies()
+    limit, old = limit_bytes(SETTING, USUAL_GB), copies()
     if size > limit:
         why = f"all may have {limit / 1e9:g} GB"
         raise ConfigError(f"it has {size / 1e9:.1f} GB", why, f"raise {SETTING}")
@@ -193,7 +179,7 @@ def _make_room(root: Path, size: int) -> None:
 def _is_kept(folder: Path) -> bool:
     """Whether a copy of a folder is worth its place, and any is wanted."""
     size = sum(path.stat().st_size for path in _files(folder))
-    return limit_bytes() > 0 and size >= SMALLEST_BYTES
+    return limit_bytes(SETTING, USUAL_GB) > 0 and size >= SMALLEST_BYTES
 
 
 def _files(folder: Path) -> list[Path]:
