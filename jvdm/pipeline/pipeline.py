@@ -1,7 +1,6 @@
 """The pipeline object: a loaded system whose call turns a prompt into a video."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import warnings
@@ -20,7 +19,6 @@ from jvdm.arrays import Array, Latents, PyTree, UInt8
 from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
-from jvdm.errors import DeviceMemoryError
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
@@ -383,7 +381,7 @@ class Pipeline:
 
         with (
             stage(name, total=count, unit="step") as bar,
-            self._enough_memory(run.job.shape),
+            programs.enough_memory(self.system.vae, run.job.shape),
         ):
             for end in samplers.run_rows(step, run.state, count):
                 row += 1
@@ -416,18 +414,18 @@ class Pipeline:
             NumericsError: If a frame is not finite.
             DeviceMemoryError: If the device is too small even for small tiles.
         """
-        latents = jnp.asarray(latents, jnp.float32)
+        latents, vae = jnp.asarray(latents, jnp.float32), self.system.vae
         if not self._fits(latents.shape):
             return self._decode_in_pieces(latents)
-        whole = not hasattr(self.system.vae, "decode_chunk")
-        with self._enough_memory(latents.shape), stage("decode", total=1, unit="clip") as bar:
+        whole, enough = not hasattr(vae, "decode_chunk"), programs.enough_memory(vae, latents.shape)
+        with enough, stage("decode", total=1, unit="clip") as bar:
             try:
                 made = programs.decode(*self.coder(), latents, self.mesh)
                 frames, finite = jax.device_get(made)
             except jax.errors.JaxRuntimeError as error:
                 if whole or not is_out_of_memory(error):
                     raise
-                small = {"tile": tiling.tile_of(self.system.vae), "chunk": tiling.CHUNK}
+                small = {"tile": tiling.tile_of(vae), "chunk": tiling.CHUNK}
                 return self._decode_in_pieces(latents, **small)
             bar.update()
         programs.check_finite(bool(finite))
@@ -439,7 +437,7 @@ class Pipeline:
         count, pieces = vae.num_frames(latents.shape[1]), []
         with (
             stage("decode", total=count, unit="frame") as bar,
-            self._enough_memory(latents.shape),
+            programs.enough_memory(vae, latents.shape),
             using(self.mesh),
         ):
             for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
@@ -487,24 +485,6 @@ class Pipeline:
         vae = self.system.vae
         with using(self.mesh):
             return not hasattr(vae, "decode_chunk") or tiling.at_once(vae, shape)
-
-    @contextlib.contextmanager
-    def _enough_memory(self, shape: Sequence[int]) -> Iterator[None]:
-        """Turns the device's lack of memory into an error that says what helps."""
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            batch, frames, height, width = shape[:4]
-            _, rows, columns = self.system.vae.strides
-            raise DeviceMemoryError(
-                f"{batch} videos of {self.system.vae.num_frames(frames)} frames of "
-                f"{rows * height}x{columns * width} pixels do not fit into the memory of "
-                f"{jax.devices()[0].device_kind}",
-                str(error).splitlines()[0],
-                "make fewer videos at once, fewer frames or smaller ones",
-            ) from error
 
     def _split(self, batch: Any) -> Any:
         """Puts arrays on the device, their leading axis split over the mesh."""

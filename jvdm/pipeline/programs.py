@@ -4,8 +4,10 @@ The networks of a system are static, its numbers are arguments: another prompt, 
 guidance scale or timestep matrix of the same shape finds its program in JAX's cache.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,9 @@ from jaxtyping import UInt32
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
 from jvdm.compiling import Program
-from jvdm.errors import NumericsError
+from jvdm.errors import DeviceMemoryError, NumericsError
 from jvdm.keys import named
+from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
 from jvdm.parallel import constrain_batch, constrain_carry, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
@@ -236,6 +239,25 @@ def check_finite(finite: bool) -> None:
             "the latents are far from those of training, or the number type is too small",
             "load the model with dtype='float32'",
         )
+
+
+@contextlib.contextmanager
+def enough_memory(vae: Any, shape: Sequence[int]) -> Iterator[None]:
+    """Turns a device's lack of memory for latents of `shape` into an error that says what helps."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        batch, frames, height, width = shape[:4]
+        _, rows, columns = vae.strides
+        raise DeviceMemoryError(
+            f"{batch} videos of {vae.num_frames(frames)} frames of "
+            f"{rows * height}x{columns * width} pixels do not fit into the memory of "
+            f"{jax.devices()[0].device_kind}",
+            str(error).splitlines()[0],
+            "make fewer videos at once, fewer frames or smaller ones",
+        ) from error
 
 
 @Program
