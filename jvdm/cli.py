@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jvdm
 from jvdm.cache import keep_compiled_programs
@@ -39,6 +39,7 @@ VERBS = {
         "TrainOptions",
         ("config",),
         "train what a config file describes: jvdm train CONFIG [options]",
+        shared="workdir",
     ),
     "export": Verb(
         "jvdm.training.export",
@@ -46,7 +47,13 @@ VERBS = {
         ("workdir",),
         "make a weights folder of a checkpoint of a training run",
     ),
-    "evaluate": Verb("jvdm.evaluate", "EvaluateOptions", (), "measure a model on held-out prompts"),
+    "evaluate": Verb(
+        "jvdm.evaluate",
+        "EvaluateOptions",
+        (),
+        "measure a model on held-out prompts",
+        shared="output",
+    ),
     "attention": Verb(
         "jvdm.policies", "PoliciesOptions", (), "measure sparse attention beside dense attention"
     ),
@@ -138,23 +145,62 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in VERBS:
         raise ConfigError(f"there is no command {name!r}", nearest(name, VERBS), "see jvdm --help")
-    with StopRequest(fix="start the same command again") as stop:
+    heard = _announce_stop if VERBS[name].shared else lambda: None
+    with StopRequest(fix="start the same command again", heard=heard) as stop:
         stop.state = "before it was done"
         return _run(name, VERBS[name], rest)
 
 
 def _run(name: str, verb: Verb, rest: list[str]) -> int:
     module = importlib.import_module(verb.module)
+    place, rest = _place(rest) if verb.shared else ({}, rest)
     experiment = _experiment_of(rest) if name == "train" else None
     command = parse(name, verb, module, rest, experiment)
+    given = (command.options,) if experiment is None else (command.options, command.experiment)
+    if not verb.shared:
+        return _carry_out(verb, module, command, given)
+    from jvdm.parallel import processes
+
+    with processes.initialize(**place):
+        if processes.process_count() > 1:  # JAX lets process 0 alone write compiled programs
+            folder = str(getattr(command.options, verb.shared) / "compiled")
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+        return _carry_out(verb, module, command, given, processes.writes())
+
+
+def _carry_out(verb: Verb, module: Any, command: Any, given: tuple, says: bool = True) -> int:
     if verb.compiles:
         keep_compiled_programs()
-    if name == "train":
-        result = module.run(command.options, command.experiment)
-    else:
-        result = module.run(command.options)
-    print(json.dumps(result, indent=2, default=str) if command.json else module.text(result))
+    result = module.run(*given)
+    if says:
+        print(json.dumps(result, indent=2, default=str) if command.json else module.text(result))
     return 0 if result.get("ok", True) else 1
+
+
+def _announce_stop() -> None:
+    """Passes a signal on to the other processes, if there can be any."""
+    if "jvdm.parallel.processes" in sys.modules:
+        sys.modules["jvdm.parallel.processes"].announce_stop()
+
+
+def _place(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Takes out what says which process of a run this is, for `processes.initialize`."""
+    kinds = {"coordinator_address": str, "num_processes": int, "process_id": int}
+    found: dict[str, Any] = {}
+    others, waiting = [], iter(arguments)
+    for argument in waiting:
+        flag, _, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in kinds:
+            others.append(argument)
+            continue
+        value = value or next(waiting, "")
+        if not value or (kinds[name] is int and not value.isdecimal()):
+            raise ConfigError(
+                f"{flag} is {value!r}", "", "give " + ("a number", "HOST:PORT")[kinds[name] is str]
+            )
+        found[name] = kinds[name](value)
+    return found, others
 
 
 def _experiment_of(arguments: list[str]) -> "Experiment | None":
@@ -182,6 +228,8 @@ def _help() -> str:
             "",
             "jvdm COMMAND --help lists the options; every command knows --json.",
             "jvdm train CONFIG --help also lists the fields of that experiment.",
+            "train and evaluate run in several processes, as Cloud TPU, SLURM, Open MPI or",
+            "Kubernetes say, or --coordinator-address HOST:PORT --num-processes N --process-id I.",
             "Exit codes: 0 done, 1 the answer is no, 2 something to fix, 75 stopped by SIGTERM",
             "and 130 by Ctrl-C after saving what there was.",
         ]

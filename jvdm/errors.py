@@ -44,6 +44,18 @@ class CheckpointError(JvdmError):
     """A checkpoint that is missing, incomplete or of another run."""
 
 
+class DistributedError(JvdmError):
+    """The processes of a run cannot work together."""
+
+    exit_code = 1
+
+
+class MissingProcesses(DistributedError):
+    """Some processes of a run did not come; another try may find them."""
+
+    exit_code = 75
+
+
 class Preempted(JvdmError):
     """The run was asked to stop and has saved its state; start it again."""
 

@@ -18,6 +18,7 @@ from jvdm.evaluation.judge import Judge, compare, make_judge
 from jvdm.evaluation.measure import measure_known_frames, measure_reconstruction
 from jvdm.files import probe_writable, write_text
 from jvdm.options import shown_defaults
+from jvdm.parallel import processes
 from jvdm.pipeline import Request, load
 from jvdm.stages import measuring, stage
 from jvdm.training.showing import write_rows
@@ -66,6 +67,8 @@ class EvaluateOptions:
 def run(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluates a model; writes evaluation.json and contact sheets.
 
+    Several processes share the batches; streams are one process's work.
+
     Raises:
         ConfigError: If an option cannot be used.
         WeightsError: If the weights are missing or broken.
@@ -73,6 +76,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     _check(options)
     probe_writable(options.output)
     if options.streams:
+        if processes.process_count() > 1:
+            raise ConfigError("--streams in several processes", "one measures them", "start one")
         return _measure_streams(options)
     pipe = load(options.weights, system=options.system, sampling=options.sampling)
     asked = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale")}
@@ -80,13 +85,15 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     pipe.prepare(Request(**asked, prompt="", seed=0, num_videos=options.batch_size))
     summaries, seconds = {}, []
     total = options.num_prompts * len(options.sets)
-    with measuring(True), stage("evaluate", total=total, unit="prompt") as bar:
+    writes, mine = processes.writes(), processes.share()
+    with measuring(writes), stage("evaluate", total=total, unit="prompt") as bar:
         for name in options.sets:
-            prompts, parts = draw(SETS[name], judge.world, options.num_prompts), []
-            for start in range(0, options.num_prompts, options.batch_size):
+            prompts, parts = draw(SETS[name], judge.world, options.num_prompts), {}
+            for start in range(0, options.num_prompts, options.batch_size)[mine]:
                 batch = part_of(prompts, start, options.batch_size)
-                parts.append(_measure_batch(judge, name, start, batch, options))
+                parts[start] = _measure_batch(judge, name, start, batch, options)
                 bar.update(options.batch_size)
+            parts = [part for _, part in sorted(processes.collect(parts).items())]
             seconds += [part["seconds"] for part in parts]
             summaries[name] = report.summary(SETS[name].title, parts)
     result = {
@@ -98,7 +105,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     }
     result = json.loads(json.dumps(result, default=str))
     path = options.output / "evaluation.json"
-    write_text(path, json.dumps(result, indent=1) + "\n")
+    if writes:
+        write_text(path, json.dumps(result, indent=1) + "\n")
     return {**result, "outputs": [str(path), *map(str, sorted(options.output.glob("*.png")))]}
 
 

@@ -23,6 +23,7 @@ class Verb:
         positional: Fields that are given without a flag.
         summary: One line for `jvdm --help`.
         compiles: Whether compiled programs are worth keeping.
+        shared: Field with the folder that all processes see, where several can run it.
     """
 
     module: str
@@ -30,6 +31,7 @@ class Verb:
     positional: tuple[str, ...]
     summary: str
     compiles: bool = True
+    shared: str = ""
 
 
 def parse(name: str, verb: Verb, module: Any, arguments: list[str], experiment: Any = None) -> Any:

@@ -28,14 +28,16 @@ class StopRequest:
     Args:
         saves: What is said at once inside `later()`.
         fix: What to do after the run was stopped.
+        heard: Called in a thread of its own when a signal has come, to pass it on.
     """
 
     def __init__(
         self,
         saves: str = "the state is saved after this step",
         fix: str = "start the same command again to continue",
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
-        self.saves, self.fix = saves, fix
+        self.saves, self.fix, self.heard = saves, fix, heard
         self.state = "before it began"
         """What an error says of the run if it ends now."""
         self._first: signal.Signals | None = None
@@ -57,8 +59,9 @@ class StopRequest:
         finally:
             self._later = self.requested  # what is said of a signal may still be on its way
 
-    def check(self) -> None:
-        """Ends the run if somebody asked for it."""
+    def check(self, elsewhere: bool = False) -> None:
+        """Ends the run if somebody asked for it, here or `elsewhere`, where it was SIGTERM."""
+        self._first = self._first or (signal.SIGTERM if elsewhere else None)
         if self._first is None:
             return
         name = "Ctrl-C" if self._first == signal.SIGINT else self._first.name
@@ -117,6 +120,7 @@ class StopRequest:
             if heard[0] in map(int, _ERRORS):
                 said = f"{self.saves}; Ctrl-C again ends the run at once"
                 print(said if self._later else "stopping", file=sys.stderr, flush=True)
+                self.heard()
 
 
 def _leave(working: list[Future], code: int) -> None:

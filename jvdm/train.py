@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jvdm.experiment import Experiment, describe
 from jvdm.files import write_text
-from jvdm.parallel import TRAINING, mesh_of
+from jvdm.parallel import TRAINING, mesh_of, processes
 from jvdm.record import device, versions
 from jvdm.stopping import StopRequest
 from jvdm.training import setup
@@ -56,10 +56,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains `experiment` to its last step and exports the averaged weights.
 
-    A run is a function of its experiment: killed anywhere and started again, it ends the same.
-
     Args:
-        experiment: The run as a value.
+        experiment: The run as a value: killed anywhere and started again, it ends the same.
         workdir: Folder of the run; what it holds of this run is continued.
         resume: What to do about checkpoints in `workdir`.
         profile_steps: Steps to trace into `workdir/profile`; their table is shown.
@@ -82,13 +80,14 @@ def train(
     about["export"] = recipe_of(experiment.objective, experiment.package)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep_checkpoints)
     save = functools.partial(checkpoints.save, about=about)
-    with StopRequest() as stop, checkpoints:
+    with StopRequest(heard=processes.announce_stop) as stop, checkpoints:
         stop.state = "while preparing; nothing was unsaved"
         prepare = functools.partial(_prepare, experiment, checkpoints, resume, mesh, stop)
         start = stop.background(lambda: prepare(about["experiment"])).result()
-        write_text(workdir / "experiment.json", json.dumps(about["experiment"], indent=2) + "\n")
         begin = {"resumed_from": start.position, "prepare_seconds": time.perf_counter() - began}
-        print("ready at step {} after {:.1f} s".format(*begin.values()), file=sys.stderr)
+        if processes.writes():
+            write_text(workdir / "experiment.json", json.dumps(about["experiment"], indent=2))
+            print("ready at step {} after {:.1f} s".format(*begin.values()), file=sys.stderr)
         progress = Progress(
             open_sinks(workdir, heartbeat, start.position, experiment.num_steps),
             batch_size=experiment.batch_size,
@@ -101,7 +100,7 @@ def train(
             checkpoints.wait()
         done = int(state.step)
         stop.state = f"at step {done} of {experiment.num_steps}; the state is saved"
-        stop.check()
+        stop.check(processes.anybody(stop.requested))
         heartbeat.note("export", done)
         reached = export(experiment.objective, experiment.package, workdir / WEIGHTS, state.ema)
         heartbeat.note("done", done)
@@ -135,7 +134,7 @@ def _loop(experiment, start: setup.Start, progress: Progress, tracer: Tracer, sa
         data = experiment.source.feed(data)
         state, data, metrics = start.step(state, data)
         progress.collect(metrics)
-        stopping = stop.requested
+        stopping = processes.stop_reached(stop.requested, step)
         if show:
             with progress.paused(step):
                 path = tracer.workdir / "samples" / f"step_{step}.png"

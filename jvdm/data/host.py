@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from jvdm.arrays import Array, Float, Int, UInt8
 from jvdm.errors import CheckpointError, ConfigError
-from jvdm.parallel.mesh import parts, replicate, split_batch
+from jvdm.parallel.mesh import parts, replicate
+from jvdm.parallel.processes import join_rows, rows_here, writes
 from jvdm.world.vocabulary import MAX_TOKENS
 
 _AHEAD = 2  # batches on the devices that no step has used yet
@@ -31,7 +32,7 @@ _AHEAD = 2  # batches on the devices that no step has used yet
 class ClipRecords(Protocol):
     """Open clips as a list; a record has `video` uint8 `[T, H, W, 3]` and `tokens` int32.
 
-    A record is None where a clip cannot be used; it is left out of the batches.
+    A record is None where a clip cannot be used; the next one stands for it in the batches.
     """
 
     @property
@@ -73,6 +74,7 @@ class HostBatches(Iterator[dict[str, np.ndarray]]):
         seed: Order of every epoch; None keeps the order of the records.
         threads: Clips that are read at the same time.
         saved: What `saved()` returned; None starts at the beginning.
+        rows: Those of a batch that are read here; None reads all.
 
     Raises:
         CheckpointError: If `saved` belongs to other clips.
@@ -85,35 +87,72 @@ class HostBatches(Iterator[dict[str, np.ndarray]]):
         seed: int | None,
         threads: int,
         saved: bytes | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         import grain
 
-        clips = grain.MapDataset.source(records)
-        ordered = clips if seed is None else clips.seed(seed).shuffle()
-        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-        chosen = ordered.repeat().map(_video_and_tokens).to_iter_dataset(reading)
-        self._iterator = iter(chosen.batch(batch_size, drop_remainder=True))
         self._digest = records.digest()
-        if saved is not None:
-            self._continue(saved)
+        self._taken = self._position(saved) if saved is not None else 0
+        rows = range(batch_size) if rows is None else rows
+        clips = grain.MapDataset.source(_Usable(records))
+        ordered = clips if seed is None else clips.seed(seed).shuffle()
+        mine = _Rows(ordered.repeat(), self._taken, batch_size, rows)
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * len(rows))
+        chosen = grain.MapDataset.source(mine).map(_video_and_tokens).to_iter_dataset(reading)
+        self._iterator = iter(chosen.batch(len(rows), drop_remainder=True))
 
     def __next__(self) -> dict[str, np.ndarray]:
+        self._taken += 1
         return next(self._iterator)
 
     def saved(self) -> bytes:
-        """Returns the position after the last batch that was taken."""
-        content = {"iterator": self._iterator.get_state(), "clips": self._digest}
-        return json.dumps(content).encode()
+        """Returns the position after the last batch that was taken, for any number of rows."""
+        return json.dumps({"batches": self._taken, "clips": self._digest}).encode()
 
-    def _continue(self, saved: bytes) -> None:
+    def _position(self, saved: bytes) -> int:
         content = json.loads(saved or b"{}")
-        if content.get("clips") != self._digest:
+        if content.get("clips") != self._digest or "batches" not in content:
             raise CheckpointError(
                 "the clips are not those that the checkpoint was trained on",
                 "files were added, removed or changed, or the settings of the source differ",
                 "restore the clips, or start anew in another --workdir",
             )
-        self._iterator.set_state(content["iterator"])
+        return content["batches"]
+
+
+class _Usable:
+    """Records without those that are None: the next one in the list stands for each.
+
+    So the clip at a place follows from the place alone, for any number of processes.
+    """
+
+    def __init__(self, records: ClipRecords) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for place in range(index, index + len(self)):
+            record = self._records[place % len(self)]
+            if record is not None:
+                return record
+        raise ConfigError(f"none of {len(self)} clips can be used", fix="look at their files")
+
+
+class _Rows:
+    """Some rows of every batch from the batch `first` on, as one list."""
+
+    def __init__(self, ordered: Any, first: int, batch_size: int, rows: Sequence[int]) -> None:
+        self._ordered, self._first = ordered, first
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return (len(self._ordered) // self._batch_size - self._first) * len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch, row = divmod(index, len(self._rows))
+        return self._ordered[(self._first + batch) * self._batch_size + self._rows[row]]
 
 
 class Turns:
@@ -141,15 +180,15 @@ class Feeder:
     Compared by identity, so that it may be static data of a pytree.
     """
 
-    def __init__(self, batches: HostBatches, mesh: Mesh) -> None:
-        self.batches, self._mesh = batches, mesh
+    def __init__(self, batches: HostBatches, mesh: Mesh, size: int) -> None:
+        self.batches, self._mesh, self._size = batches, mesh, size
         self._turns = Turns()
 
     def put(self, turn: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
         """Puts the next frames and tokens on the devices; `turn` is what the last step returned."""
         self._turns.wait(turn)
         batch = next(self.batches)
-        return split_batch((batch["video"], batch["tokens"]), self._mesh)
+        return join_rows((batch["video"], batch["tokens"]), self._mesh, self._size)
 
 
 @typing.no_type_check
@@ -190,13 +229,14 @@ class HostSource:
                 f"a batch of {self.batch_size} clips cannot be split over {parts(mesh)} devices",
                 fix=f"use a batch size that is a multiple of {parts(mesh)}",
             )
-        records = self.clips.open(self.workdir)
-        batches = HostBatches(records, self.batch_size, self.seed, self.threads, saved)
-        video = np.zeros((self.batch_size, *records.shape, 3), np.uint8)
-        tokens = np.zeros((self.batch_size, MAX_TOKENS), np.int32)
-        video, tokens = split_batch((video, tokens), mesh)
+        records = self.clips.open(self.workdir if writes() else None)
+        size, rows = self.batch_size, rows_here(mesh, self.batch_size)
+        batches = HostBatches(records, size, self.seed, self.threads, saved, rows)
+        video = np.zeros((len(rows), *records.shape, 3), np.uint8)
+        tokens = np.zeros((len(rows), MAX_TOKENS), np.int32)
+        video, tokens = join_rows((video, tokens), mesh, size)
         turn = replicate(jnp.int32(position), mesh)
-        return HostState(video, tokens, turn, Feeder(batches, mesh))
+        return HostState(video, tokens, turn, Feeder(batches, mesh, size))
 
     def feed(self, data: HostState) -> HostState:
         """Brings the next batch to the devices."""

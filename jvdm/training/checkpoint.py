@@ -27,6 +27,7 @@ from flax import traverse_util
 from jvdm.arrays import PyTree
 from jvdm.errors import CheckpointError
 from jvdm.files import reserving
+from jvdm.parallel import processes
 from jvdm.training import inventory
 from jvdm.weights.folder import located
 
@@ -70,9 +71,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._folder = Path(folder).absolute()
         self.workdir = self._folder.parent
         self._torn = sorted(path.name for path in self._folder.glob(f"*{_TEMPORARY}*"))
-        for times in self._folder.glob("*/_CHECKPOINT_METADATA"):
+        for times in self._folder.glob("*/_CHECKPOINT_METADATA") if processes.writes() else ():
             if not times.read_bytes().startswith(b"{"):  # orbax refuses the whole folder then
                 times.unlink()
+        processes.barrier(f"looked through {folder}")
         options = _orbax().CheckpointManagerOptions(max_to_keep=keep, create=True)
         with self._writing():
             self._manager = _orbax().CheckpointManager(self._folder, options=options)
@@ -165,8 +167,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             except Exception as error:  # whatever a damaged file makes of the reader
                 why = f"{broken}: {_first_line(error)}"
                 _pass_over(f"checkpoint {step} cannot be read ({why})", how)
-            with reserving(aside, str(step), ("",)) as name:
-                broken.rename(aside / name)
+            if processes.writes():
+                with reserving(aside, str(step), ("",)) as name:
+                    broken.rename(aside / name)
+            processes.barrier(f"set aside {broken}")
             self._manager.reload()
         if how == "must" or steps:
             found = f"none of the checkpoints of steps {steps} can be read" if steps else "none"
@@ -265,7 +269,13 @@ def _arrays(root: Path, meta: Description, like: dict[str, Any]) -> dict[str, An
     Raises:
         ValueError: If the values are not those that were saved.
     """
-    stored = _orbax().StandardCheckpointer().restore(root / "state", _nest(like))
+    options = _orbax().options.MultiprocessingOptions()
+    if processes.process_count() > 1:  # each reads by itself: one that fails keeps nobody waiting
+        mine = jax.process_index()
+        options = _orbax().options.MultiprocessingOptions(mine, {mine}, f"read{mine}")
+    with processes.together():
+        reader = _orbax().StandardCheckpointer(multiprocessing_options=options)
+        stored = reader.restore(root / "state", _nest(like))
     arrays = inventory.by_name(stored)
     found = inventory.checksums(arrays)
     wrong = [name for name in found if found[name] != meta["checksums"][name]]
@@ -278,7 +288,8 @@ def _pass_over(what: str, how: Resume) -> None:
     if how == "must":
         fix = "use --resume auto to continue from the one before it"
         raise CheckpointError(what, "--resume must wants the newest checkpoint", fix)
-    warnings.warn(f"{what}; the one before it is used", stacklevel=3)
+    if processes.writes():
+        warnings.warn(f"{what}; the one before it is used", stacklevel=3)
 
 
 def _check_same(old: Description, new: Description, what: str) -> None:

@@ -23,7 +23,8 @@ from jvdm.arrays import Array, Float, Int
 from jvdm.data.host import ClipRecords, ClipSource, Turns
 from jvdm.errors import CheckpointError, ConfigError
 from jvdm.models.conditions import TextStates
-from jvdm.parallel.mesh import replicate, split_batch
+from jvdm.parallel.mesh import parts, replicate
+from jvdm.parallel.processes import barrier, join_rows, rows_here, writes
 from jvdm.pipeline import Pipeline
 from jvdm.pipeline.loading import ready
 from jvdm.pricing import stored_shapes
@@ -56,9 +57,10 @@ class Encoded:
         self.turns = Turns()
 
     def batch(self, size: int, seed: int) -> dict[str, Any]:
-        """Returns the next batch on the host: every clip comes once in an epoch."""
+        """Returns this process's rows of the next batch: every clip comes once in an epoch."""
         count, rows = len(self.clips), []
-        for place in range(self.position * size, (self.position + 1) * size):
+        for row in rows_here(self.mesh, size):
+            place = self.position * size + row
             epoch, index = divmod(place, count)
             order = np.random.default_rng((seed, epoch)).permutation(count)
             rows.append(self._clip(self.clips[order[index]]))
@@ -118,9 +120,9 @@ class EncodedClips:
                 split over the devices.
             CheckpointError: If `saved` is of other clips or encoders.
         """
-        if self.batch_size % mesh.size:
-            what = f"a batch of {self.batch_size} clips for {mesh.size} devices"
-            raise ConfigError(what, "it is split evenly", f"use a multiple of {mesh.size}")
+        if self.batch_size % parts(mesh):
+            what = f"a batch of {self.batch_size} clips for {parts(mesh)} devices"
+            raise ConfigError(what, "it is split evenly", f"use a multiple of {parts(mesh)}")
         assert self.workdir is not None, "`setup.placed` says where"
         base, records = base_of(self.base, self.dtype), self.clips.open(self.workdir)
         said = json.dumps([records.digest(), digests(base.folder), base.system.vae.dtype])
@@ -131,7 +133,9 @@ class EncodedClips:
             raise CheckpointError(what, "files were added, removed or changed", fix)
         folder = self.workdir / "encoded" / digest[:16]
         with measuring(show=True):
-            _encode(base, records, folder)
+            if writes():
+                _encode(base, records, folder)
+            barrier(f"encoded {folder}")
         encoded = Encoded(folder, digest, position, mesh)
         if len(encoded.clips) < self.batch_size:
             what = f"{len(encoded.clips)} usable clips for batches of {self.batch_size}"
@@ -144,7 +148,8 @@ class EncodedClips:
 
     def _placed(self, encoded: Encoded) -> tuple[jax.Array, TextStates]:
         """Returns the next batch, on the devices."""
-        batch = split_batch(encoded.batch(self.batch_size, self.seed), encoded.mesh)
+        rows = encoded.batch(self.batch_size, self.seed)
+        batch = join_rows(rows, encoded.mesh, self.batch_size)
         return batch["latents"], TextStates(batch["states"], batch["lengths"])
 
     def feed(self, data: EncodedState) -> EncodedState:

@@ -12,6 +12,7 @@ import jax
 
 from jvdm.arrays import PyTree
 from jvdm.errors import CheckpointError, ConfigError, JvdmError, WeightsError
+from jvdm.parallel import processes
 from jvdm.training import inventory
 from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.objective import (
@@ -138,7 +139,19 @@ def check_export(
 def export(
     objective: Objective, package: Packaging | None, folder: Path, params: PyTree
 ) -> dict[str, Any]:
-    """Measures `params`, writes them as `package` says; returns what was measured, and where."""
+    """Measures `params`, writes them as `package` says; returns what was measured, and where.
+
+    Of several processes one does, the others wait and return nothing.
+    """
+    params = processes.fetch(params)
+    reached = _export(objective, package, folder, params) if processes.writes() else {}
+    processes.barrier(f"export {folder}")
+    return reached
+
+
+def _export(
+    objective: Objective, package: Packaging | None, folder: Path, params: PyTree
+) -> dict[str, Any]:
     summary = objective.summary(params) if isinstance(objective, HasSummary) else {}
     if isinstance(objective, HasFile):
         return {**summary, "weights": str(objective.write(folder, params))}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jvdm.arrays import Float, PyTree, UInt8
+from jvdm.parallel import processes
 from jvdm.training.objective import Objective, Preview
 
 MARGIN, LABEL_HEIGHT = 2, 12  # pixels
@@ -14,9 +15,12 @@ MARGIN, LABEL_HEIGHT = 2, 12  # pixels
 def write_preview(
     path: Path, preview: Preview, objective: Objective, params: PyTree, data: PyTree
 ) -> None:
-    """Writes a PNG of what `preview` makes of `params`."""
-    clips, labels = preview.render(objective, params, data)
-    write_rows(path, np.asarray(clips), labels)
+    """Writes a PNG of what `preview` makes of `params`; one process does, the others wait."""
+    params = processes.fetch(params)
+    if processes.writes():
+        clips, labels = preview.render(objective, params, data)
+        write_rows(path, np.asarray(clips), labels)
+    processes.barrier(f"preview {path}")
 
 
 def write_rows(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jvdm.files import write_text
+from jvdm.parallel.processes import writes
 
 Line = dict[str, Any]
 """One line of metrics: `step` and numbers by name."""
@@ -97,13 +98,17 @@ class Heartbeat:
     path: Path
 
     def note(self, phase: str, step: int) -> None:
-        """Replaces the file by one with `phase`, `step`, time and process id."""
+        """Replaces the file by one with `phase`, `step`, time and process id, in one process."""
+        if not writes():
+            return
         content = {"phase": phase, "step": step, "time": time.time(), "pid": os.getpid()}
         write_text(self.path, json.dumps(content) + "\n")
 
 
 def open_sinks(workdir: Path, heartbeat: Heartbeat, start: int, num_steps: int) -> tuple[Sink, ...]:
-    """Returns all sinks of a run that begins after step `start`."""
+    """Returns all sinks of a run that begins after step `start`; none in other processes."""
+    if not writes():
+        return ()
     return (
         contextlib.nullcontext(lambda line: heartbeat.note("train", line["step"])),
         json_lines(workdir / "metrics.jsonl", start),

@@ -11,6 +11,7 @@ import jax
 
 from jvdm.arrays import PyTree
 from jvdm.files import write_text
+from jvdm.parallel.processes import writes
 
 _AFTER = 10  # steps; the first ones are not typical
 _OUTER = ("while", "call", "conditional")  # what happens inside them has events of its own
@@ -22,14 +23,14 @@ _PLAIN = ("", "while", "body", "closed_call", "main")
 
 
 class Tracer:
-    """Records a profiler trace of `steps` steady steps into `workdir/profile`.
+    """Records a profiler trace of `steps` steady steps of process 0 into `workdir/profile`.
 
     `table.txt` beside it says which parts of the step took how long. A context manager: a
     trace that is still open at the end is closed.
     """
 
     def __init__(self, workdir: Path, steps: int) -> None:
-        self.workdir, self._steps, self._open = workdir, steps, False
+        self.workdir, self._steps, self._open = workdir, steps if writes() else 0, False
 
     def __enter__(self) -> "Tracer":
         return self

@@ -154,7 +154,7 @@ def test_a_position_in_other_clips_is_refused():
         batches(WorldSource(WORLD, "train", 4, 14), saved=saved)
 
 
-def test_records_that_are_none_are_left_out_and_continue():
+def test_for_records_that_are_none_the_next_ones_stand_and_continue():
     class Holes:
         shape = SOURCE.shape
 
@@ -168,7 +168,7 @@ def test_records_that_are_none_are_left_out_and_continue():
             return None if index % 3 == 0 else SOURCE[index]
 
     whole = batches(Holes(), batch_size=3, seed=None)
-    good = [index for index in range(10) if index % 3]
+    good = [1, 1, 2, 4, 4, 5]
     shown = np.concatenate(take(whole, 2))
     np.testing.assert_array_equal(shown, [SOURCE[index]["video"] for index in good])
     saved = whole.saved()
