@@ -7,7 +7,7 @@ for ComfyUI do (`..._high_noise.safetensors`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jvdm.errors import ConfigError, WeightsError
@@ -63,14 +63,19 @@ def read_changes(adapter: Adapter, networks: Mapping[str, Network]) -> dict[str,
     return found
 
 
+def said_by(name: str, networks: Iterable[str]) -> list[str]:
+    """Returns which networks the name of a file says: `high` for `a_high_noise` or `aHighNoise`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return [one for one in networks if re.search(rf"(?<![a-z]){one}[-_. ]?noise", words)]
+
+
 def _said(adapter: Adapter, networks: Mapping[str, Network]) -> str:
     """Returns the network that the name of a file says.
 
     Raises:
         WeightsError: If it says none, or more than one.
     """
-    place = adapter.path.name.lower()
-    said = [name for name in networks if re.search(rf"(?<![a-z]){name}[-_. ]?noise", place)]
+    said = said_by(adapter.path.name, networks)
     if len(said) == 1:
         return said[0]
     names = ", ".join(networks)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from jvdm.errors import ConfigError, WeightsError
+from jvdm.weights.adapters import said_by
 from jvdm.weights.convert import Table, published_name
-from jvdm.weights.diffusers import Published, Source
+from jvdm.weights.diffusers import ADAPTED, Published, Source
 from jvdm.weights.safetensors import map_stored
 
 _VAE, _MODEL = "vae.", "model.diffusion_model."  # what names begin with where there are several
-_NOISE = {"transformer": "high", "transformer_2": "low"}  # of two networks, in the names of files
 _ENOUGH = 0.5  # share of the names of a network that must be there to know it
 
 Tensors = Mapping[str, np.ndarray]
@@ -70,8 +70,9 @@ def _held(file: Path, manifest: Published) -> list[Source]:
     parts = {source.folder: _part(source, tensors) for source in sources}
     held = [one for one in sources if _share(one.table, parts[one.folder]) > _ENOUGH]
     if len({id(source.table) for source in held}) < len(held):
-        said = str(file.name).lower()
-        held = [one for one in held if _NOISE.get(one.folder, "") + "noise" in _plain(said)]
+        alike = {} if isinstance(model := manifest.sources[ADAPTED], Source) else model
+        said = [alike[name].folder for name in said_by(file.name, alike)]
+        held = [one for one in held if one.folder in said]
     if not held:
         first = ", ".join(sorted(tensors)[:3])
         what = f"{file} holds {len(tensors)} arrays such as {first[:200]}"
@@ -80,10 +81,6 @@ def _held(file: Path, manifest: Published) -> list[Source]:
         fix = "give a folder of the same model; of two networks a name says high_noise or low_noise"
         raise WeightsError(what, why, fix)
     return [_with(source, parts[source.folder]) for source in held]
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z]", "", text)
 
 
 def _part(source: Source, tensors: Tensors) -> Tensors:

@@ -14,9 +14,11 @@ import jvdm
 from jvdm import cli
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions, TextStates
+from jvdm.parallel import mesh_of
 from jvdm.samplers import Call
 from jvdm.samplers.denoiser import ask
 from jvdm.training.checkpoint import read_checkpoint
+from jvdm.training.encoded_clips import EncodedClips
 from jvdm.training.low_rank import LowRankMatching, base_of
 from jvdm.training.objective import TrainCall
 from jvdm.video import Video
@@ -174,6 +176,17 @@ def test_both_networks_of_a_folder_are_trained_into_one_file(tmp_path):
 def test_what_cannot_be_trained_is_refused(objective, change, said):
     with pytest.raises(ConfigError, match=said):
         dataclasses.replace(objective, **change).init(jax.random.key(0))
+
+
+def test_a_batch_is_split_over_the_parts_of_a_mesh_that_share_videos(trained):
+    """Devices of a sequence see the same clip: one is enough for them, not for two parts."""
+    clips = wan_lora.config().source.clips
+    clips = dataclasses.replace(clips, folder=trained[1].parents[1] / "videos", **SIZE)
+    source = EncodedClips(clips, 1, workdir=trained[1], base=str(trained[0]))
+    state = source.start(0, None, mesh_of("sequence=4"))
+    assert state.latents.shape[0] == 1
+    with pytest.raises(ConfigError, match="1 clips for 4 devices; .*multiple of 4"):
+        source.start(0, None, mesh_of("data=4"))
 
 
 def test_a_folder_without_films_or_with_fewer_than_a_batch_is_refused(trained, tmp_path, capsys):

@@ -54,6 +54,7 @@ def test_what_is_asked_for_the_keys_or_the_name_say_the_network(tmp_path):
     for place, network in {
         "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors": "high",
         "Wan22_A14B_T2V_LOW_Noise_rank64.safetensors": "low",
+        "Wan22-allow-HighNoise.safetensors": "high",
     }.items():
         assert read_changes(write(tmp_path / place, "kohya"), NETWORKS).keys() == {network}
 

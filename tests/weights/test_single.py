@@ -72,7 +72,7 @@ def test_files_of_wan_give_what_the_folder_gives(tmp_path, version, prefix):
     model, vae = manifest.sources["model"], manifest.sources["vae"]
     names = {"transformer": "one_high_noise"}
     if not isinstance(model, Source):
-        names["transformer_2"] = "one-LowNoise"
+        names["transformer_2"] = "oneLowNoise"
         model = model["high"]
     files = []
     for place, name in names.items():
