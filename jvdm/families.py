@@ -233,10 +233,15 @@ def video(family: Family, forward: Callable[..., Latents], params: PyTree, decod
     return Run(made, (params, latents, states, decode.inputs[0]), None)
 
 
-def network_of(family: Family) -> Any:
-    """Returns the transformer, in the number type of the device."""
+def network_of(family: Family, dtype: str | None = None) -> Any:
+    """Returns the transformer, in a number type; None is that of the device."""
     made = load_family(family.pipeline).transformer(family.transformer)
-    return made.clone(dtype=chosen_dtype(None))
+    return made.clone(dtype=chosen_dtype(dtype))
+
+
+def autoencoder_of(family: Family, dtype: str | None = None) -> Any:
+    """Returns the autoencoder, in a number type; None is that of the device."""
+    return _AUTOENCODERS[family.classes[1]](family.vae).clone(dtype=chosen_dtype(dtype))
 
 
 def predicted(network: Any, params: PyTree, x: Latents, states: Array, call: Any = None) -> Latents:
@@ -265,7 +270,7 @@ def _network(family: Family) -> tuple[Callable[..., Latents], PyTree]:
 
 def _autoencoder(family: Family) -> tuple[Any, PyTree]:
     """Returns the autoencoder and its parameters."""
-    network = _AUTOENCODERS[family.classes[1]](family.vae).clone(dtype=chosen_dtype(None))
+    network = autoencoder_of(family)
     _, height, width = network.strides
     frame = jnp.zeros((1, 1, 2 * height, 2 * width, 3))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), frame)["params"])
@@ -307,12 +312,12 @@ def inputs(family: Family, videos: int = 1) -> tuple[Latents, Array]:
 
 
 def gib(compiled: Any) -> float | None:
-    """Returns the memory of a program with its arguments and results."""
+    """Returns the memory of a program with its arguments and results; donated ones count once."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None
-    parts = ("argument", "output", "temp")
-    return sum(getattr(sizes, f"{part}_size_in_bytes") for part in parts) / 2**30
+    parts = {"argument": 1, "output": 1, "temp": 1, "alias": -1}
+    return sum(n * getattr(sizes, f"{part}_size_in_bytes") for part, n in parts.items()) / 2**30
 
 
 # Diffusers
