@@ -5,7 +5,8 @@ It starts from the shipped weights and meets rows of streams more often: frames 
 levels, and one after the other. Caches of keys and values need it. Measured with
 `--batch-size 256 --num-steps 5000 --source.fresh 32` on two NVIDIA H200, jax 0.11.2: 87.7 ms a
 step, 2,919 clips/s, 19.6 % model FLOP utilisation with recomputation, 438 s and 118 s before the
-first step; the loss fell from .162 (step 400) to .145. No weights of it ship (the wheel has room for 2 MB).
+first step; the loss fell from .162 (step 400) to .145. No weights of it ship: the wheel has room
+for 2 MB.
 
 `jvdm evaluate` of these weights, 256 prompts per set, bfloat16; the shipped weights in brackets:
 
