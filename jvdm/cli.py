@@ -163,8 +163,8 @@ def _run(name: str, verb: Verb, rest: list[str]) -> int:
 
     with processes.initialize(**place):
         if processes.process_count() > 1:  # JAX lets process 0 alone write compiled programs
-            folder = str(getattr(command.options, verb.shared) / "compiled")
-            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+            folder = getattr(command.options, verb.shared).absolute() / "compiled"
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         return _carry_out(verb, module, command, given, processes.writes())
 
 
