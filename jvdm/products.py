@@ -38,6 +38,12 @@ def product_bytes(function: Callable[..., Any], *arguments: Any, scores: bool = 
     return _largest(jax.make_jaxpr(function)(*arguments).jaxpr, scores)
 
 
+def counted(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
+    """Returns `product_flops`, and `product_bytes` of products with weights, traced once."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _count(jaxpr), _largest(jaxpr, scores=False)
+
+
 def _largest(jaxpr: Any, scores: bool) -> int:
     sizes = [0]
     for equation in jaxpr.eqns:

@@ -124,6 +124,8 @@ class Velocity:
 
     family: Family
     """Of the network, which computes its layers again in the backward pass."""
+    dtype: str | None = None
+    """Number type of the computation; None is that of the device."""
 
     def init(self, key: Key) -> PyTree:
         """Returns random parameters in float32."""
@@ -136,7 +138,7 @@ class Velocity:
         """Returns the mean of squared errors."""
         latents, states = batch
         noise = jax.random.normal(call.key, latents.shape)
-        network = network_of(self.family).clone(remat="all")
+        network = network_of(self.family, self.dtype).clone(remat="all")
         found = predicted(network, params, (latents + noise) / 2, states)
         return jnp.mean(jnp.square(found - (noise - latents))), {}
 

@@ -213,7 +213,7 @@ def _attend(
     On TPUs all blocks are listed rather than none, for XLA would keep the scores of all pairs. A
     program for TPUs that are not there (`jvdm plan`) has the kernel that it would have there.
     """
-    if way.mesh.devices.flat[0].platform == "tpu":
+    if getattr(way.mesh.devices.flat[0], "platform", "none") == "tpu":
         mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
         planned = jax.default_backend() != "tpu"
         if planned and not PallasTPU(interpret=True).refusal(q, k, mask):

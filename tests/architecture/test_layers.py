@@ -36,7 +36,8 @@ LAYERS = (
     ("pictures", "prompts"),
     ("pipeline",),
     ("evaluation", "families", "training"),
-    ("experiment", "options", "scaling"),
+    ("experiment", "options", "scaling", "targets"),
+    ("works",),
     (
         "bench",
         "convert",

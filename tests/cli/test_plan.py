@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from jvdm.cli import main
 from jvdm.errors import ConfigError, DeviceMemoryError
-from jvdm.plan import LIBTPU, MACHINES, PlanOptions, run, text
+from jvdm.plan import PlanOptions, run, text
 from jvdm.recipes import load_experiment
+from jvdm.targets import LIBTPU, MACHINES
 
 needs_libtpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu (pip install libtpu)"
@@ -23,15 +25,22 @@ def libtpu_beside_other_processes(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def plan(config, on, mesh="auto"):
-    return run(PlanOptions(config, on, mesh))
+def plan(config, on, mesh="auto", work: Any = "auto"):
+    return run(PlanOptions(config, on, mesh, work))
+
+
+def first(config, on, mesh="auto"):
+    """Bytes of a device, and the rest that is said, of the first program."""
+    (one, *_) = plan(config, on, mesh)["programs"]
+    return one["bytes_per_device"], one
 
 
 @needs_libtpu
 def test_a_network_is_compiled_for_tpus_that_are_not_there():
     found = plan("wan-tiny", "v5e:2x4", "ring=2,sequence=4")
-    sizes, moved = found["bytes_per_device"], found["sent_per_device"]
-    whole = plan("wan-tiny", "h200:1")["bytes_per_device"]["parameters"]
+    (one,) = found["programs"]
+    sizes, moved = one["bytes_per_device"], one["sent_per_device"]
+    whole = first("wan-tiny", "h200:1")[0]["parameters"]
     assert sizes["parameters"] == whole
     assert sizes["peak"] == sum(sizes.values()) - sizes["peak"] - sizes["limit"]
     assert {"all-to-all", "collective-permute"} <= set(moved)
@@ -42,7 +51,7 @@ def test_a_network_is_compiled_for_tpus_that_are_not_there():
 
 
 def test_parameters_and_optimizer_of_training_are_split():
-    four = plan("nano", "h200:4", "fsdp=2,tensor=2")["bytes_per_device"]
+    four = first("nano", "h200x4", "fsdp=2,tensor=2")[0]
     objective = load_experiment("nano").objective
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -54,6 +63,7 @@ def test_parameters_and_optimizer_of_training_are_split():
 def test_a_gpu_is_planned_without_a_compiler_and_says_so():
     one, two = (plan("wan-14b-480p", f"h200:{n}", mesh) for n, mesh in ((1, "auto"), (2, "fsdp")))
     assert "not compiled" in one["how"]
+    (one,), (two,) = (found["programs"] for found in (one, two))
     parameters = [found["bytes_per_device"]["parameters"] for found in (one, two)]
     assert parameters[0] == pytest.approx(2 * 14.29e9, rel=0.01)  # published: 14 billion
     assert parameters[1] == pytest.approx(parameters[0] / 2, rel=0.01)
@@ -80,7 +90,7 @@ def test_what_does_not_fit_ends_with_2_and_the_axis_to_change(capsys, monkeypatc
         ("nano", "v9:2x2", "auto", "known are v4, v5e"),
         ("nano", "v5e", "auto", "v5e:2x4"),
         ("nano", "h200:3", "fsdp=2", "use fsdp=3"),
-        ("nano", "h200:3", "fsdp", "multiple of 3"),
+        ("nano", "h200x3", "fsdp", "multiple of 3"),
         ("nanu", "h200", "auto", "nano"),
     ],
 )
@@ -93,9 +103,43 @@ def test_what_cannot_be_planned_is_refused(config, on, mesh, said):
 @pytest.mark.slow
 def test_wan_fits_on_eight_chips_of_v5e():
     """81 frames at 480x832; 2.85 and 0.69 GB of the 16 of a chip when this was written."""
-    found = plan("wan-1.3b-480p", "v5e:2x4", "ring=2,sequence=4")
-    print(text(found))
-    sizes, moved = found["bytes_per_device"], found["sent_per_device"]
+    sizes, one = first("wan-1.3b-480p", "v5e:2x4", "ring=2,sequence=4")
+    moved = one["sent_per_device"]
     assert sizes["parameters"] < 2.9e9 and sizes["temporaries"] < 1e9
     # 30 layers trade queries, keys, values and results of 32768 / 8 tokens among 4 chips.
     assert moved["all-to-all"] == 30 * 4 * (4096 * 1536 * 2) * 3 // 4
+
+
+def test_a_video_is_planned_from_prompt_to_frames():
+    """All networks stay in memory; what else there is belongs to one program at a time."""
+    found = plan("wan-1.3b-480p", "h200x2", "tensor=2", "video")
+    text_, row, decoder = found["programs"]
+    held = [one["bytes_per_device"]["parameters"] for one in found["programs"]]
+    # UMT5-XXL and Wan 1.3B have 5.68 and 1.42 billion parameters; most are split.
+    assert held[0] == pytest.approx(2 * 5.68e9 / 2, rel=0.3)
+    assert held[1] == pytest.approx(2 * 1.42e9 / 2, rel=0.1)
+    for one in found["programs"]:
+        sizes = one["bytes_per_device"]
+        assert sizes["peak"] == sum(held) + sum(
+            size
+            for name, size in sizes.items()
+            if name not in ("parameters", "other networks", "peak", "limit")
+        )
+    assert found["peak"] == max(one["bytes_per_device"]["peak"] for one in found["programs"])
+    # Two branches of guidance in every row, of a call as it is planned alone.
+    (call,) = plan("wan-1.3b-480p", "h200")["programs"]
+    assert row["times"] == 50
+    assert row["flops"] == pytest.approx(2 * 50 * call["flops"], rel=0.01)
+    times = [one["times"] * max(one["seconds"].values()) for one in found["programs"]]
+    assert found["seconds"] == pytest.approx(sum(times))
+    assert "50 times" in text(found)
+    with pytest.raises(ConfigError, match="use branch=2"):
+        plan("wan-tiny", "h200x8", "branch=8", "video")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_small_network_makes_videos_on_one_chip():
+    found = plan("wan-tiny", "v5e:1x1", work="video")
+    assert found["how"].startswith("compiled") and 0 < found["peak"] < 1e9
+    assert not any(one["sent_per_device"] for one in found["programs"])
