@@ -85,8 +85,9 @@ def load_family(pipeline: str) -> types.ModuleType:
     found = [importlib.import_module(f"{FAMILIES}.{name}") for name in shipped(FAMILIES)]
     families = {name: module for module in found for name in module.PIPELINES}
     if pipeline not in families:
-        what = f"the folder is that of a {pipeline}"
-        raise ConfigError(what, "jvdm does not read it", f"it reads {', '.join(sorted(families))}")
+        what = f"the folder is that of a {pipeline[:80]}"
+        why = f"jvdm does not read it; it reads {', '.join(sorted(families))}"
+        raise ConfigError(what, why, nearest(pipeline, families))
     return families[pipeline]
 
 

@@ -33,7 +33,14 @@ from jvdm.vae.ltx_published import vae, vae_names
 from jvdm.values import to_data
 from jvdm.weights import Defaults
 from jvdm.weights.convert import Rule, Table, linear
-from jvdm.weights.diffusers import CONFIG, Published, Source, read_config, read_tensors
+from jvdm.weights.diffusers import (
+    CONFIG,
+    Published,
+    Source,
+    check_class,
+    read_config,
+    read_tensors,
+)
 
 Config = Mapping[str, Any]
 
@@ -51,6 +58,7 @@ STEPS, SCALE = 50, 3.0  # of the published pipelines
 PROMPT, LATER_PROMPT = 128, 256  # tokens that they read
 LEVEL, NOISE = 0.05, 0.025  # `decode_timestep`, `decode_noise_scale` of the model cards
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
+CLASSES = {"model": ("LTXVideoTransformer3DModel",), "vae": ("AutoencoderKLLTXVideo",)}
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer/spiece.model")
 STATISTICS = ("latents_mean", "latents_std")
@@ -83,6 +91,8 @@ def manifest(folder: Path, index: Config) -> Published:
     """
     later = index.get("_class_name") == LATER
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    for name, classes in CLASSES.items():
+        check_class(folder / FOLDERS[name] / CONFIG, configs[name], classes)
     rules = sampling(read_config(folder / SCHEDULER), later)
     buffers = _statistics(folder / FOLDERS["vae"])
     try:

@@ -44,7 +44,14 @@ from jvdm.weights.convert import (
     joined,
     linear,
 )
-from jvdm.weights.diffusers import CONFIG, Published, Source, find_tensors, read_config
+from jvdm.weights.diffusers import (
+    CONFIG,
+    Published,
+    Source,
+    check_class,
+    find_tensors,
+    read_config,
+)
 
 Config = Mapping[str, Any]
 
@@ -52,6 +59,7 @@ PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 """Classes of Diffusers whose folders are read here."""
 
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
+CLASSES = {"model": ("WanTransformer3DModel",), "vae": ("AutoencoderKLWan",)}
 VISION = "image_encoder"  # of Wan 2.1 of pictures
 PICTURES = "image_processor/preprocessor_config.json"
 SECOND = "transformer_2"  # of Wan 2.2 A14B, for low noise levels
@@ -154,6 +162,8 @@ def manifest(folder: Path, index: Config) -> Published:
     """
     boundary, scheduler = index.get("boundary_ratio"), read_config(folder / SCHEDULER)
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    for name, classes in CLASSES.items():
+        check_class(folder / FOLDERS[name] / CONFIG, configs[name], classes)
     how = usual(index, scheduler, configs["model"])
     second = read_config(folder / SECOND / CONFIG) if boundary else configs["model"]
     tokenizer = PieceTokenizer(str((folder / TOKENIZER).absolute()))

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from jvdm.errors import WeightsError
 from jvdm.files import write_text
 from jvdm.reading import read_json
+from jvdm.recipes import nearest
 from jvdm.stages import seen
 from jvdm.weights import lora
 from jvdm.weights.adapters import Network, read_changes
@@ -60,6 +61,23 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds no fields", "a JSON object was expected", _FIX)
     return content
+
+
+def check_class(path: Path, config: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses the configuration of a class that is not known; what names none is not refused.
+
+    Args:
+        path: The file, for the message.
+        config: What it says.
+        known: Classes that are read as this component.
+
+    Raises:
+        WeightsError: If it names another class; it says which known one is nearest.
+    """
+    name = str(config.get("_class_name", known[0]))
+    if name not in known:
+        what = f"{path} is that of the class {name[:80]}"
+        raise WeightsError(what, f"jvdm reads {', '.join(known)} there", nearest(name, known))
 
 
 def class_faults(folder: Path, index: Mapping[str, Any]) -> list[WeightsError]:
