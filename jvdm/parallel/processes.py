@@ -222,13 +222,15 @@ def _find(
         what = "the other processes of this run cannot be found"
         fix = "give --coordinator-address, --num-processes and --process-id"
         raise DistributedError(what, str(error).partition("\n")[0], fix) from error
+    if count == 1:
+        return None, None
     found = dict(zip(given, (address, count, process), strict=True))
     lacking = [f"--{name}" for name, value in found.items() if value is None]
     if lacking and any(value is not None for value in given.values()):
         told = ", ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
         why = f"{' and '.join(lacking)} cannot be found out here"
         raise ConfigError(f"{told} alone", why, "give all three")
-    if lacking or count == 1:
+    if lacking:
         return None, None
     assert address is not None and count is not None and process is not None
     return _checked(Place(address, int(count), int(process))), devices

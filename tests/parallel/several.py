@@ -26,7 +26,7 @@ from jvdm.world.vocabulary import MAX_TOKENS
 from tests.training import toy
 
 ROOT = Path(__file__).resolve().parents[2]
-MESH = "data=2,fsdp=2"
+MESH = "data,fsdp=2"
 PAUSES = {"clip": 0.0, "trace": 0.0, "sheet": 0.0}
 """Seconds that a clip, a compilation and a sheet take at least; no matter of the experiment."""
 
@@ -67,7 +67,9 @@ class Brightness(toy.Line):
         }
 
     def loss(self, params, batch, call):
-        time.sleep(PAUSES["trace"])
+        if PAUSES["trace"]:
+            (Path(sys.argv[1]) / "compiling").touch()
+            time.sleep(PAUSES["trace"])
         x = batch.video.reshape(len(batch.video), -1) - 0.5
         x = x + 0.1 * jax.random.normal(call.key, x.shape)
         y = jnp.tanh(x @ params["layers_0"]["kernel"]) @ params["head"]["kernel"]

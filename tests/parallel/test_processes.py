@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ def assert_near(one, other):
     assert losses[12] == pytest.approx(expected_losses[12], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_of_two_saves_in_both_and_one_process_goes_on(tmp_path, alone):
     running = several.start(tmp_path, 2, "clip=0.03")
     several.wait_for(running, lambda: several.step_of(tmp_path) >= 4)
@@ -59,3 +61,29 @@ def test_sigterm_on_one_of_two_saves_in_both_and_one_process_goes_on(tmp_path, a
     result = train(several.experiment(), tmp_path, "must", mesh=several.MESH)
     assert result["resumed_from"] == saved
     assert_near(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_where_one_of_two_is_killed_the_other_says_so_and_one_process_goes_on(tmp_path, alone):
+    running = several.start(tmp_path, 2, "clip=0.03")
+    several.wait_for(running, lambda: (tmp_path / "checkpoints" / "4").is_dir())
+    running[1].kill()
+    (code, _, errors), (code_1, _, _) = several.finish(running, 30)
+    assert (code, code_1) == (1, -signal.SIGKILL)
+    assert "process 1 of 2 on" in errors and "was lost: it ended without a word" in errors
+    assert "Traceback" not in errors
+    result = train(several.experiment(), tmp_path, "must", mesh=several.MESH)
+    assert result["resumed_from"] in (4, 8)
+    assert_near(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_sigterm_while_both_compile_ends_both_at_once(tmp_path):
+    running = several.start(tmp_path, 2, "trace=60")
+    several.wait_for(running, (tmp_path / "compiling").exists)
+    began = time.monotonic()
+    running[1].send_signal(signal.SIGTERM)
+    for code, _, errors in several.finish(running, 30):
+        assert code == 75, errors
+        assert "stopped by SIGTERM while preparing" in errors and "Traceback" not in errors
+    assert time.monotonic() - began < 10
