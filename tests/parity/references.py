@@ -62,7 +62,10 @@ def assert_stored(name: str, config, shapes, outputs) -> None:
     assert stored.shapes == {key: list(shape) for key, shape in shapes.items()}
     assert stored.config == config
     for key, output in outputs.items():
-        np.testing.assert_allclose(output, stored.outputs[key], rtol=1e-4, atol=1e-5)
+        if name.endswith("in_bfloat16"):  # whose rounding is that of a processor
+            assert rms(output, stored.outputs[key]) < 0.05
+        else:
+            np.testing.assert_allclose(output, stored.outputs[key], rtol=1e-4, atol=1e-5)
 
 
 def off(actual, expected) -> float:
@@ -70,3 +73,10 @@ def off(actual, expected) -> float:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     return float(np.abs(actual - expected).max() / expected.std())
+
+
+def rms(actual, expected) -> float:
+    """Returns the root mean square difference, in deviations of what is expected."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    return float(np.sqrt(np.mean((actual - expected) ** 2)) / expected.std())

@@ -140,10 +140,11 @@ def injected_noises(name):
             yield torch.from_numpy(np.array(noise))
 
 
-def pipeline(version, image=False):
+def pipeline(version, image=False, dtype=torch.float32):
     """Returns latents of two prompts, made by a whole pipeline from given noise.
 
-    With `image`, the first latent frame is that of a picture.
+    With `image`, the first latent frame is that of a picture. Text encoder and transformer compute
+    in `dtype`; frames are decoded in float32 alone.
     """
     transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
     name = ltx_folder.VERSIONS[version][0]
@@ -151,7 +152,8 @@ def pipeline(version, image=False):
     name = "LTXImageToVideoPipeline" if image and not later else name
     with tempfile.TemporaryDirectory() as place:
         folder = ltx_folder.write_ltx(Path(place), version)
-        text = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
+        kind = {"torch_dtype": dtype}
+        text = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder", **kind)
         pipe = getattr(diffusers, name)(
             tokenizer=None,
             text_encoder=text,
@@ -160,7 +162,7 @@ def pipeline(version, image=False):
                 folder / "scheduler"
             ),
             transformer=diffusers.LTXVideoTransformer3DModel.from_pretrained(
-                folder / "transformer"
+                folder / "transformer", **kind
             ),
         )
         length = 256 if later else 128  # tokens, padding too, that T5 reads
@@ -190,8 +192,8 @@ def pipeline(version, image=False):
         made = pipe(**told, **sizes, **given, guidance_scale=3.0, output_type="latent").frames
     if later:
         made = made.permute(0, 2, 3, 4, 1)
-    made = {"ids": ids, "latents": made.reshape(2, 3, 2, 4, 8)}
-    if pipe.vae.config.timestep_conditioning or image:
+    made = {"ids": ids, "latents": made.float().reshape(2, 3, 2, 4, 8)}
+    if pipe.vae.config.timestep_conditioning or image or dtype != torch.float32:
         return {}, {}, {key: np.asarray(value) for key, value in made.items()}
     packed = made["latents"].permute(0, 4, 1, 2, 3)
     latents = pipe._denormalize_latents(packed, pipe.vae.latents_mean, pipe.vae.latents_std)
@@ -204,6 +206,8 @@ REFERENCES = {
     "ltx_transformer": transformer,
     "t5": text_encoder,
     "ltx_pipeline": functools.partial(pipeline, "0_9_0"),
+    "ltx_pipeline_in_bfloat16": functools.partial(pipeline, "0_9_0", dtype=torch.bfloat16),
+    "ltx_later_pipeline_in_bfloat16": functools.partial(pipeline, "0_9_5", dtype=torch.bfloat16),
     "ltx_image_pipeline": functools.partial(pipeline, "0_9_0", image=True),
     "ltx_later_pipeline": functools.partial(pipeline, "0_9_5"),
     "ltx_later_image_pipeline": functools.partial(pipeline, "0_9_5", image=True),

@@ -213,20 +213,22 @@ def autoencoder(config=VAE):
     return config, shapes(network), {k: v.numpy() for k, v in made.items()}
 
 
-def made_by(version, calls):
+def made_by(version, calls, dtype=torch.float32):
     """Returns ids, and the latents of calls of the whole pipeline of a folder from given noise.
 
     Args:
         version: One of `wan_folder.VERSIONS`.
         calls: Names of what is made, and the arguments of the call beside sizes and prompts.
+        dtype: Number type in which text encoder and transformers are loaded.
     """
     transformers = pytest.importorskip("transformers", reason="this one needs Transformers")
     with tempfile.TemporaryDirectory() as name:
         folder = write_wan(Path(name), version)
         index = json.loads((folder / "model_index.json").read_text())
-        text = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder")
+        kind = {"torch_dtype": dtype}
+        text = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder", **kind)
         networks: dict[str, Any] = {
-            place: diffusers.WanTransformer3DModel.from_pretrained(folder / place)
+            place: diffusers.WanTransformer3DModel.from_pretrained(folder / place, **kind)
             for place in ("transformer", "transformer_2")
             if (folder / place).exists()
         }
@@ -267,6 +269,12 @@ def pipeline():
     )
     with torch.no_grad():
         made["frames"] = vae.decode(torch.from_numpy(made["latents"]) * std + mean).sample.numpy()
+    return *described, made
+
+
+def pipeline_in_bfloat16():
+    """Returns the same in bfloat16, with an autoencoder in float32, as its model card says."""
+    *described, made, _ = made_by("2.1", {"latents": {}}, torch.bfloat16)
     return *described, made
 
 
@@ -315,6 +323,7 @@ REFERENCES = {
     "umt5": text_encoder,
     "clip_vision": vision_encoder,
     "wan_pipeline": pipeline,
+    "wan_pipeline_in_bfloat16": pipeline_in_bfloat16,
     "wan_ti2v": ti2v,
     "wan_a14b": a14b,
     "wan_told_transformer": functools.partial(transformer, TOLD_TRANSFORMER),
