@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,8 @@ FREE_SETTINGS = {"threads", "workdir", "max_bad", "max_unknown", "base"}
 """Fields of its parts that may: they say how clips are read, not which, or where weights are whose
 content the source compares."""
 
+SLOW_SECONDS = 10.0
+"""Wait for the checkpoint before the next one, above which the user is told."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _nest = functools.partial(traverse_util.unflatten_dict, sep="/")
@@ -118,7 +121,11 @@ class Checkpoints(contextlib.AbstractContextManager):
             about: `experiment` and `versions`, JSON data.
         """
         arrays, keys = inventory.plain(state), inventory.random_keys(state)
+        began = time.monotonic()
         self.wait()
+        if (waited := time.monotonic() - began) > SLOW_SECONDS and processes.writes():
+            what = f"{self.workdir} is slow: training waited {waited:.0f} s for it to be written"
+            warnings.warn(f"{what}; use a larger --checkpoint-every or a faster disk", stacklevel=2)
         size, free = sum(x.nbytes for x in arrays.values()), shutil.disk_usage(self._folder).free
         if size > free:
             raise self._unwritten(f"it has {size / 1e6:.1f} MB, the disk has {free / 1e6:.1f} left")
@@ -205,12 +212,29 @@ def finished_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in whole)
 
 
-def read_checkpoint(folder: Path, step: int | None = None) -> tuple[Arrays, Description]:
+def read_averages(folder: Path, step: int | None = None) -> Arrays:
+    """Returns the averaged parameters of a checkpoint by name, on the host, and reads no more.
+
+    Args:
+        folder: The `checkpoints` folder of a work directory.
+        step: Which step; the newest when None.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint or it cannot be read.
+    """
+    arrays, _ = read_checkpoint(folder, step, "ema/")
+    return {name.removeprefix("ema/"): array for name, array in arrays.items()}
+
+
+def read_checkpoint(
+    folder: Path, step: int | None = None, part: str = ""
+) -> tuple[Arrays, Description]:
     """Returns the arrays by name, on the host, and the JSON item of a checkpoint.
 
     Args:
         folder: The `checkpoints` folder of a work directory.
         step: Which step; the newest when None.
+        part: How the names of the arrays begin that are read; others are left alone.
 
     Raises:
         CheckpointError: If there is no such checkpoint or it cannot be read.
@@ -228,6 +252,7 @@ def read_checkpoint(folder: Path, step: int | None = None) -> tuple[Arrays, Desc
         like = {
             name: np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
             for name, (shape, dtype) in meta["arrays"].items()
+            if name.startswith(part)
         }
         return _arrays(folder / str(step), meta, like), meta
     except Exception as error:  # whatever a damaged file makes of the reader
@@ -273,9 +298,12 @@ def _arrays(root: Path, meta: Description, like: dict[str, Any]) -> dict[str, An
     if processes.process_count() > 1:  # each reads by itself: one that fails keeps nobody waiting
         mine = jax.process_index()
         options = _orbax().options.MultiprocessingOptions(mine, {mine}, f"read{mine}")
+    handler = _orbax().PyTreeCheckpointHandler(multiprocessing_options=options)
+    places = _orbax().checkpoint_utils.construct_restore_args(_nest(like))
+    wanted = _orbax().args.PyTreeRestore(_nest(like), places, partial_restore=True)
     with processes.together():
-        reader = _orbax().StandardCheckpointer(multiprocessing_options=options)
-        stored = reader.restore(root / "state", _nest(like))
+        reader = _orbax().Checkpointer(handler, multiprocessing_options=options)
+        stored = reader.restore(root / "state", args=wanted)
     arrays = inventory.by_name(stored)
     found = inventory.checksums(arrays)
     wrong = [name for name in found if found[name] != meta["checksums"][name]]

@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from jvdm.arrays import PyTree
 from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
-from jvdm.parallel import replicate, shardings, using, whole
+from jvdm.parallel import processes, replicate, shardings, using, whole
+from jvdm.training import inventory, memory
+from jvdm.training.checkpoint import read_averages
 from jvdm.training.objective import (
     HasComponents,
     HasFrozen,
@@ -28,6 +30,9 @@ from jvdm.training.state import TrainState, init_state
 from jvdm.training.step import Step
 from jvdm.weights import read_manifest, safetensors
 from jvdm.weights.folder import find, identity
+
+CHECKPOINTS = "checkpoints"
+"""Folder of checkpoints in that of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +101,13 @@ def make_state(
         transform: The optimizer.
         seed: Seed of the run.
         mesh: The devices.
-        start_from: Safetensors file with all parameters, weights folder or name of embedded
-            weights to start from; None draws them.
+        start_from: Safetensors file with all parameters, weights folder, name of embedded
+            weights, or work directory of a run (or one of its checkpoints, by step) whose
+            averages are taken, from any mesh and number type; None draws them.
 
     Raises:
         WeightsError: If it cannot be read or holds another model.
+        CheckpointError: If it is a run without a checkpoint that can be read.
     """
     shapes = state_shapes(objective, transform, seed, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
@@ -108,7 +115,7 @@ def make_state(
     if start_from is None:
         return init()
     state = init()
-    fresh = jax.tree.map(np.array, state.params)
+    fresh = jax.tree.map(np.array, processes.fetch(state.params))
     tree = _parameters(objective, find(start_from), fresh)
     # Two copies: the step is given both to overwrite.
     return state.replace(
@@ -117,7 +124,9 @@ def make_state(
 
 
 def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
-    """Returns parameters from a file or a weights folder; what is never exported stays fresh."""
+    """Returns parameters from what lies there; what is never exported stays fresh."""
+    if (place / CHECKPOINTS).is_dir() or place.parent.name == CHECKPOINTS:
+        return _averages(place, fresh)
     if place.is_file():
         tree = safetensors.load(place)
         safetensors.check_floating(place, tree)
@@ -139,6 +148,16 @@ def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
+def _averages(place: Path, fresh: PyTree) -> PyTree:
+    """Returns the averages of a checkpoint in the number types of `fresh`."""
+    step = int(place.name) if place.parent.name == CHECKPOINTS else None
+    arrays = read_averages(place / CHECKPOINTS if step is None else place.parent, step)
+    wanted = inventory.by_name(fresh)
+    safetensors.match(place, arrays, wanted, "start from a run of the same model")
+    leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+
 def compile_step(
     objective: Objective, step: Step, shapes: TrainState, data: PyTree, mesh: Mesh
 ) -> tuple[Callable, float]:
@@ -147,6 +166,9 @@ def compile_step(
     Returns:
         `(state, data) -> (state, data, metrics)`, which holds what `objective` does not
         train; and the operations of a step.
+
+    Raises:
+        DeviceMemoryError: If a device cannot hold it.
     """
     frozen = replicate(objective.frozen(), mesh) if isinstance(objective, HasFrozen) else {}
     state_sharding, data_sharding = (
@@ -160,6 +182,7 @@ def compile_step(
     for note in whole(shapes.params, mesh):
         print(note, file=sys.stderr)
     with using(mesh):
+        memory.check(step, frozen, shapes, data, mesh)
         lowered = jitted.lower(frozen, shapes, data)
         flops = step.flops(frozen, shapes, data)
     compiled = functools.partial(lowered.compile(compiler_options=options), frozen)

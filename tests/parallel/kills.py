@@ -22,6 +22,7 @@ def main(folder: Path, count: int) -> int:
     assert all(code == 0 for code, _, _ in several.finish(several.start(quiet, 2, PAUSE)))
     rng, last = np.random.default_rng(0), 0
     for turn in range(count):
+        (killed / "heartbeat.json").unlink(missing_ok=True)  # that of the last turn
         running = several.start(killed, 2, PAUSE)
         several.wait_for(running, lambda: several.step_of(killed) >= 0)
         time.sleep(rng.uniform(0, 4))

@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from jvdm.parallel.peers import Place, call_roll
 from tests.parallel.several import free_port
 
 
-def call(*places, timeout_s=20.0):
+def call(*places, timeout_s=20.0) -> list[Any]:
     """Lets threads stand for processes; returns what each one gets or is told."""
 
     def one(place):

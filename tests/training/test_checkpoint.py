@@ -2,15 +2,21 @@
 
 import dataclasses
 import gc
+import shutil
 import warnings
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jvdm.errors import CheckpointError
+from jvdm.errors import CheckpointError, WeightsError
 from jvdm.experiment import Experiment
+from jvdm.parallel.mesh import data_mesh, mesh_of
 from jvdm.train import train
-from jvdm.training.checkpoint import FREE_FIELDS, Checkpoints
+from jvdm.training import checkpoint, inventory, setup
+from jvdm.training.checkpoint import FREE_FIELDS, Checkpoints, read_averages, read_checkpoint
 from jvdm.training.optimizer import Optimizer
 from tests.training import toy
 
@@ -65,3 +71,54 @@ def test_what_a_failed_write_had_not_begun_says_nothing_afterwards(tmp_path, mon
             monkeypatch.undo()
         gc.collect()
     assert [str(one.message) for one in said if "never awaited" in str(one.message)] == []
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    """Of four parts of a batch, with parameters that are split, and on one device."""
+    wide = dataclasses.replace(BASE, objective=toy.Line(width=256))
+    longer = dataclasses.replace(wide, num_steps=3, checkpoint_every=3)
+    train(wide, tmp_path / "begun")
+    ends = {}
+    for mesh in ("data=4", "fsdp=4", "data=2,fsdp=2", "fsdp=1"):
+        shutil.copytree(tmp_path / "begun", tmp_path / mesh)
+        devices = mesh_of(mesh, jax.devices()[: 1 if mesh == "fsdp=1" else 4])
+        assert train(longer, tmp_path / mesh, "must", mesh=devices)["resumed_from"] == 2
+        ends[mesh], _ = read_checkpoint(tmp_path / mesh / "checkpoints", 3)
+    shapes = setup.state_shapes(wide.objective, Optimizer().build(2), 0, mesh_of("fsdp=4"))
+    assert shapes.ema["layers_0"]["kernel"].sharding.shard_shape((4, 256)) == (4, 64)
+    for name, array in ends["data=4"].items():
+        largest = max(np.abs(array).max(initial=0), 1e-3)
+        for mesh, moved in ends.items():
+            np.testing.assert_allclose(moved[name], array, 0, 1e-5 * largest, err_msg=mesh + name)
+
+
+def test_a_run_begins_with_the_averages_of_another_one_in_its_own_number_type(workdir, tmp_path):
+    """Of the work directory the newest, or the step that is named."""
+    averages = read_averages(workdir / "checkpoints")
+    assert {"layers_0/kernel", "head/kernel"} == averages.keys()
+
+    @dataclasses.dataclass(frozen=True)
+    class Half(toy.Line):
+        """The same model, kept in half precision."""
+
+        def init(self, key):
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), super().init(key))
+
+    transform = Optimizer().build(2)
+    for place in (workdir, workdir / "checkpoints/2"):
+        state = setup.make_state(Half(), transform, 0, data_mesh(4), place)
+        for name, leaf in inventory.by_name(state.params).items():
+            assert leaf.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(leaf, averages[name].astype(jnp.bfloat16))
+    with pytest.raises(WeightsError, match="head/kernel is .16, 1., needs .32, 1."):
+        setup.make_state(toy.Line(width=32), transform, 0, data_mesh(1), workdir)
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
+        (tmp_path / "checkpoints").mkdir()
+        setup.make_state(toy.Line(), transform, 0, data_mesh(1), tmp_path)
+
+
+def test_a_slow_disk_is_told(workdir, tmp_path, monkeypatch):
+    shutil.copytree(workdir, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "SLOW_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="is slow: training waited 0 s.*--checkpoint-every"):
+        train(dataclasses.replace(BASE, num_steps=4), tmp_path / "run")
