@@ -15,7 +15,7 @@ from jvdm.arrays import PyTree
 from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
 from jvdm.parallel import processes, replicate, shardings, using, whole
-from jvdm.training import inventory, memory
+from jvdm.training import inventory
 from jvdm.training.checkpoint import read_averages
 from jvdm.training.objective import (
     HasComponents,
@@ -166,9 +166,6 @@ def compile_step(
     Returns:
         `(state, data) -> (state, data, metrics)`, which holds what `objective` does not
         train; and the operations of a step.
-
-    Raises:
-        DeviceMemoryError: If a device cannot hold it.
     """
     frozen = replicate(objective.frozen(), mesh) if isinstance(objective, HasFrozen) else {}
     state_sharding, data_sharding = (
@@ -182,7 +179,6 @@ def compile_step(
     for note in whole(shapes.params, mesh):
         print(note, file=sys.stderr)
     with using(mesh):
-        memory.check(step, frozen, shapes, data, mesh)
         lowered = jitted.lower(frozen, shapes, data)
         flops = step.flops(frozen, shapes, data)
     compiled = functools.partial(lowered.compile(compiler_options=options), frozen)
