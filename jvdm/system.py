@@ -214,6 +214,11 @@ class System:
         return all_branches(guidance) if isinstance(guidance, Mapping) else guidance.branches
 
     @property
+    def by_stages(self) -> bool:
+        """Whether layers of the network may lie on different devices (`jvdm.models.blockwise`)."""
+        return getattr(self.model, "by_stages", False)
+
+    @property
     def branches_at_once(self) -> int:
         """How many branches a call of the network evaluates: all, or one."""
         guidance: Any = every(self.sampling.guidance, self.vae)

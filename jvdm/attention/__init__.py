@@ -7,6 +7,7 @@ from jvdm.attention.cached_causal import CachedCausal, KVCache
 from jvdm.attention.dense import Dense
 from jvdm.attention.draft import Draft
 from jvdm.attention.frame_causal import FrameCausal
+from jvdm.attention.next_block import NextBlock
 from jvdm.attention.oracle import Oracle
 from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
 from jvdm.attention.random_blocks import Random
@@ -34,6 +35,7 @@ __all__ = [
     "Draft",
     "FrameCausal",
     "KVCache",
+    "NextBlock",
     "Oracle",
     "Policy",
     "Random",

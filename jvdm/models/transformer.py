@@ -17,6 +17,7 @@ from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
 from jvdm.models.stack import Remat, layer_stack
 from jvdm.parallel import constrain, token_parts
+from jvdm.parallel.stages import handed_on, taken
 from jvdm.samplers import Call, Row
 from pallas_kernels import TileOrder
 
@@ -196,7 +197,7 @@ class Transformer:
             vectors = jnp.repeat(shared.modulation, whole[2], 1)
             shared = shared._replace(modulation=constrain(vectors, "batch", "tokens"))
             tokens = tokens.reshape(whole[0], -1, 1, whole[3])
-        tokens = constrain(tokens, "batch", "tokens")
+        tokens = taken(constrain(tokens, "batch", "tokens"))
         fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
         fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}
         inputs = (jnp.arange(self.depth), way.carry.layers)
@@ -214,6 +215,7 @@ class Transformer:
                 kind: tree["layers"] for kind, tree in self.variables.items() if "layers" in tree
             }
             tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, shared)
+        handed_on(tokens)
         if features is not None:
             features = features[jnp.array(self.collect)]
         tokens = tokens.reshape(whole)

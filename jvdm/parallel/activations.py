@@ -46,6 +46,16 @@ def using(mesh: Mesh | None) -> Iterator[None]:
         _USED.reset(token)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Makes networks that are traced inside what one device does, as in the body of `shard_map`."""
+    token = _USED.set(None)
+    try:
+        yield
+    finally:
+        _USED.reset(token)
+
+
 def used() -> Mesh | None:
     """Returns the mesh that is in use, if there is one of several devices."""
     return _USED.get()
@@ -79,11 +89,12 @@ def constrain_carry(tree: PyTree, mesh: Mesh, rows: int) -> PyTree:
         mesh: The devices.
         rows: Rows of a call: videos, of all branches that it evaluates.
     """
-    divides = rows % parts(mesh, ROWS) == 0
+    divides, stages = rows % parts(mesh, ROWS) == 0, parts(mesh, ("stage",))
 
     def one(leaf: Array) -> Array:
         split = divides and leaf.ndim > 1 and leaf.shape[1] == rows
-        spec = PartitionSpec(None, present(mesh, ROWS)) if split else PartitionSpec()
+        layers = "stage" if split and stages > 1 and leaf.shape[0] % stages == 0 else None
+        spec = PartitionSpec(layers, present(mesh, ROWS)) if split else PartitionSpec()
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(one, tree)

@@ -2,6 +2,8 @@
 
 Axes, from the slowest links to the fastest:
 
+* `stage`: layers of a network that sees blocks of a video (`jvdm.models.blockwise`), which hands
+  on the tokens of a block (no axis of training).
 * `branch`: branches of guidance; a step sends one prediction (no axis of training).
 * `data`: videos of a batch; every device has all parameters.
 * `fsdp`: videos of a batch too; parameters and optimizer are split (Zhao et al., arXiv:2304.11277).
@@ -24,9 +26,9 @@ from jvdm.errors import ConfigError
 
 DATA = "data"
 """Mesh axis over which batches are split and nothing else."""
-AXES = ("branch", DATA, "fsdp", "ring", "sequence", "tensor")
+AXES = ("stage", "branch", DATA, "fsdp", "ring", "sequence", "tensor")
 """All axes, in the order of a mesh."""
-TRAINING = AXES[1:]
+TRAINING = AXES[2:]
 """Axes that training knows."""
 BATCH = (DATA, "fsdp")
 """Axes over which batches are split."""
@@ -115,14 +117,18 @@ def parts(mesh: Mesh | None, axes: Sequence[str] = BATCH) -> int:
     return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in axes)
 
 
-def check_rows(mesh: Mesh | None, videos: int, branches: int) -> None:
+def check_rows(mesh: Mesh | None, videos: int, branches: int, by_stages: bool = False) -> None:
     """Raises `ConfigError` if a mesh does not split the rows of a call evenly.
 
     Args:
         mesh: The devices; None is one.
         videos: Videos of the call.
         branches: Branches of guidance that it evaluates, of each video.
+        by_stages: Whether layers of the network may lie on different devices.
     """
+    if parts(mesh, ("stage",)) > 1 and not by_stages:
+        what, why = "the mesh has stages", "the network sees a video at once"
+        raise ConfigError(what, why, "use --system dualparal, or split in another way")
     devices, size = parts(mesh), parts(mesh, ("branch",))
     if videos % devices:
         what, why = f"{videos} videos for {devices} devices", "a mesh splits the videos evenly"

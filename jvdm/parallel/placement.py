@@ -36,7 +36,7 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         shape: Its shape; layers may be stacked before the last two axes.
         mesh: The devices. `tensor` splits products of attention and feed-forward parts, `fsdp`
             the largest of the last two axes that is left, of any matrix. Kernels of convolutions,
-            which have more than three axes, are on every device.
+            which have more than three axes, are on every device. Layers of a stack lie on `stage`.
     """
     axes: list[str | None] = [None] * len(shape)
     if len(shape) > 3:
@@ -49,6 +49,9 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         free = [i for i in matrix if axes[i] is None and shape[i] % mesh.shape["fsdp"] == 0]
         if free:
             axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    stages = mesh.shape.get("stage", 1)
+    if stages > 1 and re.search(r"(^|/)layers/", path) and shape and shape[0] % stages == 0:
+        axes[0] = "stage"
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)

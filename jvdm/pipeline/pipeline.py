@@ -269,7 +269,8 @@ class Pipeline:
             DeviceMemoryError: If it cannot be held; it names the largest that can.
         """
         job = prepare(request, self.system, self.manifest, parts(self.mesh))
-        check_rows(self.mesh, job.shape.batch, job.system.branches_at_once)
+        system = job.system
+        check_rows(self.mesh, job.shape.batch, system.branches_at_once, system.by_stages)
         return job
 
     def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Latents:

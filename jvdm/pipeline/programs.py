@@ -96,7 +96,8 @@ def begin(
     source, process = system.sampling.noise or samplers.initial_noise, system.process
     given = (every(value, shape) for value in (noise, placed, source, process))
     x = each(_begun, shape, matrix, keys, *given)
-    carry = system.start(shape, each(lambda matrix: matrix.window, matrix))
+    with using(mesh):
+        carry = system.start(shape, each(lambda matrix: matrix.window, matrix))
     return _spread(system, samplers.start(system.sampling.solver, x, key[0], carry), mesh)
 
 

@@ -127,6 +127,7 @@ from jvdm.samplers.schedules import (
 )
 from jvdm.samplers.solvers import *  # noqa: F403
 from jvdm.samplers.speculation import Ahead, accept, speculate
+from jvdm.samplers.staircase import StaircaseMatrix
 from jvdm.samplers.stream import (
     StreamRows,
     StreamState,
@@ -215,6 +216,7 @@ __all__ = [
     "SharedNoise",
     "ShiftedLevels",
     "Stabilised",
+    "StaircaseMatrix",
     "State",
     "StepLevels",
     "StreamPartitions",

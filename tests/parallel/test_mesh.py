@@ -40,7 +40,7 @@ def test_valid_meshes_of_the_same_axes_are_listed(description):
 
 @pytest.mark.parametrize("description", ["", "rows=4", "data=2,data=2", "data=0", "data:4"])
 def test_what_is_no_description_is_refused_with_the_axes(description):
-    with pytest.raises(ConfigError, match="axes are branch, data, fsdp, ring, sequence, tensor"):
+    with pytest.raises(ConfigError, match="axes are stage, branch, data, fsdp, ring, seq"):
         mesh_of(description)
 
 
@@ -69,6 +69,14 @@ def test_parameters_lie_by_path_and_shape(path, shape, found):
     assert placement(path, shape, mesh_of("fsdp=2,tensor=2")) == found
 
 
+def test_layers_lie_on_stages():
+    mesh = mesh_of("stage=2,fsdp=2")
+    assert placement("layers/q/kernel", (4, 64, 96), mesh) == P("stage", None, "fsdp")
+    assert placement("model/layers/q_norm/gain", (4, 16), mesh) == P("stage")
+    assert placement("layers/q/kernel", (3, 64, 96), mesh) == P(None, None, "fsdp")
+    assert placement("head/kernel", (64, 96), mesh) == P(None, "fsdp")
+
+
 def test_products_that_do_not_divide_are_whole_and_told():
     mesh, shape = mesh_of("tensor=4"), jax.ShapeDtypeStruct((64, 66), "float32")
     tree = {"up": {"kernel": shape}, "down": {"kernel": shape}}
@@ -84,6 +92,9 @@ def test_branches_of_guidance_are_split_evenly_and_not_in_training():
     check_rows(mesh_of("branch=2,data=2"), 2, 4)
     with pytest.raises(ConfigError, match=r"branch=4 .* evaluates 2.*use branch=2"):
         check_rows(mesh_of("branch=4"), 1, 2)
-    for mesh in ("branch=2,data=2", mesh_of("branch=2,data=2")):
+    check_rows(mesh_of("stage=4"), 1, 1, by_stages=True)
+    with pytest.raises(ConfigError, match="use --system dualparal"):
+        check_rows(mesh_of("stage=4"), 1, 1)
+    for mesh in ("branch=2,data=2", mesh_of("stage=2,data=2")):
         with pytest.raises(ConfigError, match="axes are data, fsdp, ring, sequence, tensor"):
             mesh_of(mesh, axes=TRAINING)
