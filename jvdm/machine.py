@@ -36,6 +36,13 @@ def free_memory() -> int | None:
     return min(free, default=None)
 
 
+def device_memory(device: Any) -> int | None:
+    """Returns the bytes of a device of JAX, used or not; those that the host has free for a CPU."""
+    if device.platform == "cpu":
+        return free_memory()
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def free_device_memory(device: Any) -> int | None:
     """Returns the bytes that are free on a device of JAX; those of the host for a CPU."""
     if device.platform == "cpu":

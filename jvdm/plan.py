@@ -12,16 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jvdm import works
-from jvdm.arrays import PyTree
 from jvdm.errors import DeviceMemoryError
 from jvdm.machine import free_memory, is_out_of_memory
 from jvdm.parallel import using
 from jvdm.parallel.collectives import sent
 from jvdm.parallel.mesh import description_of
+from jvdm.products import device_bytes
 from jvdm.targets import GPUS, MACHINES, Machine, target, without_flags
 from jvdm.works import NETWORKS, Work
 
@@ -88,7 +87,7 @@ def _works(options: PlanOptions, mesh: Mesh) -> Sequence[Work]:
 
 def _planned(work: Work, kind: str, mesh: Mesh) -> dict[str, Any]:
     """Returns what one program needs."""
-    held = {name: _bytes_on_a_device(tree) for name, tree in work.held.items()}
+    held = {name: device_bytes(tree) for name, tree in work.held.items()}
     moved: Mapping[str, int] = {}
     if kind in GPUS:
         temporaries = work.largest // mesh.size
@@ -144,18 +143,6 @@ def _compiled(work: Work, mesh: Mesh) -> Any:
         what = f"{work.name} does not fit on the mesh {description_of(mesh)}"
         fix = f"split tokens, videos or parameters further: {' or '.join(_next(mesh))}"
         raise DeviceMemoryError(what, str(error).splitlines()[0], fix) from None
-
-
-def _bytes_on_a_device(tree: PyTree) -> int:
-    """Returns the bytes of arrays that one device holds."""
-
-    def of(leaf: Any) -> int:
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        kind = leaf.dtype
-        item = 8 if jnp.issubdtype(kind, jax.dtypes.prng_key) else kind.itemsize
-        return math.prod(shape) * item
-
-    return sum(map(of, jax.tree.leaves(tree)))
 
 
 def _roofline(machine: Machine, one: Mapping[str, Any], mesh: Mesh, moved: int) -> dict[str, Any]:

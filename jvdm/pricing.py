@@ -20,7 +20,7 @@ from jvdm.arrays import Latents, PyTree
 from jvdm.attention import CachedCausal
 from jvdm.errors import DeviceMemoryError
 from jvdm.machine import free_device_memory, free_memory
-from jvdm.products import product_bytes, product_flops
+from jvdm.products import device_bytes, product_bytes, product_flops
 from jvdm.samplers import TimestepMatrix
 from jvdm.system import OF_A_ROW, System
 
@@ -94,8 +94,8 @@ def price(system: System, size: Size, matrix: TimestepMatrix) -> Price:
     operations, largest = _row(structure, values, shape, matrix.window)
     state = _first_state(structure, values, shape, matrix.window)
     # The latents, the noise that they began as, and what a row makes of them.
-    latents = 3 * 4 * math.prod(shape) + 2 * _size_bytes(state.solver)
-    return Price(calls, calls * operations, latents + 2 * largest, _size_bytes(state.carry))
+    latents = 3 * 4 * math.prod(shape) + 2 * device_bytes(state.solver)
+    return Price(calls, calls * operations, latents + 2 * largest, device_bytes(state.carry))
 
 
 def held(system: System, size: Size) -> Held:
@@ -115,10 +115,10 @@ def held(system: System, size: Size) -> Held:
             told: Any = {"params": params}
             return system.vae.apply(told, latents, None, method="decode_chunk")[1]
 
-        decoder = _size_bytes(jax.eval_shape(decode, params, clip))
-    cache = _size_bytes(state.carry)
+        decoder = device_bytes(jax.eval_shape(decode, params, clip))
+    cache = device_bytes(state.carry)
     # Beside the state of the loop: the key that noise is drawn from, and the chunks so far.
-    window = _size_bytes((state, state.key, jax.ShapeDtypeStruct((), jnp.int32))) - cache
+    window = device_bytes((state, state.key, jax.ShapeDtypeStruct((), jnp.int32))) - cache
     return Held(window, cache, decoder)
 
 
@@ -134,10 +134,6 @@ def _structure(system: System) -> tuple[Any, tuple[Any, ...]]:
     leaves, structure = jax.tree.flatten(system.only(*_PARTS))
     values = (jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
     return structure, tuple(values)
-
-
-def _size_bytes(tree: PyTree) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @functools.lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 _CUDNN_ATTENTION = "dot_product_attention_fwd"
 
@@ -42,6 +43,18 @@ def counted(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
     """Returns `product_flops`, and `product_bytes` of products with weights, traced once."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return _count(jaxpr), _largest(jaxpr, scores=False)
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that a device holds of arrays or shapes; one without a place is whole."""
+
+    def of(leaf: Any) -> int:
+        place = getattr(leaf, "sharding", None)
+        shape = leaf.shape if place is None else place.shard_shape(leaf.shape)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return math.prod(shape) * (8 if is_key else leaf.dtype.itemsize)
+
+    return sum(map(of, jax.tree.leaves(tree)))
 
 
 def _largest(jaxpr: Any, scores: bool) -> int:

@@ -15,7 +15,7 @@ from jvdm.arrays import PyTree
 from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
 from jvdm.parallel import processes, replicate, shardings, using, whole
-from jvdm.training import inventory
+from jvdm.training import inventory, memory
 from jvdm.training.checkpoint import read_averages
 from jvdm.training.objective import (
     HasComponents,
@@ -166,8 +166,12 @@ def compile_step(
     Returns:
         `(state, data) -> (state, data, metrics)`, which holds what `objective` does not
         train; and the operations of a step.
+
+    Raises:
+        DeviceMemoryError: If a device cannot hold it.
     """
     frozen = replicate(objective.frozen(), mesh) if isinstance(objective, HasFrozen) else {}
+    memory.check(step, frozen, shapes, data, mesh)
     state_sharding, data_sharding = (
         jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, data)
     )

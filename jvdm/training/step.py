@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jvdm.arrays import Array, PyTree
-from jvdm.products import product_flops
+from jvdm.products import device_bytes, product_flops
 from jvdm.training.objective import (
     HasPasses,
     HasUpdate,
@@ -27,10 +27,14 @@ class Step(NamedTuple):
     `flops(frozen, state, data)` takes shapes and returns the operations of the products of
     the model: three times those of the loss (once forward, twice backward; recomputation
     does not count) or what the objective says, or all in an update of the objective's own.
+    `kept(frozen, state, data)` takes shapes and returns the bytes that the loss leaves for its
+    gradient, on all devices together, parameters as it reads them among it; 0 for an update of
+    the objective's own.
     """
 
     run: Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
     flops: Callable[[PyTree, TrainState, PyTree], float]
+    kept: Callable[[PyTree, TrainState, PyTree], int]
 
 
 def make_step(
@@ -63,27 +67,8 @@ def make_step(
         batch, call, data = told(frozen, state, data)
         given = (state.params, state.opt_state, batch, call)
         new = update(*given) if own else _descend(loss, transform, *given)
-        finite = jnp.isfinite(new.loss) & jnp.isfinite(new.gradient_norm)
         decay = _warm_decay(ema_decay, state.step)
-        with jax.named_scope("average"):
-            ema = jax.tree.map(
-                lambda old, new: old + (1 - decay) * (new - old), state.ema, new.params
-            )
-
-        moved = (new.params, ema, new.opt_state)
-        kept = (state.params, state.ema, state.opt_state)
-        params, ema, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), moved, kept
-        )
-        bad = jnp.where(finite, 0, 1)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            ema=ema,
-            opt_state=opt_state,
-            skipped=state.skipped + bad,
-            skipped_in_row=(state.skipped_in_row + 1) * bad,
-        )
+        state = _after(state, new, decay)
         counts = {"skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
         seen = {"loss": new.loss, "gradient_norm": new.gradient_norm}
         return state, data, {**seen, **new.metrics, **counts}
@@ -99,7 +84,14 @@ def make_step(
         usual = objective.passes if isinstance(objective, HasPasses) else 3.0
         return (1.0 if own else usual) * (product_flops(model, frozen, state, data) - drawn)
 
-    return Step(run, flops)
+    def kept(frozen, state, data):
+        def backward(frozen, state, data):
+            batch, call, _ = told(frozen, state, data)
+            return jax.vjp(lambda params: loss(params, batch, call)[0], state.params)[1]
+
+        return device_bytes(jax.eval_shape(backward, frozen, state, data))
+
+    return Step(run, flops, (lambda *_: 0) if own else kept)
 
 
 def _descend(
@@ -117,6 +109,25 @@ def _descend(
         updates, opt_state = transform.update(gradient, opt_state, params)
     norm = optax.tree.norm(gradient)
     return Updated(optax.apply_updates(params, updates), opt_state, loss, norm, metrics)
+
+
+def _after(state: TrainState, new: Updated, decay: Array) -> TrainState:
+    """Returns the state after an update, that before where the update is not finite."""
+    finite = jnp.isfinite(new.loss) & jnp.isfinite(new.gradient_norm)
+    with jax.named_scope("average"):
+        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.ema, new.params)
+    moved = (new.params, ema, new.opt_state)
+    kept = (state.params, state.ema, state.opt_state)
+    params, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+    bad = jnp.where(finite, 0, 1)
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        ema=ema,
+        opt_state=opt_state,
+        skipped=state.skipped + bad,
+        skipped_in_row=(state.skipped_in_row + 1) * bad,
+    )
 
 
 def _warm_decay(decay: float, step: Array) -> Array:

@@ -1,0 +1,68 @@
+"""Whether a device holds a training step: said before the step is compiled for minutes."""
+
+import sys
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jvdm.arrays import PyTree
+from jvdm.errors import DeviceMemoryError
+from jvdm.machine import device_memory
+from jvdm.parallel import parts
+from jvdm.products import device_bytes
+from jvdm.training.state import TrainState
+from jvdm.training.step import Step
+
+DOUBT = 1.25
+"""How many times the memory a step must seem to need to be refused: XLA may keep less than JAX."""
+
+
+def check(step: Step, frozen: PyTree, state: TrainState, data: PyTree, mesh: Mesh) -> None:
+    """Refuses a step that a device cannot hold; says so where that is in doubt.
+
+    State, batch and gradients are certain. What the loss leaves for its gradient is what JAX would
+    keep; XLA computes some of it again.
+
+    Args:
+        step: The step.
+        frozen: What is not trained, on the devices.
+        state: Shapes of the state, placed.
+        data: State of the source, placed.
+        mesh: The devices.
+
+    Raises:
+        DeviceMemoryError: With what is needed for what, and what there is.
+    """
+    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    limit = device_memory(here[0])
+    if limit is None:
+        return
+    limit //= len(here) if here[0].platform == "cpu" else 1  # which share the host's
+    sizes = {
+        "parameters, average and optimizer": device_bytes(state),
+        "gradients": device_bytes(state.params),
+        "activations": step.kept(frozen, state, data) // parts(mesh),
+    }
+    needed = sum(sizes.values())
+    if needed <= limit:
+        return
+    each = ", ".join(f"{name} {_gb(size)}" for name, size in sizes.items())
+    what = f"a training step needs about {_gb(needed)} of a device: {each}"
+    why = f"{here[0].device_kind} has {_gb(limit)}"
+    if needed <= DOUBT * limit and needed - sizes["activations"] <= limit:
+        print(f"{what}; {why}: it may not fit", file=sys.stderr)
+        return
+    raise DeviceMemoryError(what, why, _fix(max(sizes, key=lambda name: sizes[name])))
+
+
+def _fix(largest: str) -> str:
+    if largest == "activations":
+        return (
+            "use a smaller --batch-size, more devices, or a network that computes more again: remat"
+        )
+    return "split them over more devices: --mesh fsdp=4"
+
+
+def _gb(size: Any) -> str:
+    return f"{size / 1e9:.3g} GB"
