@@ -79,13 +79,14 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         if processes.process_count() > 1:
             raise ConfigError("--streams in several processes", "one measures them", "start one")
         return _measure_streams(options)
-    pipe = load(options.weights, system=options.system, sampling=options.sampling)
+    writes, mine = processes.writes(), processes.share()
+    weights, rules = options.weights, options.sampling
+    pipe = load(weights, system=options.system, sampling=rules, progress=writes)
     asked = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale")}
     judge = make_judge(pipe, options.reader, Request(**asked))
     pipe.prepare(Request(**asked, prompt="", seed=0, num_videos=options.batch_size))
     summaries, seconds = {}, []
     total = options.num_prompts * len(options.sets)
-    writes, mine = processes.writes(), processes.share()
     with measuring(writes), stage("evaluate", total=total, unit="prompt") as bar:
         for name in options.sets:
             prompts, parts = draw(SETS[name], judge.world, options.num_prompts), {}

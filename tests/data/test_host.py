@@ -147,6 +147,16 @@ def test_saved_batches_continue_exactly(position):
     np.testing.assert_array_equal(take(again, 3), expected)
 
 
+def test_hosts_read_their_rows_of_the_batches_of_one_and_go_on_from_its_position():
+    whole = batches(SOURCE)
+    take(whole, 2)
+    saved, expected = whole.saved(), take(whole, 3)
+    for rows in ([0, 2], [1, 3], [0, 1, 2, 3]):
+        mine = HostBatches(SOURCE, 4, 1, 1, saved, rows)
+        np.testing.assert_array_equal(take(mine, 3), [batch[rows] for batch in expected])
+    assert json.loads(mine.saved())["batches"] == 5
+
+
 def test_a_position_in_other_clips_is_refused():
     saved = batches(SOURCE).saved()
     assert json.loads(saved)["clips"] == SOURCE.digest()

@@ -1,7 +1,7 @@
 """A training run of milliseconds, as one of several processes of two devices each.
 
-`python -m tests.parallel.several WORKDIR PORT PROCESS COUNT [resume] [PAUSE=SECONDS ...]`; `start`
-and `finish` do it from a test.
+`python -m tests.parallel.several WORKDIR PORT PROCESS COUNT [resume] [steps=N] [PAUSE=SECONDS]`;
+`start` and `finish` do it from a test.
 """
 
 import dataclasses
@@ -162,11 +162,12 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 2)
     workdir, port, process, count = sys.argv[1], *map(int, sys.argv[2:5])
     settings = dict(argument.split("=") for argument in sys.argv[5:] if "=" in argument)
+    steps = int(settings.pop("steps", 12))
     PAUSES.update({name: float(value) for name, value in settings.items()})
     try:
         with processes.initialize(f"127.0.0.1:{port}", count, process, timeout_s=30):
             how: Any = "must" if "resume" in sys.argv else "auto"
-            print(json.dumps(train(experiment(), workdir, how, mesh=MESH)))
+            print(json.dumps(train(experiment(steps), workdir, how, mesh=MESH)))
     except JvdmError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

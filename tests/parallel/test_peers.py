@@ -147,7 +147,7 @@ def test_a_coordinator_on_loopback_is_refused_for_several_hosts(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     with (
         pytest.raises(ConfigError, match="127.0.0.1:9 is on loopback.*several hosts"),
-        processes.initialize("127.0.0.1:9", 2, 1),
+        processes.initialize("127.0.0.1:9", 2, 1, timeout_s=0.1),
     ):
         pass
 
