@@ -29,23 +29,39 @@ from jvdm.vae.latent_space import latent_space
 from jvdm.values import from_data
 from jvdm.weights import Manifest, read_manifest
 from jvdm.weights.diffusers import ADAPTED, CONVERTED, Published, Source, read_index
-from jvdm.weights.folder import is_published
+from jvdm.weights.folder import find, is_published
 from jvdm.weights.kept import Copy, copy_of, identity
 from jvdm.weights.leaves import Index, Leaf
 from jvdm.weights.lora import Adapter
+from jvdm.weights.single import folder_of, with_files
 
 DTYPES = ("float32", "bfloat16")
 TEXT_ENCODER, PLACES = "JVDM_TEXT_ENCODER", ("auto", "keep", "drop")
 AnySystem = str | Path | Callable[[System], System] | None
 
 
-def manifest_of(folder: Path, loras: Sequence[str | Path] = (), separate: bool = False) -> Manifest:
+def place_of(path: str | Path | None) -> tuple[Path, tuple[Path, ...]]:
+    """Returns the folder that is meant, and the single file that is read of it, if any.
+
+    Raises:
+        WeightsError: If there is none, or the rest of what a file needs is not beside it.
+    """
+    return folder_of(find(path))
+
+
+def manifest_of(
+    folder: Path,
+    loras: Sequence[str | Path] = (),
+    separate: bool = False,
+    files: Sequence[Path] = (),
+) -> Manifest:
     """Reads what a weights folder holds, which may be one of Diffusers.
 
     Args:
         folder: The folder.
         loras: Low-rank changes of its network, `PATH` or `PATH:STRENGTH` each.
         separate: Whether they stay beside its parameters; else they are added to them.
+        files: Single files whose arrays take the place of those of a published folder.
 
     Raises:
         WeightsError: If there is no such folder, or what it says cannot be read or built.
@@ -58,6 +74,7 @@ def manifest_of(folder: Path, loras: Sequence[str | Path] = (), separate: bool =
     if is_published(folder):
         index = read_index(folder)
         manifest = load_family(str(index.get("_class_name"))).manifest(folder, index)
+        manifest = with_files(manifest, files) if files else manifest
         adapters = tuple(Adapter.parsed(text) for text in loras)
         return dataclasses.replace(manifest, adapters=adapters, separate=separate)
     manifest = read_manifest(folder)
@@ -112,9 +129,12 @@ def composed(manifest: Manifest, system: AnySystem, sampling: Mapping[str, Any])
 
 
 def digests(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """Returns the sha256 of every file of weights, and of low-rank changes by their paths."""
-    adapters = manifest.adapters if isinstance(manifest, Published) else ()
-    return identity(folder) | {str(adapter.path): digest(adapter.file) for adapter in adapters}
+    """Returns the sha256 of every file of weights; of other files than the folder's by path."""
+    more = {}
+    if isinstance(manifest, Published):
+        more = {str(adapter.path): digest(adapter.file) for adapter in manifest.adapters}
+        more |= {str(file): digest(file) for file in manifest.single}
+    return identity(folder) | more
 
 
 def chosen_dtype(dtype: str | None) -> str:
@@ -251,7 +271,7 @@ def _copy_of(
     """Returns the copy that is kept of published parameters, where it would be faster."""
     if not isinstance(manifest, Published) or (folder / CONVERTED).is_dir():
         return None
-    if manifest.adapters and not manifest.separate:
+    if manifest.single or manifest.adapters and not manifest.separate:
         return None
     held = _held_shapes(system)
     return copy_of(folder, {name: held[name] for name in expected})

@@ -32,7 +32,6 @@ from jvdm.system import OF_A_ROW, System
 from jvdm.vae import tiling
 from jvdm.video import Video
 from jvdm.weights import Manifest
-from jvdm.weights.folder import find
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,8 +76,8 @@ def load(
 
     Args:
         path: Weights folder, such as `jvdm train` exports, or a folder of Diffusers of a family
-            in `configs/families`; the name of weights that come with jvdm ("tiny_t2v",
-            "nano"); None is "tiny_t2v".
+            in `configs/families`, or a file in one that takes the place of arrays of it; the name
+            of weights that come with jvdm ("tiny_t2v", "nano"); None is "tiny_t2v".
         system: A published method on top of the model: the name of one that comes with jvdm
             ("wave"), a Python file with `system(base) -> System`, or such a function.
         sampling: Rules and numbers by name, such as `{"solver": "heun", "matrix": "lag",
@@ -95,10 +94,11 @@ def load(
         ConfigError: If there is no such system, rule or number type.
     """
     keep_compiled_programs()
-    folder, mesh = find(path), mesh_of(mesh) if isinstance(mesh, str) else mesh
+    folder, files = loading.place_of(path)
+    mesh = mesh_of(mesh) if isinstance(mesh, str) else mesh
     with measuring(progress) as stages:
         with stage("load"), concurrent.futures.ThreadPoolExecutor(1) as pool:
-            manifest = loading.manifest_of(folder, lora, lora_separate)
+            manifest = loading.manifest_of(folder, lora, lora_separate, files)
             dtype = loading.chosen_dtype(dtype)
             made = loading.composed(manifest, system, sampling or {}).with_dtype(dtype)
             hashing = pool.submit(loading.digests, folder, manifest)

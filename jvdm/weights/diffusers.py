@@ -258,11 +258,13 @@ class Published(Manifest):
             by the name of each.
         adapters: Low-rank changes of the network called `model`.
         separate: Whether they stay beside its parameters; else `parameters` adds them.
+        single: Files whose arrays take the place of the folder's (`jvdm.weights.single`).
     """
 
     sources: Mapping[str, Source | Mapping[str, Source]] = dataclasses.field(default_factory=dict)
     adapters: tuple[Adapter, ...] = ()
     separate: bool = False
+    single: tuple[Path, ...] = ()
 
     def parameters(
         self, folder: str | Path, name: str, expected: Mapping[str, Any] | None = None

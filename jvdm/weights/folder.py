@@ -188,6 +188,8 @@ def find(place: str | Path | None) -> Path:
     if place is None:
         return embedded()
     path = Path(place)
+    if path.suffix == ".safetensors" and not os.path.exists(path):
+        raise WeightsError(f"{path} does not exist", "", "give a weights folder, or a file in one")
     if "/" not in str(place) and not os.path.exists(path):
         return embedded(str(place))
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(place)) and not os.path.exists(path.parent):

@@ -6,6 +6,7 @@ it takes the place of the arrays of such a folder: `jvdm convert FOLDER NEW --fi
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from jvdm.errors import ConfigError, WeightsError
 from jvdm.weights.adapters import said_by
 from jvdm.weights.convert import Table, published_name
 from jvdm.weights.diffusers import ADAPTED, Published, Source
-from jvdm.weights.safetensors import map_stored
+from jvdm.weights.folder import is_published
+from jvdm.weights.safetensors import map_stored, read_header
 
 _VAE, _MODEL = "vae.", "model.diffusion_model."  # what names begin with where there are several
 _ENOUGH = 0.5  # share of the names of a network that must be there to know it
@@ -53,14 +55,51 @@ def with_files(manifest: Published, files: Sequence[Path]) -> Published:
         else {part: replaced(source) for part, source in one.items()}
         for name, one in manifest.sources.items()
     }
-    return dataclasses.replace(manifest, sources=sources)
+    return dataclasses.replace(manifest, sources=sources, single=tuple(files))
+
+
+def folder_of(place: Path) -> tuple[Path, tuple[Path, ...]]:
+    """Returns the folder that says what a model is, and the single file that is read of it, if any.
+
+    Args:
+        place: A weights folder, or a single file in a published one.
+
+    Raises:
+        WeightsError: If it is a file that is broken, or nothing beside it says the rest.
+    """
+    if not place.is_file():
+        return place, ()
+    _check_kind(place)
+    header, metadata = read_header(place)
+    if is_published(place.parent):
+        return place.parent, (place,)
+    first = ", ".join(sorted(header)[:3])
+    what = f"{place} holds {len(header)} arrays such as {first[:200]}"
+    if described := _described(metadata):
+        what = f"{what}; its metadata describe {described}"
+    why = "text encoder, tokenizer, levels and what else a model needs are in no such file"
+    fix = "fetch the folder of Diffusers of this model and put the file into it, or write both as"
+    raise WeightsError(what, why, f"{fix} one: jvdm convert FOLDER NEW --files {place}")
+
+
+def _described(metadata: Mapping[str, str]) -> str:
+    """Returns which parts the configuration in the metadata of a file describes, "" for none."""
+    try:
+        config = json.loads(metadata.get("config", "{}"))
+    except ValueError:
+        return ""
+    return ", ".join(map(str, config))[:200] if isinstance(config, dict) else ""
+
+
+def _check_kind(file: Path) -> None:
+    if file.suffix in (".pth", ".pt", ".ckpt", ".bin"):
+        fix = "write it anew: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+        raise WeightsError(f"{file} is a file of PyTorch", "safetensors files are read", fix)
 
 
 def _held(file: Path, manifest: Published) -> list[Source]:
     """Returns the sources whose arrays are in a file, with these."""
-    if file.suffix in (".pth", ".pt", ".ckpt", ".bin"):
-        fix = "write it anew: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
-        raise WeightsError(f"{file} is a file of PyTorch", "safetensors files are read", fix)
+    _check_kind(file)
     tensors = map_stored(file.expanduser())
     sources = [
         source

@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from jvdm import cli
+import jvdm
+from jvdm import cli, record
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.families import FAMILIES
 from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pricing import stored_shapes
 from jvdm.vae import ltx_published, wan_published
+from jvdm.weights import kept
 from jvdm.weights.convert import published_name
 from jvdm.weights.diffusers import Published, Source, read_tensors, write_tensors
 from jvdm.weights.safetensors import save_stored
@@ -156,3 +158,49 @@ def test_names_of_autoencoders_are_those_that_diffusers_makes_of_them(family):
             {one: np.array([[one]]) for one in given}
         )
     assert {np.asarray(one).item(): published for published, one in made.items()} == given
+
+
+def test_a_file_in_a_folder_is_loaded_with_the_rest_of_it(tmp_path, monkeypatch):
+    """As by `jvdm convert FOLDER NEW --files FILE`, without writing anything."""
+    monkeypatch.setattr(kept, "SMALLEST_BYTES", 0)
+    monkeypatch.setenv("JVDM_HOME", str(tmp_path / "home"))
+    folder = write_wan(tmp_path / "wan")
+    expected = jvdm.load(folder, dtype="float32", progress=False)
+    model = published_in(folder).sources["model"]
+    assert isinstance(model, Source)
+    weights = renamed(model.table, read_tensors(folder / "transformer"))
+    file = folder / "wan2.1.safetensors"
+    save_stored(file, {key: np.array(x) for key, x in weights.items()}, {})
+    spoilt(folder, "transformer")
+    pipe = jvdm.load(file, dtype="float32", progress=False)
+    assert_same(pipe.params["model"], expected.params["model"])
+    assert pipe.identity[str(file)] == record.digest(file)
+    assert pipe.arrays["transformer"].startswith(f"{len(weights)} arrays expected")
+    other = jvdm.load(folder, dtype="float32", progress=False)  # no copy of the file's is kept
+    first = jax.tree.leaves(other.params["model"])[0]
+    np.testing.assert_array_equal(first, -jax.tree.leaves(expected.params["model"])[0])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({}, "such as blocks.0.x;.*text encoder.*convert FOLDER NEW --files .*alone.safetensors"),
+        ({"config": '{"transformer": {}, "vae": {}}'}, "its metadata describe transformer, vae"),
+        ({"config": "["}, "such as blocks.0.x; text encoder"),
+    ],
+)
+def test_a_file_alone_says_what_else_is_needed(tmp_path, capsys, metadata, said):
+    file = tmp_path / "alone.safetensors"
+    save_stored(file, {"blocks.0.x": np.ones(3, np.float32)}, metadata)
+    assert cli.main(["generate", "a ball", "--weights", str(file)]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    for harm, message in (
+        (lambda: file.write_bytes(file.read_bytes()[:-4]), "is truncated"),
+        (file.unlink, "alone.safetensors does not exist; give a weights folder"),
+    ):
+        harm()
+        with pytest.raises(WeightsError, match=message):
+            jvdm.load(file)
+    (tmp_path / "model.ckpt").write_bytes(b"PK")
+    with pytest.raises(WeightsError, match="file of PyTorch"):
+        jvdm.load(tmp_path / "model.ckpt")
