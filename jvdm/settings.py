@@ -6,6 +6,7 @@ one field here, and its use.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import re
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
 from jvdm.media import check_fps
+from jvdm.samplers.modalities import each
 from jvdm.system import Sampling
 from jvdm.video import Fit
 
@@ -194,7 +196,8 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
             continue
         part, number = field.metadata["at"].split(".")
         rule = getattr(sampling, part)
-        if number not in getattr(rule, "__dataclass_fields__", ()):
+        rules = rule.values() if isinstance(rule, Mapping) else (rule,)
+        if any(number not in getattr(one, "__dataclass_fields__", ()) for one in rules):
             why = f"the {part} of this system is {type(rule).__name__}, which has no {number}"
             fix = f"leave it out, or choose another {part} with --sampling.{part}"
             if part == "policy":
@@ -203,7 +206,7 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
             elif rule is None:
                 why, fix = "the matrix that was given says it already", "leave one of them out"
             raise ConfigError(f"{field.name} is {value}", why, fix)
-        rule = dataclasses.replace(rule, **{number: value})
+        rule = each(functools.partial(dataclasses.replace, **{number: value}), rule)
         sampling = dataclasses.replace(sampling, **{part: rule})
     return sampling
 
@@ -219,6 +222,12 @@ def settled(settings: Settings, sampling: Sampling, sizes: Any) -> Any:
             value = getattr(sizes, field.name)
         if field.metadata.get("at"):
             part, number = field.metadata["at"].split(".")
-            value = getattr(getattr(sampling, part), number, None)
+            rule = getattr(sampling, part)
+            value = each(functools.partial(_number, number), rule)
         found[field.name] = value
     return dataclasses.replace(settings, **found)
+
+
+def _number(name: str, rule: Any) -> Any:
+    """Returns a number of a rule, None if it has no such number."""
+    return getattr(rule, name, None)

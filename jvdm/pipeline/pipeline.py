@@ -22,10 +22,11 @@ from jvdm.callbacks import Callback
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
-from jvdm.pipeline import loading, programs, streaming
+from jvdm.pipeline import loading, programs, streaming, together
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.pipeline.texts import Texts
-from jvdm.samplers.sampler import State
+from jvdm.samplers.modalities import each
+from jvdm.samplers.sampler import State, shared_rows
 from jvdm.settings import typed
 from jvdm.stages import measuring, seen, stage
 from jvdm.system import OF_A_ROW, System
@@ -205,7 +206,8 @@ class Pipeline:
 
         Returns:
             A `Video`, or what `output_type` says; with several prompts or `num_videos` a list
-            of them, or an array with one more axis.
+            of them, or an array with one more axis. Of several modalities a dict by name, in
+            which what is no pictures is float32.
 
         Raises:
             ConfigError: If a value cannot be used.
@@ -221,18 +223,22 @@ class Pipeline:
         for message in job.warnings:
             warnings.warn(message, stacklevel=2)
         with measuring(progress):
-            decodes = 0 if output_type == "latent" else job.shape.batch
+            decodes = 0 if output_type == "latent" else job.batch
             latents = self.sample(job, callback, decodes=decodes)
             if output_type == "latent":
                 return latents
             frames = self.decode(latents)
             record = self.record(job).as_data()
         alone = isinstance(prompt, str) and settings.get("num_videos") is None
-        if output_type == "np":
-            return frames[0] if alone else frames
-        videos = [Video(clip, job.settings.fps, record) for clip in frames]
-        made = [video.to_pil() for video in videos] if output_type == "pil" else videos
-        return made[0] if alone else made
+
+        def shown(frames: np.ndarray) -> Any:
+            if output_type == "np" or frames.dtype != np.uint8:  # pictures are bytes
+                return frames[0] if alone else frames
+            videos = [Video(clip, job.settings.fps, record) for clip in frames]
+            made = [video.to_pil() for video in videos] if output_type == "pil" else videos
+            return made[0] if alone else made
+
+        return each(shown, frames)
 
     def stream(
         self, prompt: str, *, then: Mapping[Any, str] | None = None, **settings: Any
@@ -268,12 +274,15 @@ class Pipeline:
             ShapeError: If a size does not fit; it names the two nearest that do.
             DeviceMemoryError: If it cannot be held; it names the largest that can.
         """
-        job = prepare(request, self.system, self.manifest, parts(self.mesh))
+        if isinstance(self.system.vae, Mapping):
+            job = together.prepare(request, self.system, self.manifest)
+        else:
+            job = prepare(request, self.system, self.manifest, parts(self.mesh))
         system = job.system
-        check_rows(self.mesh, job.shape.batch, system.branches_at_once, system.by_stages)
+        check_rows(self.mesh, job.batch, system.branches_at_once, system.by_stages)
         return job
 
-    def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Latents:
+    def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Any:
         """Makes the latents of a job: the one assembly of a run.
 
         Args:
@@ -304,7 +313,7 @@ class Pipeline:
         params = {name: self.params[name] for name in told.networks}
         (states,), pictures = self.states(job.ids), self._everywhere(job.pictures)
         states = self._split(states)
-        return programs.tell(told, params, states, clip, tuple(job.shape), columns, pictures)
+        return programs.tell(told, params, states, clip, job.shape, columns, pictures)
 
     def states(self, *ids: Any) -> list[TextStates]:
         """Batches of what `text.read` made of prompts to their states, which may be known."""
@@ -318,15 +327,14 @@ class Pipeline:
         A video that is inverted begins as its own noise, which a run of its own finds.
         """
         placed = [(self.encode(e.frames)[:, -len(e.columns) :], e.columns) for e in job.known]
-        placed += [(jnp.asarray(entry.latents), entry.columns) for entry in job.given]
         seeds = self._split(np.asarray(job.seeds, np.uint32))
         noise = None if job.noise is None else self._split(job.noise)
         rules = ("process", "solver", "guidance", "policy", "noise", "tiles")
         system = job.system.only("model", *rules)
-        matrix, known = self._everywhere(
-            (job.matrix, tuple((clean, jnp.asarray(columns)) for clean, columns in placed))
-        )
-        state = programs.begin(system, matrix, seeds, noise, known, tuple(job.shape), self.mesh)
+        told = each(lambda entries: (*placed, *entries), job.given)
+        known = each(lambda all_: tuple((jnp.asarray(x), jnp.asarray(at)) for x, at in all_), told)
+        matrix, known = self._everywhere((job.matrix, known))
+        state = programs.begin(system, matrix, seeds, noise, known, job.shape, self.mesh)
         return state if job.inversion is None else state._replace(x=self.sample(job.inversion))
 
     def compile(self, run: Run, decodes: int = 0) -> None:
@@ -336,14 +344,12 @@ class Pipeline:
             run: From `start`.
             decodes: Videos that will be decoded at once; 0 is none.
         """
-        shape = (decodes, *run.job.shape[1:])
         phases = {id(system): system for system in self._rows(run)}.values()
         works: list[Callable[[], Any]] = [
             functools.partial(self._compile_row, system, run) for system in phases
         ]
-        if decodes and self._fits(shape):
-            x = run.state.x
-            same = x if decodes == x.shape[0] else jax.ShapeDtypeStruct(shape, x.dtype)
+        same = each(functools.partial(_so_many, decodes), run.state.x)
+        if decodes and self._fits(same):
             works.append(lambda: programs.decode.lower(*self.coder(), same, self.mesh).compile())
         with (
             stage("compile", total=len(works), unit="program") as bar,
@@ -368,7 +374,7 @@ class Pipeline:
             NumericsError: If a step gives non-finite values; it names step and frame.
             DeviceMemoryError: If the device is too small.
         """
-        left = run.job.matrix.num_rows - run.row
+        left = shared_rows(run.job.matrix) - run.row
         count = left if num_rows is None else min(num_rows, left)
         systems, stage_of = self._rows(run), run.job.switch.stage
         fixed = [self._fixed(run, told) for told in range(len(run.conditions))]
@@ -405,20 +411,22 @@ class Pipeline:
             mean = tiling.encode(vae, space.params, frames).mean
         return self._everywhere(space.standardize(jnp.asarray(mean)))
 
-    def decode(self, latents: Latents | np.ndarray) -> HostVideo:
+    def decode(self, latents: Any) -> Any:
         """Latents to frames, in bounded memory.
 
         Args:
-            latents: Standardised latents `[B, F, H, W, C]`.
+            latents: Standardised latents `[B, F, H, W, C]`, or those of modalities by name; what
+                is no pictures is decoded to float32.
 
         Raises:
             NumericsError: If a frame is not finite.
             DeviceMemoryError: If the device is too small even for small tiles.
         """
-        latents, vae = jnp.asarray(latents, jnp.float32), self.system.vae
-        if not self._fits(latents.shape):
-            return self._decode_in_pieces(latents)
-        whole, enough = not hasattr(vae, "decode_chunk"), programs.enough_memory(vae, latents.shape)
+        latents = each(lambda x: jnp.asarray(x, jnp.float32), latents)
+        vae, shape = self.system.vae, each(lambda x: x.shape, latents)
+        if not self._fits(latents):
+            return programs.decode_in_pieces(*self.coder(), latents, self.mesh)
+        whole, enough = not hasattr(vae, "decode_chunk"), programs.enough_memory(vae, shape)
         with enough, stage("decode", total=1, unit="clip") as bar:
             try:
                 made = programs.decode(*self.coder(), latents, self.mesh)
@@ -427,25 +435,10 @@ class Pipeline:
                 if whole or not is_out_of_memory(error):
                     raise
                 small = {"tile": tiling.tile_of(vae), "chunk": tiling.CHUNK}
-                return self._decode_in_pieces(latents, **small)
+                return programs.decode_in_pieces(*self.coder(), latents, self.mesh, **small)
             bar.update()
         programs.check_finite(bool(finite))
         return frames
-
-    def _decode_in_pieces(self, latents: Latents, **size: Any) -> HostVideo:
-        """Decodes tile by tile and chunk by chunk; the result is the same."""
-        vae, space = self.system.vae, self.params["vae"]
-        count, pieces = vae.num_frames(latents.shape[1]), []
-        with (
-            stage("decode", total=count, unit="frame") as bar,
-            programs.enough_memory(vae, latents.shape),
-            using(self.mesh),
-        ):
-            for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
-                programs.check_finite(bool(np.isfinite(piece).all()))
-                pieces.append(np.asarray(programs.to_bytes(jnp.asarray(piece))))
-                bar.update(piece.shape[1])
-        return np.concatenate(pieces, axis=1)
 
     def record(self, job: Job) -> records.Record:
         """Returns the record of a run so far, with the times of the stages."""
@@ -465,7 +458,8 @@ class Pipeline:
 
     def _rows(self, run: Run) -> tuple[System, ...]:
         """Returns the system of every row, as far as the program of a row depends on it."""
-        systems = run.job.system.only("model", "hooks", *OF_A_ROW).in_rows(run.job.matrix.num_rows)
+        system, rows = run.job.system.only("model", "hooks", *OF_A_ROW), shared_rows(run.job.matrix)
+        systems = system.in_rows(rows)
         return systems[::-1] if run.job.inverts else systems
 
     def _fixed(self, run: Run, told: int = 0) -> tuple[Any, ...]:
@@ -481,11 +475,11 @@ class Pipeline:
         """Returns the first arguments of the programs of the autoencoder."""
         return self.system.only("vae"), {"vae": self.params["vae"]}
 
-    def _fits(self, shape: Sequence[int]) -> bool:
+    def _fits(self, latents: Any) -> bool:
         """Whether latents of this shape are decoded at once."""
         vae = self.system.vae
         with using(self.mesh):
-            return not hasattr(vae, "decode_chunk") or tiling.at_once(vae, shape)
+            return not hasattr(vae, "decode_chunk") or tiling.at_once(vae, latents.shape)
 
     def _split(self, batch: Any) -> Any:
         """Puts arrays on the device, their leading axis split over the mesh."""
@@ -495,6 +489,11 @@ class Pipeline:
     def _everywhere(self, tree: Any) -> Any:
         """Puts a copy of every array on all devices of the mesh."""
         return tree if self.mesh is None else replicate(tree, self.mesh)
+
+
+def _so_many(count: int, x: Array) -> Any:
+    """Returns latents of `count` videos, as far as a program is compiled for them."""
+    return x if count == x.shape[0] else jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
 
 
 Pipeline.__call__.__signature__ = signature_of(Pipeline.__call__)  # what `help` and editors show

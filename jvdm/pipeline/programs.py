@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt32
 
@@ -26,7 +27,9 @@ from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, Ti
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import corrupt, expand
 from jvdm.samplers.sampler import State
+from jvdm.stages import stage
 from jvdm.system import System
+from jvdm.vae import tiling
 
 Placed = tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]]
 """Clean latents, and the frames that they are."""
@@ -47,7 +50,7 @@ def tell(
     params: PyTree,
     ids: PyTree,
     clip: Latents | None,
-    shape: Sequence[int],
+    shape: Sequence[int] | Mapping[str, Sequence[int]],
     columns: tuple[int, ...] = (),
     pictures: Float[Array, "#B K h w 3"] | None = None,
 ) -> Conditions:
@@ -58,10 +61,13 @@ def tell(
         params: Parameters.
         ids: States of the prompts, or what the text encoder reads of them, branch-major.
         clip: The first latents of the channel port, for one video or for each.
-        shape: Sizes of the latents of the run.
+        shape: Sizes of the latents of the run; those of several modalities have neither clip nor
+            pictures.
         columns: Latent frames of the clip that count.
         pictures: What the vision encoder reads of `K` pictures, of one video or of each.
     """
+    if isinstance(shape, Mapping):
+        return system.conditions(params, ids)
     channel = None
     if clip is not None:
         empty, count = jnp.zeros(tuple(shape)), clip.shape[1]
@@ -171,12 +177,19 @@ def encode(
 
 @functools.partial(Program, static_argnames=("mesh",))
 def decode(
-    system: System, params: PyTree, latents: Latents, mesh: Mesh | None = None
-) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""]]:
-    """Decodes standardised latents to bytes; the flag says whether all values were finite."""
+    system: System,
+    params: PyTree,
+    latents: Latents | Mapping[str, Latents],
+    mesh: Mesh | None = None,
+) -> tuple[Any, Bool[Array, ""]]:
+    """Decodes standardised latents to bytes, or those of every modality to what is shown of it.
+
+    The flag says whether all values were finite.
+    """
     with using(mesh):
         frames = system.decode(params, latents)
-    return to_bytes(frames), jnp.all(jnp.isfinite(frames))
+    finite = jax.tree.map(lambda part: jnp.all(jnp.isfinite(part)), frames)
+    return each(_shown, system.vae, frames), jnp.all(jnp.stack(jax.tree.leaves(finite)))
 
 
 @functools.partial(Program, static_argnames=("shape",))
@@ -232,6 +245,24 @@ def decode_piece(
     return to_bytes(frames), jnp.all(jnp.isfinite(frames)), carry
 
 
+def decode_in_pieces(
+    system: System, params: PyTree, latents: Latents, mesh: Mesh | None, **size: Any
+) -> UInt8[np.ndarray, "B T h w 3"]:
+    """Decodes tile by tile and chunk by chunk; the result is that of `decode`."""
+    vae, space = system.vae, params["vae"]
+    count, pieces = vae.num_frames(latents.shape[1]), []
+    with (
+        stage("decode", total=count, unit="frame") as bar,
+        enough_memory(vae, latents.shape),
+        using(mesh),
+    ):
+        for piece in tiling.decode(vae, space.params, space.restore(latents), **size):
+            check_finite(bool(np.isfinite(piece).all()))
+            pieces.append(np.asarray(to_bytes(jnp.asarray(piece))))
+            bar.update(piece.shape[1])
+    return np.concatenate(pieces, axis=1)
+
+
 def check_finite(finite: bool) -> None:
     """Raises `NumericsError` if a decoded frame is not finite, so that it is never encoded."""
     if not finite:
@@ -243,13 +274,18 @@ def check_finite(finite: bool) -> None:
 
 
 @contextlib.contextmanager
-def enough_memory(vae: Any, shape: Sequence[int]) -> Iterator[None]:
-    """Turns a device's lack of memory for latents of `shape` into an error that says what helps."""
+def enough_memory(vae: Any, shape: Any) -> Iterator[None]:
+    """Turns a device's lack of memory for latents of `shape` into an error that says what helps.
+
+    Of several modalities it speaks of the first.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        if isinstance(shape, Mapping):
+            vae, shape = next((vae[name], size) for name, size in shape.items())
         batch, frames, height, width = shape[:4]
         _, rows, columns = vae.strides
         raise DeviceMemoryError(
@@ -265,3 +301,8 @@ def enough_memory(vae: Any, shape: Sequence[int]) -> Iterator[None]:
 def to_bytes(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """Rounds RGB of 0..1 to 0..255; values outside are clipped."""
     return jnp.round(jnp.clip(frames, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+def _shown(vae: Any, frames: Float[Array, "*shape"]) -> Array:
+    """Rounds pictures to bytes; what is measured at a rate stays as it is."""
+    return frames if hasattr(vae, "rate") else to_bytes(frames)

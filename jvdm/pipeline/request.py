@@ -29,6 +29,8 @@ from jvdm.samplers import (
     reversed_rows,
 )
 from jvdm.samplers.matrices import level_at
+from jvdm.samplers.modalities import each
+from jvdm.samplers.sampler import shared_rows
 from jvdm.settings import (
     LEAVE_OUT,
     OTHER,
@@ -44,6 +46,9 @@ from jvdm.settings import (
 )
 from jvdm.system import System, rules_of
 from jvdm.weights import Manifest
+
+BY_NAME = ("matrix", "latents", "given")
+"""What each of several modalities has: dicts by name (`jvdm.pipeline.together`)."""
 
 
 class Given(NamedTuple):
@@ -68,8 +73,8 @@ class Request(Settings):
     """
 
     latents: Any = None
-    matrix: TimestepMatrix | None = None
-    given: tuple[Given, ...] = ()
+    matrix: TimestepMatrix | Mapping[str, TimestepMatrix] | None = None
+    given: tuple[Given, ...] | Mapping[str, tuple[Given, ...]] = ()
 
     if typing.TYPE_CHECKING:
 
@@ -116,7 +121,7 @@ class LatentShape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """A request that can be run.
+    """A request that can be run; of several modalities, matrix, given, shape and noise are dicts.
 
     Attributes:
         settings: The settled values; prompt, seed and pictures are left as they were given.
@@ -147,13 +152,13 @@ class Job:
     switch: PromptSwitch
     later: tuple[Any, ...]
     inversion: "Job | None"
-    matrix: TimestepMatrix
+    matrix: Any
     known: tuple[Known, ...]
-    given: tuple[Given, ...]
+    given: Any
     channel: Told | None
     pictures: np.ndarray | None
-    shape: LatentShape
-    noise: np.ndarray | None
+    shape: Any
+    noise: Any
     inputs: Mapping[str, str]
     warnings: tuple[str, ...]
 
@@ -162,9 +167,14 @@ class Job:
         names = settings_of(TEXT, SIZE, RULE, OTHER)
         values = {name: getattr(self.settings, name) for name in names}
         inputs = dict(self.inputs)
-        if self.given:
-            inputs["given"] = records.digest(*(entry.latents for entry in self.given))
+        if arrays := [entry.latents for entry in jax.tree.leaves(self.given, is_leaf=_is_given)]:
+            inputs["given"] = records.digest(*arrays)
         return {"prompts": self.prompts, "seeds": self.seeds, **values, "inputs": inputs}
+
+    @property
+    def batch(self) -> int:
+        """Number of videos."""
+        return len(self.prompts)
 
     @property
     def inverts(self) -> bool:
@@ -177,7 +187,8 @@ class Job:
             rules = rules_of(self.system)
         except ConfigError:  # as text what is no JSON
             rules = {"process": repr(self.system.process), "sampling": repr(self.system.sampling)}
-        sizes = {"rows": self.matrix.num_rows, "window": self.matrix.window}
+        window = each(lambda matrix: matrix.window, self.matrix)
+        sizes = {"rows": shared_rows(self.matrix), "window": window}
         digest = records.digest(*jax.tree.leaves(self.matrix))
         return {**rules, "matrix": {**sizes, "sha256": digest}}
 
@@ -196,24 +207,27 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         ShapeError: If a size does not fit; it names the two nearest that do.
         DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
+    if named := [name for name in BY_NAME if isinstance(getattr(request, name), Mapping)]:
+        why = "this system makes one video, and no modalities by name"
+        raise ConfigError(f"{named[0]} is a dict", why, "give the value alone")
     request = with_frames(check_numbers(request), system, manifest)
-    sampling = system.sampling
-    if request.matrix is not None:  # it says all levels: no rule of the system has a say
+    sampling, asked = system.sampling, typing.cast(TimestepMatrix | None, request.matrix)
+    if asked is not None:  # it says all levels: no rule of the system has a say
         sampling = dataclasses.replace(sampling, levels=None, matrix=None)
     sampling = with_numbers(sampling, request)
     settings = settled(request, sampling, manifest.defaults)
     guidance = sampling.guidance.settled()
     system = dataclasses.replace(system, sampling=dataclasses.replace(sampling, guidance=guidance))
-    if request.matrix is not None:
-        settings = dataclasses.replace(settings, num_inference_steps=request.matrix.num_steps)
+    if asked is not None:
+        settings = dataclasses.replace(settings, num_inference_steps=asked.num_steps)
 
     size = (settings.num_frames, settings.height, settings.width)
-    shape = _latent_shape(system, settings, prompts.count(request.prompt, request.num_videos))
+    shape = latent_shape(system, settings, prompts.count(request.prompt, request.num_videos))
     system = _sized(system, settings, shape)
-    matrix = matrix_of(request.matrix, system, settings, shape.frames)
+    matrix = matrix_of(asked, system, settings, shape.frames)
     estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
     texts, seeds = prompts.batch(request.prompt, request.seed, request.num_videos)
-    ids, unknown = _read(system, texts, settings)
+    ids, unknown = read(system, texts, settings)
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = starts_noisy(matrix, system.process)
@@ -234,7 +248,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         system=system,
         ids=ids,
         switch=PromptSwitch(tuple(row for row, _ in rows)),
-        later=tuple(_read(system, (text,) * len(texts), settings)[0] for _, text in rows),
+        later=tuple(read(system, (text,) * len(texts), settings)[0] for _, text in rows),
         inversion=None,
         matrix=matrix,
         known=known,
@@ -242,7 +256,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         channel=channel,
         pictures=_seen(system, request, canvas),
         shape=shape,
-        noise=_noise(request.latents, shape),
+        noise=noise_of(request.latents, shape),
         inputs={name: records.digest(x) for name, x in given.items() if x is not None},
         warnings=(
             *unknown,
@@ -254,10 +268,14 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     return job if request.invert is None else dataclasses.replace(job, inversion=_inverse(job))
 
 
-def _read(system: System, texts: tuple[str, ...], settings: Settings) -> tuple[Any, Any]:
+def read(system: System, texts: tuple[str, ...], settings: Settings) -> tuple[Any, Any]:
     """Returns what the text encoder reads of the prompts of all branches, and unknown words."""
-    branches = system.sampling.guidance.branches
-    return system.text.read(prompts.of_branches(branches, texts, settings.negative_prompt))
+    texts = prompts.of_branches(system.branches, texts, settings.negative_prompt)
+    return system.text.read(texts)
+
+
+def _is_given(part: Any) -> bool:
+    return isinstance(part, Given)
 
 
 def _seen(system: System, request: Request, canvas: Canvas) -> np.ndarray | None:
@@ -306,7 +324,7 @@ def _inverse(job: Job) -> Job:
         job,
         prompts=texts,
         system=system,
-        ids=_read(system, texts, job.settings)[0],
+        ids=read(system, texts, job.settings)[0],
         switch=PromptSwitch(()),
         later=(),
         matrix=reversed_rows(matrix),
@@ -340,7 +358,7 @@ def _check_policy(network: Any, window: int, height: int, width: int) -> None:
     jax.eval_shape(lambda: network.start(window, height, width))
 
 
-def _latent_shape(system: System, settings: Any, batch: int) -> LatentShape:
+def latent_shape(system: System, settings: Any, batch: int) -> LatentShape:
     """Returns the sizes of the latents; the autoencoder and the patches say which fit."""
     vae, size = system.vae, (settings.height, settings.width)
     for name, value, stride in zip(("height", "width"), size, vae.strides[1:], strict=True):
@@ -394,7 +412,7 @@ def _beyond_training(settings: Any, manifest: Manifest, in_tiles: bool) -> tuple
     return tuple(warnings)
 
 
-def _noise(latents: Any, shape: LatentShape) -> np.ndarray | None:
+def noise_of(latents: Any, shape: LatentShape) -> np.ndarray | None:
     """Returns the user's starting noise as float32 of the shape of the run."""
     if latents is None:
         return None

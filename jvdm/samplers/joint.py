@@ -150,8 +150,12 @@ def guided_carry_together(
 
 
 def all_branches(rules: Mapping[str, Guidance]) -> tuple[str, ...]:
-    """Returns the branches that any rule names, in the order in which they are named."""
-    return tuple(dict.fromkeys(name for rule in rules.values() for name in rule.branches))
+    """Returns the branches that any rule names, in an order that no order of a dict changes.
+
+    A program sees the rules in the order of their names, and who reads the prompts does not.
+    """
+    ordered = (rules[modality] for modality in sorted(rules))
+    return tuple(dict.fromkeys(name for rule in ordered for name in rule.branches))
 
 
 def _remember(rules: Mapping[str, Guidance]) -> bool:

@@ -246,7 +246,7 @@ def test_a_rule_of_guidance_for_each():
         return say
 
     def of_both(names):
-        assert names == ("unconditional", "prompt", "silent")
+        assert names == ("prompt", "unconditional", "silent")  # those of audio first
         say = of_one(names)
 
         def say_both(x, call, carry):

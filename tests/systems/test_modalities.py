@@ -7,25 +7,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.core import FrozenDict
 
-from jvdm import prompts
-from jvdm.pipeline import programs
+from jvdm.attention import Dense
+from jvdm.errors import ConfigError, ShapeError
+from jvdm.pipeline import Pipeline, Request, programs
+from jvdm.pipeline.request import Given
 from jvdm.samplers import (
     ClassifierFree,
     GradGuide,
+    LagMatrix,
     Projected,
-    freeze,
+    ShiftedLevels,
     linspace_levels,
     shift_levels,
+    times,
     waves_in_seconds,
 )
 from jvdm.system import Sampling, System
+from jvdm.weights import Defaults
+from tests.generate import nano
 from tests.generate.nano import TEXT, VAE, drawn
 
 HOP, CHANNELS = 8, 2
 SHAPE: Any = FrozenDict(video=(1, 3, 2, 2, 4), audio=(1, 6, 1, 1, 3))
-SECONDS = {"video": np.arange(3.0), "audio": np.arange(6) / 2}
+SECONDS = {"video": np.arange(3) / 3, "audio": np.arange(6) / 8}
 PROMPT, OTHER = "a large red ball rolls to the left", "a small blue box rests"
 
 
@@ -37,6 +44,7 @@ class Waves(nn.Module):
     """Codes waves `[B, T, 1, 1, channels]`; an autoencoder as `System` asks for one."""
 
     strides: tuple[int, ...] = (HOP, 1, 1)
+    rate: float = 64.0
     latent_channels: int = 3
     channels: int = CHANNELS
 
@@ -62,7 +70,8 @@ class Both(nn.Module):
 
     patch: int = 1
     ports: tuple[str, ...] = ()
-    policy: Any = None
+    policy: Any = Dense()
+    dtype: str = "float32"
 
     def start(self, sizes, positions, batch):
         assert sizes == {"video": (3, 2, 2), "audio": (6, 1, 1)} and len(positions["audio"]) == 6
@@ -83,27 +92,25 @@ class Both(nn.Module):
 
 
 LEVELS = {"video": shift_levels(linspace_levels(3), 12.0), "audio": linspace_levels(3)}
-RULES = {"video": Projected(3.0, momentum=-0.5), "audio": ClassifierFree(2.0)}
-SYSTEM = System(
-    TEXT, Both(), FrozenDict(video=VAE, audio=Waves()), sampling=Sampling(guidance=RULES)
+SAMPLING = Sampling(
+    levels={"video": ShiftedLevels(3, 12.0), "audio": ShiftedLevels(3, 1.0)},
+    matrix=LagMatrix(1),
+    guidance={"video": Projected(3.0, momentum=-0.5), "audio": ClassifierFree(2.0)},
 )
+SYSTEM = System(TEXT, Both(), FrozenDict(video=VAE, audio=Waves()), sampling=SAMPLING)
 PARAMS = drawn(SYSTEM.init, jax.random.key(0))
-MATRICES = waves_in_seconds(LEVELS, SECONDS, lag=1)
+MANIFEST = dataclasses.replace(nano.MANIFEST, defaults=Defaults(16, 16, 9, 12.0))
+PIPE = Pipeline(SYSTEM, PARAMS, MANIFEST)
 
 
-def told(system, text=PROMPT):
-    ids, _ = system.text.read(prompts.of_branches(system.branches, (text,), None))
-    return programs.tell(system, PARAMS, ids, None, shape=(1,))
-
-
-def latents_of(system=SYSTEM, text=PROMPT, matrices=MATRICES, placed=(), seed=0):
-    seeds = np.asarray([seed], np.uint32)
-    state = programs.begin(system, matrices, seeds, None, placed, SHAPE, None)
-    start = {name: np.asarray(x) for name, x in state.x.items()}
-    for row in range(matrices["video"].num_rows):
-        given = (system, PARAMS, told(system, text), matrices, state, np.int32(row))
-        state = programs.denoise_row(*given, mesh=None)
-    return start, {name: np.asarray(x) for name, x in state.x.items()}, state.carry
+def latents_of(system=SYSTEM, text=PROMPT, seed=0, **settings):
+    """The latents before the first row and after the last one, and the carry."""
+    pipe = dataclasses.replace(PIPE, system=system)
+    run = pipe.start(pipe.prepare(Request(prompt=text, seed=seed, **settings)))
+    start: Any = jax.tree.map(np.asarray, run.state.x)
+    state = pipe.advance(run).state
+    end: Any = jax.tree.map(np.asarray, state.x)
+    return start, end, state.carry
 
 
 def test_prompts_become_video_and_waves_that_hear_each_other():
@@ -115,14 +122,22 @@ def test_prompts_become_video_and_waves_that_hear_each_other():
     assert frames["audio"].shape == (1, 6 * HOP, 1, 1, CHANNELS)
     coded = jax.eval_shape(SYSTEM.encode, PARAMS, frames)
     assert {name: x.shape for name, x in coded.items()} == dict(SHAPE)
+    # What a call returns is that: pictures as bytes, waves as numbers.
+    steps = []
+    made: Any = PIPE(
+        PROMPT, seed=0, output_type="np", progress=False, callback=lambda step, x: steps.append(x)
+    )
+    assert len(steps) == 5 and all(np.array_equal(steps[-1][name], end[name]) for name in end)
+    np.testing.assert_allclose(made["audio"], frames["audio"][0], atol=1e-5)
+    bytes_of = np.round(np.clip(frames["video"][0], 0, 1) * 255)
+    assert np.abs(made["video"] - bytes_of).max() <= 1 and made["video"].dtype == np.uint8
     _, other, _ = latents_of(text=OTHER)
     assert all(np.abs(end[name] - other[name]).max() > 1e-4 for name in end)
     # Given sound stays, bit by bit, and another sound makes another video.
-    given = {**MATRICES, "audio": freeze(MATRICES["audio"], range(6))}
     made = []
     for loud in (0.0, 1.0):
-        sound = ((jnp.full(SHAPE["audio"], loud), jnp.arange(6)),)
-        _, both, _ = latents_of(matrices=given, placed={"video": (), "audio": sound})
+        sound = Given(jnp.full(SHAPE["audio"], loud), tuple(range(6)))
+        _, both, _ = latents_of(given={"audio": (sound,)})
         np.testing.assert_array_equal(both["audio"], np.full(SHAPE["audio"], loud, np.float32))
         made.append(both["video"])
     assert np.abs(made[0] - made[1]).max() > 1e-3
@@ -137,7 +152,10 @@ def test_other_numbers_and_prompts_are_no_other_programs():
     sizes = [program._cache_size() for program in known]
     rules = {"video": Projected(5.0, momentum=-0.5), "audio": ClassifierFree(1.5)}
     sampling = dataclasses.replace(SYSTEM.sampling, guidance=rules)
-    latents_of(dataclasses.replace(SYSTEM, sampling=sampling), OTHER, seed=3)
+    changed = dataclasses.replace(SYSTEM, sampling=sampling)
+    latents_of(
+        changed, OTHER, seed=3, matrix=waves_in_seconds(LEVELS, SECONDS, lag=1, block_s=1 / 3)
+    )
     assert [program._cache_size() for program in known] == sizes
 
 
@@ -156,7 +174,7 @@ def test_guidance_and_hooks_of_one_modality_leave_the_others_rules_alone():
     louder = {"video": ClassifierFree(1.0), "audio": ClassifierFree(4.0)}
     hooks = {"video": (), "audio": (GradGuide(loudness, 0.0, 1.0),)}
     expected, other, silent = (
-        latents_of(with_rules(**rules), matrices=one_row)[1]
+        latents_of(with_rules(**rules), matrix=one_row)[1]
         for rules in (
             {"guidance": plain},
             {"guidance": louder},
@@ -168,3 +186,60 @@ def test_guidance_and_hooks_of_one_modality_leave_the_others_rules_alone():
     assert np.abs(other["audio"] - expected["audio"]).max() > 1e-4
     np.testing.assert_allclose(silent["audio"], 0, atol=1e-5)
     assert np.abs(expected["audio"]).max() > 0.1
+
+
+def test_a_wave_is_one_of_seconds_and_a_record_says_what_each_had():
+    job = PIPE.prepare(Request(prompt=PROMPT, seed=0))
+    expected = waves_in_seconds(LEVELS, SECONDS, lag=1, block_s=1 / 3)
+    for name, matrix in expected.items():
+        np.testing.assert_array_equal(times(job.matrix[name]), times(matrix))
+    assert {name: tuple(size) for name, size in job.shape.items()} == dict(SHAPE)
+    twice = PIPE.prepare(Request(prompt=[PROMPT, OTHER], duration="0.7s", guidance_scale=1.5))
+    assert {name: size[:2] for name, size in twice.shape.items()} == {
+        "video": (2, 3),
+        "audio": (2, 6),
+    }
+    rules = twice.system.sampling.guidance
+    assert [rules[name].scale for name in SHAPE] == [1.5, 1.5]
+    record = PIPE.record(job).as_data()
+    assert record["system"]["matrix"]["rows"] == job.matrix["video"].num_rows == 5
+    assert record["settings"]["num_inference_steps"] == {"video": 3, "audio": 3}
+
+
+def test_starting_noise_and_matrices_are_those_that_are_given():
+    noise = {name: np.full(size, 0.1 * len(name)) for name, size in SHAPE.items()}
+    noise["audio"] *= 2
+    matrix = waves_in_seconds(LEVELS, SECONDS, lag=0)
+    start, _, _ = latents_of(latents=noise, matrix=matrix)
+    for name, values in noise.items():
+        np.testing.assert_allclose(start[name], values, rtol=1e-6)
+
+
+def test_a_callback_may_change_all_of_them_and_no_fewer():
+    job = PIPE.prepare(Request(prompt=PROMPT, seed=0))
+    end = PIPE.advance(PIPE.start(job), 1, lambda step, x: {name: 0 * x[name] for name in x})
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(end.state.x))
+    with pytest.raises(ConfigError, match="it may return latents of audio and video"):
+        PIPE.advance(PIPE.start(job), 1, lambda step, x: {"audio": x["audio"]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"image": np.zeros((16, 16, 3), np.uint8)}, ConfigError, "image was given"),
+        ({"switch": {"row1": OTHER}}, ConfigError, "switch was given"),
+        ({"latents": np.zeros(SHAPE["video"])}, ConfigError, "latents is a ndarray"),
+        ({"given": {"smell": ()}}, ConfigError, "given is a dict"),
+        ({"num_frames": 10}, ShapeError, "10"),
+    ],
+    ids=["picture", "switch", "one for all", "another name", "frames"],
+)
+def test_what_no_modality_or_only_one_could_have_is_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        PIPE.prepare(Request(prompt=PROMPT, seed=0, **settings))
+
+
+def test_dicts_for_a_system_of_one_are_refused():
+    one = Pipeline(nano.SYSTEM, {}, nano.MANIFEST)
+    with pytest.raises(ConfigError, match="latents is a dict"):
+        one.prepare(Request(prompt=PROMPT, seed=0, latents={"video": np.zeros(1)}))
