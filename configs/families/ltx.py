@@ -4,7 +4,8 @@
 (`LTXPipeline`), 0.9.5 and the 13B models (`LTXConditionPipeline`). Sizes and levels are those of
 the folder. A given picture or clip is kept exactly, by a column of the timestep matrix at level 0,
 as `LTXImageToVideoPipeline` does, and `LTXConditionPipeline` without `image_cond_noise_scale`, the
-noise that it adds to it at every step.
+noise that it adds to it at every step. The latent upsampler of 0.9.7 and 0.9.8
+(`LTXLatentUpsamplePipeline`) is not read.
 """
 
 import json
@@ -40,6 +41,7 @@ from jvdm.weights.diffusers import (
     check_class,
     read_config,
     read_tensors,
+    warn_of_unread,
 )
 
 Config = Mapping[str, Any]
@@ -91,6 +93,7 @@ def manifest(folder: Path, index: Config) -> Published:
     """
     later = index.get("_class_name") == LATER
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    warn_of_unread(folder, index, (*FOLDERS.values(), "scheduler", "tokenizer"))
     for name, classes in CLASSES.items():
         check_class(folder / FOLDERS[name] / CONFIG, configs[name], classes)
     rules = sampling(read_config(folder / SCHEDULER), later)

@@ -51,6 +51,7 @@ from jvdm.weights.diffusers import (
     check_class,
     find_tensors,
     read_config,
+    warn_of_unread,
 )
 
 Config = Mapping[str, Any]
@@ -162,6 +163,8 @@ def manifest(folder: Path, index: Config) -> Published:
     """
     boundary, scheduler = index.get("boundary_ratio"), read_config(folder / SCHEDULER)
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
+    known = (*FOLDERS.values(), SECOND, VISION, "image_processor", "scheduler", "tokenizer")
+    warn_of_unread(folder, index, known)
     for name, classes in CLASSES.items():
         check_class(folder / FOLDERS[name] / CONFIG, configs[name], classes)
     how = usual(index, scheduler, configs["model"])

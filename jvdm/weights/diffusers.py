@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,23 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds no fields", "a JSON object was expected", _FIX)
     return content
+
+
+def warn_of_unread(folder: Path, index: Mapping[str, Any], read: Collection[str]) -> None:
+    """Warns of components, and of other pipelines within a folder, that have no part in a model.
+
+    Args:
+        folder: The published folder.
+        index: What its `model_index.json` says: `[library, class]` of every component.
+        read: Components that are read.
+    """
+    parts = {name: said for name, said in index.items() if isinstance(said, list) and said[1:]}
+    kinds = {name: str(said[1]) for name, said in parts.items() if said[1] and name not in read}
+    for place in sorted(folder.glob(f"*/{INDEX}")):
+        kinds[place.parent.name] = str(read_index(place.parent).get("_class_name"))
+    if kinds:
+        said = ", ".join(f"{name} ({kind[:80]})" for name, kind in kinds.items())
+        warnings.warn(f"{folder}: {said} is not read; videos are made without it", stacklevel=4)
 
 
 def check_class(path: Path, config: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 import jvdm
 from jvdm import cli
-from jvdm.errors import DeviceMemoryError, WeightsError
+from jvdm.errors import ConfigError, DeviceMemoryError, WeightsError
 from jvdm.pipeline import programs
 from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pipeline.request import request_of
@@ -24,6 +25,7 @@ from tests.weights.ltx_folder import (
     CLASSES,
     NOISE,
     PICTURE,
+    PLAIN,
     PROMPTS,
     SCHEDULER,
     STATISTICS,
@@ -174,3 +176,26 @@ def test_what_is_not_of_ltx_is_refused(tmp_path):
     (folder / "vae/config.json").write_text(json.dumps({"latent_channels": 8}))
     with pytest.raises(WeightsError, match="KeyError"):
         manifest_of(folder)
+
+
+def test_an_upsampler_beside_the_13b_model_is_named_as_not_read(tmp_path):
+    """0.9.7 and 0.9.8: heads of another size, an index with classes, and a second pipeline."""
+    folder = write_ltx(tmp_path / "ltx", "0_9_5")
+    parts = {name: ["diffusers", kind] for name, kind in CLASSES.items()}
+    parts |= {"scheduler": ["diffusers", PLAIN["_class_name"]], "tokenizer": ["transformers", "T"]}
+    index = {"_class_name": "LTXConditionPipeline", **parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = manifest_of(folder)
+    more = {"latent_upsampler": ["ltx", "LTXLatentUpsamplerModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index | more))
+    upscaler = folder / "spatial_upscaler"
+    upscaler.mkdir()
+    (upscaler / "model_index.json").write_text('{"_class_name": "LTXLatentUpsamplePipeline"}')
+    said = r"latent_upsampler \(LTXLatentUpsamplerModel\), .*\(LTXLatentUpsamplePipeline\) is not"
+    with pytest.warns(UserWarning, match=said):
+        pipe = jvdm.load(folder, dtype="float32", progress=False)
+    assert pipe.manifest.components == expected.components
+    with pytest.raises(ConfigError, match="LTXLatentUpsamplePipeline; jvdm does not read it"):
+        manifest_of(upscaler)
