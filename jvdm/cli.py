@@ -70,6 +70,12 @@ VERBS = {
         "say what training or a network needs on devices that are not there: --on v5e:2x4",
         compiles=False,
     ),
+    "profile": Verb(
+        "jvdm.profiling",
+        "ProfileOptions",
+        ("config",),
+        "say which kinds of operations a network consists of, and where its time goes",
+    ),
     "convert": Verb(
         "jvdm.convert",
         "ConvertOptions",

@@ -1,13 +1,14 @@
 """What a function needs, counted from its matrix products and convolutions."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 _CUDNN_ATTENTION = "dot_product_attention_fwd"
+_FREE = ("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "stop_gradient", "copy")
 
 
 def product_flops(function: Callable[..., Any], *arguments: Any) -> float:
@@ -113,3 +114,74 @@ def _repeats(name: str, given: dict[str, Any]) -> int:
     if name == "pallas_call":
         return math.prod(given["grid_mapping"].grid)
     return 1
+
+
+class Operation(NamedTuple):
+    """An operation of a traced function.
+
+    Attributes:
+        path: Named scopes around it, from the outside in, parted by slashes.
+        name: Name of its primitive.
+        times: How often it runs.
+        flops: Operations each time: of products as `product_flops` counts them, else a number of
+            the result, or of what is reduced, is one.
+        bytes: What it reads and writes each time. Others than products, reductions and copies are
+            fused with their neighbours and count what they write alone.
+        shapes: Shapes of its arguments.
+        reads: Bytes of each of them.
+        batched: Whether it is a product with a batch, such as the scores of attention.
+    """
+
+    path: str
+    name: str
+    times: int
+    flops: float
+    bytes: int
+    shapes: tuple[tuple[int, ...], ...]
+    reads: tuple[int, ...]
+    batched: bool
+
+
+def operations(function: Callable[..., Any], *arguments: Any) -> Iterator[Operation]:
+    """Returns the operations of `function`, those in loops once with how often they run.
+
+    Of the branches of a condition those of the dearest are returned.
+    """
+    return _operations(jax.make_jaxpr(function)(*arguments).jaxpr, 1, "")
+
+
+def _operations(jaxpr: Any, times: int, path: str) -> Iterator[Operation]:
+    for equation in jaxpr.eqns:
+        name, given = equation.primitive.name, equation.params
+        inner = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
+        bodies = _bodies(equation)
+        if not bodies or name == "pallas_call" or name.startswith(_CUDNN_ATTENTION):
+            yield _operation(equation, times, inner)
+            continue
+        if name == "cond":
+            bodies = [max(bodies, key=_count)]
+        for body in bodies:
+            yield from _operations(body, times * _repeats(name, given), inner)
+
+
+def _operation(equation: Any, times: int, path: str) -> Operation:
+    name, given = equation.primitive.name, equation.params
+    read, written = (
+        [value.aval for value in values if hasattr(value.aval, "shape")]
+        for values in (equation.invars, equation.outvars)
+    )
+    whole, results = (sum(math.prod(aval.shape) for aval in avals) for avals in (read, written))
+    product, reduces = _equation(equation), name.startswith(("reduce", "arg", "cum"))
+    moves = name in ("gather", "scatter", "sort", "transpose", "concatenate")
+    touched = [*read, *written] if product or reduces or moves else written
+    if name in _FREE:
+        return Operation(path, name, times, 0.0, 0, (), (), False)
+    batched = name == "dot_general" and bool(given["dimension_numbers"][1][0])
+    flops = product or float(whole if reduces else 0 if moves else results)
+    shapes = tuple(tuple(aval.shape) for aval in read)
+    reads, size = tuple(map(_bytes, read)), sum(map(_bytes, touched))
+    return Operation(path, name, times, flops, size, shapes, reads, batched)
+
+
+def _bytes(aval: Any) -> int:
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8)

@@ -8,8 +8,13 @@ just before (arXiv:2505.21070). Blocks follow each other through the stages of l
 of a pool, in which near frames never meet. The paper's claim: 1,025 frames of Wan 2.1 on eight
 RTX 4090 with 6.54 times less latency and 1.48 times less memory than a device for all layers has;
 blocks and context of 8 latent frames. What is ours: 4 and 4, so that a window has the 8 frames
-that the shipped model knows; a block enters as soon as what it reads is settled, which is that of
-one device also where there are fewer blocks than devices.
+that the shipped model knows; a block enters when what it reads is settled, so that
+results are those of one device also where there are fewer blocks than devices.
+
+Measured with the shipped `nano` (`--weights nano --num-frames 109`: six blocks, 48 rows), seeds 0
+and 1: the change of pixels at the borders of blocks is 1.36 and 1.48 of the median change; that
+model was trained on windows of 3 latent frames. Two stages have the bits of one device
+(`tests/models/test_blockwise.py`); their speed was not measured.
 """
 
 import dataclasses

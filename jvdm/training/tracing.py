@@ -64,10 +64,10 @@ class Tracer:
 def scopes(program: str) -> dict[str, str]:
     """Returns the part of the model that each operation of a compiled program belongs to."""
     found = re.findall(r'^ *(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', program, re.MULTILINE)
-    return {operation: _part(name) for operation, name in found}
+    return {operation: part_of(name) for operation, name in found}
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
     """Returns modules from the outside in, without transformations and the last operation."""
     inner = [_NOISE.sub("", part) for part in name.partition(";")[0].split("/")[1:-1]]
     part = "/".join(part for part in inner if part not in _PLAIN) or "other"

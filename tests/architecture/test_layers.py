@@ -48,6 +48,7 @@ LAYERS = (
         "inspection",
         "plan",
         "policies",
+        "profiling",
         "train",
     ),
     ("", "__main__", "cli", "configs", "overrides"),
