@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from typing import Any
 
 import jax
@@ -135,6 +136,17 @@ def test_a_video_is_planned_from_prompt_to_frames():
     assert "50 times" in text(found)
     with pytest.raises(ConfigError, match="use branch=2"):
         plan("wan-tiny", "h200x8", "branch=8", "video")
+
+
+@pytest.mark.slow
+def test_configs_need_on_their_device_what_their_headers_say(root):
+    """Counted, not compiled: arrays, and the largest product. Others read weights first."""
+    line = re.compile(r"^jvdm plan (\S+) --on (\S+) +([\d.]+) GB", re.MULTILINE)
+    files = (root / "configs").glob("*.py")
+    said = [found for path in files for found in line.findall(path.read_text())]
+    assert {"nano", "vae", "tiny_t2v_causal"} <= {name for name, _, _ in said}
+    for name, on, needed in said:
+        assert plan(name, on)["peak"] / 1e9 == pytest.approx(float(needed), abs=0.006), name
 
 
 @needs_libtpu
