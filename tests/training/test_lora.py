@@ -15,6 +15,8 @@ from jvdm import cli
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.parallel import mesh_of
+from jvdm.pipeline.loading import manifest_of, ready
+from jvdm.pricing import stored_shapes
 from jvdm.samplers import Call
 from jvdm.samplers.denoiser import ask
 from jvdm.training.checkpoint import read_checkpoint
@@ -23,10 +25,13 @@ from jvdm.training.low_rank import LowRankMatching, base_of
 from jvdm.training.objective import TrainCall
 from jvdm.video import Video
 from jvdm.weights import lora
+from jvdm.weights.diffusers import Published
 from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import flatten, load_stored
+from tests.parity.references import inputs
 from tests.training.test_own_videos import README, commands
 from tests.vae.nano import QUICK
+from tests.weights.ltx_folder import write_ltx
 from tests.weights.wan_folder import write_wan
 
 wan_lora: Any = importlib.import_module("jvdm.configs.families.wan_lora")
@@ -199,3 +204,35 @@ def test_a_folder_without_films_or_with_fewer_than_a_batch_is_refused(trained, t
     few = ["--batch-size=8", "--source.batch-size=8", "--source.clips.folder"]
     assert cli.main([*given, *few, str(workdir.parents[1] / "videos")]) == 2
     assert "4 usable clips for batches of 8" in capsys.readouterr().err
+
+
+def test_ltx_video_is_trained_by_its_recipe(tmp_path):
+    """Every clip is 17 frames of LTX-Video; the loss of the same draws falls, the file fits."""
+    folder = write_ltx(tmp_path / "ltx")
+    recipe: Any = importlib.import_module("jvdm.configs.families.ltx_lora")
+    objective = dataclasses.replace(recipe.config().objective, base=str(folder), rank=2)
+    base, frozen = base_of(str(folder), None), objective.frozen()
+    params, (x,) = objective.init(jax.random.key(0)), inputs((2, 3, 2, 4, 8), seed=3)
+    ids, _ = base.system.text.read(["a red ball rolls", ""])
+    shapes = stored_shapes(base.system)["text"]
+    text = ready(base.manifest.parameters(base.folder, "text", shapes)[1], base.system.text)
+    told = TextStates(*base.system.text.apply({"params": text}, jnp.asarray(ids)))
+    nothing = jax.tree.map(lambda leaf: leaf[1:], told)
+    batch = {"latents": jnp.asarray(x), "text": told, "nothing": nothing}
+    call = TrainCall(jnp.int32(0), jax.random.key(1), {}, frozen)
+
+    def loss(params):
+        return objective.loss(params, batch, call)[0]
+
+    run = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+    losses = []
+    for _ in range(4):
+        value, slope = run(params)
+        losses.append(float(value))
+        params = jax.tree.map(lambda p, g: p - 0.01 * g, params, slope)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+    file = objective.write(tmp_path, params)
+    manifest = manifest_of(folder, [file])
+    assert isinstance(manifest, Published)
+    changes = manifest.changes(base.shapes)[0][""]
+    assert len(changes) == len(load_stored(file)) // 2 == 2 * (4 + 4 + 2)
