@@ -1,5 +1,6 @@
 """One training step: batch, loss, gradient, update, average."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,7 +121,8 @@ def _after(state: TrainState, new: Updated, decay: Array) -> TrainState:
     kept = (state.params, state.ema, state.opt_state)
     params, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
     bad = jnp.where(finite, 0, 1)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         ema=ema,
