@@ -16,12 +16,19 @@ from jvdm.errors import Interrupted, Preempted
 _ERRORS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
+def ask() -> None:
+    """Asks this process to stop, as SIGTERM does, unless a signal has come already."""
+    if not StopRequest.asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class StopRequest:
     """While entered, SIGTERM and Ctrl-C end the run with `Preempted` or `Interrupted`.
 
     Inside `later()` the first one only sets `requested`, and says so: the main thread may sit
     in a device or a compiler, where Python runs no handlers, so a thread of its own listens.
     A signal that a library swallows is not lost: `check`, and the end, raise it again.
+    SIGTERM may come twice, from a scheduler and from another process of the run: it counts once.
     Handlers that were there before come back at the end. A signal that the process ignores, as
     Ctrl-C in a background job, stays ignored; outside the main thread nothing is installed.
 
@@ -30,6 +37,10 @@ class StopRequest:
         fix: What to do after the run was stopped.
         heard: Called in a thread of its own when a signal has come, to pass it on.
     """
+
+    asked = False
+    """Whether a signal has come since the outermost of these was entered."""
+    _entered = 0
 
     def __init__(
         self,
@@ -88,6 +99,8 @@ class StopRequest:
         return future
 
     def __enter__(self) -> "StopRequest":
+        StopRequest.asked = StopRequest.asked and StopRequest._entered > 0
+        StopRequest._entered += 1
         if threading.current_thread() is threading.main_thread():
             ears, mouth = socket.socketpair()
             mouth.setblocking(False)
@@ -104,6 +117,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
+        self._later = True  # nothing is interrupted while handlers come back
+        StopRequest._entered -= 1
         self._restore.close()
         if error is not None:
             atexit.register(_leave, self._working, getattr(error, "exit_code", 1))
@@ -112,7 +127,9 @@ class StopRequest:
 
     def _handle(self, number: int, frame: Any) -> None:
         again, self._first = self._first, self._first or signal.Signals(number)
-        if not self._later or again == number == signal.SIGINT:
+        first, StopRequest.asked = not StopRequest.asked, True
+        impatient = number == signal.SIGINT and (not self._later or again == number)
+        if impatient or (first and not self._later):
             raise KeyboardInterrupt
 
     def _listen(self, ears: socket.socket) -> None:

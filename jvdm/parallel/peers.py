@@ -9,7 +9,6 @@ import contextlib
 import ipaddress
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jvdm.errors import ConfigError, DistributedError, MissingProcesses
+from jvdm.stopping import ask
 
 LOOPBACK_SECONDS = 60.0
 """Patience on this machine itself: its processes start together."""
@@ -152,7 +152,7 @@ class Peers:
         if not self.stopping:
             self.stopping = True
             self._tell({"stop": True}, but=teller)
-            os.kill(os.getpid(), signal.SIGTERM)
+            ask()
 
     def _end(self, why: str, code: int, teller: int) -> None:
         """Ends this process at once: it may sit in a collective for ever."""

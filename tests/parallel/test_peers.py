@@ -12,6 +12,7 @@ import pytest
 from jvdm.errors import ConfigError, DistributedError, JvdmError, MissingProcesses
 from jvdm.parallel import peers, processes
 from jvdm.parallel.peers import Place, call_roll
+from jvdm.stopping import StopRequest
 from tests.parallel.several import free_port
 
 
@@ -133,7 +134,8 @@ def test_a_signal_to_one_reaches_all(monkeypatch):
     first, second, third = call(*places(3))
     heard = threading.Semaphore(0)
     sent = []
-    monkeypatch.setattr(peers.os, "kill", lambda *given: (sent.append(given), heard.release()))
+    monkeypatch.setattr(StopRequest, "asked", False)
+    monkeypatch.setattr(os, "kill", lambda *given: (sent.append(given), heard.release()))
     second.stop()
     second.stop()
     assert heard.acquire(timeout=10) and heard.acquire(timeout=10)

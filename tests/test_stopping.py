@@ -1,0 +1,34 @@
+"""A request to stop that comes twice, from a scheduler and from another process, counts once."""
+
+import os
+import signal
+
+import pytest
+
+from jvdm.errors import Preempted
+from jvdm.stopping import StopRequest, ask
+
+
+def test_a_second_sigterm_does_not_interrupt_the_first_ones_end():
+    heard, after = [], []
+    with pytest.raises(Preempted, match="stopped by SIGTERM"), StopRequest():
+        try:
+            with StopRequest(heard=lambda: heard.append("passed on")):
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal.sigtimedwait((), 5)
+                finally:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    after.append("inner")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ask()
+            after.append("outer")
+    assert after == ["inner", "outer"] and heard
+
+
+def test_another_process_asks_as_a_signal_does_and_each_run_is_asked_anew():
+    for _ in range(2):
+        with pytest.raises(Preempted, match="stopped by SIGTERM"), StopRequest():
+            ask()
+            signal.sigtimedwait((), 5)
