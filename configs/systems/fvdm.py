@@ -49,10 +49,10 @@ that is made a picture again, as in training, change these means by .05 at most.
 on from what is slower, and in the world nothing at rest starts by itself, so errors towards rest
 add up. Windows of 9 latents, the length of training, lose less behind a film (6 given, 3 made: 1.03
 .95 .95, later 1.05 .95 .90), but a stream of them is not surely better: over 97 frames, 8 steps,
-two seeds, .29 and .69 (ball) instead of .42 and .83, and for the box .45 instead of .19 with the
-first. None of these settings mends it; clips for training that begin within a film, behind frames
-that the network made, have not been tried. The fused call has more because its windows disagree.
-The median change that seams are told in falls with the motion.
+two seeds, .29 and .69 (ball), .45 and .61 (box) instead of .42, .83, .19 and .48. None of these
+settings mends it; clips for training that begin within a film, behind frames that the network made,
+have not been tried. The fused call has more because its windows disagree. The median change that
+seams are told in falls with the motion.
 """
 
 import dataclasses
