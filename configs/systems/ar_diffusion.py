@@ -12,9 +12,9 @@ way; `configs/tiny_t2v_causal.py` trains one that is not.
 Measured as `fvdm` was, in one run with it (its table and command): six small calls a
 latent frame, 171 frames/s, seam 2.30, drift 3.26 of 255 after 501 frames, .81 of the motion, PSNR
 25.8 dB to the clip of the same seed.
-`tiny_t2v`, 16 steps, one prompt, 97 frames, on the same two cores: .56 calls/s, seam 1.11, drift
-1.10, .29 of the motion where true films keep .87 (`fvdm`), PSNR 22.5 dB: things move less, with
-attention that was not trained.
+`tiny_t2v` on an H200: 311 frames/s, seam 1.59, drift 1.25 after 501 frames, .20 of the motion where
+true films keep .52 (`fvdm`), PSNR 22.4 dB: things move less, with attention that was not trained.
+Trained by `configs/tiny_t2v_causal.py`: seam 2.54, drift .40, motion .62, PSNR 25.5 dB.
 """
 
 import dataclasses

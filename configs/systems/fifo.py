@@ -14,7 +14,8 @@ Measured as `fvdm` was, in one run with it (its table and command): one call in 
 frame, 249 frames/s, seam 2.02, drift 3.01 of 255 after 501 frames, PSNR 25.4 dB to the clip of the
 same seed. On `tiny_t2v` (H100) lookahead takes the seam from 6.60 (windows whose predictions are
 fused, `Tiles(8, 4)`: every second latent frame jumps) to 2.25, and PSNR from 26.4 to 31.9 dB; drift
-1.70 of 255 after 501 frames, .34 of the motion, where true films keep .52 (`fvdm`).
+1.70 of 255 after 501 frames, .34 of the motion, where true films keep .52 (`fvdm`). On an H200, in
+one run with the others: 474 frames/s, seam 2.41, drift 1.55, motion .68, PSNR 31.9 dB.
 """
 
 import dataclasses
