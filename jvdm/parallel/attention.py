@@ -30,6 +30,9 @@ from pallas_kernels import BlockMask, block_sparse_attention, dense_attention, m
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
 
+SPLIT = ("branch", *TOKENS, "tensor")
+"""Axes over which a call of attention is split here. Over the videos of a batch XLA does it by
+itself; over branches cuDNN's kernel refused what XLA made of it (two H200, jax 0.11.2)."""
 BLOCK = 128
 """Tokens of a block of full lists, where a part has so many."""
 
@@ -52,7 +55,7 @@ def attention(
         Attended values in the dtype of `q`, those of one device.
     """
     mesh = used()
-    if mesh is None or (mask is None and parts(mesh, (*TOKENS, "tensor")) == 1):
+    if mesh is None or (mask is None and parts(mesh, SPLIT) == 1):
         return block_sparse_attention(q, k, v, mask)
     way = _Way.of(mesh, q.shape, k.shape[1], mask)
     queries, keys = way.units
@@ -80,7 +83,7 @@ def read(
         lengths: How many states of a prompt count; None is all.
     """
     mesh = used()
-    if mesh is None or parts(mesh, (*TOKENS, "tensor")) == 1:
+    if mesh is None or parts(mesh, SPLIT) == 1:
         return dense_attention(q, k, v, kv_lengths=lengths)
     way = _Way.of(mesh, q.shape, k.shape[1], None, heads=("tensor",))
     q, k, v = (way.padded(x, size) for x, size in ((q, way.units[0]), (k, 1), (v, 1)))

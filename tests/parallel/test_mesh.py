@@ -1,11 +1,22 @@
 """Meshes by description: what is valid, and what is said of what is not."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from jvdm.errors import ConfigError
-from jvdm.parallel import TRAINING, check_rows, mesh_of, parts, shardings, whole
+from jvdm.parallel import (
+    TRAINING,
+    attention,
+    check_rows,
+    mesh_of,
+    parts,
+    read,
+    shardings,
+    using,
+    whole,
+)
 from jvdm.parallel.mesh import description_of
 from jvdm.parallel.placement import placement
 
@@ -98,3 +109,25 @@ def test_branches_of_guidance_are_split_evenly_and_not_in_training():
     for mesh in ("branch=2,data=2", mesh_of("stage=2,data=2")):
         with pytest.raises(ConfigError, match="axes are data, fsdp, ring, sequence, tensor"):
             mesh_of(mesh, axes=TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "by_hand"),
+    [
+        ("data=4", False),
+        ("fsdp=4", False),
+        ("branch=4", True),
+        ("ring=4", True),
+        ("tensor=4", True),
+    ],
+)
+def test_what_a_kernel_computes_is_split_by_hand_but_over_videos(mesh, by_hand):
+    x = jnp.zeros((4, 32, 4, 8))
+    with using(mesh_of(mesh)):
+        traced = [jax.make_jaxpr(call)(x, x, x) for call in (attention, reads)]
+    assert ["shard_map" in str(program) for program in traced] == [by_hand] * 2
+
+
+def reads(q, k, v):
+    """A prompt of which all states count."""
+    return read(q, k, v, None)
