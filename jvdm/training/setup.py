@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,9 +126,9 @@ def make_state(
 
 def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
     """Returns parameters from what lies there; what is never exported stays fresh."""
-    if (place / CHECKPOINTS).is_dir() or place.parent.name == CHECKPOINTS:
+    if os.path.isdir(place / CHECKPOINTS) or place.parent.name == CHECKPOINTS:
         return _averages(place, fresh)
-    if place.is_file():
+    if os.path.isfile(place):
         tree = safetensors.load(place)
         safetensors.check_floating(place, tree)
         safetensors.match(place, tree, fresh)
@@ -171,7 +172,8 @@ def compile_step(
         DeviceMemoryError: If a device cannot hold it.
     """
     frozen = replicate(objective.frozen(), mesh) if isinstance(objective, HasFrozen) else {}
-    memory.check(step, frozen, shapes, data, mesh)
+    with using(mesh):  # as it is lowered, so that it is traced once
+        memory.check(step, frozen, shapes, data, mesh)
     state_sharding, data_sharding = (
         jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, data)
     )

@@ -7,6 +7,7 @@ it takes the place of the arrays of such a folder: `jvdm convert FOLDER NEW --fi
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def folder_of(place: Path) -> tuple[Path, tuple[Path, ...]]:
     Raises:
         WeightsError: If it is a file that is broken, or nothing beside it says the rest.
     """
-    if not place.is_file():
+    if not os.path.isfile(place):  # False too where no file can have that name
         return place, ()
     _check_kind(place)
     header, metadata = read_header(place)

@@ -75,6 +75,7 @@ def test_training_knows_the_home_folder(home, monkeypatch):
         ["train", "nano", "--start-from", LONG, "--source.pool", "4"],
         ["train", "nano", "--source.vae-weights", LONG],
         ["train", "nano", "--package.parts", LONG],
+        ["train", "nano", "--start-from", f"/{LONG}"],
         ["export", LONG],
         ["inspect", LONG],
         ["inspect", f"a/{LONG}/b"],
