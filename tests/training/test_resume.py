@@ -160,6 +160,7 @@ def test_a_long_stage_says_at_once_that_it_will_stop_and_a_second_ctrl_c_stops_i
     lines = iter(process.stderr.readline, "")
     assert next(line for line in lines if "saved after this step; Ctrl-C again" in line)
     assert time.time() - began < 2 and process.poll() is None
+    time.sleep(0.3)  # signals of one millisecond are one: Python hands over a signal once at a time
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and time.time() - began < 4
