@@ -115,12 +115,25 @@ class BlockMask:
         return cls.from_dense(best_blocks(scores, count, mass), max_blocks=count, **fields)
 
     @classmethod
-    def full(cls, q_len: int, kv_len: int, block_q: int = 128, block_kv: int = 128) -> "BlockMask":
-        """Returns the mask that allows every pair."""
+    def full(
+        cls,
+        q_len: int,
+        kv_len: int,
+        block_q: int = 128,
+        block_kv: int = 128,
+        kv_count: Int[Array, ""] | None = None,
+    ) -> "BlockMask":
+        """Returns the mask that allows every pair, of the first `kv_count` keys if given."""
         blocks = np.ones((1, 1, -(-q_len // block_q), -(-kv_len // block_kv)), bool)
-        return cls.from_dense(
+        mask = cls.from_dense(
             blocks, block_q=block_q, block_kv=block_kv, q_len=q_len, kv_len=kv_len
         )
+        if kv_count is None:
+            return mask
+        size = mask.block_kv
+        lengths = jnp.clip(kv_count - size * jnp.arange(mask.grid[1]), 0, size).astype(jnp.int32)
+        counts = jnp.broadcast_to(jnp.sum(lengths > 0, dtype=jnp.int32), mask.kv_counts.shape)
+        return dataclasses.replace(mask, kv_counts=counts, kv_lengths=lengths[None])
 
     @classmethod
     def causal(

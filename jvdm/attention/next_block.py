@@ -62,11 +62,7 @@ class NextBlock(Policy):
         values = jnp.concatenate([v, state.v], 1)
         held = state.frame == call.row.frame + self.block
         count = jnp.where(held, keys.shape[1], k.shape[1])
-        mask = BlockMask.full(q.shape[1], keys.shape[1])
-        size = mask.block_kv
-        lengths = jnp.clip(count - size * jnp.arange(mask.grid[1]), 0, size).astype(jnp.int32)
-        blocks = jnp.broadcast_to(jnp.sum(lengths > 0, dtype=jnp.int32), mask.kv_counts.shape)
-        mask = dataclasses.replace(mask, kv_counts=blocks, kv_lengths=lengths[None])
+        mask = BlockMask.full(q.shape[1], keys.shape[1], kv_count=count)
         first = self.context * call.grid.tokens_per_frame
         own, values_of_own = (x[:, first : 2 * first].astype(state.k.dtype) for x in (k, v))
         return keys, values, mask, FirstFrames(own, values_of_own, call.row.frame)

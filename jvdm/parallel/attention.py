@@ -252,11 +252,7 @@ def _full(source: Array, way: _Way) -> BlockMask:
     """Returns full lists of the keys of part `source` that are no padding."""
     queries, keys = way.chunk(0), way.chunk(1)
     held = jnp.clip(way.lengths[1] - source * keys, 0, keys)
-    mask = BlockMask.full(queries, keys, *way.blocks)
-    size = mask.block_kv
-    lengths = jnp.clip(held - size * jnp.arange(mask.grid[1]), 0, size)
-    counts = jnp.broadcast_to(jnp.sum(lengths > 0, dtype=jnp.int32), mask.kv_counts.shape)
-    return dataclasses.replace(mask, kv_counts=counts, kv_lengths=lengths[None].astype(jnp.int32))
+    return BlockMask.full(queries, keys, *way.blocks, kv_count=held)
 
 
 def _whole(mask: BlockMask, way: _Way) -> tuple[dict[str, Array], BlockMask]:
