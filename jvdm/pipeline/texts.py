@@ -33,6 +33,7 @@ from jvdm.errors import JvdmError, WeightsError
 from jvdm.models.conditions import TextStates
 from jvdm.parallel import replicate
 from jvdm.pipeline import programs
+from jvdm.products import device_bytes
 from jvdm.record import versions
 from jvdm.system import System
 from jvdm.weights.safetensors import load_stored, save_stored
@@ -108,7 +109,7 @@ class Texts:
         """Puts states last, and lets go of the first where they are too many."""
         self.held[key] = states
         self.held.move_to_end(key)
-        while len(self.held) > 1 and sum(map(_bytes, self.held.values())) > HELD_BYTES:
+        while len(self.held) > 1 and sum(map(device_bytes, self.held.values())) > HELD_BYTES:
             self.held.popitem(last=False)
 
 
@@ -158,10 +159,6 @@ def _joined(parts: Sequence[Any]) -> TextStates:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *parts)
 
 
-def _bytes(states: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(states))
-
-
 def _file(key: str) -> Path:
     return cache_folder() / "texts" / f"{key}.safetensors"
 
@@ -188,7 +185,7 @@ def _write(path: Path, states: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         old = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        held = sum(file.stat().st_size for file in old) + _bytes(states)
+        held = sum(file.stat().st_size for file in old) + device_bytes(states)
         while old and held > limit:
             held -= old[0].stat().st_size
             old.pop(0).unlink(missing_ok=True)
