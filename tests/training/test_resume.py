@@ -193,7 +193,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("point", ["step 15", "while it writes", "export"])
 def test_a_full_disk_is_one_line_and_the_run_continues(small_disk, point):
     workdir = small_disk / "run"
-    settings = ("step_seconds=0.02", "sheet_seconds=0.2", "width=4000")
+    settings = ("step_seconds=0.02", "sheet_seconds=0.2", "width=4000", "summary_seconds=1.0")
     reached = {
         "step 15": lambda: phase(workdir)["step"] >= 15,
         "while it writes": lambda: writes_checkpoint(workdir, 20),

@@ -29,6 +29,8 @@ class Line:
     width: int = 16
     trace_seconds: float = 0.0
     """How long the compilation takes at least."""
+    summary_seconds: float = 0.0
+    """How long the measurement takes before the weights are written."""
 
     def init(self, key):
         first, second = jax.random.split(key)
@@ -48,6 +50,7 @@ class Line:
         return {"line": Component(self, params)}
 
     def summary(self, params):
+        time.sleep(self.summary_seconds)
         return {"largest": float(jnp.abs(params["head"]["kernel"]).max())}
 
 
