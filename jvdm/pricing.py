@@ -217,13 +217,14 @@ def check(system: System, size: Size, matrix: TimestepMatrix, devices: int = 1) 
     return (f"denoising will take about {_duration(seconds)}: {each}",)
 
 
-def check_stream(system: System, size: Size, matrix: TimestepMatrix) -> Held:
+def check_stream(system: System, size: Size, matrix: TimestepMatrix, kept: int = 0) -> Held:
     """Refuses a stream that this machine cannot hold; returns what it holds.
 
     Args:
         system: The system, with the numbers of the run in it.
         size: One video of as many frames as the stream has in its window.
         matrix: Rows over this window.
+        kept: Earlier states that are kept, to go back to them.
 
     Raises:
         DeviceMemoryError: With what is needed, what is there, and the largest that fits.
@@ -231,7 +232,7 @@ def check_stream(system: System, size: Size, matrix: TimestepMatrix) -> Held:
 
     def needed(system: System, size: Size) -> int:
         # The chunk before stays valid, and so does what it was made of.
-        return price(system, size, matrix).on_device() + sum(held(system, size))
+        return price(system, size, matrix).on_device() + (1 + kept) * sum(held(system, size))
 
     _fit(system, size, needed)
     return held(system, size)

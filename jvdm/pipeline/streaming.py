@@ -20,7 +20,7 @@ from jvdm.arrays import Latents, PyTree, UInt8
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions
 from jvdm.pipeline import programs
-from jvdm.pipeline.request import Job, Request, frames_of
+from jvdm.pipeline.request import Job, Request, frames_of, read
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
 from jvdm.settings import PICTURE, check_numbers, seconds_of, settings_of, with_numbers
 from jvdm.stages import stage
@@ -32,8 +32,22 @@ if TYPE_CHECKING:
 HostFrames = UInt8[np.ndarray, "T height width 3"]
 
 
-class Told(NamedTuple):
-    """What is told from a frame on: the prompt, and what the text encoder reads of it."""
+class Telling(NamedTuple):
+    """What the network is told from a frame on.
+
+    Attributes:
+        frame: The first frame whose chunk is made with it.
+        conditions: What the network is told.
+        prompt: The prompt that this is.
+    """
+
+    frame: int
+    conditions: Conditions
+    prompt: str
+
+
+class Prompted(NamedTuple):
+    """A prompt from a frame on, and what the text encoder reads of it."""
 
     frame: int
     prompt: str
@@ -54,7 +68,7 @@ class StreamJob:
 
     clip: Job
     rows: StreamRows
-    told: tuple[Told, ...]
+    told: tuple[Prompted, ...]
     num_frames: int | None
     held: pricing.Held
 
@@ -63,27 +77,30 @@ class Stream(NamedTuple):
     """A stream between two chunks.
 
     Attributes:
-        told: First frame and conditions of every prompt.
+        told: What is told now, and what will be, in the order of their frames.
         state: The rolling window.
         decoder: What the autoencoder remembers; None before the first frame.
         ready: Latents that are finished and were not handed out, if any.
         frames: Frames that were handed out.
     """
 
-    told: tuple[tuple[int, Conditions], ...]
+    told: tuple[Telling, ...]
     state: StreamState
     decoder: PyTree
     ready: Latents | None
     frames: int
 
 
-def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) -> StreamJob:
+def prepare_stream(
+    pipe: "Pipeline", request: Request, then: Mapping[Any, str], kept: int = 0
+) -> StreamJob:
     """Checks what was asked for; computes nothing.
 
     Args:
         pipe: The loaded system.
         request: What was asked for; its number of frames, or duration, is that of the video.
         then: Other prompts by the time from which they are told.
+        kept: Chunks whose states are kept, to go back to them.
 
     Raises:
         ConfigError: If a value cannot be used, or the system cannot go on for ever.
@@ -106,7 +123,7 @@ def prepare_stream(pipe: "Pipeline", request: Request, then: Mapping[Any, str]) 
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
     _check(clip, rows, last)
     size = pricing.Size(1, frames, clip.settings.height, clip.settings.width)
-    held = pricing.check_stream(clip.system, size, clip.matrix)
+    held = pricing.check_stream(clip.system, size, clip.matrix, kept)
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
@@ -142,16 +159,23 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
             raise ConfigError(f"a stream with {what}", why, "leave it out")
 
 
-def _told(clip: Job, then: Mapping[Any, str]) -> tuple[Told, ...]:
+def _told(clip: Job, then: Mapping[Any, str]) -> tuple[Prompted, ...]:
     """Returns the prompts in the order of their frames."""
-    told = [Told(0, clip.prompts[0], clip.ids)]
+    told = [Prompted(0, clip.prompts[0], clip.ids)]
     for time, prompt in then.items():
-        texts, _ = prompts.batch(prompt, clip.seeds, None)
-        negative = clip.settings.negative_prompt
-        every = prompts.of_branches(clip.system.sampling.guidance.branches, texts, negative)
         frame = round(seconds_of("then", time) * clip.settings.fps)
-        told.append(Told(frame, prompt, clip.system.text.read(every)[0]))
+        told.append(Prompted(frame, prompt, ids_of(clip, prompt)[0]))
     return tuple(sorted(told, key=lambda entry: entry.frame))
+
+
+def ids_of(clip: Job, prompt: str) -> tuple[Any, Any]:
+    """Returns what the text encoder reads of another prompt of a stream, and unknown words.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    texts, _ = prompts.batch(prompt, clip.seeds, None)
+    return read(clip.system, texts, clip.settings)
 
 
 def keeps(rows: StreamRows) -> bool:
@@ -166,19 +190,21 @@ def begin(pipe: "Pipeline", job: StreamJob) -> Stream:
     """
     clip = job.clip
     pipe.states(*(entry.ids for entry in job.told))  # with one use of the encoder
-    told = tuple(
-        (entry.frame, pipe.conditions(dataclasses.replace(clip, ids=entry.ids)))
-        for entry in job.told
-    )
+    told = tuple(tell(pipe, job, *entry) for entry in job.told)
     latents = None if keeps(job.rows) else pipe.sample(clip)
     system, params = network(pipe, job)
     seed, shape = np.uint32(clip.seeds[0]), tuple(clip.shape)
     with stage("begin"):
         state = programs.begin_stream(
-            system, params, told[0][1], job.rows, latents, seed, shape=shape
+            system, params, told[0].conditions, job.rows, latents, seed, shape=shape
         )
     ready = None if latents is None or not job.rows.context else latents[:, : job.rows.context]
     return Stream(told, state, None, ready, 0)
+
+
+def tell(pipe: "Pipeline", job: StreamJob, frame: int, prompt: str, ids: Any) -> Telling:
+    """Returns what the network is told of a prompt from a frame on."""
+    return Telling(frame, pipe.conditions(dataclasses.replace(job.clip, ids=ids)), prompt)
 
 
 def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFrames]:
@@ -189,7 +215,7 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     """
     state, latents = run.state, run.ready
     if latents is None:
-        now = [conditions for frame, conditions in run.told if frame <= run.frames][-1]
+        now = [entry.conditions for entry in run.told if entry.frame <= run.frames][-1]
         system, params = network(pipe, job)
 
         def step(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
