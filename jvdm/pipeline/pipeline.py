@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
@@ -24,6 +24,7 @@ from jvdm.models.conditions import Conditions, TextStates
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
 from jvdm.pipeline import loading, programs, streaming, together
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
+from jvdm.pipeline.session import Session, begin_session
 from jvdm.pipeline.texts import Texts
 from jvdm.samplers.modalities import each
 from jvdm.samplers.sampler import State, shared_rows
@@ -198,11 +199,10 @@ class Pipeline:
                 and recorded if left out), `num_videos` per prompt; `image`, `last_image` (a file or
                 uint8 RGB `[H, W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at
                 the model's frame rate; pictures may be `PIL.Image`s), `fit`, `prefix_frames`,
-                `channel`; `latents` (starting noise
-                instead of the seed's), `matrix` (timestep matrix instead of the system's);
-                `switch` (other prompts from a noise level or a row on, as `{0.6: "a small blue box
-                rests"}` or `{"row8": ...}`); `invert` (a video is edited from its own noise, whose
-                steps are refined so many times) with `source_prompt`.
+                `channel`; `latents` (starting noise instead of the seed's), `matrix` (timestep
+                matrix instead of the system's); `switch` (other prompts from a noise level or a
+                row on: `{0.6: "a small blue box rests"}` or `{"row8": ...}`); `invert` (a video is
+                edited from its own noise, found in so many refinements) with `source_prompt`.
 
         Returns:
             A `Video`, or what `output_type` says; with several prompts or `num_videos` a list
@@ -250,11 +250,7 @@ class Pipeline:
         Args:
             prompt: What is to be seen.
             then: Other prompts from a time on: `{"20s": "a small blue box rests"}`.
-            **settings: As of a call; `duration` or `num_frames` ends the video. `image` and
-                `video` begin it.
-
-        Returns:
-            Its parts, the finished frames one after the other.
+            **settings: As of a call; `duration` or `num_frames` ends it, `image` or `video` begins.
 
         Raises:
             ConfigError: If a value cannot be used, or the system makes clips only.
@@ -266,13 +262,21 @@ class Pipeline:
         fps = job.clip.settings.fps
         return (Video(frames, fps) for frames in streaming.chunks(self, job))
 
+    def session(
+        self, prompt: str, *, then: Any = None, keep: Any = None, **settings: Any
+    ) -> Session:
+        """Begins a stream that is steered while it plays: `session, frames = session.step()`.
+
+        It takes what `stream` does; `keep`, as "8s", is how far back one can go.
+        """
+        return begin_session(self, request_of(prompt=prompt, **settings), then, keep)
+
     def prepare(self, request: Request) -> Job:
         """Checks a request and settles what it leaves open; computes nothing.
 
         Raises:
             ConfigError: If a value cannot be used.
-            ShapeError: If a size does not fit; it names the two nearest that do.
-            DeviceMemoryError: If it cannot be held; it names the largest that can.
+            ShapeError: If a size does not fit; DeviceMemoryError: if it cannot be held.
         """
         if isinstance(self.system.vae, Mapping):
             job = together.prepare(request, self.system, self.manifest)
@@ -344,18 +348,24 @@ class Pipeline:
             run: From `start`.
             decodes: Videos that will be decoded at once; 0 is none.
         """
+
+        def so_many(x: Array) -> Any:
+            shape = (decodes, *x.shape[1:])
+            return x if shape == x.shape else jax.ShapeDtypeStruct(shape, x.dtype)
+
         phases = {id(system): system for system in self._rows(run)}.values()
-        works: list[Callable[[], Any]] = [
-            functools.partial(self._compile_row, system, run) for system in phases
-        ]
-        same = each(functools.partial(_so_many, decodes), run.state.x)
+        arguments = (*self._fixed(run), run.state, np.int32(0))
+        row = functools.partial(programs.denoise_row.lower, mesh=self.mesh)
+        works = [functools.partial(row, system, *arguments) for system in phases]
+        same = each(so_many, run.state.x)
         if decodes and self._fits(same):
-            works.append(lambda: programs.decode.lower(*self.coder(), same, self.mesh).compile())
+            works.append(functools.partial(programs.decode.lower, *self.coder(), same, self.mesh))
         with (
             stage("compile", total=len(works), unit="program") as bar,
             concurrent.futures.ThreadPoolExecutor() as pool,
         ):
-            for future in concurrent.futures.as_completed([pool.submit(work) for work in works]):
+            done = [pool.submit(lambda work: work().compile(), work) for work in works]
+            for future in concurrent.futures.as_completed(done):
                 future.result()
                 bar.update()
 
@@ -467,10 +477,6 @@ class Pipeline:
         params = {"model": self.params["model"]}
         return params, run.conditions[told], self._everywhere(run.job.matrix)
 
-    def _compile_row(self, system: System, run: Run) -> None:
-        arguments = (system, *self._fixed(run), run.state, np.int32(0))
-        programs.denoise_row.lower(*arguments, mesh=self.mesh).compile()
-
     def coder(self) -> tuple[System, PyTree]:
         """Returns the first arguments of the programs of the autoencoder."""
         return self.system.only("vae"), {"vae": self.params["vae"]}
@@ -489,11 +495,6 @@ class Pipeline:
     def _everywhere(self, tree: Any) -> Any:
         """Puts a copy of every array on all devices of the mesh."""
         return tree if self.mesh is None else replicate(tree, self.mesh)
-
-
-def _so_many(count: int, x: Array) -> Any:
-    """Returns latents of `count` videos, as far as a program is compiled for them."""
-    return x if count == x.shape[0] else jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
 
 
 Pipeline.__call__.__signature__ = signature_of(Pipeline.__call__)  # what `help` and editors show

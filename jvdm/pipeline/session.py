@@ -1,0 +1,329 @@
+"""A stream that is steered while it plays: told otherwise, taken back, saved and gone on with.
+
+A session is a value between two chunks. `session, frames = session.step()` makes the next chunk,
+with commands that are carried out before it; who keeps an old session has forked it. A saved one
+goes on in another process as if it had never stopped, bit for bit on an equal device.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm import record as records
+from jvdm.arrays import PyTree
+from jvdm.errors import ConfigError, WeightsError
+from jvdm.pipeline import programs
+from jvdm.pipeline.request import Request
+from jvdm.pipeline.streaming import (
+    HostFrames,
+    Stream,
+    StreamJob,
+    begin,
+    ids_of,
+    network,
+    next_chunk,
+    prepare_stream,
+    tell,
+)
+from jvdm.reading import checked, parse_json
+from jvdm.settings import PICTURE, seconds_of, settings_of
+from jvdm.weights import safetensors
+
+if TYPE_CHECKING:
+    from jvdm.pipeline.pipeline import Pipeline
+
+SCHEMA = "jvdm.session/1"
+_FIX = "give a file that a session of this model saved"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """From the next chunk on this is to be seen."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewind:
+    """The next chunk is the one that was made so long ago; what was told after it is forgotten."""
+
+    seconds: float
+
+
+Command = Prompt | Rewind
+
+
+def command_of(line: str) -> Command:
+    """Returns the command that a line is: `prompt a small blue box rests`, `rewind 2s`.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    verb, _, rest = line.strip().partition(" ")
+    if verb == "prompt" and rest.strip():
+        return Prompt(rest.strip())
+    if verb == "rewind" and rest.strip():
+        return Rewind(seconds_of("rewind", rest))
+    why = "a command is: prompt TEXT, or rewind 2s"
+    raise ConfigError(f"{line.strip()!r:.80} is no command", why, "write it as one of them")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """A stream between two chunks.
+
+    Attributes:
+        pipe: The loaded system.
+        job: What is made.
+        run: Where the stream is.
+        past: Where it was before each of the last chunks, in order; at most `kept`.
+        kept: Chunks that one can go back.
+        unknown: What the text encoder could not read of what was told since the last chunk.
+    """
+
+    pipe: "Pipeline"
+    job: StreamJob
+    run: Stream
+    past: tuple[Stream, ...] = ()
+    kept: int = 0
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames of the video that lie before the next chunk."""
+        return self.run.frames
+
+    @property
+    def done(self) -> bool:
+        """Whether the video has as many frames as were asked for."""
+        return self.job.num_frames is not None and self.frames >= self.job.num_frames
+
+    @property
+    def prompt(self) -> str:
+        """What is told of the next chunk."""
+        return [entry.prompt for entry in self.run.told if entry.frame <= self.frames][-1]
+
+    def step(self, *commands: Command) -> tuple["Session", HostFrames]:
+        """Carries out commands and makes the next chunk.
+
+        Returns:
+            The session after it, and its frames, uint8 `[T, H, W, 3]`.
+
+        Raises:
+            ConfigError: If a command cannot be carried out, or the video is done.
+            NumericsError: If a latent or a frame is not finite.
+        """
+        for command in commands:
+            self = self.after(command)
+        if self.done:
+            why = f"{self.job.num_frames} frames were asked for, and they are made"
+            raise ConfigError("the next chunk was asked for", why, "ask for no num_frames")
+        run, frames = next_chunk(self.pipe, self.job, self.run)
+        past = (*self.past, self.run)[-self.kept :] if self.kept else ()
+        return dataclasses.replace(self, run=run, past=past, unknown=()), frames
+
+    def after(self, command: Command) -> "Session":
+        """Returns the session after a command.
+
+        Raises:
+            ConfigError: If it cannot be carried out.
+        """
+        if isinstance(command, Rewind):
+            return self._back(command.seconds)
+        ids, unknown = ids_of(self.job.clip, command.text)
+        told = tell(self.pipe, self.job, self.frames, command.text, ids)
+        later = tuple(entry for entry in self.run.told if entry.frame > self.frames)
+        run = self.run._replace(told=(told, *later))
+        return dataclasses.replace(self, run=run, unknown=(*self.unknown, *unknown))
+
+    def _back(self, seconds: float) -> "Session":
+        fps = self.job.clip.settings.fps
+        before = [i for i, run in enumerate(self.past) if run.frames <= self.frames - seconds * fps]
+        if not before:
+            first = self.past[0].frames if self.past else self.frames
+            raise ConfigError(
+                f"rewind by {seconds:g} s",
+                f"the states of the last {(self.frames - first) / fps:.2g} s are kept",
+                "keep more from the start on, as memory allows: keep='60s' (--keep 60s)",
+            )
+        return dataclasses.replace(self, run=self.past[before[-1]], past=self.past[: before[-1]])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the session, whole or not at all; what lies before it cannot be gone back to.
+
+        Raises:
+            ConfigError: If its network is told pictures in every chunk, or nothing can be written
+                there.
+        """
+        if self.job.clip.pictures is not None:
+            why = "its network is told pictures in every chunk, which the file does not hold"
+            raise ConfigError("the session was to be saved", why, "let it go on in this process")
+        state = {"state": self.run.state, "decoder": self.run.decoder, "ready": self.run.ready}
+        about = {
+            "schema": SCHEMA,
+            **_identity(self.pipe, self.job),
+            "settings": _settings(self.job),
+            "told": [[entry.frame, entry.prompt] for entry in self.run.told],
+            "frames": self.frames,
+            "versions": records.versions(),
+        }
+        metadata = {"jvdm.session": json.dumps(about, default=str)}
+        arrays = {name: _plain(leaf) for name, leaf in _named(state).items()}
+        safetensors.save_stored(path, jax.device_get(arrays), metadata)
+
+
+def begin_session(
+    pipe: "Pipeline",
+    request: Request,
+    then: Mapping[Any, str] | None = None,
+    keep: str | float | None = None,
+) -> Session:
+    """Begins a stream that can be steered.
+
+    Args:
+        pipe: The loaded system.
+        request: What was asked for; its number of frames, or duration, is that of the video.
+        then: Other prompts by the time from which they are told.
+        keep: How far back one can go, as `8s`; None keeps nothing.
+
+    Raises:
+        ConfigError: If a value cannot be used, or the system makes clips only.
+        DeviceMemoryError: If what is kept does not fit; it names the largest that does.
+    """
+    job = prepare_stream(pipe, request, then or {})
+    if kept := _chunks(pipe, job, keep):
+        job = prepare_stream(pipe, request, then or {}, kept)
+    return Session(pipe, job, begin(pipe, job), kept=kept)
+
+
+def load_session(pipe: "Pipeline", path: str | Path, keep: str | float | None = None) -> Session:
+    """Goes on with a session that was saved.
+
+    Args:
+        pipe: The system that made it.
+        path: The file.
+        keep: How far back one will be able to go, as `8s`; None keeps nothing.
+
+    Raises:
+        WeightsError: If the file is broken or no session.
+        ConfigError: If another system, other weights or another method made it.
+    """
+    about, arrays = read_session(path)
+    settings = checked(Mapping[str, Any], about.get("settings"), "settings", path, _FIX)
+    told = checked(tuple[tuple[int, str], ...], about.get("told"), "told", path, _FIX)
+    frames = checked(int, about.get("frames"), "frames", path, _FIX)
+    if not told:
+        raise WeightsError(f"{path} tells no prompt", "", _FIX)
+    known = {field.name for field in dataclasses.fields(Request)}
+    request = Request(**{name: value for name, value in settings.items() if name in known})
+    job = prepare_stream(pipe, request, {})
+    if kept := _chunks(pipe, job, keep):
+        job = prepare_stream(pipe, request, {}, kept)
+    for name, value in json.loads(json.dumps(_identity(pipe, job), default=str)).items():
+        if about.get(name) != value:
+            what = f"{path} was made with other {name}"
+            why = f"{about.get(name)!r:.80} there, {value!r:.80} here"
+            raise ConfigError(what, why, "load the model and the method that made it")
+    entries = tuple(tell(pipe, job, at, text, ids_of(job.clip, text)[0]) for at, text in told)
+    run = Stream(entries, *_restored(pipe, job, entries[0].conditions, arrays, path), frames)
+    return Session(pipe, job, run, kept=kept)
+
+
+def read_session(path: str | Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
+    """Reads what a session is, and its arrays by name.
+
+    Raises:
+        WeightsError: If the file is missing, broken or no session.
+    """
+    _, metadata = safetensors.read_header(path)
+    if "jvdm.session" not in metadata:
+        raise WeightsError(f"{path} holds no session", "", _FIX)
+    about = parse_json(metadata["jvdm.session"], path, "session", WeightsError)
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        what = f"{path} has the schema {str(about)[:80]}"
+        raise WeightsError(what, f"this jvdm reads {SCHEMA}", "use the jvdm that wrote it")
+    return about, safetensors.load_stored(path)
+
+
+def _chunks(pipe: "Pipeline", job: StreamJob, keep: str | float | None) -> int:
+    """Returns how many chunks last at least so long."""
+    if keep is None:
+        return 0
+    a_chunk = pipe.system.vae.strides[0] * job.rows.block
+    return int(-(-seconds_of("keep", keep) * job.clip.settings.fps // a_chunk))
+
+
+def _settings(job: StreamJob) -> dict[str, Any]:
+    """Returns what was asked for, without the pictures that the stream began with."""
+    settings = dataclasses.asdict(job.clip.settings)
+    settings |= dict.fromkeys((*settings_of(PICTURE), "duration", "num_videos"))
+    asked = {"prompt": job.clip.prompts[0], "seed": int(job.clip.seeds[0])}
+    return {**settings, **asked, "num_frames": job.num_frames}
+
+
+def _identity(pipe: "Pipeline", job: StreamJob) -> dict[str, Any]:
+    """Returns what must be equal where a session goes on."""
+    rules = job.clip.system_recorded()
+    rules.pop("matrix")
+    rows = records.digest(*jax.tree.leaves((job.rows.ramp, job.rows.cycle)))
+    return {"weights": dict(pipe.identity), "rules": rules, "rows": rows}
+
+
+def _restored(
+    pipe: "Pipeline", job: StreamJob, conditions: Any, arrays: Mapping[str, np.ndarray], path: Any
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Returns window, memory of the autoencoder and latents that wait, as a stream holds them."""
+    system, params = network(pipe, job)
+    shape = tuple(job.clip.shape)
+    begun = (system, params, conditions, job.rows, None, np.uint32(0))
+    state = programs.begin_stream.eval_shape(*begun, shape=shape)
+    latents = jax.ShapeDtypeStruct((shape[0], job.rows.block, *shape[2:]), jnp.float32)
+    waiting = jax.ShapeDtypeStruct((shape[0], job.rows.context, *shape[2:]), jnp.float32)
+    decoder = ready = None
+    if any(name.startswith("['decoder']") for name in arrays):
+        decoder = programs.decode_piece.eval_shape(*pipe.coder(), latents, None)[2]
+    if "['ready']" in arrays:
+        ready = waiting
+    expected = _named({"state": state, "decoder": decoder, "ready": ready})
+    sizes = {name: _plain_shape(leaf) for name, leaf in expected.items()}
+    safetensors.match(path, dict(arrays), sizes, _FIX)
+    leaves = [_typed(arrays[name], leaf, name, path) for name, leaf in expected.items()]
+    tree = jax.tree.structure({"state": state, "decoder": decoder, "ready": ready})
+    made = jax.tree.unflatten(tree, leaves)
+    return made["state"], made["decoder"], made["ready"]
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their places in it."""
+    return {
+        jax.tree_util.keystr(place): x for place, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    """Returns the numbers of a key, and everything else as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _plain_shape(leaf: Any) -> Any:
+    return jax.eval_shape(_plain, leaf)
+
+
+def _typed(array: np.ndarray, expected: Any, name: str, path: Any) -> Any:
+    """Returns an array as it was before it was written."""
+    plain = _plain_shape(expected)
+    if array.dtype != plain.dtype:
+        what = f"{name} of {path} is {array.dtype}"
+        raise WeightsError(what, f"here it is {plain.dtype}", "load the model with the same dtype")
+    value = jnp.asarray(array)
+    return jax.random.wrap_key_data(value) if _is_key(expected) else value
