@@ -51,6 +51,7 @@ LAYERS = (
         "profiling",
         "train",
     ),
+    ("serving",),
     ("", "__main__", "cli", "configs", "overrides"),
 )
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
