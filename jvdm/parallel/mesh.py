@@ -148,8 +148,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a copy of every array of `tree` on every device of `mesh`."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a copy of every array of `tree` on every device of `mesh`.
+
+    Of several processes each gives its own copy, and none waits for another one: a thread may call
+    it while another thread has the devices of all processes at work.
+    """
+    place = NamedSharding(mesh, PartitionSpec())
+
+    def one(leaf: Any) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
+
+    return jax.device_put(tree, place) if place.is_fully_addressable else jax.tree.map(one, tree)
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:

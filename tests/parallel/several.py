@@ -1,7 +1,7 @@
-"""A training run of milliseconds, as one of several processes of two devices each.
+"""A training run of milliseconds, as one of two or four processes that share four devices.
 
-`python -m tests.parallel.several WORKDIR PORT PROCESS COUNT [resume] [steps=N] [PAUSE=SECONDS]`;
-`start` and `finish` do it from a test.
+`python -m tests.parallel.several WORKDIR PORT PROCESS COUNT [resume] [steps=N] [start_from=FILE]
+[PAUSE=SECONDS]`; `start` and `finish` do it from a test.
 """
 
 import dataclasses
@@ -27,8 +27,9 @@ from tests.training import toy
 
 ROOT = Path(__file__).resolve().parents[2]
 MESH = "data,fsdp=2"
-PAUSES = {"clip": 0.0, "trace": 0.0, "sheet": 0.0}
-"""Seconds that a clip, a compilation and a sheet take at least; no matter of the experiment."""
+PAUSES = {"clip": 0.0, "trace": 0.0, "sheet": 0.0, "frozen": 0.0}
+"""Seconds that a clip, a compilation and a sheet take at least, and, in every process but the
+first, what does not train; no matter of the experiment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +67,16 @@ class Brightness(toy.Line):
             "head": {"kernel": jax.random.normal(second, (self.width, 1)) * 0.5},
         }
 
+    def frozen(self):
+        if jax.process_index():
+            time.sleep(PAUSES["frozen"])
+        return {"middle": np.full((1, 1, 1, 1, 3), 0.5, np.float32)}
+
     def loss(self, params, batch, call):
         if PAUSES["trace"]:
             (Path(sys.argv[1]) / "compiling").touch()
             time.sleep(PAUSES["trace"])
-        x = batch.video.reshape(len(batch.video), -1) - 0.5
+        x = (batch.video - call.frozen["middle"]).reshape(len(batch.video), -1)
         x = x + 0.1 * jax.random.normal(call.key, x.shape)
         y = jnp.tanh(x @ params["layers_0"]["kernel"]) @ params["head"]["kernel"]
         error = y[:, 0] - batch.video.mean((1, 2, 3, 4))
@@ -86,7 +92,7 @@ class Sheet(toy.Heat):
         return super().render(objective, params, data)
 
 
-def experiment(num_steps=12) -> Experiment:
+def experiment(num_steps=12, start_from=None) -> Experiment:
     """Twelve steps, checkpoints every four, a sheet in the middle."""
     base = toy.experiment(num_steps=num_steps, log_every=2, checkpoint_every=4, sample_every=6)
     return dataclasses.replace(
@@ -95,6 +101,7 @@ def experiment(num_steps=12) -> Experiment:
         source=HostSource(Clips(), batch_size=8, threads=1),
         optimizer=Optimizer(warmup_steps=3),
         preview=Sheet(),
+        start_from=start_from,
     )
 
 
@@ -159,15 +166,16 @@ if __name__ == "__main__":
     from jvdm.parallel import processes
     from jvdm.train import train
 
-    jax.config.update("jax_num_cpu_devices", 2)
     workdir, port, process, count = sys.argv[1], *map(int, sys.argv[2:5])
+    jax.config.update("jax_num_cpu_devices", 4 // count)
     settings = dict(argument.split("=") for argument in sys.argv[5:] if "=" in argument)
+    start_from = Path(settings.pop("start_from")) if "start_from" in settings else None
     steps = int(settings.pop("steps", 12))
     PAUSES.update({name: float(value) for name, value in settings.items()})
     try:
         with processes.initialize(f"127.0.0.1:{port}", count, process, timeout_s=30):
             how: Any = "must" if "resume" in sys.argv else "auto"
-            print(json.dumps(train(experiment(steps), workdir, how, mesh=MESH)))
+            print(json.dumps(train(experiment(steps, start_from), workdir, how, mesh=MESH)))
     except JvdmError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -4,11 +4,13 @@ import json
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from jvdm.train import train
 from jvdm.training.checkpoint import read_checkpoint
+from jvdm.weights import safetensors
 from tests.parallel import several
 
 pytest.importorskip("grain")
@@ -25,10 +27,31 @@ def fingerprint(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def origin(tmp_path_factory):
+    """A file of the weights that all these runs begin with."""
+    path = tmp_path_factory.mktemp("origin") / "weights.safetensors"
+    safetensors.save(path, several.Brightness().init(jax.random.key(5)), dtype="float32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, origin):
     """The run in this process, on as many devices."""
     workdir = tmp_path_factory.mktemp("alone")
-    train(several.experiment(), workdir, mesh=several.MESH)
+    train(several.experiment(start_from=origin), workdir, mesh=several.MESH)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, origin):
+    """The run of four processes that nobody disturbs.
+
+    Threads of a process prepare in an order that is not that of another process.
+    """
+    workdir = tmp_path_factory.mktemp("together")
+    running = several.start(workdir, 4, f"start_from={origin}", "frozen=1.5")
+    for code, _, errors in several.finish(running, 60):
+        assert code == 0, errors
     return workdir
 
 
@@ -46,35 +69,55 @@ def assert_near(one, other):
 
 
 @pytest.mark.slow
-def test_sigterm_on_one_of_two_saves_in_both_and_one_process_goes_on(tmp_path, alone):
-    running = several.start(tmp_path, 2, "clip=0.03")
-    several.wait_for(running, lambda: several.step_of(tmp_path) >= 4)
-    running[1].send_signal(signal.SIGTERM)
-    (code, said, errors), (code_1, said_1, errors_1) = several.finish(running)
-    assert (code, code_1) == (75, 75), errors + errors_1
-    assert "2 processes on 1 hosts met" in errors and "2 of 4 devices here" in errors
+def test_four_processes_train_as_one_whatever_order_their_threads_prepare_in(together, alone):
+    assert_near(together, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", ["clip=0.03", "sheet=1"])
+def test_sigterm_on_one_of_two_saves_in_both_and_one_process_goes_on(
+    tmp_path, origin, alone, pause
+):
+    """In the middle of a step, or while process 0 makes a sheet and the others wait for it."""
+    running = several.start(tmp_path, 2, f"start_from={origin}", pause)
+    wanted = 4 if "clip" in pause else 6
+    several.wait_for(running, lambda: several.step_of(tmp_path) >= wanted)
+    running[-1].send_signal(signal.SIGTERM)
+    ends = several.finish(running)
+    said = ends[0][2]
+    assert [code for code, _, _ in ends] == [75, 75], said
+    assert "2 processes on 1 hosts met" in said and "2 of 4 devices here" in said
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*"))
-    assert 4 <= saved < 12
-    for one in (errors, errors_1):
-        assert f"stopped by SIGTERM at step {saved} of 12; the state is saved" in one, one
-    assert "ready at step" in errors and "ready at step" not in errors_1
-    result = train(several.experiment(), tmp_path, "must", mesh=several.MESH)
+    assert wanted <= saved < 12
+    for _, _, errors in ends:
+        assert f"stopped by SIGTERM at step {saved} of 12; the state is saved" in errors, errors
+    assert ["ready at step" in errors for _, _, errors in ends] == [True, False]
+    result = train(several.experiment(start_from=origin), tmp_path, "must", mesh=several.MESH)
     assert result["resumed_from"] == saved
     assert_near(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_where_one_of_two_is_killed_the_other_says_so_and_one_process_goes_on(tmp_path, alone):
-    running = several.start(tmp_path, 2, "clip=0.03")
+def test_where_one_of_four_is_killed_the_others_say_so_and_four_go_on_bit_for_bit(
+    tmp_path, origin, together
+):
+    running = several.start(tmp_path, 4, f"start_from={origin}", "clip=0.03")
     several.wait_for(running, lambda: (tmp_path / "checkpoints" / "4").is_dir())
-    running[1].kill()
-    (code, _, errors), (code_1, _, _) = several.finish(running, 30)
-    assert (code, code_1) == (1, -signal.SIGKILL)
-    assert "process 1 of 2 on" in errors and "was lost: it ended without a word" in errors
-    assert "Traceback" not in errors
-    result = train(several.experiment(), tmp_path, "must", mesh=several.MESH)
-    assert result["resumed_from"] in (4, 8)
-    assert_near(tmp_path, alone)
+    running[-1].kill()
+    *others, (killed, _, _) = several.finish(running, 30)
+    assert killed == -signal.SIGKILL
+    for code, _, errors in others:
+        assert code == 1 and "Traceback" not in errors, errors
+        assert "process 3 of 4 on" in errors
+        assert "was lost: it ended without a word" in errors
+    again = several.finish(several.start(tmp_path, 4, f"start_from={origin}", "resume"), 60)
+    assert [code for code, _, _ in again] == [0] * 4, again
+    assert json.loads(again[0][1].splitlines()[-1])["resumed_from"] in (4, 8)
+    arrays, data, _, names = fingerprint(tmp_path)
+    expected_arrays, expected_data, _, expected_names = fingerprint(together)
+    assert (data, names) == (expected_data, expected_names)
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(array, expected_arrays[key], err_msg=key)
 
 
 @pytest.mark.slow
