@@ -90,6 +90,9 @@ VERBS = {
         "say what is in a weights folder, a checkpoint or a work directory",
         compiles=False,
     ),
+    "serve": Verb(
+        "jvdm.serving.serve", "ServeOptions", (), "make videos for others, who ask over HTTP"
+    ),
     "doctor": Verb(
         "jvdm.diagnosis",
         "DoctorOptions",

@@ -91,8 +91,9 @@ class Jobs:
         self._feeds: dict[str, Feed] = {}  # streams in memory
         self._closing: float | None = None  # until when there is time
         self._stopped = False
-        for path in tasks.folders(self.folder):
-            self._take_up(path)
+        with self._changed:
+            for path in tasks.folders(self.folder):
+                self._take_up(path)
         self._worker = threading.Thread(target=self._work, name="jvdm-device", daemon=True)
         self._worker.start()
 
@@ -233,6 +234,21 @@ class Jobs:
     def alive(self) -> bool:
         """Whether the worker is there and goes on."""
         return not self._stopped and self._closing is None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the worker ended although nobody asked for it."""
+        return self._stopped and self._closing is None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of the results that are kept."""
+        with self._changed:
+            return sum(task.size_bytes for task in self._tasks.values())
+
+    def join(self) -> None:
+        """Waits until the worker is done."""
+        self._worker.join()
 
     def close(self, grace_s: float = 0.0, patience_s: float = 60.0) -> bool:
         """Stops: nothing is taken on, streams end, and what runs has so long to finish.

@@ -103,9 +103,20 @@ class Limits:
             texts = [*value, *value.values()] if isinstance(value, Mapping) else [value]
             for text in texts:
                 if isinstance(text, str):
+                    _check_characters(field.name, text)
                     name = f"the number of characters of {field.name}"
                     self._at_most(name, len(text), self.max_prompt)
 
     def _at_most(self, name: str, value: Any, most: int) -> None:
         if value > most:
             raise TooMuch(f"{name} is {value}", f"{most} is the most here", f"use {most} or less")
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Refuses text that no file and no tokenizer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} holds half of a character", str(error)[:200], "leave it out"
+        ) from error

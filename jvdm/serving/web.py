@@ -1,0 +1,322 @@
+"""What the HTTP service and the demo share: who may come in, how much, and what errors look like.
+
+Starlette and uvicorn (`pip install "jvdm[serve]"`) are imported when a server starts.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
+from jvdm.files import probe_writable
+from jvdm.options import OF_LOADING
+from jvdm.serving.jobs import RETRY_S, Busy, Closing, Jobs, UnknownJob
+from jvdm.serving.limits import Limits
+from jvdm.serving.tasks import error_data
+from jvdm.stopping import StopRequest
+
+API_KEYS = "JVDM_API_KEYS"
+"""Environment variable with keys, one word each; `ps` shows those of the command line."""
+BODY_S = 30.0
+"""Seconds in which the body of a request has to come."""
+MANY_CONNECTIONS = 256
+OPEN = ("/health",)
+"""Paths that need no key: probes of schedulers have none."""
+
+
+class Refused(JvdmError):
+    """A request that is not for this server.
+
+    Args:
+        status: Of HTTP.
+        parts: What, why, fix.
+    """
+
+    def __init__(self, status: int, *parts: str) -> None:
+        super().__init__(*parts)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class WebOptions(Limits):
+    """What is loaded, who may use it, and how much of it."""
+
+    weights: str | None = None
+    """Weights folder, or the name of weights that come with jvdm."""
+    system: str | None = None
+    """Published method: one of `configs/systems`, such as wave, or a file with system(base)."""
+    sampling: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Rules by name, as of jvdm generate: --sampling.solver heun."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the computation; what is faster here if left out."""
+    lora: tuple[str, ...] = ()
+    """Low-rank changes of a published network: --lora A.safetensors B.safetensors:0.8."""
+    lora_separate: bool = False
+    """Keep them beside the weights instead of adding them to these."""
+    mesh: str | None = None
+    """Devices that share the work: --mesh sequence=4, or auto; one device if left out."""
+    host: str = "127.0.0.1"
+    """Address that is listened on; one that others can reach needs a key."""
+    api_key: tuple[str, ...] = ()
+    """Who calls has to give one of these: `Authorization: Bearer KEY`. With several keys each is
+    a client of its own. $JVDM_API_KEYS holds more; ps does not show these."""
+    max_body_megabytes: float = 16.0
+    """Size of a request; pictures in it are a third larger than their files."""
+    grace_s: float = 20.0
+    """Seconds in which what runs may finish after SIGTERM or Ctrl-C; its latents are saved then."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What is loaded, by the names of `jvdm generate`."""
+        return {name: getattr(self, name) for name in OF_LOADING}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys.
+
+        Raises:
+            ConfigError: If one is too short to be a secret.
+        """
+        keys = (*self.api_key, *os.environ.get(API_KEYS, "").split())
+        if any(len(key) < 16 for key in keys):
+            fix = 'make one with python -c "import secrets; print(secrets.token_urlsafe(24))"'
+            raise ConfigError("an API key has fewer than 16 characters", "it is guessed soon", fix)
+        return keys
+
+
+def listening(host: str, port: int, keys: Sequence[str]) -> socket.socket:
+    """Returns the socket that is listened on; `port` 0 takes a free one.
+
+    Raises:
+        ConfigError: If it cannot be, or others could come in without a key.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port is {port}", "ports are 0 to 65535", "leave it out")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        fix = "use 127.0.0.1, or an address of this machine"
+        raise ConfigError(f"--host is {host!r:.80}", f"no such address: {error}", fix) from error
+    family, _, _, _, address = found[0]
+    if not ipaddress.ip_address(address[0]).is_loopback and not keys:
+        what = f"--host {host} can be reached from other machines"
+        fix = f"give a key (${API_KEYS} or --api-key), or listen on 127.0.0.1"
+        raise ConfigError(what, "everybody there could use this device", fix)
+    try:
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        what, why = f"{host}:{port} cannot be listened on", error.strerror or str(error)
+        raise ConfigError(what, why, "choose another --port, or 0 for any") from error
+
+
+def status_of(error: JvdmError) -> int:
+    """Returns the status of HTTP that an error is answered with."""
+    if isinstance(error, Refused):
+        return error.status
+    kinds = {Busy: 429, Closing: 503, UnknownJob: 404, ConfigError: 422, DeviceMemoryError: 422}
+    found = [status for kind, status in kinds.items() if isinstance(error, kind)]
+    return found[0] if found else 422 if type(error).__name__ == "ShapeError" else 500
+
+
+def answer(data: Any, status: int = 200, **headers: str) -> Any:
+    """Returns JSON data as a response of Starlette."""
+    from starlette.responses import Response
+
+    text = json.dumps(data, default=str)  # ASCII: what was asked for may hold half of a character
+    return Response(text, status, headers, media_type="application/json")
+
+
+def refusal(error: JvdmError) -> Any:
+    """Returns the response that tells an error: what, why, fix and code."""
+    status, headers = status_of(error), {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_S)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return answer({"error": error_data(error)}, status, **headers)
+
+
+def error_handlers() -> dict[Any, Any]:
+    """Returns what tells the errors of an application of Starlette, as `refusal` does.
+
+    A page at `/` says what there is.
+    """
+    from starlette.exceptions import HTTPException
+
+    async def known(request: Any, error: Any) -> Any:
+        return refusal(error)
+
+    async def unknown(request: Any, error: Any) -> Any:
+        what = f"{request.method} {request.url.path[:80]}"
+        return refusal(Refused(error.status_code, what, error.detail, "GET / says what there is"))
+
+    async def unforeseen(request: Any, error: Exception) -> Any:  # uvicorn writes it to the log
+        what = f"the request failed with {type(error).__name__}"
+        why = "this is a fault of the server; its log says more"
+        return refusal(Refused(500, what, why, "report it"))
+
+    return {JvdmError: known, HTTPException: unknown, Exception: unforeseen}
+
+
+class Guard:
+    """ASGI middleware: checks who comes, and tells every error as JSON.
+
+    Without keys only this machine may come, and no page of a browser that is open on it: the name
+    that it called must be that of this machine.
+
+    Args:
+        app: What it guards.
+        keys: One of them has to be given, if there are any.
+        names: What the server may be called where there are none.
+    """
+
+    def __init__(self, app: Any, keys: Sequence[str] = (), names: Sequence[str] = ()) -> None:
+        self.app, self.keys = app, [key.encode() for key in keys]
+        self.names = {"localhost", "127.0.0.1", "::1", *names}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            scope["client_key"] = self._client(scope)
+            await self.app(scope, receive, sending)
+        except JvdmError as error:
+            if begun:
+                raise
+            await refusal(error)(scope, receive, send)
+
+    def _client(self, scope: Any) -> str:
+        """Returns whose turn a request takes: a key, or an address."""
+        headers = dict(scope["headers"])
+        address = (scope.get("client") or ("",))[0]
+        if not self.keys:
+            name = headers.get(b"host", b"").decode("latin-1").lower()
+            name = name.rsplit(":", 1)[0] if not name.endswith("]") else name
+            if name.strip("[]") not in self.names:
+                what, why = f"the server was called {name!r:.80}", "it knows itself by other names"
+                raise Refused(403, what, why, "call it 127.0.0.1")
+            return address
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
+        matches = [hmac.compare_digest(given, key) for key in self.keys]  # all: equal time
+        if not any(matches) and scope["path"] not in OPEN:
+            fix = "send the header Authorization: Bearer KEY"
+            raise Refused(401, "no API key that is known here was given", "it is needed", fix)
+        return hashlib.sha256(given).hexdigest()[:16] if len(self.keys) > 1 else address
+
+
+async def body_of(request: Any, most: int) -> bytes:
+    """Reads the body of a request, of no more than so many bytes.
+
+    Raises:
+        Refused: If it is larger, of which no more is read, or does not come.
+    """
+    stated = request.headers.get("content-length", "0")
+    why, fix = f"{most:,} are read", "send smaller pictures"
+    if stated.isdecimal() and int(stated) > most:
+        raise Refused(413, f"the body has {stated[:20]} bytes", why, fix)
+    parts, size = [], 0
+
+    async def read() -> None:
+        nonlocal size
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise Refused(413, "the body has more bytes", why, fix)
+            parts.append(part)
+
+    try:
+        await asyncio.wait_for(read(), BODY_S)
+    except TimeoutError as error:
+        raise Refused(
+            408, f"the body did not come in {BODY_S:g} s", "", "send it at once"
+        ) from error
+    return b"".join(parts)
+
+
+def run_until_stopped(
+    app: Any, listener: socket.socket, jobs: Jobs, grace_s: float, said: Callable[[str], None]
+) -> None:
+    """Answers requests until SIGTERM or Ctrl-C, then finishes or saves what runs.
+
+    Args:
+        app: Of ASGI.
+        listener: From `listening`.
+        jobs: What the app takes on.
+        grace_s: Seconds in which what runs may finish.
+        said: Gets the address when it is answered there.
+
+    Raises:
+        Preempted: After SIGTERM; `Interrupted` after Ctrl-C.
+        ConfigError: If the server cannot start.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            limit_concurrency=MANY_CONNECTIONS,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listener]}, name="jvdm-http", daemon=True
+    )
+    fix = "start the same command again: it goes on with what waits"
+    with StopRequest("what runs is finished, or saved as latents", fix) as stop:
+        stop.background(jobs.join)
+        thread.start()
+        host, port = listener.getsockname()[:2]
+        said(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        with stop.later():
+            while thread.is_alive() and not stop.requested:
+                thread.join(0.2)
+        stop.state = "after saving what there was"
+        saved = jobs.close(grace_s)
+        server.should_exit = True
+        thread.join(10)
+        if not saved:
+            stop.state = "while a program was compiled; what ran begins again"
+
+
+@contextlib.contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """Gives the folder of one server, which no other process uses meanwhile.
+
+    Raises:
+        ConfigError: If another one does, or nothing can be written there.
+    """
+    import fcntl
+
+    folder = folder.expanduser().absolute()
+    probe_writable(folder)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            what, why = f"--workdir {folder} is in use", "another server works there"
+            raise ConfigError(what, why, "choose another folder") from error
+        yield folder
