@@ -33,6 +33,12 @@ VERBS = {
         ("prompt",),
         "make a video from a prompt, and from images or a video",
     ),
+    "stream": Verb(
+        "jvdm.stream",
+        "StreamOptions",
+        ("prompt",),
+        "make a video without an end, steered while it plays by lines of standard input",
+    ),
     "decode": Verb("jvdm.decode", "DecodeOptions", ("latents",), "make the video of saved latents"),
     "train": Verb(
         "jvdm.train",

@@ -4,8 +4,7 @@ Only composition: each line is a stage, and each stage has a file of its own.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,18 @@ import numpy as np
 from jvdm import outputs
 from jvdm.arrays import Latents
 from jvdm.files import slug
+from jvdm.live import film
 from jvdm.options import (
     OF_LOADING,
     GenerateOptions,
-    Resolved,
     check_weights,
     recorded,
     resolve,
     shown_defaults,
-    stream_record,
 )
 from jvdm.outputs import Outputs
-from jvdm.pipeline import Job, Pipeline, Request, load, streaming
+from jvdm.pipeline import Job, Pipeline, load, streaming
+from jvdm.pipeline.session import Session
 from jvdm.record import Record, Status
 from jvdm.stages import measuring, stage, table
 from jvdm.stopping import StopRequest
@@ -55,7 +54,8 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     pipe = load(getattr(options, weights), **{name: getattr(options, name) for name in rules})
     check_weights(resolved, pipe.identity)
     if options.stream:
-        return _stream(resolved, pipe, request, name)
+        endless = streaming.prepare_stream(pipe, request, options.then)
+        return film(resolved, pipe, endless, lambda: Session.begin(pipe, endless), name=name)
     job = pipe.prepare(request)
     outputs.say(*resolved.notes, *job.warnings)
 
@@ -87,37 +87,6 @@ def run(options: GenerateOptions) -> dict[str, Any]:
                 saved[index] = outputs.save_video(files[index], video, record)
         seconds = {"load": pipe.load_seconds, **stages.seconds}
     return {"videos": [record.as_data() for record in saved.values()], "seconds": seconds}
-
-
-def _stream(resolved: Resolved, pipe: Pipeline, request: Request, name: str) -> dict[str, Any]:
-    """Writes a video while it is made; Ctrl-C ends it after a chunk."""
-    options = resolved.options
-    job = streaming.prepare_stream(pipe, request, options.then)
-    outputs.say(*resolved.notes, *job.clip.warnings)
-    stop = StopRequest("the video ends after this chunk", "--duration says where it ends")
-    seeds = {0: job.clip.seeds[0]}
-
-    def chunks() -> Iterator[np.ndarray]:
-        with stage("stream", total=job.num_frames or 0, unit="frame") as bar:
-            made = 0
-            for frames in streaming.chunks(pipe, job):
-                made += len(frames)
-                stop.state = f"after {made} frames; they are saved"
-                yield frames
-                bar.update(len(frames))
-                if stop.requested:
-                    return
-
-    with (
-        stop,
-        outputs.reserved(options.output, name, seeds) as files,
-        measuring(show=True) as stages,
-    ):
-        with stop.later():
-            record_of = functools.partial(stream_record, options, pipe, job)
-            record = outputs.save_stream(files[0], chunks(), job.clip.settings.fps, record_of)
-        stop.check()
-    return {"videos": [record.as_data()], "seconds": {"load": pipe.load_seconds, **stages.seconds}}
 
 
 def text(result: Mapping[str, Any]) -> str:

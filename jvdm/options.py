@@ -1,4 +1,4 @@
-"""The options of `jvdm generate`, and how a record becomes options again."""
+"""The options of `jvdm generate` and `jvdm stream`, and how a record becomes options again."""
 
 import dataclasses
 import os
@@ -20,8 +20,8 @@ OF_LOADING = ("weights", "system", "sampling", "dtype", "lora", "lora_separate",
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions(Settings):
-    """What to make. An option that is left out is the model's default."""
+class RunOptions(Settings):
+    """What to make, and with what. An option that is left out is the model's default."""
 
     weights: str | None = None
     """Weights folder, or the name of weights that come with jvdm."""
@@ -39,10 +39,6 @@ class GenerateOptions(Settings):
     """Devices that share the work: --mesh sequence=4, or auto; one device if left out."""
     output: Path = Path("out")
     """Folder, or the name of an .mp4, .webm or .gif file."""
-    latents_only: bool = False
-    """Stop before decoding; `jvdm decode` goes on from there."""
-    stream: bool = False
-    """Write the video while it is made, chunk after chunk, until its length or Ctrl-C."""
     then: dict[str, str] = dataclasses.field(default_factory=dict)
     """Other prompts of a stream, each after its time: --then 20s "a small blue box rests"."""
     like: Path | None = None
@@ -67,17 +63,49 @@ class GenerateOptions(Settings):
         Raises:
             ConfigError: If there is no prompt.
         """
+        if self.prompt is None:
+            fix = 'give one: jvdm generate "a large red ball rolls to the left"'
+            raise ConfigError("there is no prompt", "", fix)
+        asked = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        return Request(**asked | {"num_videos": len(self.seeds)})
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions(RunOptions):
+    """What to make. An option that is left out is the model's default."""
+
+    latents_only: bool = False
+    """Stop before decoding; `jvdm decode` goes on from there."""
+    stream: bool = False
+    """Write the video while it is made, until its length or Ctrl-C (`jvdm stream` steers it)."""
+
+    def request(self) -> Request:
+        """Returns the request that these options are.
+
+        Raises:
+            ConfigError: If there is no prompt, or options contradict each other.
+        """
         if self.then and not self.stream:
             why = "a clip has one prompt from its first frame to its last"
             raise ConfigError("--then was given", why, "add --stream")
         if self.stream and self.latents_only:
             why = "the latents of a stream are not kept"
             raise ConfigError("--stream and --latents-only were given", why, "leave one out")
-        if self.prompt is None:
-            fix = 'give one: jvdm generate "a large red ball rolls to the left"'
-            raise ConfigError("there is no prompt", "", fix)
-        asked = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
-        return Request(**asked | {"num_videos": len(self.seeds)})
+        return super().request()
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOptions(RunOptions):
+    """What to make, for as long as is asked for, and how it is steered."""
+
+    at: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Lines at their times, as standard input takes them: --at 20s "rewind 2s"."""
+    keep: str | None = None
+    """How far one can go back: --keep 8s; the states of so long are held."""
+    save: Path | None = None
+    """File that holds the session after every chunk, so that nothing can lose it."""
+    resume: Path | None = None
+    """Saved session to go on with, instead of a prompt."""
 
 
 def shown_defaults() -> dict[str, str]:
@@ -105,13 +133,13 @@ class Resolved:
         notes: What the user should know.
     """
 
-    options: GenerateOptions
+    options: Any
     only: int | None = None
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def resolve(options: GenerateOptions) -> Resolved:
+def resolve(options: RunOptions) -> Resolved:
     """Reads the record that `--like` names, and draws a seed if there is none.
 
     Raises:
@@ -122,7 +150,10 @@ def resolve(options: GenerateOptions) -> Resolved:
             options = dataclasses.replace(options, seed=secrets.randbelow(1_000_000))
         return Resolved(options)
     record = records.read(options.like)
-    settings, hints = dict(record.settings), typing.get_type_hints(GenerateOptions)
+    settings, hints = dict(record.settings), typing.get_type_hints(type(options))
+    if settings.get("at") and not hasattr(options, "at"):
+        what, why = f"{options.like} is of a stream that was steered", "a clip takes no lines"
+        raise ConfigError(what, why, f"make it again with jvdm stream --like {options.like}")
     hints |= {"inputs": Mapping[str, str], "index": int}
     settings = {"inputs": {}, "index": 0} | {
         name: checked(hints[name], value, f"settings.{name}", options.like, "take another record")
@@ -152,7 +183,7 @@ def resolve(options: GenerateOptions) -> Resolved:
     )
 
 
-def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
+def recorded(options: RunOptions, job: Job, index: int) -> dict[str, Any]:
     """Returns what the record of video `index` needs to make it again."""
     chosen = dataclasses.asdict(job.settings)
     pictures = {name: chosen[name] and str(chosen[name]) for name in settings_of(PICTURE)}
@@ -172,16 +203,27 @@ def recorded(options: GenerateOptions, job: Job, index: int) -> dict[str, Any]:
 
 
 def stream_record(
-    options: GenerateOptions, pipe: Pipeline, job: streaming.StreamJob, frames: int
+    options: RunOptions,
+    pipe: Pipeline,
+    job: streaming.StreamJob,
+    at: Mapping[str, str],
+    frames: int,
 ) -> records.Record:
-    """Returns the record of a stream of which so many frames are written."""
+    """Returns the record of a stream of which so many frames are written, steered by lines."""
     made = streaming.record(pipe, job)
     settings = {**recorded(options, job.clip, 0), "num_frames": frames}
     settings |= {"stream": True, "then": options.then}
-    if job.num_frames in (None, frames):
-        return dataclasses.replace(made, settings=settings)
-    notes = (*made.warnings, f"the stream was stopped after {frames} frames")
-    return dataclasses.replace(made, settings=settings, warnings=notes, status="interrupted")
+    resume = getattr(options, "resume", None)
+    if resume is not None:
+        digest = records.digest(resume)
+        settings |= {"resume": str(resume), "inputs": {**settings["inputs"], "resume": digest}}
+    if at:
+        keep = getattr(options, "keep", None)
+        settings |= {"at": dict(at), "num_frames": job.num_frames, "keep": keep}
+    elif job.num_frames not in (None, frames):
+        notes = (*made.warnings, f"the stream was stopped after {frames} frames")
+        made = dataclasses.replace(made, warnings=notes, status="interrupted")
+    return dataclasses.replace(made, settings=settings)
 
 
 def check_weights(resolved: Resolved, identity: Mapping[str, str]) -> None:

@@ -18,19 +18,9 @@ import numpy as np
 from jvdm import record as records
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.pipeline import programs
+from jvdm.pipeline import programs, streaming
 from jvdm.pipeline.request import Request
-from jvdm.pipeline.streaming import (
-    HostFrames,
-    Stream,
-    StreamJob,
-    begin,
-    ids_of,
-    network,
-    next_chunk,
-    prepare_stream,
-    tell,
-)
+from jvdm.pipeline.streaming import HostFrames, Stream, StreamJob
 from jvdm.reading import checked, parse_json
 from jvdm.settings import PICTURE, seconds_of, settings_of
 from jvdm.weights import safetensors
@@ -82,8 +72,7 @@ class Session:
         pipe: The loaded system.
         job: What is made.
         run: Where the stream is.
-        past: Where it was before each of the last chunks, in order; at most `kept`.
-        kept: Chunks that one can go back.
+        past: Where it was before each of the last `job.kept` chunks, in order.
         unknown: What the text encoder could not read of what was told since the last chunk.
     """
 
@@ -91,8 +80,12 @@ class Session:
     job: StreamJob
     run: Stream
     past: tuple[Stream, ...] = ()
-    kept: int = 0
     unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def begin(cls, pipe: "Pipeline", job: StreamJob) -> "Session":
+        """Returns the session before its first chunk, of a stream that was prepared."""
+        return cls(pipe, job, streaming.begin(pipe, job))
 
     @property
     def frames(self) -> int:
@@ -124,8 +117,8 @@ class Session:
         if self.done:
             why = f"{self.job.num_frames} frames were asked for, and they are made"
             raise ConfigError("the next chunk was asked for", why, "ask for no num_frames")
-        run, frames = next_chunk(self.pipe, self.job, self.run)
-        past = (*self.past, self.run)[-self.kept :] if self.kept else ()
+        run, frames = streaming.next_chunk(self.pipe, self.job, self.run)
+        past = (*self.past, self.run)[-self.job.kept :] if self.job.kept else ()
         return dataclasses.replace(self, run=run, past=past, unknown=()), frames
 
     def after(self, command: Command) -> "Session":
@@ -136,8 +129,8 @@ class Session:
         """
         if isinstance(command, Rewind):
             return self._back(command.seconds)
-        ids, unknown = ids_of(self.job.clip, command.text)
-        told = tell(self.pipe, self.job, self.frames, command.text, ids)
+        ids, unknown = streaming.ids_of(self.job.clip, command.text)
+        told = streaming.tell(self.pipe, self.job, self.frames, command.text, ids)
         later = tuple(entry for entry in self.run.told if entry.frame > self.frames)
         run = self.run._replace(told=(told, *later))
         return dataclasses.replace(self, run=run, unknown=(*self.unknown, *unknown))
@@ -154,8 +147,12 @@ class Session:
             )
         return dataclasses.replace(self, run=self.past[before[-1]], past=self.past[: before[-1]])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, loaded: Mapping[str, Any] | None = None) -> None:
         """Writes the session, whole or not at all; what lies before it cannot be gone back to.
+
+        Args:
+            path: The file, which ends in .safetensors by custom.
+            loaded: How the model was loaded, for `jvdm stream --resume`.
 
         Raises:
             ConfigError: If its network is told pictures in every chunk, or nothing can be written
@@ -171,6 +168,7 @@ class Session:
             "settings": _settings(self.job),
             "told": [[entry.frame, entry.prompt] for entry in self.run.told],
             "frames": self.frames,
+            "loaded": dict(loaded or {}),
             "versions": records.versions(),
         }
         metadata = {"jvdm.session": json.dumps(about, default=str)}
@@ -196,19 +194,20 @@ def begin_session(
         ConfigError: If a value cannot be used, or the system makes clips only.
         DeviceMemoryError: If what is kept does not fit; it names the largest that does.
     """
-    job = prepare_stream(pipe, request, then or {})
-    if kept := _chunks(pipe, job, keep):
-        job = prepare_stream(pipe, request, then or {}, kept)
-    return Session(pipe, job, begin(pipe, job), kept=kept)
+    job = streaming.prepare_stream(pipe, request, then or {}, keep)
+    return Session.begin(pipe, job)
 
 
-def load_session(pipe: "Pipeline", path: str | Path, keep: str | float | None = None) -> Session:
+def load_session(
+    pipe: "Pipeline", path: str | Path, keep: str | float | None = None, **length: Any
+) -> Session:
     """Goes on with a session that was saved.
 
     Args:
         pipe: The system that made it.
         path: The file.
         keep: How far back one will be able to go, as `8s`; None keeps nothing.
+        **length: `num_frames` or `duration` of the whole video, if another than before.
 
     Raises:
         WeightsError: If the file is broken or no session.
@@ -222,17 +221,20 @@ def load_session(pipe: "Pipeline", path: str | Path, keep: str | float | None = 
         raise WeightsError(f"{path} tells no prompt", "", _FIX)
     known = {field.name for field in dataclasses.fields(Request)}
     request = Request(**{name: value for name, value in settings.items() if name in known})
-    job = prepare_stream(pipe, request, {})
-    if kept := _chunks(pipe, job, keep):
-        job = prepare_stream(pipe, request, {}, kept)
+    if any(value is not None for value in length.values()):
+        request = dataclasses.replace(request, **({"num_frames": None} | length))
+    job = streaming.prepare_stream(pipe, request, {}, keep)
     for name, value in json.loads(json.dumps(_identity(pipe, job), default=str)).items():
         if about.get(name) != value:
             what = f"{path} was made with other {name}"
             why = f"{about.get(name)!r:.80} there, {value!r:.80} here"
             raise ConfigError(what, why, "load the model and the method that made it")
-    entries = tuple(tell(pipe, job, at, text, ids_of(job.clip, text)[0]) for at, text in told)
+    entries = tuple(
+        streaming.tell(pipe, job, at, text, streaming.ids_of(job.clip, text)[0])
+        for at, text in told
+    )
     run = Stream(entries, *_restored(pipe, job, entries[0].conditions, arrays, path), frames)
-    return Session(pipe, job, run, kept=kept)
+    return Session(pipe, job, run)
 
 
 def read_session(path: str | Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
@@ -249,14 +251,6 @@ def read_session(path: str | Path) -> tuple[Mapping[str, Any], dict[str, np.ndar
         what = f"{path} has the schema {str(about)[:80]}"
         raise WeightsError(what, f"this jvdm reads {SCHEMA}", "use the jvdm that wrote it")
     return about, safetensors.load_stored(path)
-
-
-def _chunks(pipe: "Pipeline", job: StreamJob, keep: str | float | None) -> int:
-    """Returns how many chunks last at least so long."""
-    if keep is None:
-        return 0
-    a_chunk = pipe.system.vae.strides[0] * job.rows.block
-    return int(-(-seconds_of("keep", keep) * job.clip.settings.fps // a_chunk))
 
 
 def _settings(job: StreamJob) -> dict[str, Any]:
@@ -279,7 +273,7 @@ def _restored(
     pipe: "Pipeline", job: StreamJob, conditions: Any, arrays: Mapping[str, np.ndarray], path: Any
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Returns window, memory of the autoencoder and latents that wait, as a stream holds them."""
-    system, params = network(pipe, job)
+    system, params = streaming.network(pipe, job)
     shape = tuple(job.clip.shape)
     begun = (system, params, conditions, job.rows, None, np.uint32(0))
     state = programs.begin_stream.eval_shape(*begun, shape=shape)

@@ -8,6 +8,7 @@ back to it.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from jvdm import pricing, prompts, samplers
 from jvdm import record as records
 from jvdm.arrays import Latents, PyTree, UInt8
+from jvdm.callbacks import Callback
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions
 from jvdm.pipeline import programs
@@ -64,6 +66,7 @@ class StreamJob:
         told: What is told from which frame on, in order; the first from frame 0.
         num_frames: Frames of the video; None is without an end.
         held: Bytes that it holds between two chunks.
+        kept: Chunks whose states are kept, to go back to them.
     """
 
     clip: Job
@@ -71,6 +74,7 @@ class StreamJob:
     told: tuple[Prompted, ...]
     num_frames: int | None
     held: pricing.Held
+    kept: int = 0
 
 
 class Stream(NamedTuple):
@@ -92,7 +96,7 @@ class Stream(NamedTuple):
 
 
 def prepare_stream(
-    pipe: "Pipeline", request: Request, then: Mapping[Any, str], kept: int = 0
+    pipe: "Pipeline", request: Request, then: Mapping[Any, str], keep: str | float | None = None
 ) -> StreamJob:
     """Checks what was asked for; computes nothing.
 
@@ -100,7 +104,7 @@ def prepare_stream(
         pipe: The loaded system.
         request: What was asked for; its number of frames, or duration, is that of the video.
         then: Other prompts by the time from which they are told.
-        kept: Chunks whose states are kept, to go back to them.
+        keep: For how long states are kept to go back to, as "8s"; None keeps none.
 
     Raises:
         ConfigError: If a value cannot be used, or the system cannot go on for ever.
@@ -123,11 +127,13 @@ def prepare_stream(
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
     _check(clip, rows, last)
     size = pricing.Size(1, frames, clip.settings.height, clip.settings.width)
+    kept = 0 if keep is None else seconds_of("keep", keep) * clip.settings.fps
+    kept = math.ceil(kept / (system.vae.strides[0] * rows.block))
     held = pricing.check_stream(clip.system, size, clip.matrix, kept)
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
-    return StreamJob(clip, rows, _told(clip, then), last, held)
+    return StreamJob(clip, rows, _told(clip, then), last, held, kept)
 
 
 def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
@@ -183,15 +189,21 @@ def keeps(rows: StreamRows) -> bool:
     return bool(np.asarray(rows.cycle.write).any())
 
 
-def begin(pipe: "Pipeline", job: StreamJob) -> Stream:
+def begin(pipe: "Pipeline", job: StreamJob, callback: Callback | None = None) -> Stream:
     """Makes the first clip and noises it to the levels of the window.
 
     Who reads earlier frames from a cache begins with noise: no clip would be in it.
+
+    Args:
+        pipe: The loaded system.
+        job: What is made.
+        callback: Called with the number of each finished row of the first clip and its latents;
+            an error that it raises ends the stream there.
     """
     clip = job.clip
     pipe.states(*(entry.ids for entry in job.told))  # with one use of the encoder
     told = tuple(tell(pipe, job, *entry) for entry in job.told)
-    latents = None if keeps(job.rows) else pipe.sample(clip)
+    latents = None if keeps(job.rows) else pipe.sample(clip, callback)
     system, params = network(pipe, job)
     seed, shape = np.uint32(clip.seeds[0]), tuple(clip.shape)
     with stage("begin"):

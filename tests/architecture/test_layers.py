@@ -37,7 +37,7 @@ LAYERS = (
     ("pipeline",),
     ("evaluation", "families", "training"),
     ("experiment", "options", "scaling", "targets"),
-    ("works",),
+    ("live", "works"),
     (
         "bench",
         "convert",
@@ -51,6 +51,7 @@ LAYERS = (
         "profiling",
         "train",
     ),
+    ("stream",),
     ("serving",),
     ("", "__main__", "cli", "configs", "overrides"),
 )
