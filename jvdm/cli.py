@@ -99,6 +99,9 @@ VERBS = {
     "serve": Verb(
         "jvdm.serving.serve", "ServeOptions", (), "make videos for others, who ask over HTTP"
     ),
+    "demo": Verb(
+        "jvdm.serving.demo", "DemoOptions", (), "show a page on which videos stream and compare"
+    ),
     "doctor": Verb(
         "jvdm.diagnosis",
         "DoctorOptions",

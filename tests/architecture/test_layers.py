@@ -272,8 +272,8 @@ def test_every_third_party_import_is_a_declared_dependency():
     import tomllib
 
     project_table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    optional = {"matplotlib", "gradio", "huggingface_hub", "tensorboardX", "IPython"}
-    optional |= {"starlette", "uvicorn"}  # of `jvdm serve`
+    optional = {"matplotlib", "huggingface_hub", "tensorboardX", "IPython"}
+    optional |= {"starlette", "uvicorn"}  # of `jvdm serve` and `jvdm demo`
     declared = {re.split(r"[\[<>=]", text)[0] for text in project_table["dependencies"]}
     for module in project():
         for item in imports(module, names(project())):

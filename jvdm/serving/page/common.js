@@ -1,0 +1,52 @@
+// What both pages use: calls to the server, its errors, and which page is open.
+
+const key = new URLSearchParams(location.search).get("key") ?? "";
+const client = (sessionStorage.client ??= crypto.getRandomValues(new Uint32Array(4)).join(""));
+const headers = { "X-Client": client, ...(key && { Authorization: `Bearer ${key}` }) };
+
+export class Refused extends Error {
+  constructor({ what, why, fix }) {
+    super([what, why, fix].filter(Boolean).join("\n"));
+  }
+}
+
+async function answered(path, options) {
+  const answer = await fetch(path, { headers, ...options });
+  if (answer.ok) return answer;
+  const body = await answer.json().catch(() => ({}));
+  throw new Refused(body.error ?? { what: `the server answered ${answer.status}` });
+}
+
+export const get = async (path) => (await answered(path)).json();
+
+export const bytes = async (path) => new Uint8Array(await (await answered(path)).arrayBuffer());
+
+export async function send(method, path, body) {
+  const type = { "Content-Type": "application/json" };
+  const options = { method, headers: { ...headers, ...type }, body: JSON.stringify(body ?? {}) };
+  return (await answered(path, options)).json();
+}
+
+// A file of the server as a URL for <video> and <img>, which send no headers.
+export const linked = async (path) => URL.createObjectURL(new Blob([await bytes(path)]));
+
+export const at = (id) => document.getElementById(id);
+
+// A number of a form; what is left empty is left out.
+export const number = (id) => (at(id).value === "" ? undefined : Number(at(id).value));
+
+export const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+
+export const about = await get("api/about");
+
+function open() {
+  const chosen = location.hash === "#gallery" ? "gallery" : "stream";
+  for (const section of document.querySelectorAll("section")) {
+    section.classList.toggle("open", section.id === chosen);
+  }
+}
+
+addEventListener("hashchange", open);
+open();
+at("about").textContent =
+  `${about.model}, ${about.width}x${about.height}, ${about.fps} frames a second, on ${about.device}`;

@@ -1,0 +1,69 @@
+"""The demo on a free port of this machine, and who asks it."""
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jvdm.serving.demo import Demo
+from jvdm.serving.demo_pages import app_of
+from jvdm.serving.web import listening
+
+ENDED = ("done", "failed", "cancelled")
+
+
+class Client:
+    """Asks for JSON, and for bytes where there is no JSON; `status` is that of the last answer."""
+
+    def __init__(self, address: str, name: str = "somebody", **headers: str) -> None:
+        self.address, self.status = address, 0
+        self.headers = {"X-Client": name, "Content-Type": "application/json", **headers}
+
+    def __call__(self, method: str, path: str, body: Any = None) -> Any:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=60)
+        with contextlib.closing(connection):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # too long: see below
+                sent = content if method == "POST" else None
+                connection.request(method, path, sent, self.headers)
+            answer = connection.getresponse()
+            self.status, content = answer.status, answer.read()
+        kind = answer.headers["content-type"]
+        return json.loads(content) if "json" in kind else content
+
+    def start(self, **settings: Any) -> str:
+        """Begins a stream and returns its path."""
+        stream = self("POST", "/api/streams", settings)
+        assert self.status == 200, stream
+        return f"/api/streams/{stream['id']}"
+
+    def until(self, path: str, *states: str, query: str = "", frames: int = 0) -> Any:
+        """Asks until it is in one of the states, and has so many frames."""
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            now = self("GET", path + query)
+            if now["state"] in states and now.get("frames", 0) >= frames:
+                return now
+            assert now["state"] not in ENDED, now
+            time.sleep(0.02)
+        raise AssertionError(now)
+
+
+@contextlib.contextmanager
+def shown(demo: Demo, keys: tuple[str, ...] = ()) -> Iterator[str]:
+    """Serves the demo and gives its address."""
+    import uvicorn
+
+    listener = listening("127.0.0.1", 0, keys)
+    server = uvicorn.Server(uvicorn.Config(app_of(demo, keys), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()

@@ -1,0 +1,308 @@
+"""The demo over HTTP, without a browser: streams, prompts, pictures, turns, and harm."""
+
+import base64
+import io
+import json
+import pathlib
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jvdm.serving import demo_streams
+from jvdm.serving.demo import Demo
+from jvdm.serving.limits import Limits
+from jvdm.video import read_video
+from tests.serving.demo_client import Client, shown
+
+pytest.importorskip("starlette", reason="the demo needs starlette and uvicorn")
+
+PROMPT, OTHER = "a large red ball rolls to the left", "a small blue box rests"
+SMALL = {"prompt": PROMPT, "seed": 3, "height": 16, "width": 16}
+
+
+@pytest.fixture(scope="module")
+def demo(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    limits = Limits(max_streams=2, max_frames=400, max_prompt=300)
+    made = Demo(pipe, folder / "work", limits, 1_000_000)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def address(demo):
+    with shown(demo) as where:
+        yield where
+
+
+@pytest.fixture
+def client(address):
+    return Client(address)
+
+
+def frames_of(client: Client, path: str, folder: pathlib.Path) -> np.ndarray:
+    """Returns the frames of a film, which comes in parts as a page reads it."""
+    content = client("GET", f"{path}/film")
+    half = len(content) // 2
+    parts = [client("GET", f"{path}/film?start={start}") for start in (0, half, len(content))]
+    assert (parts[0], parts[1], parts[2]) == (content, content[half:], b"")
+    (folder / "film.mp4").write_bytes(content)
+    return read_video(folder / "film.mp4").frames
+
+
+def test_a_stream_is_made_to_its_end(client, tmp_path):
+    path = client.start(**SMALL, duration="4s", attention="draft", density=0.5)
+    done = client.until(path, "done")
+    assert (done["frames"], done["fps"], done["seed"], done["error"]) == (24, 6.0, 3, None)
+    assert done["told"] == [{"frame": 0, "prompt": PROMPT}]
+    frames = frames_of(client, path, tmp_path)
+    assert frames.shape == (24, 16, 16, 3) and frames.std() > 5
+
+    # 8 rows of a clip of 3 latent frames; then the wave of lag 4, a frame a cycle.
+    assert done["of"] == 8 and [row["row"] for row in done["rows"]] == list(range(1, 33))
+    clip, wave = done["rows"][:8], done["rows"][8:]
+    assert all(row["frame"] == 0 and len(set(row["levels"])) == 1 for row in clip)
+    assert clip[-1]["levels"] == [0, 0, 0]
+    assert [row["frame"] for row in wave] == [i // 4 for i in range(24)]
+    assert all(row["levels"][0] <= row["levels"][1] <= row["levels"][2] for row in wave)
+    assert all(row["levels"][1] == 0 for row in wave[3::4])
+    # 4 of the 64 tokens are one block: nothing can be left out at this size.
+    assert len(done["density"]) == 7
+    assert all(0 < chunk["density"] <= 1 for chunk in done["density"])
+
+
+def test_another_prompt_is_seen_from_the_next_chunk_on(client, tmp_path):
+    plain = client.start(**SMALL, duration="6s")
+    client.until(plain, "done")
+    told = client.start(**SMALL, duration="6s")
+    client.until(told, "running", query="?played=0", frames=5)
+    client("POST", f"{told}/prompt", {"prompt": OTHER})
+    assert client.status == 200
+    done = client.until(told, "done")
+    (_, switch) = done["told"]
+    assert switch["prompt"] == OTHER and 0 < switch["frame"] <= 26  # 2 s ahead, and two chunks
+    before, after = (frames_of(client, path, tmp_path).astype(int) for path in (plain, told))
+    at = switch["frame"]
+    np.testing.assert_array_equal(before[:at], after[:at])
+    assert all(abs(old - new).max() > 8 for old, new in zip(before[at:], after[at:], strict=True))
+
+    client("POST", f"{told}/prompt", {"prompt": PROMPT})
+    assert client.status == 422
+
+
+def test_the_film_is_made_only_a_little_ahead(client):
+    path = client.start(**SMALL, duration="40s")
+    client.until(path, "running", query="?played=0", frames=13)
+    for _ in range(20):
+        now = client("GET", f"{path}?played=0")
+    assert now["frames"] <= 12 + 4 + 2 * 4 + 4
+    client.until(path, "running", query="?played=10", frames=70)
+    client("DELETE", path)
+
+
+def test_cancel_frees_the_device(address, demo):
+    first, second, third = (Client(address, name) for name in "abc")
+    running = [someone.start(**SMALL, duration="40s") for someone in (first, second)]
+    for someone, path in zip((first, second), running, strict=True):
+        someone.until(path, "running", query="?played=0", frames=13)
+    waiting = third.start(**SMALL, duration="1s")
+    for _ in range(20):
+        now = third("GET", waiting)
+        assert (now["state"], now["ahead"]) == ("queued", 2)
+    first("DELETE", running[0])
+    assert third.until(waiting, "done")["frames"] == 6
+    assert first.until(running[0], "cancelled")["frames"] < 30
+    assert second("GET", f"{running[1]}?played=0")["state"] == "running"
+    second("DELETE", running[1])
+    second.until(running[1], "cancelled")
+    assert demo.jobs.counts()["streams"] == 0
+
+
+def test_what_waits_is_cancelled_at_once(address):
+    someone, other = Client(address, "a"), Client(address, "b")
+    running = [someone.start(**SMALL, duration="40s") for _ in range(2)]
+    for path in running:
+        someone.until(path, "running", query="?played=0", frames=13)
+    waiting = other.start(**SMALL)
+    other("DELETE", waiting)
+    assert other.until(waiting, "cancelled")["frames"] == 0
+    for path in running:
+        someone("DELETE", path)
+        someone.until(path, "cancelled")
+
+
+def test_who_has_gone_is_not_waited_for(address, demo, monkeypatch):
+    gone, other = Client(address, "gone"), Client(address, "other")
+    left = [gone.start(**SMALL, duration="40s") for _ in range(2)]
+    for path in left:
+        gone.until(path, "running", query="?played=0", frames=13)
+    waiting = other.start(**SMALL, duration="1s")
+    monkeypatch.setattr(demo_streams, "LOST_S", 2.0)
+    other.until(waiting, "done")
+    while demo.jobs.counts()["streams"]:
+        time.sleep(0.05)
+    assert {gone.until(path, "cancelled")["state"] for path in left} == {"cancelled"}
+
+
+def test_the_first_clip_is_cancelled_between_rows(demo, tmp_path, monkeypatch):
+    stream = demo.stream("somebody", {**SMALL, "duration": "1s"})
+    one = demo_streams.LiveStream(demo.pipe, stream.job, tmp_path)
+    noted = one._note_rows
+
+    def note(*given):
+        noted(*given)
+        if one.row == 2:
+            one.cancel()
+
+    monkeypatch.setattr(one, "_note_rows", note)
+    with pytest.raises(demo_streams.Preempted):
+        next(one.steps())
+    assert (one.row, one.frames) == (2, 0)
+
+
+def png(color, size=(16, 16)) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, color).save(content, "png")
+    return content.getvalue()
+
+
+def noise() -> bytes:
+    content = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(content, "png")
+    return content.getvalue()
+
+
+def text64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_a_picture_becomes_the_first_frame(client, tmp_path):
+    plain, given = (
+        frames_of(client, path, tmp_path)
+        for image in (None, text64(png((210, 40, 40))))
+        for path in [client.start(**SMALL, image=image, duration="1s")]
+        if client.until(path, "done")
+    )
+    assert given[0].mean((0, 1)).astype(int) == pytest.approx([210, 40, 40], abs=40)
+    assert plain[0].mean((0, 1))[0] < 160
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 3.6 thousand million pixels."""
+    content = bytearray(png("white"))
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    return bytes(content)
+
+
+HOSTILE = {
+    "no JSON": b"{",
+    "nothing": b"",
+    "a list": b"[]",
+    "deep": b"[" * 100_000,
+    "no text": b"\xff\xfe\x00",
+    "huge": b'{"prompt": "' + b"a" * 1_500_000 + b'"}',
+    "no prompt": {},
+    "a long prompt": {"prompt": "a" * 400},
+    "a prompt that is none": {"prompt": ["a"]},
+    "half a character": b'{"prompt": "\\ud800"}',
+    "no number": b'{"prompt": "a", "guidance_scale": NaN}',
+    "no length": {"prompt": "a", "duration": "-5s"},
+    "a long film": {"prompt": "a", "duration": "100h"},
+    "large frames": {"prompt": "a", "height": 2**40, "width": 16},
+    "negative frames": {"prompt": "a", "height": -16, "width": -16},
+    "unknown": {"prompt": "a", "workdir": "/tmp"},
+    "another file": {"prompt": "a", "video": "/etc/passwd"},
+    "several": {"prompt": "a", "num_videos": 4},
+    "a path": {"prompt": "a", "image": "../../../../etc/passwd"},
+    "an image that is none": {"prompt": "a", "image": 7},
+    "text as image": {"prompt": "a", "image": text64(b"#!/bin/sh")},
+    "a cut image": {"prompt": "a", "image": text64(noise()[:400])},
+    "a broken image": {"prompt": "a", "image": text64(b"\x89PNG" + b"\0" * 100)},
+    "a bomb": {"prompt": "a", "image": text64(bomb())},
+    "a wrong seed": {"prompt": "a", "seed": -1},
+    "dense rows": {"prompt": "a", "attention": "nearly"},
+}
+
+
+def everything(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_harm_is_refused_and_leaves_nothing(client, demo, name):
+    before, here = everything(demo.folder.parent), set(pathlib.Path.cwd().iterdir())
+    error = client("POST", "/api/streams", HOSTILE[name])["error"]
+    assert 400 <= client.status < 500, error
+    assert error["what"] and set(error) == {"what", "why", "fix", "code"}
+    assert str(demo.folder) not in json.dumps(error) and "passwd" not in error["what"]
+    assert everything(demo.folder.parent) == before
+    assert set(pathlib.Path.cwd().iterdir()) == here
+    assert client("GET", "/api/about")["model"] == "nano"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/streams/../../etc/passwd", 404),
+        ("GET", "/..%2f..%2fdemo.py", 404),
+        ("GET", "/%2e%2e/demo.py", 404),
+        ("GET", "/api/galleries/x/..%2f..%2f/video.mp4", 404),
+        ("GET", f"/api/streams/{'0' * 32}", 404),
+        ("GET", "/api/streams/%00", 404),
+        ("DELETE", f"/api/galleries/{'0' * 32}", 404),
+        ("PUT", "/api/about", 405),
+        ("GET", "/nothing", 404),
+    ],
+)
+def test_wrong_addresses_are_told_as_json(client, method, path, status):
+    error = client(method, path)["error"]
+    assert client.status == status and set(error) == {"what", "why", "fix", "code"}
+
+
+@pytest.mark.parametrize("query", ["played=nan", "played=-1", "played=x", "played=1e300"])
+def test_wrong_queries_are_refused(client, query):
+    path = client.start(**SMALL, duration="1s")
+    assert "played" in client("GET", f"{path}?{query}")["error"]["what"]
+    assert client.status == 422
+    client.until(path, "done")
+
+
+def test_a_page_of_another_origin_gets_nothing(address):
+    """It may send forms, and ask under a name of its own that leads here."""
+    form = Client(address, **{"Content-Type": "text/plain"})
+    assert "content type" in form("POST", "/api/streams", SMALL)["error"]["what"]
+    assert form.status == 415
+    renamed = Client(address, Host="evil.example")
+    assert "evil.example" in renamed("GET", "/api/about")["error"]["what"]
+    assert renamed.status == 403
+
+
+def test_a_key_is_needed_where_there_is_one(demo):
+    key = "a key of enough characters"
+    with shown(demo, (key,)) as address:
+        stranger, guest = Client(address), Client(address, Authorization=f"Bearer {key}")
+        assert b"<title>jvdm</title>" in stranger("GET", "/")
+        for method, path in (("GET", "/api/about"), ("POST", "/api/streams")):
+            assert "key" in stranger(method, path, SMALL)["error"]["what"]
+            assert stranger.status == 401
+        assert guest("GET", "/api/about")["limits"]["prompt"] == 300
+
+
+def test_the_files_of_the_page_are_there(client):
+    page = client("GET", "/").decode()
+    for name in ("style.css", "stream.js", "gallery.js"):
+        assert name in page and client("GET", f"/{name}") and client.status == 200
+
+
+def test_only_so_many_films_are_kept(client, demo, monkeypatch):
+    monkeypatch.setattr("jvdm.serving.demo.KEPT", 1)
+    paths = []
+    for _ in range(3):
+        paths.append(client.start(**SMALL, duration="1s"))
+        client.until(paths[-1], "done")
+    client("GET", paths[0])
+    assert client.status == 404
+    assert len(list((demo.folder / "watched").iterdir())) <= 2

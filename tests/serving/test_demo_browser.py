@@ -1,0 +1,241 @@
+"""The pages of the demo in headless Chromium, which `.ci/run` installs; skipped without it."""
+
+import base64
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jvdm.serving.demo import Demo
+from jvdm.serving.limits import Limits
+from jvdm.video import read_video
+from tests.serving.demo_client import Client, shown
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+if not (shutil.which("chromium") and shutil.which("chromedriver")):
+    pytest.skip("chromium and chromium-driver are not installed", allow_module_level=True)
+
+pytestmark = pytest.mark.browser
+OTHER = "a small blue box rests"
+
+
+@pytest.fixture(scope="module")
+def demo(pipe, tmp_path_factory):
+    made = Demo(pipe, tmp_path_factory.mktemp("demo"), Limits(max_streams=1))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def address(demo):
+    with shown(demo) as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("headless=new", "disable-dev-shm-usage", "window-size=1200,900", "no-sandbox"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page in one tab, by the ids of its elements."""
+
+    def __init__(self, browser, address, rest="/"):
+        self.browser, self.tab = browser, browser.current_window_handle
+        browser.get(address + rest)
+        self.until(lambda: self.text("about"))
+
+    def __getitem__(self, name):
+        return self.browser.find_element("id", name)
+
+    def text(self, name):
+        return self[name].text
+
+    def script(self, code, *given):
+        return self.browser.execute_script(code, *given)
+
+    def fill(self, **values):
+        for name, value in values.items():
+            self[name].clear()
+            self[name].send_keys(value)
+
+    def until(self, holds, seconds=60):
+        end = time.monotonic() + seconds
+        while not (found := holds()):
+            assert time.monotonic() < end, (self.text("state"), self.text("error"))
+            time.sleep(0.05)
+        return found
+
+    def played(self):
+        return self.script("return document.getElementById('video').currentTime")
+
+    def colors(self, canvas):
+        """Returns how many colours a canvas shows."""
+        code = """const {width, height} = arguments[0];
+            const data = arguments[0].getContext('2d').getImageData(0, 0, width, height).data;
+            return new Set(new Uint32Array(data.buffer)).size"""
+        return self.script(code, self[canvas])
+
+    def stream(self):
+        """Returns the path of the last stream that the page asked for."""
+        code = """return performance.getEntriesByType('resource').map(entry => entry.name)
+            .filter(name => name.includes('api/streams/')).at(-1)"""
+        return "/api/streams/" + self.script(code).split("/api/streams/")[1][:32]
+
+
+@pytest.fixture
+def page(browser, address):
+    browser.get_log("browser")
+    opened = Page(browser, address)
+    yield opened
+    browser.switch_to.window(opened.tab)
+    if opened["cancel"].is_enabled():
+        opened["cancel"].click()
+        opened.until(lambda: not opened["cancel"].is_enabled())
+
+
+def frames_of(client, path, folder):
+    (folder / "film.mp4").write_bytes(client("GET", f"{path}/film"))
+    return read_video(folder / "film.mp4").frames.astype(int)
+
+
+def test_a_video_plays_while_it_is_made(page, browser):
+    assert page.text("about").startswith("nano, 64x64, 6 frames a second")
+    assert (page["cancel"].is_enabled(), page.text("error")) == (False, "")
+    page.fill(seconds="40", seed="1")
+    page["start"].click()
+    page.until(lambda: page.played() > 0.5)
+    assert page.text("state").startswith("Playing")
+    before = page.played()
+    page.until(lambda: page.played() > before + 1, seconds=10)
+    size = page.script("const v = arguments[0]; return [v.videoWidth, v.paused]", page["video"])
+    assert size == [64, False]
+    assert page.colors("matrix") > 4 and page.colors("attended") > 1
+    assert page.text("levels").startswith("Row ") and page.text("density-now") == "Now 100.0 %."
+    row = page.text("levels")
+    page.until(lambda: page.text("levels") != row)
+    page["cancel"].click()
+    page.until(lambda: page.text("state").startswith("cancelled"))
+    assert page["film"].get_attribute("href").startswith("blob:")
+    assert browser.get_log("browser") == []
+
+
+def test_the_prompt_is_changed_while_it_plays(page, address, tmp_path):
+    page.fill(seconds="15", seed="2")
+    page["start"].click()
+    page.until(lambda: page.played() > 0.5)
+    path = page.stream()
+    page.fill(prompt=OTHER)
+    page["change"].click()
+    page.until(lambda: f": {OTHER}" in page.text("told"))
+    frame = int(page.text("told").splitlines()[-1].split()[2])
+    assert page.text("told").endswith(f"from frame {frame} ({frame / 6:.1f} s): {OTHER}")
+
+    client = Client(address, "another")
+    told = client.until(path, "done")
+    asked = {"seed": 2, "duration": "15s", "prompt": told["told"][0]["prompt"]}
+    plain = client.start(**asked)
+    client.until(plain, "done")
+    before, after = (frames_of(client, one, tmp_path) for one in (plain, path))
+    assert before.shape == after.shape == (90, 64, 64, 3)
+    np.testing.assert_array_equal(before[:frame], after[:frame])
+    assert all(
+        abs(old - new).max() > 8 for old, new in zip(before[frame:], after[frame:], strict=True)
+    )
+
+
+def test_cancel_lets_the_next_one_begin(page, browser, address):
+    page.fill(seconds="40")
+    page["start"].click()
+    page.until(lambda: page.played() > 0)
+    browser.switch_to.new_window("tab")
+    second = Page(browser, address)
+    second.fill(seconds="3")
+    second["start"].click()
+    second.until(lambda: second.text("state") == "Waiting; 1 came before.")
+    time.sleep(1.0)
+    assert second.played() == 0
+    browser.switch_to.window(page.tab)
+    page["cancel"].click()
+    page.until(lambda: page.text("state").startswith("cancelled"))
+    browser.switch_to.window(second.tab)
+    second.until(lambda: second.text("state") == "done: 18 frames, 3.0 s")
+    second.until(lambda: second.played() > 1)
+    browser.close()
+
+
+def test_a_picture_is_moved_in(page, address, tmp_path):
+    Image.new("RGB", (64, 64), (210, 40, 40)).save(tmp_path / "red.png")
+    page["image"].send_keys(str(tmp_path / "red.png"))
+    page.until(lambda: page["shown"].is_displayed())
+    page.fill(seconds="2")
+    page["start"].click()
+    page.until(lambda: page.text("state").startswith("done"))
+    first = frames_of(Client(address), page.stream(), tmp_path)[0]
+    np.testing.assert_allclose(first.mean((0, 1)), [210, 40, 40], atol=40)
+
+    drop = """const moved = new DataTransfer();
+        moved.items.add(new File([arguments[1]], '../../x.png', {type: 'image/png'}));
+        arguments[0].dispatchEvent(new DragEvent('drop', {dataTransfer: moved, bubbles: true}))"""
+    page.script(drop, page["drop"], "this is no picture")
+    text = base64.b64encode(b"this is no picture").decode()
+    page.until(lambda: page.script("return arguments[0].src", page["shown"]).endswith(text))
+    page["start"].click()
+    page.until(lambda: "image is none that is read here" in page.text("error"))
+
+
+def test_the_gallery_shows_its_videos(page, browser):
+    page.browser.get(page.browser.current_url.partition("#")[0] + "#gallery")
+    boxes = {
+        box.get_attribute("value"): box
+        for box in page["systems"].find_elements("tag name", "input")
+    }
+    assert boxes["plain"].is_selected() and boxes["wave"].is_selected()
+    for name, box in boxes.items():
+        if box.is_selected() != (name in ("plain", "wave")):
+            box.click()
+    page["make"].click()
+    cards = page.until(
+        lambda: (
+            [
+                card
+                for card in page["cards"].find_elements("class name", "card")
+                if card.find_elements("tag name", "video")
+            ]
+            * (not page["stop"].is_enabled())
+        )
+    )
+    assert [card.get_attribute("data-system") for card in cards] == ["plain", "wave"]
+    for card, rows in zip(cards, (8, 12), strict=True):
+        video = card.find_element("tag name", "video")
+        page.until(lambda video=video: page.script("return arguments[0].currentTime", video) > 0)
+        assert page.script("return arguments[0].duration", video) == pytest.approx(1.5, abs=0.01)
+        assert "denoise" in card.text and "100.0 % of the attention" in card.text
+        height = "return arguments[0].naturalHeight"
+        assert page.script(height, card.find_element("class name", "matrix")) == (rows + 1) * 8
+        assert page.script(height, card.find_element("class name", "strip")) >= 64
+    assert browser.get_log("browser") == []
+
+
+def test_with_a_key_the_page_needs_it(browser, demo):
+    key = "a key of enough characters & more"
+    with shown(demo, (key,)) as address:
+        page = Page(browser, address, "/?key=a%20key%20of%20enough%20characters%20%26%20more")
+        page.fill(seconds="1")
+        page["start"].click()
+        page.until(lambda: page.text("state").startswith("done"))
+        browser.get(address + "/")
+        time.sleep(0.5)
+        assert page.text("about") == ""
+        assert page["start"].is_displayed() is False
