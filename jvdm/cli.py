@@ -82,6 +82,13 @@ VERBS = {
         ("config",),
         "say which kinds of operations a network consists of, and where its time goes",
     ),
+    "methods": Verb(
+        "jvdm.methods",
+        "MethodsOptions",
+        ("name",),
+        "say what the published systems are, need and combine with",
+        compiles=False,
+    ),
     "convert": Verb(
         "jvdm.convert",
         "ConvertOptions",

@@ -1,13 +1,18 @@
 """AR-Diffusion: frames a few steps apart, none of which looks ahead, at any length.
 
 jvdm generate "a large red ball rolls to the left" --system ar_diffusion --stream --duration 60s
-Each latent frame is 5 rows behind the one before it (Sun et al., arXiv:2503.07418; 5 is theirs) and
-attends to itself and earlier ones. The paper's claim: lags from 0 to all steps from one
-checkpoint. What is ours: its counters are the closed form `clip(k - 5 f, 0, S)`; the published mask
-lets text read later frames and frames read text, ours is strict, so that finished frames need not
-be computed again: their keys and values are kept, the last 5 of them. `NonDecreasing` draws the
-paper's rows for training. The shipped model was trained with full attention and looks worse this
-way; `configs/tiny_t2v_causal.py` trains one that is not.
+
+Paper: AR-Diffusion: Asynchronous Video Generation with Auto-Regressive Diffusion,
+arXiv:2503.07418.
+Claim: lags from 0 to all steps from one checkpoint.
+Ours: each latent frame is 5 rows behind the one before it (5 is theirs), by the closed form
+`clip(k - 5 f, 0, S)`, and attends to itself and earlier ones. The published mask lets text read
+later frames and frames read text, ours is strict, so that finished frames need not be computed
+again: their keys and values are kept, the last 5 of them. `NonDecreasing` draws the paper's rows
+for training. The shipped model was trained with full attention and looks worse this way;
+`configs/tiny_t2v_causal.py` trains one that is not.
+Gain: a stream of 501 frames at 311 frames/s on an H200, drift 1.25 of 255, motion .20 (true .52);
+trained causally drift .40, motion .62.
 
 Measured as `fvdm` was, in one run with it (its table and command): six small calls a
 latent frame, 171 frames/s, seam 2.30, drift 3.26 of 255 after 501 frames, .81 of the motion, PSNR

@@ -1,13 +1,17 @@
 """Diffusion Forcing: the future is less certain, so later frames are kept noisier.
 
 jvdm generate "a large red ball rolls to the left" --system diffusion_forcing --stream
-The pyramid of the paper with an uncertainty scale of 4: a latent frame is 4 rows behind the one
-before it, in a sliding window of 9 with causal attention (Chen et al., arXiv:2407.01392). The
-paper's claim: rollouts far beyond the length of training that do not diverge. Finished frames are
-shown scaled to level .02, and the network is told that level, so that its errors die out instead of
-adding up ("stabilisation", `Stabilised`; `--sampling.context none` shows them as they are).
-`Independent` draws the paper's levels. What is ours: the shipped model was trained with full
-attention and looks worse this way.
+
+Paper: Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion, arXiv:2407.01392.
+Claim: rollouts far beyond the length of training that do not diverge.
+Ours: the pyramid of the paper with an uncertainty scale of 4: a latent frame is 4 rows behind the
+one before it, in a sliding window of 9 with causal attention. Finished frames are shown scaled to
+level .02, and the network is told that level, so that its errors die out instead of adding up
+("stabilisation", `Stabilised`; `--sampling.context none` shows them as they are). `Independent`
+draws the paper's levels. The shipped model was trained with full attention and looks worse this
+way.
+Gain: a stream of 501 frames at 477 frames/s on an H200, drift 1.26 of 255, motion .17 (true .52);
+trained causally drift 1.43, motion .62.
 
 Measured as `fvdm` was, in one run with it (its table and command): 128 frames/s, seam 1.98, the
 most drift, 3.54 of 255 after 501 frames, .75 of the motion, PSNR 26.3 dB to the clip of the same

@@ -1,10 +1,15 @@
 """DraftAttention: attention among patch means says which patches attend to which.
 
 jvdm generate "a large red ball rolls to the left" --system draft_attention --density 0.25
-Queries and keys are averaged over patches; the softmax of their products says which patches the
-tokens attend to (Shen et al., arXiv:2505.14708), after a dense quarter of the rows and a dense
-first layer. The paper's claim: PSNR 32.1, 29.2, 24.2 to dense HunyuanVideo at 40, 20 and 10 % of
-the attention. What is ours: see `jvdm.attention.Draft`.
+
+Paper: DraftAttention: Fast Video Diffusion via Low-Resolution Attention Guidance,
+arXiv:2505.14708.
+Claim: PSNR 32.1, 29.2, 24.2 to dense HunyuanVideo at 40, 20 and 10 % of the attention.
+Ours: queries and keys are averaged over patches; the softmax of their products says which patches
+the tokens attend to, after a dense quarter of the rows and a dense first layer
+(`jvdm.attention.Draft`).
+Gain: at density .25 PSNR 32.4 dB to dense on `nano` (random blocks 26.5, the best lists 35.4); a
+network of Wan 1.3B's shape at 720p is 2.34 times as fast at density .277 on an H200.
 
 jvdm attention --weights nano --height 128 --width 128 --block 4
 Measured on two CPU cores that others shared, in under 2 minutes: the shipped `nano` at four times

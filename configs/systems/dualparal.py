@@ -1,15 +1,18 @@
 """DualParal: long videos block by block, layers on several devices; no training.
 
-jvdm generate "a large red ball rolls to the left" --system dualparal --num-frames 129
-... --mesh stage=2                              layers on two devices, the same bits
-A block of four latent frames makes a step with the four frames before it, which are a step cleaner
-and are told its level, and with keys and values of the first four of the next block, which it made
-just before (arXiv:2505.21070). Blocks follow each other through the stages of layers. Noise is that
-of a pool, in which near frames never meet. The paper's claim: 1,025 frames of Wan 2.1 on eight
-RTX 4090 with 6.54 times less latency and 1.48 times less memory than a device for all layers has;
-blocks and context of 8 latent frames. What is ours: 4 and 4, so that a window has the 8 frames
-that the shipped model knows; a block enters when what it reads is settled, so that
-results are those of one device also where there are fewer blocks than devices.
+jvdm generate "a large red ball rolls to the left" --system dualparal --num-frames 125
+
+Paper: Minute-Long Videos with Dual Parallelisms (DualParal), arXiv:2505.21070.
+Claim: 1,025 frames of Wan 2.1 on eight RTX 4090 with 6.54 times less latency and 1.48 times less
+memory than a device for all layers has; blocks and context of 8 latent frames.
+Ours: a block of four latent frames makes a step with the four frames before it, which are a step
+cleaner and are told its level, and with keys and values of the first four of the next block, which
+it made just before. Blocks follow each other through the stages of layers (`--mesh stage=2`: layers
+on two devices, the same bits). Noise is that of a pool, in which near frames never meet. 4 and 4,
+so that a window has the 8 frames that the shipped model knows; a block enters when what it reads is
+settled, so that results are those of one device also where there are fewer blocks than devices.
+Gain: no speed was measured; pixels change 1.36 and 1.48 times the median at borders of blocks on
+`nano`.
 
 Measured with the shipped `nano` (`--weights nano --num-frames 109`: six blocks, 48 rows), seeds 0
 and 1: the change of pixels at the borders of blocks is 1.36 and 1.48 of the median change; that

@@ -1,14 +1,17 @@
 """FIFO-Diffusion: a queue of frames, each a step noisier than the one before; no training.
 
 jvdm generate "a large red ball rolls to the left" --system fifo --stream --duration 60s
-Every call takes one step with all frames of the queue and finishes the first (Kim et al.,
-arXiv:2405.11473). The queue is as long as there are steps, 16 latent frames. Latent partitioning:
-the network is shown windows of 8, in which levels differ by half as much as in the queue. Lookahead
-denoising: windows overlap by half, each decides its later frames alone, and the first begins with
-four finished frames, so that every frame is made by a window that knows cleaner ones before it.
-The paper's claim: videos of any length from a model of clips, at constant memory. What is ours: the
-queue begins with a clip of its length that is noised, where theirs repeats the first frame of a
-shorter one. `--sampling.tiles.overlap 0` partitions without lookahead, at half the cost.
+
+Paper: FIFO-Diffusion: Generating Infinite Videos from Text without Training, arXiv:2405.11473.
+Claim: videos of any length from a model of clips, at constant memory.
+Ours: every call takes one step with all frames of the queue and finishes the first. The queue is as
+long as there are steps, 16 latent frames, and begins with a clip of its length that is noised,
+where theirs repeats the first frame of a shorter one. Latent partitioning: the network is shown
+windows of 8, in which levels differ by half as much as in the queue. Lookahead denoising: windows
+overlap by half, each decides its later frames alone, and the first begins with four finished
+frames, so that every frame is made by a window that knows cleaner ones before it.
+`--sampling.tiles.overlap 0` partitions without lookahead, at half the cost.
+Gain: a stream of 501 frames at 474 frames/s on an H200, drift 1.55 of 255, motion .68 (true .52).
 
 Measured as `fvdm` was, in one run with it (its table and command): one call in windows a latent
 frame, 249 frames/s, seam 2.02, drift 3.01 of 255 after 501 frames, PSNR 25.4 dB to the clip of the

@@ -1,12 +1,17 @@
 """FVDM: a noise level per frame makes one network a model of clips, pictures and long videos.
 
 jvdm generate "a large red ball rolls to the left" --system fvdm --stream --duration 60s
-Four latent frames are made together, behind four that are finished and shown clean: the last half
-of a window is the first half of the next (Liu et al., arXiv:2410.03160; they take 8 of 16). The
-paper's claim: pictures, interpolation and 128 frames from one checkpoint, and the state of the art
-of its time on four sets of clips. What is ours: the shipped model is no Latte and met frames that
-are given clean in 30 % of its draws (`Probabilistic` draws the paper's); finished frames are frozen
-by selection, where the published loop replaces them by the network's opinion in every step.
+
+Paper: Redefining Temporal Modeling in Video Diffusion: The Vectorized Timestep Approach (FVDM),
+arXiv:2410.03160.
+Claim: pictures, interpolation and 128 frames from one checkpoint, and the state of the art of its
+time on four sets of clips.
+Ours: four latent frames are made together, behind four that are finished and shown clean: the last
+half of a window is the first half of the next (they take 8 of 16). The shipped model is no Latte
+and met frames that are given clean in 30 % of its draws (`Probabilistic` draws the paper's);
+finished frames are frozen by selection, where the published loop replaces them by the network's
+opinion in every step.
+Gain: a stream of 501 frames at 762 frames/s on an H200, drift .33 of 255, motion .29 (true .52).
 
 jvdm evaluate --weights nano --streams wave fvdm ar_diffusion streamdit fifo diffusion_forcing
     --stream-frames 501

@@ -1,10 +1,13 @@
 """Sliding tile attention: a patch attends to the patches around it, in space and time.
 
 jvdm generate "a large red ball rolls to the left" --system window_attention --density 0.25
-A box of patches around each, moved inwards at borders so that all see equally many (Zhang et al.,
-arXiv:2502.04507); `--sampling.policy.shifted True` takes windows that shift (arXiv:2103.14030).
-The lists are constants: nothing is computed to choose them. The paper's claim is a model that was
-tuned for it, or windows searched per head; here is neither.
+
+Paper: Fast Video Generation with Sliding Tile Attention, arXiv:2502.04507.
+Claim: a model that was tuned for it, or windows searched per head, loses nothing; here is neither.
+Ours: a box of patches around each, moved inwards at borders so that all see equally many;
+`--sampling.policy.shifted True` takes windows that shift (arXiv:2103.14030). The lists are
+constants: nothing is computed to choose them.
+Gain: none without training: at density .25 PSNR 17.9 dB to dense on `nano`, random blocks 26.5.
 
 jvdm attention --weights nano --height 128 --width 128 --block 4
 Measured as `draft_attention` was, in one run with it; its table holds the windows too.

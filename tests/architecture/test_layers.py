@@ -46,6 +46,7 @@ LAYERS = (
         "evaluate",
         "generate",
         "inspection",
+        "methods",
         "plan",
         "policies",
         "profiling",
