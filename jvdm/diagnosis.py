@@ -23,6 +23,12 @@ from jvdm.machine import free_memory, is_out_of_memory
 
 GENERATION_NEEDS = ("av", "flax", "jax", "jaxlib", "jaxtyping", "ml_dtypes", "numpy", "safetensors")
 PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin")
+RESTARTS = {
+    "Colab": "Runtime > Restart session",
+    "Kaggle": "Run > Restart & clear cell outputs",
+    "Jupyter": "Kernel > Restart",
+}
+"""Notebook hosts, and where each has what begins a new process."""
 SHIPPED = "tiny_t2v"
 LITTLE_MEMORY = 2e9  # bytes; JAX, the shipped model and one default clip stay below
 LITTLE_DISK = 1e9  # bytes; compiled programs and videos
@@ -107,9 +113,34 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
+def _host() -> str | None:
+    """Returns the notebook host that this process runs on; None outside of notebooks."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # its images are made from those of Colab
+        return "Kaggle"
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return "Colab"
+    return "Jupyter" if "ipykernel" in sys.modules else None
+
+
+def _install(what: str) -> str:
+    """Returns the line that installs something here, with the restart that notebooks need."""
+    host = _host()
+    if host is None:
+        return f"pip install --upgrade {what}"
+    return f"%pip install -q --upgrade {what}, then {RESTARTS[host]}"
+
+
+def _with_extra(package: str) -> str:
+    """Returns the package with the extra for the accelerator whose plugin is installed."""
+    extras = {"libtpu": "tpu", "jax-cuda13-plugin": "cuda13", "jax-cuda12-plugin": "cuda12"}
+    found = [extra for plugin, extra in extras.items() if _installed(plugin)]
+    return f"{package}[{found[0]}]" if found else package
+
+
 def _system() -> Finding:
+    host = _host()
     python = f"Python {platform.python_version()}, {platform.platform()}"
-    return Finding("ok", f"jvdm {__version__}, {python}")
+    return Finding("ok", f"jvdm {__version__}, {python}" + (f", {host}" if host else ""))
 
 
 def _packages() -> Finding:
@@ -128,28 +159,61 @@ def _packages() -> Finding:
     too_old = ", ".join(f"{name} {there[name]} (needs {least[name]})" for name in old)
     found += f"; missing: {', '.join(missing) or 'none'}; too old: {too_old or 'none'}"
     state = "failed" if old or set(missing) & set(GENERATION_NEEDS) else "warning"
-    return Finding(state, found, "pip install --upgrade jvdm", versions)
+    return Finding(state, found, _install(f'"{_with_extra("jvdm")}"'), versions)
 
 
 def _jax() -> Finding:
-    """Sees whether the loaded JAX is the installed one, and whether its parts fit."""
-    data = {name: _installed(name) for name in ("jax", "jaxlib", "libtpu", *PLUGINS)}
+    """Sees whether what is loaded is what is installed, and whether the parts of JAX fit."""
+    data = {name: _installed(name) for name in ("jax", "jaxlib", "libtpu", "numpy", *PLUGINS)}
+    for name in ("jax", "jaxlib", "numpy"):  # a new jax brings a new numpy
+        loaded = getattr(sys.modules.get(name), "__version__", data[name])
+        if loaded != data[name]:
+            found = f"{name} {loaded} is loaded, but {data[name]} is installed"
+            restart = RESTARTS.get(_host() or "", "start Python again")
+            return Finding("failed", found, f"{restart}: imports last as long as a process", data)
     plugins = [name for name in PLUGINS if data[name]]
-    loaded = getattr(sys.modules.get("jax"), "__version__", data["jax"])
-    if loaded != data["jax"]:
-        found = f"jax {loaded} is loaded, but {data['jax']} is installed"
-        fix = "restart the runtime (Jupyter: Kernel > Restart), then import jvdm first"
-        return Finding("failed", found, fix)
     wrong = [name for name in plugins if data[name] != data["jaxlib"]]
     if wrong:
         names = ", ".join(f"{name} {data[name]}" for name in wrong)
-        extra = "cuda13" if "cuda13" in names else "cuda12"
-        fix = f'pip install --upgrade "jvdm[{extra}]", or pip uninstall {" ".join(wrong)}'
+        line = _install('"jvdm[cuda13]"' if "cuda13" in names else '"jvdm[cuda12]"')
+        fix = f"{line}, or pip uninstall {' '.join(wrong)}"
         return Finding("failed", f"{names} does not fit jaxlib {data['jaxlib']}", fix, data)
+    if unfit := _unfit(data):
+        found = f"{', '.join(unfit)}: the parts of jax {data['jax']} do not fit each other"
+        return Finding("failed", found, _install(f'"{_with_extra("jax")}=={data["jax"]}"'), data)
     import jax
 
     found = f"jax {jax.__version__} with {', '.join(plugins) or 'no GPU plugin'}"
     return Finding("ok", found, data=data)
+
+
+def _unfit(versions: dict[str, str | None]) -> list[str]:
+    """Returns the versions of jaxlib and libtpu that the installed jax does not ask for."""
+    unfit = []
+    for line in _asked_by_jax():
+        said, _, extra = line.partition(";")
+        [(name, needs)] = re.findall(r"^([\w-]+)(.*)$", said.strip())
+        have = versions.get(name)
+        if name not in ("jaxlib", "libtpu") or have is None:
+            continue
+        if extra.strip() and not (name == "libtpu" and '"tpu"' in extra):
+            continue
+        if not all(_meets(have, need.strip()) for need in needs.split(",") if need.strip()):
+            unfit.append(f"{name} {have} (jax asks for {needs.strip()})")
+    return unfit
+
+
+def _asked_by_jax() -> list[str]:
+    return list(metadata.requires("jax") or ()) if _installed("jax") else []
+
+
+def _meets(version: str, need: str) -> bool:
+    """Whether a version is one of `==0.0.42.*`, `>=0.10.1` or `<=0.10.2`."""
+    [(sign, wanted)] = re.findall(r"^([<>=!~]+) *(.*)$", need)
+    have, bound = _numbers(version), _numbers(wanted)
+    if sign == "==":
+        return have[: len(bound)] == bound
+    return {"<=": have <= bound, ">=": have >= bound, "<": have < bound}.get(sign, True)
 
 
 def _devices() -> Finding:
@@ -182,7 +246,7 @@ def _devices() -> Finding:
     chosen = on != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
     if chosen or not (idle := _idle_accelerator()):
         return Finding("ok", found, data=data)
-    fix = f"pip install {idle[1]}; or set JAX_PLATFORMS=cpu if that is meant"
+    fix = f"{_install(idle[1])}; or set JAX_PLATFORMS=cpu if that is meant"
     return Finding("warning", f"{found}, though there is {idle[0]}", fix, data)
 
 
@@ -190,7 +254,8 @@ def _idle_accelerator() -> tuple[str, str] | None:
     """Returns an accelerator that this machine seems to have, and the extra for it."""
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
         return "an NVIDIA GPU", '"jvdm[cuda13]" (or cuda12 for older drivers)'
-    return ("a TPU", '"jvdm[tpu]"') if list(Path("/dev").glob("accel*")) else None
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return ("a TPU", '"jvdm[tpu]"') if chips else None
 
 
 def _video() -> Finding:

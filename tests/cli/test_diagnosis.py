@@ -1,5 +1,6 @@
 """The doctor finds each thing that can be wrong, says how to mend it, and never breaks itself."""
 
+import re
 import sys
 import types
 
@@ -81,7 +82,7 @@ def test_another_jax_in_memory_than_on_disk_asks_for_a_restart(only, monkeypatch
     monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(__version__="0.7.2"))
     finding = only("jax")
     assert finding["state"] == "failed"
-    assert "jax 0.7.2 is loaded" in finding["found"] and "restart" in finding["fix"]
+    assert "jax 0.7.2 is loaded" in finding["found"] and "start Python again" in finding["fix"]
 
 
 def test_a_plugin_of_another_version_is_named(only, versions):
@@ -90,6 +91,106 @@ def test_a_plugin_of_another_version_is_named(only, versions):
     assert finding["state"] == "failed"
     assert "jax-cuda13-plugin 0.9.0 does not fit jaxlib" in finding["found"]
     assert "jvdm[cuda13]" in finding["fix"]
+
+
+HOSTS = {"COLAB_RELEASE_TAG": "Colab", "KAGGLE_KERNEL_RUN_TYPE": "Kaggle"}
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """Pretends to run on a notebook host; on a Kaggle whose image was made from Colab's."""
+
+    def pretend(*variables):
+        for name in HOSTS:
+            monkeypatch.delenv(name, raising=False)
+        for name in variables:
+            monkeypatch.setenv(name, "1")
+
+    pretend()
+    return pretend
+
+
+def test_the_image_of_colab_is_upgraded_by_one_line_and_a_restart(only, versions, host):
+    host("COLAB_RELEASE_TAG")
+    versions(jax="0.7.2", jaxlib="0.7.2", libtpu="0.0.21.1", numpy="2.1.3", flax="0.11.2")
+    finding = only("packages")
+    assert finding["state"] == "failed" and "jax 0.7.2 (needs 0.10)" in finding["found"]
+    line = '%pip install -q --upgrade "jvdm[tpu]", then Runtime > Restart session'
+    assert finding["fix"] == line
+    assert diagnosis._system().found.endswith("Colab")
+
+
+@pytest.mark.parametrize("name", ["jax", "numpy"])
+def test_what_an_upgrade_replaced_under_a_running_process_asks_for_a_restart(
+    only, versions, host, monkeypatch, name
+):
+    host("COLAB_RELEASE_TAG")
+    old = {"jax": "0.7.2", "numpy": "2.1.3"}[name]
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(__version__=old))
+    finding = only("jax")
+    assert finding["state"] == "failed" and f"{name} {old} is loaded" in finding["found"]
+    assert finding["fix"].startswith("Runtime > Restart session")
+
+
+ASKED = [
+    "jaxlib<=0.12.0,>=0.11.2",
+    'jaxlib<=0.12.0,>=0.12.0; extra == "tpu"',
+    'libtpu==0.0.47.*; extra == "tpu"',
+    "numpy>=2.0",
+]
+
+
+@pytest.mark.parametrize(
+    ("libtpu", "jaxlib", "message"),
+    [
+        ("0.0.17", "0.12.0", r"libtpu 0.0.17 .jax asks for ==0.0.47"),
+        ("0.0.47.1", "0.10.2", r"jaxlib 0.10.2 .jax asks for <=0.12.0,>=0.11.2"),
+        ("0.0.47.1", "0.12.1", "jaxlib 0.12.1"),
+        ("0.0.47.1", "0.12.0", None),
+        (None, "0.11.2", None),
+    ],
+)
+def test_the_parts_of_jax_must_fit_as_on_kaggle_they_do_not(
+    only, versions, host, monkeypatch, libtpu, jaxlib, message
+):
+    import jax
+    import jaxlib as loaded
+
+    host(*HOSTS)
+    monkeypatch.setattr(jax, "__version__", "0.12.0")
+    monkeypatch.setattr(loaded, "__version__", jaxlib)
+    monkeypatch.setattr(diagnosis, "_asked_by_jax", lambda: ASKED)
+    versions(jax="0.12.0", jaxlib=jaxlib, libtpu=libtpu)
+    finding = only("jax")
+    assert finding["state"] == ("ok" if message is None else "failed"), finding
+    if message is not None:
+        assert re.search(message, finding["found"])
+        line = '%pip install -q --upgrade "jax[tpu]==0.12.0", then Run > Restart & clear'
+        assert finding["fix"].startswith(line)
+
+
+def test_the_lines_of_this_jax_are_understood():
+    lines = [line for line in diagnosis._asked_by_jax() if line.startswith(("jaxlib", "libtpu"))]
+    assert lines and any("libtpu==" in line for line in lines)
+    jaxlib = diagnosis._installed("jaxlib")
+    assert not diagnosis._unfit({"jaxlib": jaxlib})
+    assert len(diagnosis._unfit({"jaxlib": "0.4.30", "libtpu": "0.0.17"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [((), None), (("COLAB_RELEASE_TAG",), "Colab"), (tuple(HOSTS), "Kaggle")],
+)
+def test_outside_of_notebooks_no_restart_is_asked_for(only, versions, host, variables, found):
+    host(*variables)
+    versions(flax="0.8.1")
+    fix = only("packages")["fix"]
+    assert ("Restart" in fix) == fix.startswith("%pip") == (found is not None)
+
+
+def test_a_jupyter_of_ones_own_is_known(host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    assert diagnosis._host() == "Jupyter"
 
 
 def test_old_and_missing_packages_are_named(only, versions):
