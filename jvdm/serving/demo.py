@@ -18,7 +18,6 @@ the browser plays the fragments of MP4 that jvdm writes anyway (Media Source Ext
 import contextlib
 import dataclasses
 import secrets
-import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -38,14 +37,12 @@ from jvdm.serving.gallery import PLAIN, Gallery, Systems
 from jvdm.serving.jobs import Jobs, UnknownJob
 from jvdm.serving.limits import Limits
 from jvdm.serving.serve import check_installed
-from jvdm.serving.tasks import check_names, without, write_pictures
+from jvdm.serving.tasks import check_names, remove, size_bytes, without, write_pictures
 from jvdm.serving.web import WebOptions, listening, run_until_stopped, work_folder
 from jvdm.settings import PICTURE, settings_of
 
 __all__ = ["Demo", "DemoOptions", "run", "shown_defaults", "text"]
 
-KEPT = 32
-"""Streams and galleries whose files are kept; the oldest that have ended go first."""
 USUAL_S = 10.0
 """Seconds of a stream that asks for no length."""
 EXAMPLE = "a large red ball rolls to the left"
@@ -59,6 +56,8 @@ class DemoOptions(WebOptions):
 
     port: int = 7860
     """Port that is listened on; 0 takes a free one."""
+    keep_jobs: int = 32
+    """Streams and galleries that are kept after their end; the oldest go first."""
     workdir: Path = Path("out/demo")
     """Folder of films; those of an earlier demo are removed."""
 
@@ -82,7 +81,7 @@ class Demo:
     ) -> None:
         self.limits, self.body_bytes = (limits or Limits()).validated(), body_bytes
         self.pipe, self.folder, self.systems = pipe, folder.absolute(), Systems(pipe)
-        shutil.rmtree(self.folder / "watched", ignore_errors=True)
+        remove(self.folder / "watched")
         (self.folder / "watched").mkdir(parents=True)
         self.jobs = Jobs(pipe, self.folder / "jobs", self.limits)
         self._watched: dict[str, Watched] = {}
@@ -183,7 +182,7 @@ class Demo:
         try:
             yield folder
         except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             if isinstance(error, JvdmError):
                 raise without(folder, error) from error
             raise
@@ -192,12 +191,21 @@ class Demo:
         """Puts it into the line of the device; the oldest that has ended goes."""
         feed = self.jobs.stream(client, watched.steps())
         with self._lock:
+            self._tidy()
             self._watched[watched.id] = watched
-            ended = [other for other in self._watched.values() if other.ended]
-            for other in ended[: max(0, len(self._watched) - KEPT)]:
-                del self._watched[other.id]
-                shutil.rmtree(other.folder, ignore_errors=True)
         watched.follow(feed)
+
+    def _tidy(self) -> None:
+        """Removes the oldest of what has ended, as the limits say."""
+        limits = self.limits
+        ended = [watched for watched in self._watched.values() if watched.ended]
+        sizes = [size_bytes(watched.folder) for watched in ended]
+        for place, watched in enumerate(ended):
+            many = len(ended) - place > limits.keep_jobs
+            large = sum(sizes[place:]) > limits.keep_gigabytes * 1e9
+            if many or large or watched.idle_s > 3600 * limits.keep_hours:
+                del self._watched[watched.id]
+                remove(watched.folder)
 
     def _about(self) -> dict[str, Any]:
         """Returns what a page has to know before it asks for anything."""
@@ -231,6 +239,10 @@ def run(options: DemoOptions) -> dict[str, Any]:
     from jvdm.serving.demo_pages import app_of
 
     options.validated()
+    for name in ("max_batch", "max_videos"):
+        if getattr(options, name) != getattr(DemoOptions, name):
+            what = f"--{name.replace('_', '-')} was given"
+            raise ConfigError(what, "a demo makes one video after another", "leave it out")
     check_installed()
     keys = options.keys
     with (

@@ -20,12 +20,13 @@ import numpy as np
 
 from jvdm.arrays import PyTree
 from jvdm.attention import Dense, Tally, summary
-from jvdm.errors import ConfigError, JvdmError, Preempted
+from jvdm.errors import ConfigError, Preempted
 from jvdm.media import LIVE_WRITERS
 from jvdm.pipeline import Pipeline, Request
 from jvdm.pipeline.session import Prompt, Session
 from jvdm.pipeline.streaming import HostFrames, StreamJob, begin, ids_of
 from jvdm.samplers import times
+from jvdm.serving.feed import told
 from jvdm.serving.tasks import ENDED, State, error_data
 from jvdm.settings import with_numbers
 from jvdm.stages import measuring
@@ -82,9 +83,14 @@ class Watched:
         self._asked = time.monotonic()
 
     @property
+    def idle_s(self) -> float:
+        """Seconds for which nobody asked."""
+        return time.monotonic() - self._asked
+
+    @property
     def lost(self) -> bool:
         """Whether nobody watches it any more."""
-        return time.monotonic() - self._asked > LOST_S
+        return self.idle_s > LOST_S
 
     @property
     def ended(self) -> bool:
@@ -105,19 +111,19 @@ class Watched:
             raise Preempted("it was cancelled", "somebody asked for it", "ask for it again")
 
     def _follow(self) -> None:
-        state, error = "done", None
+        error = None
         try:
             self.take(iter(self._feed))
-        except JvdmError as raised:
-            state, error = "failed", error_data(raised)
         except OSError as raised:
-            said = ConfigError("its files cannot be written", str(raised), "free some space")
-            state, error = "failed", error_data(said)
-        finally:
-            self._feed.cancel()
-            with self.changed:
-                self.state, self.error = ("cancelled", None) if self.stopped else (state, error)
-                self.changed.notify_all()
+            error = ConfigError("its files cannot be written", str(raised), "free some space")
+        except Exception as raised:
+            error = told(raised)
+        self._feed.cancel()
+        with self.changed:
+            if not self.stopped:
+                self.error = None if error is None else error_data(error)
+            self.state = "cancelled" if self.stopped else "failed" if error else "done"
+            self.changed.notify_all()
 
 
 class LiveStream(Watched):

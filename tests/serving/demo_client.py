@@ -52,6 +52,14 @@ class Client:
         raise AssertionError(now)
 
 
+def wait_until_free(demo: Demo) -> None:
+    """Waits until the device holds no stream and no gallery."""
+    end = time.monotonic() + 30
+    while demo.jobs.counts()["streams"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def shown(demo: Demo, keys: tuple[str, ...] = ()) -> Iterator[str]:
     """Serves the demo and gives its address."""

@@ -4,17 +4,21 @@ import base64
 import io
 import json
 import pathlib
-import time
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jvdm import cli
 from jvdm.serving import demo_streams
 from jvdm.serving.demo import Demo
 from jvdm.serving.limits import Limits
 from jvdm.video import read_video
-from tests.serving.demo_client import Client, shown
+from tests.serving.demo_client import Client, shown, wait_until_free
 
 pytest.importorskip("starlette", reason="the demo needs starlette and uvicorn")
 
@@ -25,7 +29,7 @@ SMALL = {"prompt": PROMPT, "seed": 3, "height": 16, "width": 16}
 @pytest.fixture(scope="module")
 def demo(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    limits = Limits(max_streams=2, max_frames=400, max_prompt=300)
+    limits = Limits(max_streams=2, max_frames=400, max_prompt=300, keep_jobs=8)
     made = Demo(pipe, folder / "work", limits, 1_000_000)
     yield made
     made.close()
@@ -117,7 +121,7 @@ def test_cancel_frees_the_device(address, demo):
     assert second("GET", f"{running[1]}?played=0")["state"] == "running"
     second("DELETE", running[1])
     second.until(running[1], "cancelled")
-    assert demo.jobs.counts()["streams"] == 0
+    wait_until_free(demo)
 
 
 def test_what_waits_is_cancelled_at_once(address):
@@ -141,8 +145,7 @@ def test_who_has_gone_is_not_waited_for(address, demo, monkeypatch):
     waiting = other.start(**SMALL, duration="1s")
     monkeypatch.setattr(demo_streams, "LOST_S", 2.0)
     other.until(waiting, "done")
-    while demo.jobs.counts()["streams"]:
-        time.sleep(0.05)
+    wait_until_free(demo)
     assert {gone.until(path, "cancelled")["state"] for path in left} == {"cancelled"}
 
 
@@ -297,12 +300,61 @@ def test_the_files_of_the_page_are_there(client):
         assert name in page and client("GET", f"/{name}") and client.status == 200
 
 
-def test_only_so_many_films_are_kept(client, demo, monkeypatch):
-    monkeypatch.setattr("jvdm.serving.demo.KEPT", 1)
-    paths = []
-    for _ in range(3):
+def test_only_so_many_films_are_kept_and_no_thread_stays(client, demo):
+    paths, threads = [], []
+    for _ in range(12):
         paths.append(client.start(**SMALL, duration="1s"))
         client.until(paths[-1], "done")
+        threads.append(threading.active_count())
     client("GET", paths[0])
     assert client.status == 404
-    assert len(list((demo.folder / "watched").iterdir())) <= 2
+    assert len(list((demo.folder / "watched").iterdir())) <= 9
+    assert max(threads[6:]) <= max(threads[:6]) + 1
+
+
+def test_an_error_that_nobody_foresaw_ends_the_stream_alone(client, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_streams, "LIVE_WRITERS", {".mp4": broken})
+        failed = client.until(client.start(**SMALL, duration="1s"), "failed")
+    assert failed["error"]["code"] == "JvdmError" and "RuntimeError" in failed["error"]["what"]
+    client.until(client.start(**SMALL, duration="1s"), "done")
+
+
+def command(*arguments: str, folder: pathlib.Path) -> subprocess.Popen:
+    named = ["-m", "jvdm", "demo", "--weights", "nano", "--port", "0", "--workdir", str(folder)]
+    return subprocess.Popen(
+        [sys.executable, *named, *arguments], stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+@pytest.mark.slow
+def test_the_command_shows_the_page_until_it_is_stopped(tmp_path):
+    (tmp_path / "watched" / "old").mkdir(parents=True)
+    with command("--system", "wave", folder=tmp_path) as process:
+        said = next(line for line in process.stderr or () if "open http://" in line)
+        client = Client(said.split()[2])
+        try:
+            assert client("GET", "/api/about")["model"] == "nano"
+            path = client.start(**SMALL, duration="40s")
+            client.until(path, "running", query="?played=0", frames=1)
+            assert len(list((tmp_path / "watched").iterdir())) == 1
+        finally:
+            process.send_signal(signal.SIGTERM)
+        left = process.stderr.read() if process.stderr else ""
+    assert process.returncode == 75 and "Traceback" not in left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--host", "0.0.0.0"), "can be reached from other machines"),
+        (("--max-batch", "4"), "--max-batch was given"),
+        (("--max-streams", "0"), "--max-streams is 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(arguments, said, capsys, tmp_path):
+    assert cli.main(["demo", "--workdir", str(tmp_path), "--port", "0", *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -131,6 +131,15 @@ def test_a_video_plays_while_it_is_made(page, browser):
     assert browser.get_log("browser") == []
 
 
+def test_sparse_attention_is_seen(page):
+    page["attention"].send_keys("draft")
+    page.fill(seconds="4", density="0.3")
+    page["start"].click()
+    page.until(lambda: page.text("state").startswith("done"))
+    assert 30 <= float(page.text("density-now").split()[1]) < 90
+    assert page.colors("attended") > 2
+
+
 def test_the_prompt_is_changed_while_it_plays(page, address, tmp_path):
     page.fill(seconds="15", seed="2")
     page["start"].click()

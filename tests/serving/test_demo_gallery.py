@@ -10,7 +10,7 @@ from jvdm.pipeline.request import request_of
 from jvdm.serving.demo import Demo
 from jvdm.serving.limits import Limits
 from jvdm.video import read_video
-from tests.serving.demo_client import Client, shown
+from tests.serving.demo_client import Client, shown, wait_until_free
 
 pytest.importorskip("starlette", reason="the demo needs starlette and uvicorn")
 
@@ -104,4 +104,4 @@ def test_cancel_ends_it_after_a_row(client, demo):
     ended = client.until(path, "cancelled")
     assert {piece["state"] for piece in ended["pieces"]} == {"cancelled"}
     assert 1 <= ended["pieces"][0]["row"] < 200
-    assert demo.jobs.counts()["streams"] == 0
+    wait_until_free(demo)
