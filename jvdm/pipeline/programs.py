@@ -17,6 +17,7 @@ from jaxtyping import UInt32
 
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
+from jvdm.attention.cached_causal import KVCache
 from jvdm.compiling import Program
 from jvdm.errors import DeviceMemoryError, NumericsError
 from jvdm.keys import named
@@ -228,6 +229,36 @@ def stream_chunk(
     """Finishes a block of latent frames and lets noise enter; the old state stays valid."""
     denoise = system.denoiser(params, conditions)
     return samplers.stream_step(denoise, system.sampling.solver, system.process, rows, state)
+
+
+@Program
+def retell(
+    system: System,
+    params: PyTree,
+    conditions: Conditions,
+    rows: StreamRows,
+    state: StreamState,
+    clean: Latents,
+) -> StreamState:
+    """Makes a cache ready for another prompt: forgets, and writes `clean` again, if any."""
+    run = state.run
+    if rows.flush is not None:
+        keep = run.address.frames[0] - rows.flush
+        carry = jax.tree.map(
+            lambda part: part.forget(system.network.policy.sink, keep) if _keeps(part) else part,
+            run.carry,
+            is_leaf=_keeps,
+        )
+        state = state._replace(run=run._replace(carry=carry))
+    if not clean.shape[1]:
+        return state
+    denoise = system.denoiser(params, conditions)
+    told = (denoise, system.sampling.solver, system.process, rows)
+    return samplers.stream_rewrite(*told, state, clean)
+
+
+def _keeps(part: Any) -> bool:
+    return isinstance(part, KVCache)
 
 
 @Program

@@ -161,13 +161,15 @@ class Session:
         if self.job.clip.pictures is not None:
             why = "its network is told pictures in every chunk, which the file does not hold"
             raise ConfigError("the session was to be saved", why, "let it go on in this process")
-        state = {"state": self.run.state, "decoder": self.run.decoder, "ready": self.run.ready}
+        parts = ("state", "decoder", "ready", "latest")
+        state = {name: getattr(self.run, name) for name in parts}
         about = {
             "schema": SCHEMA,
             **_identity(self.pipe, self.job),
             "settings": _settings(self.job),
             "told": [[entry.frame, entry.prompt] for entry in self.run.told],
             "frames": self.frames,
+            "began": self.run.began,
             "loaded": dict(loaded or {}),
             "versions": records.versions(),
         }
@@ -216,7 +218,9 @@ def load_session(
     about, arrays = read_session(path)
     settings = checked(Mapping[str, Any], about.get("settings"), "settings", path, _FIX)
     told = checked(tuple[tuple[int, str], ...], about.get("told"), "told", path, _FIX)
-    frames = checked(int, about.get("frames"), "frames", path, _FIX)
+    frames, began = (
+        checked(int, about.get(name), name, path, _FIX) for name in ("frames", "began")
+    )
     if not told:
         raise WeightsError(f"{path} tells no prompt", "", _FIX)
     known = {field.name for field in dataclasses.fields(Request)}
@@ -233,7 +237,8 @@ def load_session(
         streaming.tell(pipe, job, at, text, streaming.ids_of(job.clip, text)[0])
         for at, text in told
     )
-    run = Stream(entries, *_restored(pipe, job, entries[0].conditions, arrays, path), frames)
+    state, decoder, ready, latest = _restored(pipe, job, entries[0].conditions, arrays, path)
+    run = Stream(entries, state, decoder, ready, frames, began, latest)
     return Session(pipe, job, run)
 
 
@@ -271,26 +276,30 @@ def _identity(pipe: "Pipeline", job: StreamJob) -> dict[str, Any]:
 
 def _restored(
     pipe: "Pipeline", job: StreamJob, conditions: Any, arrays: Mapping[str, np.ndarray], path: Any
-) -> tuple[PyTree, PyTree, PyTree]:
-    """Returns window, memory of the autoencoder and latents that wait, as a stream holds them."""
+) -> list[PyTree]:
+    """Returns window, memory of the autoencoder, latents that wait and latest ones of a stream."""
     system, params = streaming.network(pipe, job)
     shape = tuple(job.clip.shape)
     begun = (system, params, conditions, job.rows, None, np.uint32(0))
-    state = programs.begin_stream.eval_shape(*begun, shape=shape)
-    latents = jax.ShapeDtypeStruct((shape[0], job.rows.block, *shape[2:]), jnp.float32)
-    waiting = jax.ShapeDtypeStruct((shape[0], job.rows.context, *shape[2:]), jnp.float32)
-    decoder = ready = None
+
+    def latents(name: str, count: int) -> Any:
+        count = arrays[name].shape[1] if name == "['latest']" else count
+        return jax.ShapeDtypeStruct((shape[0], count, *shape[2:]), jnp.float32)
+
+    expected: dict[str, Any] = {"state": programs.begin_stream.eval_shape(*begun, shape=shape)}
+    expected |= {"decoder": None, "ready": None, "latest": None}
     if any(name.startswith("['decoder']") for name in arrays):
-        decoder = programs.decode_piece.eval_shape(*pipe.coder(), latents, None)[2]
-    if "['ready']" in arrays:
-        ready = waiting
-    expected = _named({"state": state, "decoder": decoder, "ready": ready})
-    sizes = {name: _plain_shape(leaf) for name, leaf in expected.items()}
+        piece = latents("", job.rows.block)
+        expected["decoder"] = programs.decode_piece.eval_shape(*pipe.coder(), piece, None)[2]
+    for name, count in (("ready", job.rows.context), ("latest", job.rows.rewrite)):
+        if f"['{name}']" in arrays:
+            expected[name] = latents(f"['{name}']", count)
+    places = _named(expected)
+    sizes = {name: _plain_shape(leaf) for name, leaf in places.items()}
     safetensors.match(path, dict(arrays), sizes, _FIX)
-    leaves = [_typed(arrays[name], leaf, name, path) for name, leaf in expected.items()]
-    tree = jax.tree.structure({"state": state, "decoder": decoder, "ready": ready})
-    made = jax.tree.unflatten(tree, leaves)
-    return made["state"], made["decoder"], made["ready"]
+    leaves = [_typed(arrays[name], leaf, name, path) for name, leaf in places.items()]
+    made = jax.tree.unflatten(jax.tree.structure(expected), leaves)
+    return [made[name] for name in ("state", "decoder", "ready", "latest")]
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

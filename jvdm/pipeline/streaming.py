@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvdm import pricing, prompts, samplers
@@ -86,6 +87,8 @@ class Stream(NamedTuple):
         decoder: What the autoencoder remembers; None before the first frame.
         ready: Latents that are finished and were not handed out, if any.
         frames: Frames that were handed out.
+        began: Frames that were handed out before the last chunk; -1 before the first.
+        latest: Latest finished latents, where another prompt writes them to the cache again.
     """
 
     told: tuple[Telling, ...]
@@ -93,6 +96,8 @@ class Stream(NamedTuple):
     decoder: PyTree
     ready: Latents | None
     frames: int
+    began: int = -1
+    latest: Latents | None = None
 
 
 def prepare_stream(
@@ -130,6 +135,8 @@ def prepare_stream(
     kept = 0 if keep is None else seconds_of("keep", keep) * clip.settings.fps
     kept = math.ceil(kept / (system.vae.strides[0] * rows.block))
     held = pricing.check_stream(clip.system, size, clip.matrix, kept)
+    latest = 4 * rows.rewrite * math.prod(clip.shape[2:])
+    held = held._replace(window=held.window + latest)
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
@@ -227,8 +234,10 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     """
     state, latents = run.state, run.ready
     if latents is None:
-        now = [entry.conditions for entry in run.told if entry.frame <= run.frames][-1]
+        at, now, _ = [entry for entry in run.told if entry.frame <= run.frames][-1]
         system, params = network(pipe, job)
+        if keeps(job.rows) and at > run.began >= 0:
+            state = programs.retell(system, params, now, job.rows, state, _latest(job, run))
 
         def step(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
             return programs.stream_chunk(system, params, told, job.rows, state)
@@ -243,7 +252,17 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     frames = frames[0]
     if job.num_frames is not None:
         frames = frames[: job.num_frames - run.frames]
-    return Stream(run.told, state, decoded[2], None, run.frames + len(frames)), frames
+    latest = None
+    if job.rows.rewrite:
+        latest = jnp.concatenate([_latest(job, run), latents], 1)[:, -job.rows.rewrite :]
+    made = run.frames + len(frames)
+    return Stream(run.told, state, decoded[2], None, made, run.frames, latest), frames
+
+
+def _latest(job: StreamJob, run: Stream) -> Latents:
+    """Returns the finished latents that another prompt writes to the cache again."""
+    batch, _, *size = job.clip.shape
+    return jnp.zeros((batch, 0, *size)) if run.latest is None else run.latest
 
 
 def chunks(pipe: "Pipeline", job: StreamJob) -> Iterator[HostFrames]:

@@ -134,10 +134,16 @@ class CachedMatrix:
     Attributes:
         rule: The matrix of all frames.
         lookback: Earlier frames that are read, at most; None is all of them (static).
+        flush: Latest finished frames that stay in the cache, beside the sink, where a stream is
+            told another prompt (Infinity-RoPE, arXiv:2511.20649); None keeps all (static).
+        rewrite: Latest finished frames that are then written again, as what is told now makes them
+            (`rewritten`; static).
     """
 
     rule: MatrixRule = AutoregressiveMatrix()
     lookback: int | None = dataclasses.field(default=None, metadata={"static": True})
+    flush: int | None = dataclasses.field(default=None, metadata={"static": True})
+    rewrite: int = dataclasses.field(default=0, metadata={"static": True})
 
     def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
         """Returns the matrix; the network's policy must keep keys and values."""

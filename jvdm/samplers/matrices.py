@@ -35,6 +35,13 @@ class TimestepMatrix:
         write: Frames whose keys and values are kept in that step's call.
         window: Number of frames fed to the network (static).
         lookback: Number of earlier frames that a cache must hold (static).
+
+    Example:
+        >>> matrix = lag_matrix(jnp.array([1.0, 0.5, 0.0]), 2, lag=2)
+        >>> matrix.num_rows, matrix.latent_frames, matrix.num_steps
+        (4, 2, 2)
+        >>> matrix.index.tolist()
+        [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2]]
     """
 
     levels: Float[Array, " levels"] | Float[Array, "levels F"]
@@ -179,6 +186,10 @@ def freeze(
 
     Raises:
         ConfigError: If a frame or the level does not exist.
+
+    Example:
+        >>> times(freeze(synchronous(jnp.array([1.0, 0.5, 0.0]), 3), [0, -1])).tolist()
+        [[0.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     count, steps = matrix.latent_frames, matrix.num_steps
     for frame in frames:
@@ -283,7 +294,12 @@ def _times_on_host(matrix: TimestepMatrix) -> np.ndarray:
 
 
 def cost(matrix: TimestepMatrix) -> Cost:
-    """Counts the network calls of a run, without running it."""
+    """Counts the network calls of a run, without running it.
+
+    Example:
+        >>> cost(lag_matrix(jnp.array([1.0, 0.5, 0.0]), 3, lag=1))
+        Cost(calls=4, frame_calls=12, first_frame_calls=2)
+    """
     level = _times_on_host(matrix)
     moving = level[1:] != level[:-1]
     called = moving.any(axis=1) | np.asarray(matrix.write).any(axis=1)
@@ -403,6 +419,10 @@ def plot(matrix: TimestepMatrix, cell: int = 8) -> UInt8[np.ndarray, "height wid
     Args:
         matrix: The matrix.
         cell: Side of one entry in pixels, with a border of one pixel from 3 on.
+
+    Example:
+        >>> plot(synchronous(jnp.array([1.0, 0.5, 0.0]), 5), cell=8).shape
+        (24, 40, 3)
     """
     level = _times_on_host(matrix)
     share = (level / max(float(level.max()), 1e-6))[..., None]

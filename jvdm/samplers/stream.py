@@ -20,7 +20,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError, ShapeError
 from jvdm.keys import addressed_normal, named
-from jvdm.samplers.cached import CachedMatrix
+from jvdm.samplers.cached import CachedMatrix, rewritten
 from jvdm.samplers.denoiser import Denoiser, PerFrame
 from jvdm.samplers.matrices import TimestepMatrix, from_index, times
 from jvdm.samplers.noise import Address, consecutive, initial_noise
@@ -45,12 +45,17 @@ class StreamRows:
         cycle: The rows that repeat; `lag` steps over the frames of the buffer.
         block: Frames that a cycle finishes (static).
         context: Finished frames that stay at the front of the buffer (static).
+        flush: Latest finished frames that a cache keeps where another prompt is told; None is all
+            (static).
+        rewrite: Latest finished frames that are then written to it again (static).
     """
 
     ramp: TimestepMatrix
     cycle: TimestepMatrix
     block: int = dataclasses.field(metadata={"static": True})
     context: int = dataclasses.field(metadata={"static": True})
+    flush: int | None = dataclasses.field(default=None, metadata={"static": True})
+    rewrite: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def buffer(self) -> int:
@@ -158,7 +163,9 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
         ConfigError: If the rule has no such rows, or its lag is not 1 to `S`.
     """
     steps, kept, context = levels.shape[0] - 1, isinstance(rule, CachedMatrix), 0
+    retold: dict[str, Any] = {}
     if isinstance(rule, CachedMatrix):
+        retold = {"flush": rule.flush, "rewrite": rule.rewrite}
         window, rule = 0, rule.rule
     if isinstance(rule, WindowedMatrix):
         window, context, rule = rule.window or 0, rule.context, rule.rule
@@ -175,7 +182,19 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
         )
     in_work = -(-steps // max(1, rule.lag)) * rule.block
     context = max(context, window - in_work) // rule.block * rule.block
-    return stream_rows(levels, rule.lag, rule.block, context, kept=kept)
+    rows = stream_rows(levels, rule.lag, rule.block, context, kept=kept)
+    return dataclasses.replace(rows, **_checked(rule.block, **retold)) if retold else rows
+
+
+def _checked(block: int, flush: int | None, rewrite: int) -> dict[str, Any]:
+    """Returns how much of a cache stays and is written again where another prompt is told."""
+    if rewrite < 0 or rewrite % block or flush is not None and flush < 0:
+        raise ConfigError(
+            f"flush {flush} and rewrite {rewrite} of a stream of blocks of {block}",
+            "they count finished frames, and whole blocks are written",
+            f"use 0 or more, and a multiple of {block} to rewrite",
+        )
+    return {"flush": flush, "rewrite": rewrite}
 
 
 def stream_init(
@@ -297,6 +316,32 @@ def stream_step(
     )
     run = run._replace(**moved, carry=carry, address=Address(samples, frames + rows.block))
     return StreamState(run, state.noise, state.chunks + 1), emitted
+
+
+def stream_rewrite(
+    denoise: Denoiser,
+    solver: Solver,
+    process: Process,
+    rows: StreamRows,
+    state: StreamState,
+    clean: Float[Array, "B F ..."],
+) -> StreamState:
+    """Writes the latest finished frames to the cache again, as what is told now makes them.
+
+    Args:
+        denoise: The network, with its guidance and what it is told from now on.
+        solver: How a step is made.
+        process: The corruption process.
+        rows: The rows of the stream.
+        state: The state between two chunks.
+        clean: Latents of these frames, whole blocks.
+    """
+    count, (samples, frames) = clean.shape[1], state.run.address
+    again = rewritten(rows.cycle.levels, count, rows.buffer)
+    address = Address(samples, frames[0] - count + jnp.arange(count, dtype=jnp.int32))
+    run = start(solver, clean, state.run.key, state.run.carry, address)
+    run = advance(denoise, solver, process, again, run, 0, again.num_rows)
+    return state._replace(run=state.run._replace(carry=run.carry))
 
 
 def stream(

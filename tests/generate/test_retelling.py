@@ -1,0 +1,119 @@
+"""A cache of keys and values where a stream is told another prompt: kept, forgotten, rewritten."""
+
+import jax
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm import samplers
+from jvdm.attention.cached_causal import KVCache
+from jvdm.pipeline import Request, programs, streaming
+from jvdm.pipeline.session import Prompt, begin_session, load_session
+
+PROMPT, OTHER = "a large red ball rolls to the left", "a small blue box rests"
+CACHED = {
+    "matrix": "cached",
+    "policy": "cached_causal",
+    "policy.frames": 9,
+    "policy.sink": 1,
+    "matrix.lookback": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def cached(weights):
+    """Makes sessions of four chunks, by what is done where the prompt changes."""
+
+    def after(**changes):
+        pipe = jvdm.load(weights, sampling=CACHED | changes, progress=False)
+        session = begin_session(pipe, Request(prompt=PROMPT, seed=0))
+        for _ in range(4):
+            session, _ = session.step()
+        return session
+
+    return after
+
+
+def cache_of(run):
+    """The cache of all layers, with its frames those of the first layer."""
+    parts = leaves(run.state.run.carry)
+    (cache,) = [part for part in parts if isinstance(part, KVCache)]
+    return cache
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda part: isinstance(part, KVCache))
+
+
+def retold(session):
+    """The session one chunk after another prompt, and the cache as that chunk found it."""
+    seen, program = [], programs.stream_chunk
+    told = session.after(Prompt(OTHER))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            programs, "stream_chunk", lambda *args: (seen.append(args[-1]), program(*args))[1]
+        )
+        told, frames = told.step()
+    (state,) = seen
+    return told, frames, cache_of(session.run._replace(state=state))
+
+
+def test_a_cache_is_kept_unless_something_else_is_asked_for(cached):
+    session = cached()
+    _, _, found = retold(session)
+    for one, other in zip(leaves(found.k), leaves(cache_of(session.run).k), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(found.frames[0, :4], [0, 1, 2, 3])
+    assert session.run.latest is None
+
+
+def test_what_is_rewritten_is_what_a_fresh_cache_would_hold(cached):
+    """All finished frames under the other prompt, in a cache that never saw the first one."""
+    session = cached(**{"matrix.rewrite": 4})
+    told, _, found = retold(session)
+    pipe, job = session.pipe, session.job
+    network, shape = streaming.network(pipe, job), tuple(job.clip.shape)
+    conditions = told.run.told[0].conditions
+    empty = programs.begin_stream(*network, conditions, job.rows, None, np.uint32(0), shape=shape)
+    carry = empty.run._replace(address=session.run.state.run.address)
+    args = (conditions, job.rows, empty._replace(run=carry), session.run.latest)
+    expected = cache_of(session.run._replace(state=programs.retell(*network, *args)))
+    np.testing.assert_array_equal(found.frames, expected.frames)
+    for name in ("k", "v"):
+        now, then, before = (
+            np.asarray(getattr(c, name))[:, :, :4] for c in (found, expected, cache_of(session.run))
+        )
+        np.testing.assert_array_equal(now, then)
+        assert np.abs(now - before).max() > 1e-3
+
+
+def test_it_changes_what_follows_and_only_where_another_prompt_begins(cached):
+    kept, rewritten = cached(), cached(**{"matrix.rewrite": 2})
+    (_, plain, _), (again, changed, _) = retold(kept), retold(rewritten)
+    assert not np.array_equal(plain, changed)
+    assert again.run.latest.shape[1] == 2
+    unchanged = rewritten.step()[0], kept.step()[0]
+    for one, other in zip(*(leaves(cache_of(s.run).k) for s in unchanged), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_flushed_leaves_sink_and_latest_frames(cached):
+    session = cached(**{"matrix.flush": 2})
+    _, _, found = retold(session)
+    np.testing.assert_array_equal(found.frames[:, :5], [[0, -1, 2, 3, -1]] * len(found.frames))
+
+
+def test_a_saved_session_knows_what_it_will_rewrite(cached, tmp_path):
+    session = cached(**{"matrix.rewrite": 3}).after(Prompt(OTHER))
+    session.save(tmp_path / "s.safetensors")
+    again = load_session(session.pipe, tmp_path / "s.safetensors")
+    for _ in range(2):
+        (session, expected), (again, frames) = session.step(), again.step()
+        np.testing.assert_array_equal(frames, expected)
+
+
+@pytest.mark.parametrize("changes", [{"flush": -1}, {"rewrite": -1}, {"rewrite": 3}])
+def test_frames_that_cannot_be_rewritten_are_refused(changes):
+    rule = samplers.CachedMatrix(samplers.AutoregressiveMatrix(2), **changes)
+    with pytest.raises(jvdm.ConfigError, match="multiple of 2 to rewrite"):
+        samplers.stream_of(rule, samplers.linspace_levels(3), 4)
