@@ -85,7 +85,7 @@ class Demo:
         (self.folder / "watched").mkdir(parents=True)
         self.jobs = Jobs(pipe, self.folder / "jobs", self.limits)
         self._watched: dict[str, Watched] = {}
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self.about = self._about()
 
     def stream(self, client: str, asked: Mapping[str, Any]) -> LiveStream:
@@ -107,7 +107,9 @@ class Demo:
             files = write_pictures(folder, {} if image is None else {"image": image})
             request = dataclasses.replace(request, **files)
             pipe, notes = as_streamed(self.pipe, request)
-            stream = LiveStream(pipe, prepare_stream(pipe, request, {}), folder)
+            with self._reading if files else contextlib.nullcontext():  # one picture in memory
+                job = prepare_stream(pipe, request, {})
+            stream = LiveStream(pipe, job, folder)
             stream.warnings += notes
             self._begin(client, stream)
             return stream

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jvdm.reading import parse_json
-from jvdm.serving.app import decoded
+from jvdm.serving.app import READERS, decoded
 from jvdm.serving.demo import Demo
 from jvdm.serving.demo_streams import LiveStream
 from jvdm.serving.gallery import FILES, Gallery
@@ -77,6 +77,7 @@ class Pages:
 
     def __init__(self, demo: Demo) -> None:
         self.demo = demo
+        self._readers = asyncio.Semaphore(READERS)
 
     async def about(self, request: Any) -> Any:
         """`GET /api/about`: what a page has to know before it asks for anything."""
@@ -146,8 +147,9 @@ class Pages:
         if kind != "application/json":  # which no page of another origin may send
             fix = "send JSON with the header Content-Type: application/json"
             raise Refused(415, f"the content type is {kind!r:.80}", "JSON is read here", fix)
-        body = await body_of(request, self.demo.body_bytes)
-        return await asyncio.to_thread(_read, body)
+        async with self._readers:
+            body = await body_of(request, self.demo.body_bytes)
+            return await asyncio.to_thread(_read, body)
 
     async def _begun(self, work: Callable[..., Any], *given: Any) -> Any:
         """Returns what is said of what some work began, or told otherwise."""

@@ -35,8 +35,8 @@ AHEAD_S = 2.0
 """Seconds of film that are made before they are watched."""
 LOST_S = 20.0
 """Who has not asked for so long is gone; what was made for them ends."""
-ROWS, CHUNKS = 48, 120
-"""Last rows and chunks that are shown."""
+ROWS, CHUNKS, NOTES = 48, 120, 8
+"""Last rows, chunks and warnings that are shown."""
 FILM = "stream.mp4"
 
 
@@ -141,14 +141,14 @@ class LiveStream(Watched):
         self.fps = float(job.clip.settings.fps)
         self.frames = self.row = 0
         self.told = [(entry.frame, entry.prompt) for entry in job.told]
-        self.warnings = list(job.clip.warnings)
+        self.warnings = collections.deque(job.clip.warnings, maxlen=NOTES)
         self.rows: collections.deque[dict[str, Any]] = collections.deque(maxlen=ROWS)
         self.density: collections.deque[dict[str, Any]] = collections.deque(maxlen=CHUNKS)
-        self._commands: collections.deque[Prompt] = collections.deque(maxlen=16)
+        self._next: Prompt | None = None
         self._played = 0.0
 
     def tell(self, prompt: str) -> None:
-        """Tells the stream another prompt, from its next chunk on.
+        """Tells the stream another prompt, from its next chunk on; of several the last.
 
         Raises:
             ConfigError: If it is none, or the stream has ended.
@@ -157,7 +157,7 @@ class LiveStream(Watched):
         with self.changed:
             if self.ended or self.stopped:
                 raise ConfigError("the stream has ended", "nothing more is made", "start another")
-            self._commands.append(Prompt(prompt))
+            self._next = Prompt(prompt)
             self.warnings += unknown
 
     def played(self, seconds: float | None) -> None:
@@ -179,8 +179,8 @@ class LiveStream(Watched):
         levels = np.asarray(times(self.job.rows.cycle))
         while not session.done:
             with self.changed:
-                commands, calls = tuple(self._commands), session.run.ready is None
-                self._commands.clear()
+                commands = () if self._next is None else (self._next,)
+                self._next, calls = None, session.run.ready is None
                 self.told += [(session.frames, command.text) for command in commands]
             session, frames = session.step(*commands)
             after = _tallies(session.run.state.run)
@@ -213,7 +213,7 @@ class LiveStream(Watched):
                 "state": self.state,
                 "error": self.error,
                 "ahead": self.ahead,
-                "warnings": self.warnings[-8:],
+                "warnings": list(self.warnings),
                 "row": self.row,
                 "of": self.job.clip.matrix.num_rows,
                 "frames": self.frames,

@@ -1,6 +1,7 @@
 """The demo over HTTP, without a browser: streams, prompts, pictures, turns, and harm."""
 
 import base64
+import fnmatch
 import io
 import json
 import pathlib
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from jvdm import cli
 from jvdm.serving import demo_streams
 from jvdm.serving.demo import Demo
+from jvdm.serving.demo_pages import PAGE
 from jvdm.serving.limits import Limits
 from jvdm.video import read_video
 from tests.serving.demo_client import Client, shown, wait_until_free
@@ -85,7 +88,7 @@ def test_another_prompt_is_seen_from_the_next_chunk_on(client, tmp_path):
     client("POST", f"{told}/prompt", {"prompt": OTHER})
     assert client.status == 200
     done = client.until(told, "done")
-    (_, switch) = done["told"]
+    _, switch = done["told"]
     assert switch["prompt"] == OTHER and 0 < switch["frame"] <= 26  # 2 s ahead, and two chunks
     before, after = (frames_of(client, path, tmp_path).astype(int) for path in (plain, told))
     at = switch["frame"]
@@ -358,3 +361,10 @@ def test_the_command_shows_the_page_until_it_is_stopped(tmp_path):
 def test_options_that_cannot_be_are_refused(arguments, said, capsys, tmp_path):
     assert cli.main(["demo", "--workdir", str(tmp_path), "--port", "0", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_page_is_part_of_the_package(root):
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["jvdm.serving"]
+    for path in PAGE.iterdir():
+        assert any(fnmatch.fnmatch(f"page/{path.name}", pattern) for pattern in patterns), path

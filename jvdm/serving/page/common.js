@@ -23,7 +23,8 @@ export const bytes = async (path) => new Uint8Array(await (await answered(path))
 
 export async function send(method, path, body) {
   const type = { "Content-Type": "application/json" };
-  const options = { method, headers: { ...headers, ...type }, body: JSON.stringify(body ?? {}) };
+  const options = { method, headers: { ...headers, ...type }, keepalive: method === "DELETE" };
+  if (body) options.body = JSON.stringify(body);
   return (await answered(path, options)).json();
 }
 

@@ -63,7 +63,8 @@ function joined(first, second) {
 async function start() {
   if (current) await cancel();
   at("error").textContent = "";
-  at("told").replaceChildren();
+  list("told", []);
+  list("notes", []);
   at("save").hidden = true;
   const asked = {
     prompt: at("prompt").value,
@@ -107,12 +108,9 @@ function show(stream) {
   at("error").textContent = stream.error
     ? [stream.error.what, stream.error.why, stream.error.fix].filter(Boolean).join("\n")
     : "";
-  const lines = stream.told.map(({ frame, prompt }) => {
-    const line = document.createElement("li");
-    line.textContent = `from frame ${frame} (${(frame / stream.fps).toFixed(1)} s): ${prompt}`;
-    return line;
-  });
-  at("told").replaceChildren(...lines);
+  const time = (frame) => `${(frame / stream.fps).toFixed(1)} s`;
+  list("told", stream.told.map((it) => `from frame ${it.frame} (${time(it.frame)}): ${it.prompt}`));
+  list("notes", [`the seed is ${stream.seed}`, ...stream.warnings]);
   drawMatrix(at("matrix"), stream.rows);
   const last = stream.rows.at(-1);
   at("levels").textContent = last
@@ -121,6 +119,13 @@ function show(stream) {
   drawDensity(at("attended"), stream.density);
   const now = stream.density.at(-1);
   at("density-now").textContent = now ? `Now ${(100 * now.density).toFixed(1)} %.` : "";
+}
+
+function list(id, texts) {
+  const lines = texts.map((textContent) =>
+    Object.assign(document.createElement("li"), { textContent }),
+  );
+  at(id).replaceChildren(...lines);
 }
 
 function said(stream) {
