@@ -5,6 +5,13 @@
     video = pipe("a large red ball rolls to the left", seed=0)
     video.save("ball.mp4")
 
+The same with the smallest model that comes with jvdm:
+
+    >>> import jvdm
+    >>> pipe = jvdm.load("nano", dtype="float32", progress=False)
+    >>> pipe("a red ball rests", seed=0, num_inference_steps=2, progress=False)
+    Video(9 frames, 64x64, 6 fps)
+
 Public names are imported on first use: `import jvdm` itself loads nothing, not even JAX.
 """
 

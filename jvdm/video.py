@@ -40,6 +40,11 @@ class Video:
 
     Raises:
         ConfigError: If the rate is another, or the frames are.
+
+    Example:
+        >>> video = Video(np.zeros((9, 32, 48, 3), np.uint8), fps=12.0)
+        >>> video[4:]
+        Video(5 frames, 48x32, 12 fps)
     """
 
     frames: Frames

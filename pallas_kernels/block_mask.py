@@ -76,6 +76,13 @@ class BlockMask:
 
         Raises:
             ValueError: If the map is not of the size that the lengths and blocks give.
+
+        Example:
+            >>> blocks = np.array([[[[True, False], [True, True]]]])
+            >>> size = {"block_q": 4, "block_kv": 4, "q_len": 8, "kv_len": 8}
+            >>> mask = BlockMask.from_dense(blocks, **size)
+            >>> mask.kv_counts.tolist(), float(mask.density)
+            ([[[1, 2]]], 0.75)
         """
         blocks = jnp.asarray(blocks)
         found = cls(jnp.zeros((1, 1, 0, 0), jnp.int32), jnp.zeros((1, 1, 0), jnp.int32), **fields)
@@ -111,6 +118,12 @@ class BlockMask:
 
         Raises:
             ValueError: If `count` or `mass` is out of range, or as `from_dense`.
+
+        Example:
+            >>> scores = jnp.array([[[[0.1, 0.9, 0.3]]]])
+            >>> size = {"block_q": 4, "block_kv": 4, "q_len": 4, "kv_len": 12}
+            >>> BlockMask.from_top(scores, count=2, **size).to_dense().tolist()
+            [[[[False, True, True]]]]
         """
         return cls.from_dense(best_blocks(scores, count, mass), max_blocks=count, **fields)
 
@@ -123,7 +136,12 @@ class BlockMask:
         block_kv: int = 128,
         kv_count: Int[Array, ""] | None = None,
     ) -> "BlockMask":
-        """Returns the mask that allows every pair, of the first `kv_count` keys if given."""
+        """Returns the mask that allows every pair, of the first `kv_count` keys if given.
+
+        Example:
+            >>> BlockMask.full(256, 512).grid
+            (2, 4)
+        """
         blocks = np.ones((1, 1, -(-q_len // block_q), -(-kv_len // block_kv)), bool)
         mask = cls.from_dense(
             blocks, block_q=block_q, block_kv=block_kv, q_len=q_len, kv_len=kv_len
@@ -148,6 +166,11 @@ class BlockMask:
 
         Raises:
             ValueError: If a time is out of range.
+
+        Example:
+            >>> mask = BlockMask.causal(np.array([0, 0, 1, 1]), block_q=2, block_kv=2)
+            >>> mask.token_mask()[0, 0].astype(int).tolist()
+            [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
         """
         if time.min() < 0 or time.max() >= cls.MAX_TIME:
             raise ValueError(f"times {time.min()} to {time.max()} are not in 0..{cls.MAX_TIME - 1}")

@@ -59,6 +59,10 @@ def mesh_of(
     Raises:
         ConfigError: If no such axis applies, or the sizes do not make up the devices; valid
             descriptions with these axes are named.
+
+    Example:
+        >>> dict(mesh_of("fsdp=1,sequence", jax.devices()[:1]).shape)
+        {'fsdp': 1, 'sequence': 1}
     """
     if isinstance(description, Mesh):
         _sizes(description_of(description), axes)

@@ -298,7 +298,7 @@ def cost(matrix: TimestepMatrix) -> Cost:
 
     Example:
         >>> cost(lag_matrix(jnp.array([1.0, 0.5, 0.0]), 3, lag=1))
-        Cost(calls=4, frame_calls=12, first_frame_calls=2)
+        Cost(calls=4, frame_evaluations=12, first_output_call=2)
     """
     level = _times_on_host(matrix)
     moving = level[1:] != level[:-1]

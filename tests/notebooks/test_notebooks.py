@@ -8,6 +8,7 @@ from tests.architecture.source import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELL_SECONDS = 600
+MAX_LINES = 25  # of a cell
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
@@ -30,6 +31,18 @@ def test_the_first_cell_installs_and_the_second_diagnoses(path):
     assert "install" in first["metadata"].get("tags", ()), "CI leaves out cells with this tag"
     assert "pip install" in "".join(first["source"])
     assert "jvdm.doctor()" in "".join(second["source"])
+
+
+@each_notebook
+def test_cells_are_short_and_a_sentence_comes_before_each(path):
+    cells = json.loads(path.read_text())["cells"]
+    for before, cell in zip(cells, cells[1:], strict=False):
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or "jvdm.doctor()" in source:
+            continue
+        assert before["cell_type"] == "markdown", f"{cell['id']} comes without a sentence"
+        assert len(source.splitlines()) <= MAX_LINES, f"{cell['id']} is long"
+    assert len({cell["id"] for cell in cells}) == len(cells)
 
 
 @pytest.mark.slow
