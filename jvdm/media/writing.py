@@ -17,6 +17,7 @@ _BT709, _TV_RANGE = 1, 1  # colour matrix; luma 16..235, the range that browsers
 # where AVX-512 is used (x264 165), so that equal frames of many sizes gave other bytes each time.
 _X264 = {"crf": "18", "mbtree": "0", "threads": _THREADS}
 _AT_ONCE = {"flush_packets": "1"}
+_FRAGMENTS = {"frag_duration": "250000"}  # microseconds; key frames are seconds apart
 _VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "threads": _THREADS}
 
 
@@ -31,10 +32,10 @@ def write_webm(path: Path, frames: Iterable[Image], fps: float) -> None:
 
 
 def write_live_mp4(path: Path, frames: Iterable[Image], fps: float) -> None:
-    """Writes H.264 in fragments of a second: what is there plays while the rest is made."""
-    movflags = "+frag_keyframe+empty_moov+default_base_moof"
+    """Writes H.264 in short fragments: what is there plays while the rest is made."""
+    container = {"movflags": "+frag_keyframe+empty_moov+default_base_moof", **_FRAGMENTS}
     options = {**_X264, "g": _second(fps), "bf": "0", "rc-lookahead": "0", "sc_threshold": "0"}
-    _write_film(path, frames, fps, "libx264", options, {"movflags": movflags, **_AT_ONCE})
+    _write_film(path, frames, fps, "libx264", options, {**container, **_AT_ONCE})
 
 
 def write_live_webm(path: Path, frames: Iterable[Image], fps: float) -> None:

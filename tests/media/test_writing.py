@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from jvdm.media import LIVE_WRITERS
+from jvdm.video import read_video
 
 SIZES = [(16, 32), (32, 32), (64, 64), (96, 96), (160, 320)]
 WRITE = f"""
@@ -38,3 +42,18 @@ def test_equal_frames_give_equal_bytes_whatever_memory_held_before(tmp_path, end
     ]
     hashes = [command.stdout.split() for command in commands]
     assert len(hashes[0]) == len(SIZES) and hashes[0] == hashes[1] == hashes[2]
+
+
+def test_a_live_film_can_be_watched_half_a_second_after_it_was_made(tmp_path):
+    """Of 24 frames, each 6 more can be read before the next is asked for; key frames are rarer."""
+    path, seen = tmp_path / "film.mp4", []
+
+    def frames():
+        for index in range(24):
+            if index > 6:
+                seen.append(len(read_video(path)))
+            yield np.full((16, 16, 3), 10 * index, np.uint8)
+
+    LIVE_WRITERS[".mp4"](path, frames(), 12.0)
+    assert all(index - 6 <= count <= index for index, count in enumerate(seen, 7))
+    assert len(read_video(path)) == 24

@@ -194,6 +194,7 @@ on("drop", "drop", (event) => {
 at("image").addEventListener("change", () => take(at("image").files[0]).catch(failed));
 addEventListener("pagehide", () => void cancel());
 
+at("video").style.aspectRatio = `${about.width} / ${about.height}`;
 at("prompt").maxLength = at("same").maxLength = about.limits.prompt;
 at("seconds").max = about.limits.seconds;
 at("seconds").value = about.usual_seconds;
