@@ -1,7 +1,10 @@
 """What this machine has left: memory of the host and of a device."""
 
+import contextlib
+import contextvars
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,24 @@ PROCESS = Path("/proc/self")  # and of this process: `ulimit -v`
 _NO_MEMORY = re.compile(
     "RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|[Cc]annot allocate|[Ff]ailed to allocate"
 )
+
+
+_idle: contextvars.ContextVar[tuple[int, int]] = contextvars.ContextVar("idle", default=(0, 0))
+
+
+@contextlib.contextmanager
+def as_when_idle(host: int | None, device: int | None) -> Iterator[None]:
+    """Counts as free, for who asks inside, what was free before other work of this process began.
+
+    Args:
+        host: Bytes that were free then, from `free_memory`.
+        device: The same of a device.
+    """
+    token = _idle.set((host or 0, device or 0))
+    try:
+        yield
+    finally:
+        _idle.reset(token)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,7 +54,7 @@ def free_memory() -> int | None:
     if limit := re.search(r"Max address space\s+(\d+)", said):
         used = re.search(r"VmSize:\s*(\d+)", said)
         free.append(max(int(limit[1]) - 1024 * int(used[1] if used else 0), 0))
-    return min(free, default=None)
+    return max(min(free), _idle.get()[0]) if free else None
 
 
 def device_memory(device: Any) -> int | None:
@@ -48,4 +69,6 @@ def free_device_memory(device: Any) -> int | None:
     if device.platform == "cpu":
         return free_memory()
     stats = device.memory_stats() or {}
-    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    if "bytes_limit" not in stats:
+        return None
+    return max(stats["bytes_limit"] - stats["bytes_in_use"], _idle.get()[1])

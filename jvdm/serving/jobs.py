@@ -9,6 +9,7 @@ A run can be stopped between two rows. A program that compiles cannot, nor the s
 of a video that is inverted.
 """
 
+import contextlib
 import dataclasses
 import secrets
 import threading
@@ -18,9 +19,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jvdm import outputs
 from jvdm.errors import ConfigError, JvdmError
 from jvdm.files import probe_writable, unwritable
+from jvdm.machine import as_when_idle, free_device_memory, free_memory
 from jvdm.pipeline import Job, Pipeline, Request
 from jvdm.samplers.sampler import shared_rows
 from jvdm.serving import tasks
@@ -82,6 +86,8 @@ class Jobs:
         self.pipe, self.folder = pipe, folder.absolute()
         self.limits = (limits or Limits()).validated()
         probe_writable(self.folder)
+        self._free = free_memory(), free_device_memory(jax.local_devices()[0])
+        self._reading = threading.Lock()
         self.seconds: Counter[str] = Counter()
         self.calls: Counter[int] = Counter()
         self.ended: Counter[str] = Counter()
@@ -123,8 +129,9 @@ class Jobs:
         try:
             folder.mkdir(mode=0o700)
             files = tasks.write_pictures(folder, pictures or {})
-            job = self.pipe.prepare(dataclasses.replace(request, **files))
-            request = dataclasses.replace(request, seed=job.seeds[0], **files)
+            request = dataclasses.replace(request, **files)
+            job = self._prepared(request, files)
+            request = dataclasses.replace(request, seed=job.seeds[0])
             created = time.time()
             tasks.write_request(folder, client, created, request)
             task = self._waiting(request, job, folder, client, created)
@@ -270,6 +277,21 @@ class Jobs:
         self._worker.join(grace_s + patience_s)
         return not self._worker.is_alive()
 
+    def when_idle(self) -> contextlib.AbstractContextManager[None]:
+        """Lets a check inside count with the memory that is free when nothing runs.
+
+        What waits for its turn does not need it before.
+        """
+        return as_when_idle(*self._free)
+
+    def _prepared(self, request: Request, files: Mapping[str, Path]) -> Job:
+        """Checks a request; of those with pictures one at a time, whose frames are in memory."""
+        with self.when_idle(), self._reading if files else contextlib.nullcontext():
+            for name, path in files.items():
+                if path.suffix in tasks.FILM_ENDINGS and not name.endswith("image"):
+                    self.limits.check_film(name, path)
+            return self.pipe.prepare(request)
+
     def _check_room(self, client: str) -> None:
         """Refuses another job while too many wait."""
         with self._changed:
@@ -310,7 +332,7 @@ class Jobs:
             self._tasks[folder.name] = Task(request, None, folder, status, size_bytes=size)
             return
         try:
-            job = self.pipe.prepare(request)
+            job = self._prepared(request, {})
             self._admit(self._waiting(request, job, folder, client, created))
         except JvdmError as error:  # another model is loaded now
             task = Task(request, None, folder, Status(folder.name, client, "queued", created))
@@ -319,18 +341,19 @@ class Jobs:
 
     def _work(self) -> None:
         """The worker: one turn after another until the end."""
-        while (turn := self._next()) is not None:
-            if isinstance(turn, Feed):
-                self._advance(turn)
-            else:
-                self._make(turn)
-        with self._changed:
-            waiting = [item for item in self._line if isinstance(item, Feed)]
-            for feed in {*self._feeds.values(), *waiting}:
-                feed.end(
-                    Closing("the server stops", "the stream ends here", "start it again later")
-                )
-            self._changed.notify_all()
+        try:
+            while (turn := self._next()) is not None:
+                if isinstance(turn, Feed):
+                    self._advance(turn)
+                else:
+                    self._make(turn)
+        finally:
+            with self._changed:
+                self._stopped = True
+                waiting = [item for item in self._line if isinstance(item, Feed)]
+                for feed in {*self._feeds.values(), *waiting}:
+                    feed.end(Closing("the server stops", "the stream ends here", "start it later"))
+                self._changed.notify_all()
 
     def _next(self) -> list[Task] | Feed | None:
         """Waits for the next turn; None is the end."""

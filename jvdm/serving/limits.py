@@ -3,8 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from jvdm import media
 from jvdm.errors import ConfigError
 from jvdm.pipeline.request import Request, frames_of
 from jvdm.prompts import count
@@ -37,6 +39,8 @@ class Limits:
     """Pixels of all frames of a job, in millions."""
     max_steps: int = 200
     """Denoising steps of a job; those that invert a video count too."""
+    max_film_megapixels: float = 500.0
+    """Pixels of all frames of a film that is sent, in millions; it is decoded in memory."""
     max_prompt: int = 2000
     """Characters of a prompt."""
     max_switches: int = 16
@@ -93,6 +97,26 @@ class Limits:
         steps = (request.num_inference_steps or 1) * (1 + back)
         self._at_most("num_inference_steps", steps, self.max_steps)
         return request
+
+    def check_film(self, name: str, path: Path) -> None:
+        """Refuses a film that is long or large; its frames are counted, whatever it says of them.
+
+        Args:
+            name: The setting that it is for.
+            path: The file.
+
+        Raises:
+            ConfigError: If it is no film.
+            TooMuch: If it has more pixels than are read here.
+        """
+        with media.opened(path) as film:
+            size = film.stream.width * film.stream.height / 1e6
+            most = self.max_film_megapixels / max(size, 1e-6)
+            for count, _ in enumerate(film.container.demux(film.stream)):
+                if count > most:
+                    what = f"{name} has more than {most:.0f} frames of {size:.3g} megapixels"
+                    why = f"films of {self.max_film_megapixels:g} megapixels are read here"
+                    raise TooMuch(what, why, "cut it, or make it smaller")
 
     def _check_texts(self, request: Request) -> None:
         """Refuses prompts that are too long or too many, before anything reads them."""

@@ -33,6 +33,7 @@ _PICTURES = (
     (0, b"BM", ".bmp"),
 )
 _GIF = (0, b"GIF8", ".gif")
+FILM_ENDINGS = (*(ending for _, _, ending in _FILMS), ".gif")
 
 
 @dataclasses.dataclass(frozen=True)

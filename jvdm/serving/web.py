@@ -29,7 +29,8 @@ API_KEYS = "JVDM_API_KEYS"
 """Environment variable with keys, one word each; `ps` shows those of the command line."""
 BODY_S = 30.0
 """Seconds in which the body of a request has to come."""
-MANY_CONNECTIONS = 256
+MOST_AT_ONCE = 256
+"""Requests that are answered at once; twice as many connections are held."""
 OPEN = ("/health",)
 """Paths that need no key: probes of schedulers have none."""
 
@@ -183,6 +184,7 @@ class Guard:
     def __init__(self, app: Any, keys: Sequence[str] = (), names: Sequence[str] = ()) -> None:
         self.app, self.keys = app, [key.encode() for key in keys]
         self.names = {"localhost", "127.0.0.1", "::1", *names}
+        self._now = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request."""
@@ -196,13 +198,18 @@ class Guard:
             begun = True
             await send(message)
 
+        self._now += 1
         try:
+            if self._now > MOST_AT_ONCE:
+                raise Refused(503, f"{self._now} requests came at once", "", "try again later")
             scope["client_key"] = self._client(scope)
             await self.app(scope, receive, sending)
         except JvdmError as error:
             if begun:
                 raise
             await refusal(error)(scope, receive, send)
+        finally:
+            self._now -= 1
 
     def _client(self, scope: Any) -> str:
         """Returns whose turn a request takes: a key, or an address."""
@@ -277,7 +284,7 @@ def run_until_stopped(
             access_log=False,
             server_header=False,
             lifespan="off",
-            limit_concurrency=MANY_CONNECTIONS,
+            limit_concurrency=2 * MOST_AT_ONCE,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=5,
         )

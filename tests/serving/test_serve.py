@@ -42,7 +42,7 @@ def in_base64(content: bytes) -> str:
 
 
 def test_two_hundred_requests_lose_nothing_and_leave_nothing(server, folder):
-    done, used = [], {}
+    done, used, lock = [], {}, threading.Lock()
 
     def client(number):
         for turn in range(REQUESTS // 8):
@@ -61,9 +61,10 @@ def test_two_hundred_requests_lose_nothing_and_leave_nothing(server, folder):
             assert ended["state"] == "done" and ended["progress"] == 1, ended
             status, content = server.ask("GET", f"/v1/videos/{name}/content")
             assert status == 200 and content[4:8] == b"ftyp"
-            done.append(name)
-            if len(done) in (REQUESTS // 2, REQUESTS):
-                used[len(done)] = server.used()
+            with lock:
+                done.append(name)
+                if len(done) in (REQUESTS // 2, REQUESTS):
+                    used[len(done)] = server.used()
 
     with ThreadPoolExecutor(8) as pool:
         for future in [pool.submit(client, number) for number in range(8)]:
