@@ -4,6 +4,7 @@ import base64
 import json
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
