@@ -23,7 +23,15 @@ from jvdm.system import Sampling
 from jvdm.video import Fit
 
 AttentionName = Literal[
-    "dense", "frame_causal", "cached_causal", "draft", "window", "random", "oracle"
+    "dense",
+    "frame_causal",
+    "cached_causal",
+    "draft",
+    "window",
+    "random",
+    "oracle",
+    "fused_windows",
+    "spectral_blend",
 ]
 """The names of `jvdm.attention.POLICIES`."""
 SIZE, RULE, PICTURE, TEXT, OTHER = "size", "rule", "picture", "text", "other"

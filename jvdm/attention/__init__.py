@@ -7,11 +7,13 @@ from jvdm.attention.cached_causal import CachedCausal, KVCache
 from jvdm.attention.dense import Dense
 from jvdm.attention.draft import Draft
 from jvdm.attention.frame_causal import FrameCausal
+from jvdm.attention.fused_windows import FusedWindows
 from jvdm.attention.next_block import NextBlock
 from jvdm.attention.oracle import Oracle
 from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
 from jvdm.attention.random_blocks import Random
 from jvdm.attention.sparse import Sparse
+from jvdm.attention.spectral_blend import SpectralBlend
 from jvdm.attention.tally import Tally, summary
 from jvdm.attention.window import Window
 
@@ -23,6 +25,8 @@ POLICIES: Mapping[str, Policy] = {
     "window": Window(),
     "random": Random(),
     "oracle": Oracle(),
+    "fused_windows": FusedWindows(),
+    "spectral_blend": SpectralBlend(),
 }
 """What can be chosen by name."""
 
@@ -34,12 +38,14 @@ __all__ = [
     "Dense",
     "Draft",
     "FrameCausal",
+    "FusedWindows",
     "KVCache",
     "NextBlock",
     "Oracle",
     "Policy",
     "Random",
     "Sparse",
+    "SpectralBlend",
     "Tally",
     "TokenGrid",
     "Window",

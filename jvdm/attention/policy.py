@@ -40,6 +40,9 @@ class TokenGrid:
         return self.height * self.width
 
 
+Among = Callable[[Array, Array, Array, BlockMask | None], Array]
+"""`among(q, k, v, mask)` returns attended values; keys have positions, None is all tokens."""
+
 Turn = Callable[..., Array]
 """`turn(k)` gives keys `[B, L, N, D]` of the frames of a call their rotary positions;
 `turn(k, frames)` those of `F` frames at these places in time, f32[F]."""
@@ -117,6 +120,23 @@ class Policy(Protocol):
             ConfigError: If the policy cannot run on such a grid.
         """
         return None
+
+    def attend(
+        self,
+        q: Float[Array, "B L N D"],
+        k: Float[Array, "B L N D"],
+        v: Float[Array, "B L N D"],
+        state: PyTree,
+        call: AttentionCall,
+        among: Among,
+    ) -> tuple[Float[Array, "B L N D"], PyTree]:
+        """Returns attended values, and the next state.
+
+        A policy that joins the results of several attentions writes this; others `attended`, or
+        `select` alone.
+        """
+        k, v, mask, state = self.attended(q, k, v, state, call)
+        return among(q, k, v, mask), state
 
     def attended(
         self,

@@ -10,6 +10,7 @@ from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from jvdm.parallel import attention, read
+from pallas_kernels import BlockMask
 
 
 class Positions:
@@ -59,10 +60,13 @@ def attend(
         state: The policy's state of this layer.
         call: What it is told of the layer; padding of its order is never attended to.
     """
-    k, v, mask, state = policy.attended(q, k, v, state, call)
-    if mask is None and call.order is not None and call.order.is_padded:
-        mask = Blocks(call.grid, call.order).everything()
-    return attention(q, k, v, mask), state
+
+    def among(q: Array, k: Array, v: Array, mask: BlockMask | None) -> Array:
+        if mask is None and call.order is not None and call.order.is_padded:
+            mask = Blocks(call.grid, call.order).everything()
+        return attention(q, k, v, mask)
+
+    return policy.attend(q, k, v, state, call, among)
 
 
 class SelfAttention(nn.Module):
