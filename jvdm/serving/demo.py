@@ -107,7 +107,8 @@ class Demo:
             files = write_pictures(folder, {} if image is None else {"image": image})
             request = dataclasses.replace(request, **files)
             pipe, notes = as_streamed(self.pipe, request)
-            with self._reading if files else contextlib.nullcontext():  # one picture in memory
+            one_picture = self._reading if files else contextlib.nullcontext()
+            with self.jobs.when_idle(), one_picture:
                 job = prepare_stream(pipe, request, {})
             stream = LiveStream(pipe, job, folder)
             stream.warnings += notes

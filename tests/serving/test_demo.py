@@ -140,16 +140,42 @@ def test_what_waits_is_cancelled_at_once(address):
         someone.until(path, "cancelled")
 
 
-def test_who_has_gone_is_not_waited_for(address, demo, monkeypatch):
+def test_who_has_gone_is_not_waited_for(address, demo):
     gone, other = Client(address, "gone"), Client(address, "other")
     left = [gone.start(**SMALL, duration="40s") for _ in range(2)]
     for path in left:
         gone.until(path, "running", query="?played=0", frames=13)
     waiting = other.start(**SMALL, duration="1s")
-    monkeypatch.setattr(demo_streams, "LOST_S", 2.0)
+    for path in left:
+        stream = demo.find(demo_streams.LiveStream, path.rpartition("/")[2])
+        stream._asked -= demo_streams.LOST_S
     other.until(waiting, "done")
     wait_until_free(demo)
-    assert {gone.until(path, "cancelled")["state"] for path in left} == {"cancelled"}
+    assert {gone("GET", path)["state"] for path in left} == {"cancelled"}
+
+
+def test_streams_of_several_take_turns(address, monkeypatch):
+    noted, turns = demo_streams.LiveStream._note_rows, []
+
+    def note(stream, *given):
+        noted(stream, *given)
+        turns.append(stream.id)
+
+    monkeypatch.setattr(demo_streams.LiveStream, "_note_rows", note)
+    people = Client(address, "a"), Client(address, "b")
+    paths = [someone.start(**SMALL, duration="40s") for someone in people]
+    for someone, path in zip(people, paths, strict=True):
+        someone.until(path, "running", query="?played=0", frames=13)
+    turns.clear()
+    for _ in range(2):  # neither is watched slowly any more
+        for someone, path in zip(people, paths, strict=True):
+            someone("GET", path)
+    for someone, path in zip(people, paths, strict=True):
+        someone.until(path, "done")
+    names = [path.rpartition("/")[2] for path in paths]
+    last = [len(turns) - turns[::-1].index(name) for name in names]
+    for name in names:  # of about 57 turns each
+        assert turns[: min(last)].count(name) > 15
 
 
 def test_the_first_clip_is_cancelled_between_rows(demo, tmp_path, monkeypatch):
