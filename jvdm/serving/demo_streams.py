@@ -67,9 +67,10 @@ class Watched:
         raise NotImplementedError
 
     def take(self, steps: Iterator[Any]) -> None:
-        """Takes what was made, in a thread of its own."""
+        """Takes what was made, in a thread of its own, as long as somebody watches."""
         for _ in steps:
-            pass
+            if self.lost:
+                self.cancel()
 
     def follow(self, feed: Any) -> None:
         """Begins to take its steps, of the feed that `Jobs.stream` gives."""

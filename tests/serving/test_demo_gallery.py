@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from jvdm.pipeline.request import request_of
+from jvdm.serving import demo_streams
 from jvdm.serving.demo import Demo
+from jvdm.serving.gallery import Gallery
 from jvdm.serving.limits import Limits
 from jvdm.video import read_video
 from tests.serving.demo_client import Client, shown, wait_until_free
@@ -105,3 +107,14 @@ def test_cancel_ends_it_after_a_row(client, demo):
     assert {piece["state"] for piece in ended["pieces"]} == {"cancelled"}
     assert 1 <= ended["pieces"][0]["row"] < 200
     wait_until_free(demo)
+
+
+def test_a_gallery_that_nobody_watches_ends(client, demo):
+    asked = {**SMALL, "num_inference_steps": 200, "systems": ["plain", "wave", "autoregressive"]}
+    path = f"/api/galleries/{client('POST', '/api/galleries', asked)['id']}"
+    while client("GET", path)["pieces"][0]["row"] < 1:
+        pass
+    demo.find(Gallery, path.rpartition("/")[2])._asked -= demo_streams.LOST_S
+    wait_until_free(demo)
+    ended = client("GET", path)
+    assert ended["state"] == "cancelled" and ended["pieces"][2]["row"] == 0

@@ -76,6 +76,7 @@ at("compare").addEventListener("submit", (event) => {
   make().catch(refused);
 });
 at("stop").addEventListener("click", () => stop().catch(refused));
+addEventListener("pagehide", () => void stop());
 at("systems").append(
   ...about.systems.map(({ name, title, usual }) => {
     const label = element("label", { title });
