@@ -116,7 +116,8 @@ class Watched:
         try:
             self.take(iter(self._feed))
         except OSError as raised:
-            error = ConfigError("its files cannot be written", str(raised), "free some space")
+            why = raised.strerror or type(raised).__name__
+            error = ConfigError("its files cannot be written", why, "free some space")
         except Exception as raised:
             error = told(raised)
         self._feed.cancel()

@@ -26,7 +26,7 @@ from jvdm.samplers import plot
 from jvdm.samplers.sampler import shared_rows
 from jvdm.serving.demo_streams import Watched
 from jvdm.serving.feed import told
-from jvdm.serving.tasks import State, error_data
+from jvdm.serving.tasks import State, error_data, without
 from jvdm.stages import measuring
 from jvdm.video import Video
 
@@ -151,7 +151,8 @@ class Gallery(Watched):
             except Preempted:
                 raise
             except Exception as error:  # the log has what nobody foresaw
-                piece.state, piece.error = "failed", error_data(told(error))
+                piece.error = error_data(without(self.folder, told(error)))
+                piece.state = "failed"
 
     def paths(self) -> dict[tuple[str, str], Path]:
         """Returns the files that are made, by system and name."""

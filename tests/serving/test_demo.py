@@ -1,21 +1,25 @@
 """The demo over HTTP, without a browser: streams, prompts, pictures, turns, and harm."""
 
 import base64
+import errno
 import fnmatch
 import io
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import tomllib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jvdm import cli
+from jvdm.attention import Tally, summary
 from jvdm.serving import demo_streams
 from jvdm.serving.demo import Demo
 from jvdm.serving.demo_pages import PAGE
@@ -78,6 +82,15 @@ def test_a_stream_is_made_to_its_end(client, tmp_path):
     # 4 of the 64 tokens are one block: nothing can be left out at this size.
     assert len(done["density"]) == 7
     assert all(0 < chunk["density"] <= 1 for chunk in done["density"])
+
+
+def test_density_is_that_of_the_last_chunk():
+    def tally(calls: float, density: float) -> Tally:
+        sums: Any = [np.array([value], np.float32) for value in (calls, density, 0.0, 0.0)]
+        return Tally(*sums)
+
+    change = demo_streams._difference([tally(8, 6.5)], [tally(4, 4.0)])
+    assert summary(change)["density"] == pytest.approx(0.625)
 
 
 def test_another_prompt_is_seen_from_the_next_chunk_on(client, tmp_path):
@@ -350,6 +363,16 @@ def test_an_error_that_nobody_foresaw_ends_the_stream_alone(client, monkeypatch,
         failed = client.until(client.start(**SMALL, duration="1s"), "failed")
     assert failed["error"]["code"] == "JvdmError" and "RuntimeError" in failed["error"]["what"]
     client.until(client.start(**SMALL, duration="1s"), "done")
+
+
+def test_a_full_disk_is_said_without_where_it_is(client, demo, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(demo_streams, "LIVE_WRITERS", {".mp4": full})
+    error = client.until(client.start(**SMALL, duration="1s"), "failed")["error"]
+    assert error["why"] == "No space left on device"
+    assert str(demo.folder) not in json.dumps(error)
 
 
 def command(*arguments: str, folder: pathlib.Path) -> subprocess.Popen:
