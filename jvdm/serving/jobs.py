@@ -82,9 +82,9 @@ class Jobs:
         limits: Limits | None = None,
         loading: Mapping[str, Any] | None = None,
     ) -> None:
-        self._maker = Maker(pipe, dict(loading or {}))
-        self.pipe, self.folder = pipe, folder.absolute()
         self.limits = (limits or Limits()).validated()
+        self._maker = Maker(pipe, dict(loading or {}), self.limits.max_sizes)
+        self.pipe, self.folder = pipe, folder.absolute()
         probe_writable(self.folder)
         self._free = free_memory(), free_device_memory(jax.local_devices()[0])
         self._reading = threading.Lock()

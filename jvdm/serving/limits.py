@@ -45,6 +45,8 @@ class Limits:
     """Characters of a prompt."""
     max_switches: int = 16
     """Other prompts within a run."""
+    max_sizes: int = 32
+    """Sizes of runs whose compiled programs are kept in memory; those on disk are not counted."""
     keep_jobs: int = 1000
     """Jobs whose results are kept; the oldest go first."""
     keep_hours: float = 24.0

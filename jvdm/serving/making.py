@@ -1,9 +1,11 @@
 """Jobs that have their turn: one call of the pipeline, then the files of each."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jvdm import outputs
@@ -11,7 +13,9 @@ from jvdm.errors import ConfigError
 from jvdm.options import GenerateOptions, recorded
 from jvdm.pipeline import Job, Pipeline
 from jvdm.record import Record
+from jvdm.samplers.sampler import shared_rows
 from jvdm.serving.tasks import Task
+from jvdm.system import OF_A_ROW
 from jvdm.video import Video
 
 
@@ -22,6 +26,7 @@ class Maker:
     Attributes:
         pipe: The loaded system.
         loading: What was loaded, by the names of `jvdm generate`.
+        most_sizes: Sizes of runs whose compiled programs are in memory.
 
     Raises:
         ConfigError: If the system makes more than pictures.
@@ -29,6 +34,8 @@ class Maker:
 
     pipe: Pipeline
     loading: Mapping[str, Any]
+    most_sizes: int
+    _sizes: set[Any] = dataclasses.field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.pipe.system.vae, Mapping):
@@ -49,6 +56,7 @@ class Maker:
             JvdmError: As of `Pipeline.sample` and `Pipeline.decode`.
         """
         job = self.together(found)
+        self._make_room(job)
 
         def callback(row: int, _: Any) -> bool:
             for task in found:
@@ -61,6 +69,19 @@ class Maker:
             part = latents[start : start + task.job.batch]
             self._save(task, part, job.batch, late)
             start += task.job.batch
+
+    def _make_room(self, job: Job) -> None:
+        """Drops all compiled programs before those of one size too many: each fills memory.
+
+        They are kept on disk (`jvdm.cache`), from where they come back without a compiler.
+        """
+        structure = jax.tree.structure((job.system.only("model", *OF_A_ROW), job.matrix))
+        size = (job.shape, shared_rows(job.matrix), structure)
+        if size not in self._sizes and len(self._sizes) >= self.most_sizes:
+            jax.clear_caches()
+            gc.collect()
+            self._sizes.clear()
+        self._sizes.add(size)
 
     def together(self, found: Sequence[Task]) -> Job:
         """Returns the run that makes the videos of jobs."""

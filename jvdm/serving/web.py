@@ -48,6 +48,12 @@ class Refused(JvdmError):
         self.status = status
 
 
+class ServerEnded(JvdmError):
+    """Requests are not answered any more, although nobody asked for it."""
+
+    exit_code = 1
+
+
 @dataclasses.dataclass(frozen=True)
 class WebOptions(Limits):
     """What is loaded, who may use it, and how much of it."""
@@ -222,7 +228,8 @@ class Guard:
                 what, why = f"the server was called {name!r:.80}", "it knows itself by other names"
                 raise Refused(403, what, why, "call it 127.0.0.1")
             return address
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = given.strip() if scheme.lower() == b"bearer" else b""
         matches = [hmac.compare_digest(given, key) for key in self.keys]  # all: equal time
         if not any(matches) and scope["path"] not in OPEN:
             fix = "send the header Authorization: Bearer KEY"
@@ -236,6 +243,8 @@ async def body_of(request: Any, most: int) -> bytes:
     Raises:
         Refused: If it is larger, of which no more is read, or does not come.
     """
+    from starlette.requests import ClientDisconnect
+
     stated = request.headers.get("content-length", "0")
     why, fix = f"{most:,} are read", "send smaller pictures"
     if stated.isdecimal() and int(stated) > most:
@@ -253,9 +262,10 @@ async def body_of(request: Any, most: int) -> bytes:
     try:
         await asyncio.wait_for(read(), BODY_S)
     except TimeoutError as error:
-        raise Refused(
-            408, f"the body did not come in {BODY_S:g} s", "", "send it at once"
-        ) from error
+        what = f"the body did not come in {BODY_S:g} s"
+        raise Refused(408, what, "", "send it at once") from error
+    except ClientDisconnect as error:  # nobody reads this
+        raise Refused(400, "the body was cut off", "", "send it again") from error
     return b"".join(parts)
 
 
@@ -307,6 +317,8 @@ def run_until_stopped(
         thread.join(10)
         if not saved:
             stop.state = "while a program was compiled; what ran begins again"
+        if not stop.requested:
+            raise ServerEnded("the server ended by itself", "its log says more", fix)
 
 
 @contextlib.contextmanager

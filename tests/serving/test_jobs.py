@@ -7,7 +7,7 @@ import pytest
 
 import jvdm
 from jvdm import machine, outputs
-from jvdm.pipeline import Request
+from jvdm.pipeline import Request, programs
 from jvdm.serving import tasks
 from jvdm.serving.jobs import Busy, Closing, Jobs, UnknownJob
 from jvdm.serving.limits import Limits
@@ -204,3 +204,12 @@ def test_what_was_left_is_taken_up(jobs_of):
     with pytest.raises(UnknownJob):
         second.status(other)
     assert (first.folder / other).exists() and (first.folder / "notes").exists()
+
+
+def test_programs_of_many_sizes_do_not_fill_the_memory(jobs_of):
+    jobs, held = jobs_of(max_sizes=2), []
+    for width in (16, 32, 16, 48):
+        settings = {**SMALL, "prompt": PROMPT, "num_inference_steps": 1, "width": width}
+        assert jobs.wait(jobs.submit("a", settings), 60.0).state == "done"
+        held.append(programs.denoise_row._cache_size())
+    assert held[1] == held[2] == held[0] + 1 and held[3] == 1
