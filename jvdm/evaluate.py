@@ -94,7 +94,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
                 batch = part_of(prompts, start, options.batch_size)
                 parts[start] = _measure_batch(judge, name, start, batch, options)
                 bar.update(options.batch_size)
-            parts = [part for _, part in sorted(processes.collect(parts).items())]
+            found = processes.collect(parts, f"measured {name}")
+            parts = [part for _, part in sorted(found.items())]
             seconds += [part["seconds"] for part in parts]
             summaries[name] = report.summary(SETS[name].title, parts)
     result = {

@@ -13,6 +13,9 @@ from typing import Any
 
 from jvdm.errors import Interrupted, Preempted
 
+# JAX's callback of the garbage collector: Python prints what is raised in it, and goes on.
+_LOSES_EXCEPTIONS = "_xla_gc_callback"
+_AGAIN_SECONDS = 0.02  # until the signal comes again that arrived in it
 _ERRORS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
@@ -40,6 +43,9 @@ class StopRequest:
 
     asked = False
     """Whether a signal has come since the outermost of these was entered."""
+    at_once = False
+    """Whether a process that was stopped ends without Python's finalisation, in which what several
+    processes share may crash or wait for ever."""
     _entered = 0
 
     def __init__(
@@ -126,6 +132,9 @@ class StopRequest:
             self.check()
 
     def _handle(self, number: int, frame: Any) -> None:
+        if frame is not None and frame.f_code.co_name == _LOSES_EXCEPTIONS:
+            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+            return
         again, self._first = self._first, self._first or signal.Signals(number)
         first, StopRequest.asked = not StopRequest.asked, True
         impatient = number == signal.SIGINT and (not self._later or again == number)
@@ -142,7 +151,7 @@ class StopRequest:
 
 def _leave(working: list[Future], code: int) -> None:
     """Ends the process at once if something still runs in it."""
-    if all(future.done() for future in working):
+    if all(future.done() for future in working) and not StopRequest.at_once:
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -32,3 +32,20 @@ def test_another_process_asks_as_a_signal_does_and_each_run_is_asked_anew():
         with pytest.raises(Preempted, match="stopped by SIGTERM"), StopRequest():
             ask()
             signal.sigtimedwait((), 5)
+
+
+def _xla_gc_callback():
+    """Is called as JAX's is: what it raises is lost."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+    except KeyboardInterrupt:
+        return "lost"
+
+
+def test_a_signal_that_arrives_where_exceptions_are_lost_is_heard_after_it():
+    with pytest.raises(Preempted), StopRequest():
+        assert _xla_gc_callback() is None
+        signal.sigtimedwait((), 5)
+        pytest.fail("it was not heard")

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jvdm.errors import ConfigError, DistributedError, MissingProcesses
-from jvdm.stopping import ask
+from jvdm.stopping import StopRequest, ask
 
 LOOPBACK_SECONDS = 60.0
 """Patience on this machine itself: its processes start together."""
 _TRY_SECONDS = 0.2  # between two attempts to reach process 0
 _BYE_SECONDS = 10.0  # that process 0 waits for those that are about to leave
+_END_SECONDS = 300.0  # that it waits for those that were asked to stop: they may be compiling
 
 
 class Place(NamedTuple):
@@ -62,7 +63,7 @@ class Peers:
         self, place: Place, connections: dict[int, socket.socket], hosts: Sequence[str]
     ) -> None:
         self.place, self.hosts = place, tuple(hosts)
-        self._connections, self._gone = connections, set()
+        self._connections, self._gone, self._closed = connections, set(), set()
         self._arrived: dict[str, set[int]] = {}
         self._open: set[str] = set()
         self._changed = threading.Condition()
@@ -73,13 +74,24 @@ class Peers:
             threading.Thread(target=self._hear, args=(process, connection), daemon=True).start()
 
     def barrier(self, name: str) -> None:
-        """Waits until all processes are at the barrier `name`, which is used once."""
+        """Waits until all processes are at the barrier `name`, which is used once.
+
+        Raises:
+            KeyboardInterrupt: If others have left because all were asked to stop: a library may
+                have swallowed what this process heard of it.
+            DistributedError: If others have left for no known reason.
+        """
         if self.place.process:
             self._tell({"at": name})
         else:
             self._arrive(0, name)
         with self._changed:
-            self._changed.wait_for(lambda: name in self._open)
+            self._changed.wait_for(lambda: name in self._open or self._gone)
+        if name not in self._open:
+            if StopRequest.asked:
+                raise KeyboardInterrupt
+            what = f"{', '.join(map(self.name, sorted(self._gone)))} left before {name!r}"
+            raise DistributedError(what, "", "start the same command again")
 
     def stop(self) -> None:
         """Asks all other processes to stop, once, as if they had been sent SIGTERM."""
@@ -87,14 +99,22 @@ class Peers:
             self.stopping = True
             self._tell({"stop": True})
 
-    def leave(self, failure: str = "", code: int = 0) -> None:
-        """Says that this process ends, and with which failure the others have to end."""
+    def leave(self, failure: str = "", code: int = 0, stopped: bool = False) -> None:
+        """Says that this process ends, and with which failure the others have to end.
+
+        Args:
+            failure: What failed; empty if nothing did.
+            code: Exit code that goes with it.
+            stopped: Whether all were asked to stop: process 0 then waits until they have ended.
+        """
         self._leaving, mine = True, self.name(self.place.process)
         self._tell({"failed": f"{mine}: {failure}", "code": code} if failure else {"bye": True})
-        if self.place.process == 0:  # JAX's service ends with this process
+        if self.place.process == 0:  # JAX's service ends with this process, and aborts the others
+            seconds, who = (_BYE_SECONDS, self._gone)
+            if stopped:
+                seconds, who = (_END_SECONDS, self._closed)
             with self._changed:
-                everybody = self._connections.keys()
-                self._changed.wait_for(lambda: self._gone >= everybody, _BYE_SECONDS)
+                self._changed.wait_for(lambda: who >= self._connections.keys(), seconds)
 
     def name(self, process: int) -> str:
         """Returns a process as people find it."""
@@ -120,19 +140,26 @@ class Peers:
                     self._set_open(message["open"])
                 elif "stop" in message:
                     self._stop_here(process)
-                elif "failed" in message and self.place.process == 0:
+                elif "bye" in message:
+                    last = message
+                    self._note(self._gone, process)
+                elif self.place.process:
+                    last = message
+                    break
+                else:
                     last, self._failing = message, True
                     self._tell(message, but=process)
                     # JAX aborts whoever is still there when process 0 ends: that one first.
                     connection.settimeout(_BYE_SECONDS)
-                else:  # a failure, or the end that was to come
-                    last = message
-                    break
-        with self._changed:
-            self._gone.add(process)
-            self._changed.notify_all()
+        self._note(self._gone, process)
+        self._note(self._closed, process)
         if "failed" in last and not (last is lost and self._failing):
             self._end(last["failed"], last["code"], process)
+
+    def _note(self, group: set[int], process: int) -> None:
+        with self._changed:
+            group.add(process)
+            self._changed.notify_all()
 
     def _arrive(self, process: int, name: str) -> None:
         with self._changed:

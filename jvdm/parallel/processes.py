@@ -9,7 +9,9 @@ import contextlib
 import datetime
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError, DistributedError, JvdmError, Preempted
 from jvdm.parallel.mesh import batch_sharding
 from jvdm.parallel.peers import Peers, Place, call_roll, is_loopback
+from jvdm.stopping import StopRequest
 
 TIMEOUT_SECONDS = 1800.0
 """Patience with missing processes: a cold or preempted gang takes longer than JAX's 300 s."""
@@ -102,14 +105,17 @@ def share() -> slice:
     return slice(None) if alone else slice(jax.process_index(), None, jax.process_count())
 
 
-def collect(found: dict[Any, Any]) -> dict[Any, Any]:
-    """Returns what all processes have found, by key; all must ask.
+def collect(found: dict[Any, Any], name: str) -> dict[Any, Any]:
+    """Returns what all processes have found, by key; all must ask, some long before others.
 
     Args:
         found: What this process has; arrays are of NumPy.
+        name: Of the barrier, where a process waits that SIGTERM can reach: devices that wait for
+            those of another process hear nothing, and give up after half a minute on the CPU.
     """
     if process_count() == 1:
         return found
+    barrier(name)
     from jax.experimental import multihost_utils
 
     mine = np.frombuffer(pickle.dumps(found), np.uint8)
@@ -118,6 +124,13 @@ def collect(found: dict[Any, Any]) -> dict[Any, Any]:
     everything = multihost_utils.process_allgather(padded)
     parts = [pickle.loads(row[:size]) for row, size in zip(everything, sizes, strict=True)]
     return {key: value for part in parts for key, value in part.items()}
+
+
+def agreed(value: str, name: str) -> bool:
+    """Whether `value` is the same in all processes; all must ask, `name` is that of `collect`."""
+    return (
+        process_count() == 1 or len(set(collect({jax.process_index(): value}, name).values())) == 1
+    )
 
 
 @contextlib.contextmanager
@@ -138,14 +151,14 @@ def together() -> Iterator[None]:
 
 def announce_stop() -> None:
     """Tells the other processes that this one was asked to stop; they hear it as SIGTERM."""
-    client = _client()
-    if client is None or (_peers is not None and _peers.stopping):
+    peers, client = _peers, _client()
+    if client is None or (peers is not None and peers.stopping):
         return
     with contextlib.suppress(Exception):  # the service may have ended already
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         client.key_value_set(_NOTICE, now, allow_overwrite=True)
-    if _peers is not None:
-        _peers.stop()
+    if peers is not None:
+        peers.stop()
 
 
 def stop_reached(requested: bool, step: int) -> bool:
@@ -272,6 +285,11 @@ def _join(place: Place, devices: Sequence[int] | None, timeout_s: float) -> None
         local_device_ids=devices,
         cluster_detection_method="deactivate",
     )
+    heard = signal.getsignal(signal.SIGTERM)
+    if heard is not None and threading.current_thread() is threading.main_thread():
+        # JAX's service has taken SIGTERM from whoever listened, and only tells those who ask it
+        # after every step. `announce_stop` tells it.
+        signal.signal(signal.SIGTERM, heard)
     if place.process == 0:
         spent, hosts = time.perf_counter() - began, len(set(_peers.hosts))
         devices_said = f"{jax.local_device_count()} of {jax.device_count()} devices here"
@@ -284,9 +302,15 @@ def _leave(error: BaseException | None) -> None:
     global _peers
     peers, _peers = _peers, None
     assert peers is not None
-    if error is None or isinstance(error, Preempted | KeyboardInterrupt):
+    if error is None:
         peers.leave()
         jax.distributed.shutdown()
+        return
+    if isinstance(error, Preempted | KeyboardInterrupt):
+        # JAX's shutdown may wait for ever for what it began when it heard of the signal.
+        StopRequest.at_once = True
+        peers.stop()  # the thread that heard the signal may not have come to it
+        peers.leave(stopped=True)
         return
     if not isinstance(error, JvdmError):
         time.sleep(1.0)  # it may come of another process's end, which is on its way to us

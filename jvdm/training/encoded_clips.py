@@ -24,7 +24,7 @@ from jvdm.data.host import ClipRecords, ClipSource, Turns
 from jvdm.errors import CheckpointError, ConfigError
 from jvdm.models.conditions import TextStates
 from jvdm.parallel.mesh import parts, replicate
-from jvdm.parallel.processes import barrier, join_rows, rows_here, writes
+from jvdm.parallel.processes import agreed, barrier, join_rows, rows_here, writes
 from jvdm.pipeline import Pipeline
 from jvdm.pipeline.loading import ready
 from jvdm.pricing import stored_shapes
@@ -116,8 +116,8 @@ class EncodedClips:
         """Encodes what is not encoded yet, and goes to where the run was.
 
         Raises:
-            ConfigError: If there are fewer usable clips than a batch has, or they cannot be
-                split over the devices.
+            ConfigError: If there are fewer usable clips than a batch has, they cannot be split
+                over the devices, or are not the same in all processes.
             CheckpointError: If `saved` is of other clips or encoders.
         """
         if self.batch_size % parts(mesh):
@@ -131,6 +131,10 @@ class EncodedClips:
             what = "the clips or the weights are not those that the checkpoint was trained on"
             fix = "restore them, or start anew in another --workdir"
             raise CheckpointError(what, "files were added, removed or changed", fix)
+        if not agreed(digest, "clips and encoders"):
+            what = "the processes of this run have different clips or weights"
+            why = "each host reads its own, and their contents are compared"
+            raise ConfigError(what, why, "give all hosts the same --source.clips and base")
         folder = self.workdir / "encoded" / digest[:16]
         with measuring(show=True):
             if writes():

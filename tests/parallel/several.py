@@ -121,28 +121,37 @@ def hears_everything():
 def start(workdir: Path, count: int, *arguments: str) -> list[subprocess.Popen]:
     """Starts the processes of a run."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.parallel.several", str(workdir), str(port)]
+    command = ["-m", "tests.parallel.several", str(workdir), str(port)]
+    return [begin(*command, str(process), str(count), *arguments) for process in range(count)]
+
+
+def begin(*arguments: str) -> subprocess.Popen:
+    """Starts Python as one process of a run."""
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return [
-        subprocess.Popen(
-            [*command, str(process), str(count), *arguments],
-            cwd=ROOT,
-            env=environment,
-            preexec_fn=hears_everything,
-            **streams,
-        )
-        for process in range(count)
-    ]
+    return subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        preexec_fn=hears_everything,
+        **streams,
+    )
 
 
 def finish(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
-    """Waits for all; returns exit code, output and errors of each."""
-    try:
-        said = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    """Waits for all; returns exit code, output and errors of each.
+
+    Raises:
+        AssertionError: If one does not end; it says where its threads are.
+    """
+    deadline, late = time.monotonic() + timeout, []
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            late.append(process)
+            process.send_signal(signal.SIGABRT)
+    said = [process.communicate(timeout=30) for process in processes]
+    assert not late, "\n".join(errors for _, errors in said)
     return [(process.returncode, *one) for process, one in zip(processes, said, strict=True)]
 
 

@@ -145,6 +145,17 @@ def test_a_signal_to_one_reaches_all(monkeypatch):
         one.leave()
 
 
+@pytest.mark.parametrize(("asked", "error"), [(True, KeyboardInterrupt), (False, DistributedError)])
+def test_who_waits_for_one_that_left_waits_no_longer(monkeypatch, asked, error):
+    first, second, third = call(*places(3))
+    monkeypatch.setattr(StopRequest, "asked", asked)
+    second.leave()
+    with pytest.raises(error, match=None if asked else "process 1 of 3 on .* left before 'end'"):
+        first.barrier("end")
+    for one in (third, first):
+        one.leave()
+
+
 def test_a_coordinator_on_loopback_is_refused_for_several_hosts(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     with (
@@ -176,9 +187,17 @@ def test_what_cannot_be_a_place_is_named(given, message):
 def test_alone_nothing_happens():
     with processes.initialize(), processes.initialize(num_processes=1, process_id=0):
         assert processes.process_count() == 1 and processes.writes()
-        assert processes.collect({1: 2}) == {1: 2} and processes.share() == slice(None)
+        assert processes.agreed("a", "one")
+        assert processes.collect({1: 2}, "all") == {1: 2} and processes.share() == slice(None)
         processes.barrier("nobody else")
         assert processes.stop_reached(True, 3) and not processes.stop_reached(False, 3)
+
+
+def test_what_differs_between_processes_is_seen(monkeypatch):
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    for other, same in (("a", True), ("b", False)):
+        monkeypatch.setattr(processes, "collect", lambda mine, _, it=other: {1: it} | mine)
+        assert processes.agreed("a", "clips") == same
 
 
 def test_the_command_line_takes_a_place_before_or_after_other_options():

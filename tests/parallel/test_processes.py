@@ -130,3 +130,20 @@ def test_sigterm_while_both_compile_ends_both_at_once(tmp_path):
         assert code == 75, errors
         assert "stopped by SIGTERM while preparing" in errors and "Traceback" not in errors
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_sigterm_ends_an_evaluation_in_both_also_where_one_only_waits(tmp_path):
+    """JAX's own service takes SIGTERM from whoever listened, and the second one has no batch."""
+    asked = ["--weights", "nano", "--sets", "A", "--num-prompts", "2", "--batch-size", "2"]
+    where = f"127.0.0.1:{several.free_port()}"
+    command = ["-m", "jvdm", "evaluate", *asked, "--output", str(tmp_path), "--num-processes", "2"]
+    command += ["--coordinator-address", where, "--process-id"]
+    running = [several.begin(*command, str(process)) for process in range(2)]
+    assert running[0].stderr and "processes on 1 hosts met" in running[0].stderr.readline()
+    time.sleep(3)  # the second one waits by then, or soon
+    running[1].send_signal(signal.SIGTERM)
+    for code, _, errors in several.finish(running, 60):
+        assert code == 75 and "Traceback" not in errors, errors
+        assert "stopped by SIGTERM before it was done" in errors
+    assert not (tmp_path / "evaluation.json").exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import shutil
+import signal
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jvdm.pipeline.loading import manifest_of, ready
 from jvdm.pricing import stored_shapes
 from jvdm.samplers import Call
 from jvdm.samplers.denoiser import ask
+from jvdm.training import encoded_clips
 from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.encoded_clips import EncodedClips
 from jvdm.training.low_rank import LowRankMatching, base_of
@@ -28,6 +30,7 @@ from jvdm.weights import lora
 from jvdm.weights.diffusers import Published
 from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import flatten, load_stored
+from tests.parallel import several
 from tests.parity.references import inputs
 from tests.training.test_own_videos import README, commands
 from tests.vae.nano import QUICK
@@ -183,7 +186,7 @@ def test_what_cannot_be_trained_is_refused(objective, change, said):
         dataclasses.replace(objective, **change).init(jax.random.key(0))
 
 
-def test_a_batch_is_split_over_the_parts_of_a_mesh_that_share_videos(trained):
+def test_a_batch_is_split_over_the_parts_of_a_mesh_that_share_videos(trained, monkeypatch):
     """Devices of a sequence see the same clip: one is enough for them, not for two parts."""
     clips = wan_lora.config().source.clips
     clips = dataclasses.replace(clips, folder=trained[1].parents[1] / "videos", **SIZE)
@@ -192,6 +195,9 @@ def test_a_batch_is_split_over_the_parts_of_a_mesh_that_share_videos(trained):
     assert state.latents.shape[0] == 1
     with pytest.raises(ConfigError, match="1 clips for 4 devices; .*multiple of 4"):
         source.start(0, None, mesh_of("data=4"))
+    monkeypatch.setattr(encoded_clips, "agreed", lambda *_: False)
+    with pytest.raises(ConfigError, match="processes of this run have different clips or weights"):
+        source.start(0, None, mesh_of("sequence=4"))
 
 
 def test_a_folder_without_films_or_with_fewer_than_a_batch_is_refused(trained, tmp_path, capsys):
@@ -204,6 +210,39 @@ def test_a_folder_without_films_or_with_fewer_than_a_batch_is_refused(trained, t
     few = ["--batch-size=8", "--source.batch-size=8", "--source.clips.folder"]
     assert cli.main([*given, *few, str(workdir.parents[1] / "videos")]) == 2
     assert "4 usable clips for batches of 8" in capsys.readouterr().err
+
+
+def test_two_processes_stop_while_one_encodes_and_go_on_with_what_it_has(trained, tmp_path):
+    """Clips that were encoded are not encoded again, and both read what one has written."""
+    folder, workdir, command = trained
+    (tmp_path / "videos").mkdir()
+    for number in range(60):
+        for kind in ("mp4", "txt"):
+            film = workdir.parents[1] / f"videos/{number % 4}.{kind}"
+            shutil.copy(film, tmp_path / f"videos/{number}.{kind}")
+    given = ["-m", "jvdm", *command, "--workdir", str(tmp_path / "run"), "--num-steps=2"]
+    given += ["--source.clips.folder", str(tmp_path / "videos"), "--objective.base", str(folder)]
+
+    def start():
+        place = ["--coordinator-address", f"127.0.0.1:{several.free_port()}", "--num-processes=2"]
+        return [several.begin(*given, *place, f"--process-id={process}") for process in range(2)]
+
+    def clips():
+        found = (tmp_path / "run").glob("encoded/*/clip-*.safetensors")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    running = start()
+    several.wait_for(running, clips)
+    running[1].send_signal(signal.SIGTERM)
+    for code, _, errors in several.finish(running, 60):
+        assert code == 75 and "stopped by SIGTERM while preparing" in errors, errors
+    first = clips()
+    assert 0 < len(first) < 60
+    for code, _, errors in several.finish(start(), 60):
+        assert code == 0, errors
+    then = clips()
+    assert len(then) == 60 and {path: then[path] for path in first} == first
+    assert (tmp_path / "run/weights/lora.safetensors").is_file()
 
 
 def test_ltx_video_is_trained_by_its_recipe(tmp_path):
