@@ -28,6 +28,7 @@ AttentionName = Literal[
     "cached_causal",
     "draft",
     "window",
+    "radial",
     "random",
     "oracle",
     "fused_windows",

@@ -11,6 +11,7 @@ from jvdm.attention.fused_windows import FusedWindows
 from jvdm.attention.next_block import NextBlock
 from jvdm.attention.oracle import Oracle
 from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from jvdm.attention.radial import Radial
 from jvdm.attention.random_blocks import Random
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.spectral_blend import SpectralBlend
@@ -23,6 +24,7 @@ POLICIES: Mapping[str, Policy] = {
     "cached_causal": CachedCausal(),
     "draft": Draft(),
     "window": Window(),
+    "radial": Radial(),
     "random": Random(),
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
@@ -43,6 +45,7 @@ __all__ = [
     "NextBlock",
     "Oracle",
     "Policy",
+    "Radial",
     "Random",
     "Sparse",
     "SpectralBlend",
