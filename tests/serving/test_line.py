@@ -46,7 +46,8 @@ def test_clients_have_equal_shares_and_their_own_order(items):
 def test_an_item_that_is_not_ready_is_passed_and_one_that_does_not_suit_is_not():
     line = filled([("a", 0), ("a", 1), ("b", 2)])
     assert line.take(ready=lambda item: item[1] != 0) == ("a", 1)
-    assert line.take(suits=lambda item: item[1] == 9) is None
+    line.add("a", ("a", 3))
+    assert line.take(suits=lambda item: item[1] == 3) is None
     assert line.take(suits=lambda item: item[0] == "a") == ("a", 0)
 
 
