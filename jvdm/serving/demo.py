@@ -192,6 +192,7 @@ class Demo:
 
     def _begin(self, client: str, watched: Watched) -> None:
         """Puts it into the line of the device; the oldest that has ended goes."""
+        watched.make_room = self.jobs.make_room
         feed = self.jobs.stream(client, watched.steps())
         with self._lock:
             self._tidy()
@@ -242,10 +243,10 @@ def run(options: DemoOptions) -> dict[str, Any]:
     from jvdm.serving.demo_pages import app_of
 
     options.validated()
-    for name in ("max_batch", "max_videos"):
+    for name in ("max_batch", "max_videos", "max_film_megapixels"):
         if getattr(options, name) != getattr(DemoOptions, name):
             what = f"--{name.replace('_', '-')} was given"
-            raise ConfigError(what, "a demo makes one video after another", "leave it out")
+            raise ConfigError(what, "a demo makes one video from a prompt", "leave it out")
     check_installed()
     keys = options.keys
     with (

@@ -11,7 +11,7 @@ import functools
 import operator
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jvdm.arrays import PyTree
 from jvdm.attention import Dense, Tally, summary
 from jvdm.errors import ConfigError, Preempted
 from jvdm.media import LIVE_WRITERS
-from jvdm.pipeline import Pipeline, Request
+from jvdm.pipeline import Job, Pipeline, Request
 from jvdm.pipeline.session import Prompt, Session
 from jvdm.pipeline.streaming import HostFrames, StreamJob, begin, ids_of
 from jvdm.samplers import times
@@ -51,6 +51,7 @@ class Watched:
         state: How far it is.
         error: What, why and fix, where it failed.
         ahead: What was asked for before it and has not ended.
+        make_room: Called before a run, so that compiled programs do not fill memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +60,7 @@ class Watched:
         self.error: Mapping[str, str] | None = None
         self.changed = threading.Condition()
         self.stopped, self.ahead = False, 0
+        self.make_room: Callable[[Job], None] = lambda job: None
         self._feed: Any = None
         self._asked = time.monotonic()
 
@@ -173,6 +175,7 @@ class LiveStream(Watched):
         self.check()
         self.state = "running"
         clip = self.job.clip
+        self.make_room(clip)
         levels = np.asarray(times(clip.matrix))
         with measuring() as stages:
             run = begin(self.pipe, self.job, functools.partial(self._first_row, levels))

@@ -186,6 +186,7 @@ class Gallery(Watched):
         pipe = self.systems[piece.system]
         with measuring() as stages:
             job = pipe.prepare(self.request)
+            self.make_room(job)
             piece.of = shared_rows(job.matrix)
             run = pipe.start(job)
             pipe.compile(run, decodes=1)

@@ -284,6 +284,13 @@ class Jobs:
         """
         return as_when_idle(*self._free)
 
+    def make_room(self, job: Job) -> None:
+        """Drops compiled programs where those of a job would be too many sizes.
+
+        To be called in the thread that owns the device: by what a stream is made of.
+        """
+        self._maker.make_room(job)
+
     def _prepared(self, request: Request, files: Mapping[str, Path]) -> Job:
         """Checks a request; of those with pictures one at a time, whose frames are in memory."""
         with self.when_idle(), self._reading if files else contextlib.nullcontext():

@@ -56,7 +56,7 @@ class Maker:
             JvdmError: As of `Pipeline.sample` and `Pipeline.decode`.
         """
         job = self.together(found)
-        self._make_room(job)
+        self.make_room(job)
 
         def callback(row: int, _: Any) -> bool:
             for task in found:
@@ -70,7 +70,7 @@ class Maker:
             self._save(task, part, job.batch, late)
             start += task.job.batch
 
-    def _make_room(self, job: Job) -> None:
+    def make_room(self, job: Job) -> None:
         """Drops all compiled programs before those of one size too many: each fills memory.
 
         They are kept on disk (`jvdm.cache`), from where they come back without a compiler.

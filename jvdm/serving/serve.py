@@ -60,9 +60,6 @@ def run(options: ServeOptions) -> dict[str, Any]:
     """
     options.validated()
     check_installed()
-    if not 0.001 <= options.max_body_megabytes <= 16:
-        what = f"--max-body-megabytes is {options.max_body_megabytes:g}"
-        raise ConfigError(what, "0.001 to 16 are read", "leave it out")
     keys = options.keys
     with (
         listening(options.host, options.port, keys) as listener,

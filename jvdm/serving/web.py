@@ -82,6 +82,18 @@ class WebOptions(Limits):
     grace_s: float = 20.0
     """Seconds in which what runs may finish after SIGTERM or Ctrl-C; its latents are saved then."""
 
+    def validated(self) -> "WebOptions":
+        """Returns these options.
+
+        Raises:
+            ConfigError: If a limit is not above 0, or a request may have more than can be read.
+        """
+        super().validated()
+        if not 0.001 <= self.max_body_megabytes <= 16:
+            what = f"--max-body-megabytes is {self.max_body_megabytes:g}"
+            raise ConfigError(what, "0.001 to 16 are read", "leave it out")
+        return self
+
     @property
     def loading(self) -> dict[str, Any]:
         """What is loaded, by the names of `jvdm generate`."""

@@ -1,6 +1,7 @@
 """The demo over HTTP, without a browser: streams, prompts, pictures, turns, and harm."""
 
 import base64
+import dataclasses
 import errno
 import fnmatch
 import io
@@ -138,6 +139,16 @@ def test_cancel_frees_the_device(address, demo):
     second("DELETE", running[1])
     second.until(running[1], "cancelled")
     wait_until_free(demo)
+
+
+def test_programs_of_many_sizes_do_not_fill_the_memory(client, demo, monkeypatch):
+    dropped, room = [], dataclasses.replace(demo.jobs._maker, most_sizes=2)
+    monkeypatch.setattr(demo.jobs, "_maker", room)
+    monkeypatch.setattr("jax.clear_caches", lambda: dropped.append(len(room._sizes)))
+    for seconds, steps in ((1, 4), (2, 4), (1, 3), (1, 3), (1, 2)):
+        asked = {**SMALL, "duration": f"{seconds}s", "num_inference_steps": steps}
+        client.until(client.start(**asked), "done")
+    assert dropped == [2]
 
 
 def test_what_waits_is_cancelled_at_once(address):
@@ -404,6 +415,7 @@ def test_the_command_shows_the_page_until_it_is_stopped(tmp_path):
     [
         (("--host", "0.0.0.0"), "can be reached from other machines"),
         (("--max-batch", "4"), "--max-batch was given"),
+        (("--max-body-megabytes", "99"), "0.001 to 16 are read"),
         (("--max-streams", "0"), "--max-streams is 0"),
     ],
 )
