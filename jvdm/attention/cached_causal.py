@@ -101,11 +101,11 @@ class CachedCausal(Policy):
 
     def init(self, grid: TokenGrid) -> KVCache:
         """Returns an empty cache."""
-        if self.block < 1 or min(self.sink, self.pinned) < 0 or self._ring < 1:
+        if self.block < 1 or min(self.sink, self.pinned) < 0 or self._ring < self.block:
             raise ConfigError(
                 f"a cache of {self.frames} latent frames, {self.sink} of them a sink and "
                 f"{self.pinned} pinned, in blocks of {self.block}",
-                "a block has a frame or more, and the ring behind sink and pinned ones too",
+                "a block has a frame or more, the ring behind sink and pinned ones a whole block",
                 "use a larger cache, a smaller sink or fewer that are pinned",
             )
         return KVCache.empty(grid, self.frames)

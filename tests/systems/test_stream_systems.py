@@ -226,3 +226,27 @@ def test_streams_are_measured_beside_the_clip(weights, tmp_path):
     assert json.loads((tmp_path / "streams.json").read_text())["streams"] == result["streams"]
     first, second = text(result).splitlines()[1:3]
     assert re.fullmatch(r"clip( +-){3} +[\d.]+ +[\d.]+( +-){3}", first) and "-" not in second
+
+
+@pytest.mark.parametrize(
+    ("name", "sink", "flush", "rewrite"), [("longlive", 3, None, 9), ("infinity_rope", 1, 1, 0)]
+)
+def test_streams_with_a_cache_say_what_becomes_of_it_where_the_prompt_changes(
+    name, sink, flush, rewrite
+):
+    rows, index = rows_of(name, steps=4)
+    assert (rows.block, rows.context, rows.buffer) == (3, 0, 3)
+    assert (rows.flush, rows.rewrite) == (flush, rewrite)
+    np.testing.assert_array_equal(index, [[0] * 3, [1] * 3, [2] * 3, [3] * 3, [4] * 3, [4] * 3])
+    assert np.asarray(rows.cycle.write)[-1].all() and not np.asarray(rows.cycle.write)[:-1].any()
+    policy = sampling_of(name).policy
+    held = np.asarray(policy.slots(np.arange(30)))
+    np.testing.assert_array_equal(held[:sink], np.arange(sink))
+    for block in range(0, 30, 3):  # no two frames of a block in one slot
+        assert len(set(held[block : block + 3])) == 3
+
+
+def test_a_ring_that_holds_no_whole_block_is_refused():
+    grid = TokenGrid(3, 2, 2)
+    with pytest.raises(jvdm.ConfigError, match="the ring behind .* a whole block"):
+        CachedCausal(3, sink=1, block=3).init(grid)
