@@ -118,7 +118,7 @@ def test_a_video_plays_while_it_is_made(page, browser):
     page.until(lambda: page.played() > 0.5)
     assert page.text("state").startswith("Playing")
     before = page.played()
-    page.until(lambda: page.played() > before + 1, seconds=10)
+    page.until(lambda: page.played() > before + 1, seconds=30)
     size = page.script("const v = arguments[0]; return [v.videoWidth, v.paused]", page["video"])
     assert size == [64, False]
     assert page.colors("matrix") > 4 and page.colors("attended") > 1
