@@ -30,6 +30,14 @@ def trials():
     return methods.Trials(Pipeline(loading.system_of(manifest), {}, manifest))
 
 
+def with_table(readme, table):
+    """Returns the README with the table between its marks."""
+    before, first, rest = readme.partition(FIRST)
+    _, last, after = rest.partition(LAST)
+    assert first and last
+    return "".join((before, first, methods.text(table), last, after))
+
+
 def found(table, name):
     return next(method for method in table["methods"] if method["name"] == name)
 
@@ -73,9 +81,7 @@ def test_a_docstring_without_a_part_is_refused_by_name(old, message):
 
 def test_the_table_of_the_readme_is_that_of_the_command(table):
     readme = (ROOT / "README.md").read_text()
-    assert readme.partition(FIRST)[2].partition(LAST)[0] == methods.text(table), (
-        "run jvdm methods --table and put its lines into README.md"
-    )
+    assert readme == with_table(readme, table), "run python -m tests.cli.test_methods"
 
 
 def test_needs_are_found_by_preparing_runs(table):
@@ -122,12 +128,19 @@ def test_a_combination_keeps_the_given_frame_and_waves(trials):
     assert not np.allclose(alone[:, 1:], both[:, 1:])
 
 
-def test_the_command_says_all_one_or_which_is_meant(capsys):
+def test_the_command_says_all_one_or_which_is_meant(capsys, monkeypatch):
     assert cli.main(["methods"]) == 0
     out = capsys.readouterr().out
     assert all(f"{name} " in out for name in NAMES)
+    monkeypatch.setattr(methods, "shipped", lambda package: ["sdedit", "wave", "fvdm"])
     assert cli.main(["methods", "sdedit", "--weights", "nano", "--json"]) == 0
     (method,) = json.loads(capsys.readouterr().out)["methods"]
     assert method["arxiv"] == "2108.01073" and "wave" in method["combines_with"]
     assert cli.main(["methods", "wavy"]) == 2
     assert "did you mean wave" in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    made = methods.run(methods.MethodsOptions(table=True))
+    path.write_text(with_table(path.read_text(), made))

@@ -1,0 +1,148 @@
+"""Every command that README, notebooks and CONTRIBUTING show is one, and is run or says why not."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jvdm import cli
+from tests.architecture.source import ROOT
+
+PAGES = ("README.md", "CONTRIBUTING.md", "launch/README.md", "pallas_kernels/README.md")
+NANO = ["--weights", "nano", "--num-inference-steps", "4", "--output", "out"]
+SHORT = ["--weights", "nano", "--num-inference-steps", "2", "--output", "out.mp4"]
+RUN: dict[str, list[str]] = {
+    r"generate .* --system (wave|mine\.py)": NANO,
+    r"generate .* --sampling\.matrix lag": NANO,
+    r"stream .* --duration 60s --then": [*SHORT, "--duration", "2s"],
+    r"plan wan-1\.3b-480p --on h200x8": [],
+    r"(inspect FOLDER|inspect)$": [],
+    r"doctor": [],
+}
+"""Run here, with flags that make them short; the last of two equal flags counts."""
+ELSEWHERE = {
+    r"train configs/my_videos\.py|export work/mine|inspect --verify": "training/test_own_videos.py",
+    r"train configs/families/wan_lora\.py|export work/lora": "training/test_lora.py",
+    r"train configs/nano\.py": "training/test_real_resume.py",
+    r"evaluate --system wave": "systems/test_systems.py",
+    r"evaluate$": "test_evaluate.py",
+    r"evaluate .*--streams": "test_evaluate.py",
+    r"attention --weights nano": "attention/test_policies.py",
+    r"convert": "cli/test_convert.py",
+    r"generate --weights FOLDER --lora": "weights/test_adapters.py",
+    r"generate .*--attention draft": "systems/test_sparse_systems.py",
+    r"generate (--weights|--like|PROMPT)": "generate/test_generate.py",
+    r"stream .*--(system|save|resume)": "generate/test_session.py",
+    r"bench families": "test_families.py",
+    r"bench (attention|model)": "test_bench.py",
+    r"bench parallel": "test_scaling.py",
+    r"serve": "serving/test_serve.py",
+    r"demo": "serving/test_demo.py",
+    r"train (CONFIG|config\.py)": "cli/test_cli.py",
+    r"methods": "cli/test_methods.py",
+    r"plan": "cli/test_plan.py",
+    r"profile": "cli/test_profile.py",
+}
+"""Run by a test of their own, smaller or with other names."""
+NOT_RUN = {
+    r"train configs/(vae|reader|tiny_t2v)\.py": "minutes to hours on an accelerator: planned by "
+    "tests/training/test_recipes.py",
+    r"generate --mesh ring=8": "eight devices: tests/parallel has four of one CPU",
+    r"([a-z]+|generate --stream)$": "names a verb or a flag, no whole command",
+}
+"""Only parsed, and why."""
+
+
+def commands(text: str) -> list[str]:
+    """Returns the commands of jvdm in code blocks and between backticks, without the `jvdm`."""
+    fenced = r"^```\w*\n(.*?)^```"
+    found = []
+    for block in re.findall(fenced, text, re.MULTILINE | re.DOTALL):
+        found += [line.partition("  #")[0] for line in block.splitlines()]
+    prose = re.sub(fenced, "", text, flags=re.MULTILINE | re.DOTALL)
+    found += re.findall(r"`([^`]*)`", prose)
+    said = [" ".join(line.split()) for line in found]
+    lines = [line.removeprefix("jvdm ") for line in said if line.startswith("jvdm ")]
+    return [line for line in lines if "|" not in line and not line.startswith("-")]
+
+
+def shown() -> dict[str, str]:
+    """Returns every command, and the page that shows it first."""
+    pages = {name: (ROOT / name).read_text() for name in PAGES}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+        pages[path.name] = "\n".join(texts)
+    found: dict[str, str] = {}
+    for name, text in pages.items():
+        for line in commands(text):
+            found.setdefault(line, name)
+    return found
+
+
+SHOWN = shown()
+COMMANDS = list(SHOWN)
+
+
+def arguments(command: str) -> list[str]:
+    """Returns a command's arguments, its placeholders being files and names that there are."""
+    names = {"CONFIG": "nano", "config.py": "nano", "NAME": "wave", "DIR": "work"}
+    words = [names.get(word, word) for word in shlex.split(command) if word != "..."]
+    return ["nano" if word == "FOLDER" and words[0] == "inspect" else word for word in words]
+
+
+def homes(command: str) -> list[str]:
+    """Returns the patterns of the three tables that a command begins with; the first counts."""
+    return [key for table in (RUN, ELSEWHERE, NOT_RUN) for key in table if re.match(key, command)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one(command, monkeypatch):
+    """It is read to the last flag and value, and not carried out."""
+    given = []
+
+    def note(verb: Any, module: Any, read: Any, *rest: Any) -> int:
+        given.append(read.options)
+        return 0
+
+    monkeypatch.setattr(cli, "_carry_out", note)
+    if command in cli.VERBS:  # a verb that is spoken of
+        return
+    assert cli.main(arguments(command)) == 0, f"{SHOWN[command]} shows it"
+    assert given
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_run_or_says_why_not(command):
+    assert homes(command), f"{SHOWN[command]} shows it: give it a line in one of the tables"
+
+
+def test_no_line_of_the_tables_is_left_over():
+    used = {homes(command)[0] for command in COMMANDS if homes(command)}
+    spoken = {key for command in COMMANDS for key in homes(command)}
+    assert used | spoken >= {*RUN, *ELSEWHERE, *NOT_RUN}
+    assert all((ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
+
+
+MINE = "def system(base):\n    return base\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if homes(c) and homes(c)[0] in RUN])
+def test_it_runs(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(MINE)
+    words = arguments(command)
+    words = [*words, "nano"] if words == ["inspect"] else words
+    assert cli.main([*words, *RUN[homes(command)[0]]]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_misspelt_flag_is_seen(monkeypatch):
+    monkeypatch.setattr(cli, "_carry_out", lambda *given: 0)
+    (found,) = commands('```\njvdm generate "a ball" --sistem wave  # so\n```\n`jvdm`\n')
+    assert found == 'generate "a ball" --sistem wave'
+    assert cli.main(arguments(found)) == 2
