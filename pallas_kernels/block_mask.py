@@ -7,7 +7,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 TIME_BITS = 20  # of a coordinate `t << 20 | h << 10 | w`: t counts from bit 20 on
 
@@ -371,7 +371,7 @@ def _lists(
     place = jnp.where(blocks, place, width)
     ids = jnp.broadcast_to(jnp.arange(blocks.shape[3], dtype=jnp.int32), blocks.shape)
     indices = jnp.zeros((*blocks.shape[:3], width), jnp.int32)
-    indices = jnp.put_along_axis(indices, place, ids, -1, inplace=False, mode="drop")
+    indices = _put(indices, place, ids)
     full_counts = None if partial is None else jnp.minimum(full_counts, width)
     return indices, jnp.minimum(counts, width), full_counts
 
@@ -385,7 +385,7 @@ def _marked(
     counts = (entry >= first[..., None]) & (entry < last[..., None])
     place = jnp.where(counts, indices, size)
     empty = jnp.zeros((*first.shape, size), bool)
-    return jnp.put_along_axis(empty, place, counts, -1, inplace=False, mode="drop")
+    return _put(empty, place, counts)
 
 
 def best_blocks(
@@ -406,8 +406,22 @@ def best_blocks(
     if mass < 1:
         before = jnp.cumsum(best, -1) - best
         wanted = before < mass * jnp.sum(scores, -1, keepdims=True)
-    blocks = jnp.zeros(scores.shape, bool)
-    return jnp.put_along_axis(blocks, ids, wanted, -1, inplace=False)
+    return _put(jnp.zeros(scores.shape, bool), ids, wanted)
+
+
+def _put(
+    rows: Shaped[Array, "B N Q M"], place: Int[Array, "B N Q K"], values: Shaped[Array, "B N Q K"]
+) -> Shaped[Array, "B N Q M"]:
+    """Puts values at places of their rows, those beyond a row nowhere.
+
+    Row by row, unlike `jnp.put_along_axis`, which XLA cannot split over devices: each of them
+    would get the lists of all heads.
+    """
+
+    def one(row: Array, place: Array, values: Array) -> Array:
+        return row.at[place].set(values, mode="drop")
+
+    return jax.vmap(jax.vmap(jax.vmap(one)))(rows, place, values)
 
 
 def _counted(length: int, block: int, lengths: Array | None) -> Bool[Array, "B L"]:
