@@ -213,3 +213,17 @@ def test_programs_of_many_sizes_do_not_fill_the_memory(jobs_of):
         assert jobs.wait(jobs.submit("a", settings), 60.0).state == "done"
         held.append(programs.denoise_row._cache_size())
     assert held[1] == held[2] == held[0] + 1 and held[3] == 1
+
+
+def test_jobs_of_other_settings_are_made_apart(jobs_of):
+    jobs = jobs_of()
+    gate = Gate(jobs)
+    names = [
+        jobs.submit(client, {"prompt": PROMPT, **SMALL, "guidance_scale": scale})
+        for client, scale in (("a", 2.0), ("b", 3.0))
+    ]
+    gate.open()
+    assert [jobs.wait(name, 60.0).state for name in names] == ["done", "done"]
+    assert jobs.calls == {1: 2}
+    scales = [jobs.task(name).outputs(0).record.read_text() for name in names]
+    assert '"guidance_scale": 2.0' in scales[0] and '"guidance_scale": 3.0' in scales[1]
