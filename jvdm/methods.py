@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jvdm.attention import CachedCausal, FrameCausal
-from jvdm.errors import ConfigError, JvdmError
+from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
 from jvdm.pipeline import Pipeline, Request, loading, streaming
 from jvdm.recipes import SYSTEMS, nearest, shipped
 from jvdm.system import Sampling, System
@@ -107,6 +107,7 @@ def run(options: MethodsOptions) -> dict[str, Any]:
 
     Raises:
         ConfigError: If there is no such system; WeightsError: if there are no such weights.
+        DeviceMemoryError: If this machine is too small to say whether a clip can be made.
     """
     names = shipped(SYSTEMS)
     if options.name is not None and options.name not in names:
@@ -248,6 +249,8 @@ class Trials:
     def _can(self, prepare: Callable[[Pipeline], object], system: System) -> bool:
         try:
             prepare(dataclasses.replace(self.pipe, system=system))
+        except DeviceMemoryError:
+            raise  # that is said of this machine, not of the system
         except JvdmError:
             return False
         return True

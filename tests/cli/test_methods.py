@@ -114,6 +114,15 @@ def test_systems_combine_if_both_are_kept(trials, one, other, expected):
     assert trials.combine(one, other) is trials.combine(other, one) is expected
 
 
+def test_a_machine_that_is_too_small_is_no_answer(trials, monkeypatch):
+    def lacking(*given):
+        raise jvdm.DeviceMemoryError("the memory is too small", "it needs 9 GB", "free some")
+
+    monkeypatch.setattr(Pipeline, "prepare", lacking)
+    with pytest.raises(jvdm.DeviceMemoryError):
+        trials.clips(trials.pipe.system, {})
+
+
 @pytest.mark.slow
 def test_a_combination_keeps_the_given_frame_and_waves(trials):
     wave, given = (trials.functions[name] for name in ("wave", "image_to_video"))
