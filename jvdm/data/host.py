@@ -111,11 +111,17 @@ class HostBatches(Iterator[dict[str, np.ndarray]]):
 
     def _position(self, saved: bytes) -> int:
         content = json.loads(saved or b"{}")
-        if content.get("clips") != self._digest or "batches" not in content:
+        if content.get("clips") != self._digest:
             raise CheckpointError(
                 "the clips are not those that the checkpoint was trained on",
                 "files were added, removed or changed, or the settings of the source differ",
                 "restore the clips, or start anew in another --workdir",
+            )
+        if "batches" not in content:
+            raise CheckpointError(
+                "the checkpoint is of an older jvdm, which noted its place in the clips otherwise",
+                "the clips are the same, but which of them come next cannot be read",
+                "take its weights: --start-from its work directory, in another --workdir",
             )
         return content["batches"]
 

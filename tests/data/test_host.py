@@ -164,6 +164,13 @@ def test_a_position_in_other_clips_is_refused():
         batches(WorldSource(WORLD, "train", 4, 14), saved=saved)
 
 
+def test_a_place_that_an_older_version_noted_is_named_as_such():
+    """The clips are the same, so they are not to blame."""
+    older = json.dumps({"iterator": {"next_index": 3}, "clips": SOURCE.digest()}).encode()
+    with pytest.raises(CheckpointError, match="of an older jvdm.*clips are the same.*--start-from"):
+        batches(SOURCE, saved=older)
+
+
 def test_for_records_that_are_none_the_next_ones_stand_and_continue():
     class Holes:
         shape = SOURCE.shape
