@@ -99,6 +99,9 @@ def test_another_prompt_is_seen_from_the_next_chunk_on(client, tmp_path):
     client.until(plain, "done")
     told = client.start(**SMALL, duration="6s")
     client.until(told, "running", query="?played=0", frames=5)
+    for wrong in (None, 7, "a" * 400):
+        assert "prompt" in client("POST", f"{told}/prompt", {"prompt": wrong})["error"]["what"]
+        assert client.status == 422
     client("POST", f"{told}/prompt", {"prompt": OTHER})
     assert client.status == 200
     done = client.until(told, "done")
