@@ -10,10 +10,10 @@ Ours: the same question for video transformers; the system is dense attention, a
 Gain: none is meant. Attention whose scores are never written takes a guided step of Wan 1.3B from
 6,962 to 781 ms by the data sheet of an H200.
 
-Golden et al. profile eight models of pictures and videos on an A100. What they
-find, and what these two tables say: one guided step of Wan 1.3B (81 frames of 480 x 832) and of
-LTX-Video 2B (121 of 512 x 768), prompts and decoding beside it; operations are counted from the
-traced programs, times predicted for an H200 by its data sheet:
+Golden et al. profile eight models of pictures and videos on an A100. What they find, and what these
+two tables say: one guided step of Wan 1.3B (81 frames of 480 x 832) and of LTX-Video 2B (121 of 512
+x 768), prompts and decoding beside it; operations are counted from the traced programs, times
+predicted for an H200 by its data sheet:
 
 * Convolutions take up to 44 % of the time of diffusion for pictures: 41 and 39 % of decoding here,
   though they are 99 % of its operations; the transformers have none.
