@@ -26,3 +26,18 @@ def test_a_mesh_begins_with_the_same_noise_and_ends_with_the_same_video(tmp_path
     assert np.abs(frames - shown).max() <= 1 and np.ptp(frames) > 10
     with pytest.raises(ConfigError, match="evaluates 1 of guidance; .*leave branch out"):
         pipe.prepare(Request(prompt="a red ball", guidance_scale=1.0))
+
+
+@pytest.mark.slow
+def test_stages_make_the_frames_of_one_device_and_refuse_what_they_cannot_split(tmp_path):
+    """Two layers on two stages, and the two branches of guidance: three blocks of latent frames."""
+    folder, made = write_weights(tmp_path), []
+    asked = {"seed": 3, "num_inference_steps": 2, "num_frames": 45}
+    for mesh in (None, "stage=2,branch=2"):
+        pipe = jvdm.load(folder, system="dualparal", mesh=mesh, dtype="float32", progress=False)
+        made.append(pipe("a red ball", output_type="np", **asked))
+    assert len(made[0]) == 45 and np.ptp(made[0]) > 10
+    np.testing.assert_array_equal(made[0], made[1])
+    plain = jvdm.load(folder, mesh="stage=2,branch=2", dtype="float32", progress=False)
+    with pytest.raises(ConfigError, match="use --system dualparal"):
+        plain.prepare(Request(prompt="a red ball", **asked))
