@@ -132,7 +132,10 @@ def test_none_fails_for_another(jobs_of, monkeypatch):
     gate = Gate(jobs)
     names = [jobs.submit("a", {"prompt": text, **SMALL}) for text in ("ball", "boom", "box", "red")]
     gate.open()
-    ended = [jobs.wait(name, 60.0) for name in names]
+    ended = []
+    for name in names:
+        ended.append(jobs.wait(name, 60.0))
+        assert ended[-1].state in tasks.ENDED
     assert [status.state for status in ended] == ["done", "failed", "done", "done"]
     assert ended[1].error and "failed with RuntimeError" in ended[1].error["what"]
     assert jobs.alive and jobs.calls == {4: 1, 1: 4}
