@@ -203,3 +203,20 @@ def test_slurm_trains_in_two_processes_that_find_each_other(tmp_path):
     )
     assert done.stdout.count('"step": 12') == 1  # only process 0 says it
     assert (workdir / "weights/model.json").is_file()
+
+
+@pytest.mark.slow
+def test_ray_trains_in_two_workers_as_one_and_ends_with_what_is_to_be_fixed(tmp_path):
+    """Three minutes on two busy cores; Ray is not among what tests need."""
+    pytest.importorskip("ray.train", reason="pip install ray[train]")
+    begin = [sys.executable, str(LAUNCH / "ray_train.py"), "--cpu", "--workers", "2"]
+    begin += ["--restarts", "0", "--workdir", str(tmp_path)]
+    small = ["--num-steps=2", "--batch-size=4", "--source.pool=16", "--source.fresh=4"]
+    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([*begin, "nano", *small], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "weights/model.safetensors").is_file()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()  # one of the two writes
+    assert '"step": 2' in line
+    wrong = subprocess.run([*begin, "nowhere"], env=env, capture_output=True, text=True)
+    assert wrong.returncode == 2, wrong.stderr
