@@ -118,3 +118,10 @@ def test_a_gallery_that_nobody_watches_ends(client, demo):
     wait_until_free(demo)
     ended = client("GET", path)
     assert ended["state"] == "cancelled" and ended["pieces"][2]["row"] == 0
+
+
+def test_no_file_of_the_server_is_run(client, tmp_path):
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    asked = {**SMALL, "systems": [str(tmp_path / "mine.py")]}
+    assert "system" in client("POST", "/api/galleries", asked)["error"]["what"]
+    assert client.status == 422 and not (tmp_path / "ran").exists()
