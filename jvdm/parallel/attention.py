@@ -27,6 +27,7 @@ from jvdm.arrays import Array, Float, Int
 from jvdm.parallel.activations import used
 from jvdm.parallel.mesh import ROWS, TOKENS, parts, present
 from pallas_kernels import BlockMask, block_sparse_attention, dense_attention, merge
+from pallas_kernels.attention.api import LONG_ON_TPU
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
 
@@ -55,7 +56,8 @@ def attention(
         Attended values in the dtype of `q`, those of one device.
     """
     mesh = used()
-    if mesh is None or (mask is None and parts(mesh, SPLIT) == 1):
+    whole = mask is None and not (_on_tpus(mesh) and min(q.shape[1], k.shape[1]) >= LONG_ON_TPU)
+    if mesh is None or (whole and parts(mesh, SPLIT) == 1):
         return block_sparse_attention(q, k, v, mask)
     way = _Way.of(mesh, q.shape, k.shape[1], mask)
     queries, keys = way.units
@@ -216,13 +218,18 @@ def _attend(
     On TPUs all blocks are listed rather than none, for XLA would keep the scores of all pairs. A
     program for TPUs that are not there (`jvdm plan`) has the kernel that it would have there.
     """
-    if getattr(way.mesh.devices.flat[0], "platform", "none") == "tpu":
+    if _on_tpus(way.mesh):
         mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
         planned = jax.default_backend() != "tpu"
         if planned and not PallasTPU(interpret=True).refusal(q, k, mask):
             return attend(PallasTPU(), q, k, v, mask, q.shape[3] ** -0.5)
     made = block_sparse_attention(q, k, v, mask, return_lse=return_lse)
     return made if return_lse else (made, None)
+
+
+def _on_tpus(mesh: Mesh | None) -> bool:
+    """Whether the devices of a mesh are TPUs, which need not be there."""
+    return mesh is not None and getattr(mesh.devices.flat[0], "platform", "none") == "tpu"
 
 
 def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> Array:

@@ -28,6 +28,9 @@ KERNELS = tuple(_BACKENDS)
 
 LONG = {64: 32_000, 128: 4_096}
 """Queries and keys, by head size, from which full lists are faster than cuDNN in both passes."""
+LONG_ON_TPU = 4_096
+"""Tokens from which full lists take the place of dense attention on TPUs, where XLA would keep the
+scores of all pairs: 0.8 GB for 12 heads, in a backward pass several times."""
 
 
 def dense_attention(
@@ -210,12 +213,16 @@ def explain(
 
 
 def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
-    """Returns whether full lists are faster than dense attention, on the one device there is.
+    """Returns whether full lists are better than dense attention, on the one device there is.
 
     Several devices share dense attention as XLA divides it, which a kernel it cannot.
     """
-    size = 64 if q.shape[3] <= 64 else 128
-    if min(q.shape[1], k.shape[1]) < LONG[size] or jax.device_count() > 1:
+    size, length = 64 if q.shape[3] <= 64 else 128, min(q.shape[1], k.shape[1])
+    if jax.device_count() > 1:
+        return False
+    if not _device_refusal("pallas_tpu") and length >= LONG_ON_TPU:
+        return not _kernel("pallas_tpu").refusal(q, k, BlockMask.full(q.shape[1], k.shape[1]))
+    if length < LONG[size]:
         return False
     if deterministic or "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
         return False

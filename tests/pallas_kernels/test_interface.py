@@ -21,6 +21,7 @@ from pallas_kernels import (
     merge,
 )
 from pallas_kernels.attention import api
+from pallas_kernels.attention.pallas_tpu import PallasTPU
 from tests.pallas_kernels.cases import (
     exact_attention,
     from_map,
@@ -248,4 +249,23 @@ def test_long_dense_attention_takes_full_lists_on_the_only_hopper_gpu(
     monkeypatch.setattr(api, "attend", lambda *a: (called.append(a[4].density), (a[1], None))[1])
     monkeypatch.setattr(api, "dense_attention", lambda q, k, v, scale: q)
     assert block_sparse_attention(q, q, q, None, **asked) is q
+    assert called == ([1.0] if served else [])
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "devices", "served"),
+    [(4096, 128, 1, True), (4096, 64, 1, True), (4095, 128, 1, False), (4096, 128, 2, False)],
+)
+def test_long_dense_attention_takes_full_lists_on_the_only_tpu(
+    length, size, devices, served, monkeypatch
+):
+    """XLA would keep the scores of all pairs there."""
+    q = jnp.zeros((1, length, 1, size), jnp.bfloat16)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(api, "_kernel", lambda name: PallasTPU(interpret=True))
+    called = []
+    monkeypatch.setattr(api, "attend", lambda *a: (called.append(a[4].density), (a[1], None))[1])
+    monkeypatch.setattr(api, "dense_attention", lambda q, k, v, scale: q)
+    assert block_sparse_attention(q, q, q, None) is q
     assert called == ([1.0] if served else [])
