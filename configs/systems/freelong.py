@@ -9,7 +9,12 @@ Ours: in every layer attention to all frames below a quarter of the highest freq
 space, attention to the nine frames around (the shipped model's length) above it, joined by a
 Gaussian filter in float32; among all tokens where theirs is among equal places, and in all layers.
 Noise is FreeNoise's, as theirs.
-Gain: not measured yet.
+Gain: at four times the length of training one object in 1.00 of all windows on `tiny_t2v`, direct
+sampling .92; flicker 1.21 times that of short clips, direct 1.41.
+
+Measured with `freenoise`, in its table: with independent noise the blend alone loses objects (.75).
+Attention to all frames and to near ones takes both times; their sum was not timed. Direct sampling
+blurs little here: detail is 1.00 of the short clips with and without the blend.
 """
 
 import dataclasses
