@@ -25,8 +25,8 @@ later, and what changes and changes back from frame to frame as a share of that 
     blend alone    .75    .88     1.28
     freelong      1.00    .99     1.21
 
-Neither half does it alone: windows of independent noise each make a scene of their own. Detail (what
-is finer than three pixels) is .99 to 1.02 of the short clips everywhere. Three clips are few.
+Neither half does it alone: windows of independent noise each make a scene of their own. Detail,
+what is finer than three pixels, is .99 to 1.02 of the short clips everywhere. Three clips are few.
 """
 
 import dataclasses
