@@ -243,7 +243,7 @@ def load_session(
 
 
 def read_session(path: str | Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
-    """Reads what a session is, and its arrays by name.
+    """Reads what a session is, and its arrays by name, which stay in the file until they are used.
 
     Raises:
         WeightsError: If the file is missing, broken or no session.
@@ -255,7 +255,7 @@ def read_session(path: str | Path) -> tuple[Mapping[str, Any], dict[str, np.ndar
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         what = f"{path} has the schema {str(about)[:80]}"
         raise WeightsError(what, f"this jvdm reads {SCHEMA}", "use the jvdm that wrote it")
-    return about, safetensors.load_stored(path)
+    return about, safetensors.map_stored(path)
 
 
 def _settings(job: StreamJob) -> dict[str, Any]:
