@@ -14,7 +14,6 @@ from jvdm.arrays import Latents
 from jvdm.files import slug
 from jvdm.live import film
 from jvdm.options import (
-    OF_LOADING,
     GenerateOptions,
     check_weights,
     recorded,
@@ -50,8 +49,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     if options.stream:
         outputs.check_live(wanted)
     outputs.probe(wanted, encode=not options.latents_only)
-    weights, *rules = OF_LOADING
-    pipe = load(getattr(options, weights), **{name: getattr(options, name) for name in rules})
+    pipe = load(**options.arguments)
     check_weights(resolved, pipe.identity)
     if options.stream:
         endless = streaming.prepare_stream(pipe, request, options.then)

@@ -15,13 +15,10 @@ from jvdm.reading import checked
 from jvdm.settings import PICTURE, SIZE, Settings, settings_of
 from jvdm.weights.folder import embedded, read_manifest
 
-OF_LOADING = ("weights", "system", "sampling", "dtype", "lora", "lora_separate", "mesh")
-"""Options that say what is loaded."""
-
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(Settings):
-    """What to make, and with what. An option that is left out is the model's default."""
+class LoadingOptions:
+    """What is loaded."""
 
     weights: str | None = None
     """Weights folder, or the name of weights that come with jvdm."""
@@ -37,6 +34,24 @@ class RunOptions(Settings):
     """Keep them beside the weights instead of adding them to these."""
     mesh: str | None = None
     """Devices that share the work: --mesh sequence=4, or auto; one device if left out."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What is loaded, by the names of these options, as records have it."""
+        names = [field.name for field in dataclasses.fields(LoadingOptions)]
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as `jvdm.load` takes it."""
+        rules = self.loading
+        return {"path": rules.pop("weights"), **rules}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(LoadingOptions, Settings):
+    """What to make, and with what. An option that is left out is the model's default."""
+
     output: Path = Path("out")
     """Folder, or the name of an .mp4, .webm or .gif file."""
     then: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -198,7 +213,7 @@ def recorded(options: RunOptions, job: Job, index: int) -> dict[str, Any]:
         "num_videos": len(options.seeds),
         "index": index,
         "inputs": inputs,
-        **{name: getattr(options, name) for name in OF_LOADING},
+        **options.loading,
     }
 
 

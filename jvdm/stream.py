@@ -14,13 +14,7 @@ from typing import Any
 from jvdm import generate, live, outputs
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, slug
-from jvdm.options import (
-    OF_LOADING,
-    StreamOptions,
-    check_weights,
-    resolve,
-    shown_defaults,
-)
+from jvdm.options import StreamOptions, check_weights, resolve, shown_defaults
 from jvdm.pipeline import load, streaming
 from jvdm.pipeline.session import Session, load_session, read_session
 from jvdm.settings import Settings
@@ -43,7 +37,7 @@ def run(options: StreamOptions) -> dict[str, Any]:
         options = _of_saved(options, options.resume)
     resolved = resolve(options)
     options = resolved.options
-    pipe = load(options.weights, **{name: getattr(options, name) for name in OF_LOADING[1:]})
+    pipe = load(**options.arguments)
     check_weights(resolved, pipe.identity)
     if options.resume is not None:
         length = {"num_frames": options.num_frames, "duration": options.duration}
@@ -57,11 +51,10 @@ def run(options: StreamOptions) -> dict[str, Any]:
     outputs.probe(names)
     if options.save is not None:
         probe_writable(options.save.expanduser().parent)
-    loaded = {name: getattr(options, name) for name in OF_LOADING}
 
     def save(session: Session, path: Path | None = options.save) -> None:
         if path is not None:
-            session.save(path.expanduser(), loaded)
+            session.save(path.expanduser(), options.loading)
 
     script = live.Script(options.at, job.clip.settings.fps, _typed())
     return live.film(resolved, pipe, job, begin, name=name, script=script, save=save)
@@ -98,7 +91,7 @@ def _of_saved(options: StreamOptions, path: Path) -> StreamOptions:
         fix = 'use --at 20s "prompt a small blue box rests"'
         raise ConfigError("--then was given with --resume", "its times are those of a prompt", fix)
     loaded, known = read_session(path)[0].get("loaded", {}), {}
-    for name in OF_LOADING:
-        if not getattr(options, name) and loaded.get(name):
+    for name, own in options.loading.items():
+        if not own and loaded.get(name):
             known[name] = loaded[name]
     return dataclasses.replace(options, **known)

@@ -254,8 +254,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
         work_folder(options.workdir) as folder,
     ):
         probe(named(folder, "probe"))
-        rules = dict(options.loading)
-        pipe = load(rules.pop("weights"), **rules)
+        pipe = load(**options.arguments)
         demo = Demo(pipe, folder, options, int(options.max_body_megabytes * 1e6))
 
         def said(address: str) -> None:

@@ -66,8 +66,7 @@ def run(options: ServeOptions) -> dict[str, Any]:
         work_folder(options.workdir) as folder,
     ):
         probe(named(folder, "probe"))
-        rules = dict(options.loading)
-        pipe = load(rules.pop("weights"), **rules)
+        pipe = load(**options.arguments)
         jobs = Jobs(pipe, folder, options, options.loading)
         most = int(options.max_body_megabytes * 1e6)
         app = Guard(app_of(jobs, most, __doc__ or ""), keys, (options.host,))

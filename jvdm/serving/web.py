@@ -15,11 +15,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
 from jvdm.files import probe_writable
-from jvdm.options import OF_LOADING
+from jvdm.options import LoadingOptions
 from jvdm.serving.jobs import RETRY_S, Busy, Closing, Jobs, UnknownJob
 from jvdm.serving.limits import Limits
 from jvdm.serving.tasks import error_data
@@ -55,23 +55,9 @@ class ServerEnded(JvdmError):
 
 
 @dataclasses.dataclass(frozen=True)
-class WebOptions(Limits):
+class WebOptions(LoadingOptions, Limits):
     """What is loaded, who may use it, and how much of it."""
 
-    weights: str | None = None
-    """Weights folder, or the name of weights that come with jvdm."""
-    system: str | None = None
-    """Published method: one of `configs/systems`, such as wave, or a file with system(base)."""
-    sampling: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Rules by name, as of jvdm generate: --sampling.solver heun."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the computation; what is faster here if left out."""
-    lora: tuple[str, ...] = ()
-    """Low-rank changes of a published network: --lora A.safetensors B.safetensors:0.8."""
-    lora_separate: bool = False
-    """Keep them beside the weights instead of adding them to these."""
-    mesh: str | None = None
-    """Devices that share the work: --mesh sequence=4, or auto; one device if left out."""
     host: str = "127.0.0.1"
     """Address that is listened on; one that others can reach needs a key."""
     api_key: tuple[str, ...] = ()
@@ -93,11 +79,6 @@ class WebOptions(Limits):
             what = f"--max-body-megabytes is {self.max_body_megabytes:g}"
             raise ConfigError(what, "0.001 to 16 are read", "leave it out")
         return self
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """What is loaded, by the names of `jvdm generate`."""
-        return {name: getattr(self, name) for name in OF_LOADING}
 
     @property
     def keys(self) -> tuple[str, ...]:
