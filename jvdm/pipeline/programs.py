@@ -23,7 +23,7 @@ from jvdm.errors import DeviceMemoryError, NumericsError
 from jvdm.keys import named
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
-from jvdm.parallel import constrain_batch, constrain_carry, using
+from jvdm.parallel import constrain, constrain_batch, constrain_carry, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import corrupt, expand
@@ -41,8 +41,7 @@ def read_text(system: System, params: PyTree, ids: PyTree, mesh: Mesh | None = N
     """Returns the states of prompts, whole on every device of a mesh."""
     states = system.told(params, ids).text
     assert states is not None
-    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return states if whole is None else jax.lax.with_sharding_constraint(states, whole)
+    return _whole(states, mesh)
 
 
 @functools.partial(Program, static_argnames=("shape", "columns"))
@@ -153,9 +152,7 @@ def _spread(system: System, state: State, mesh: Mesh | None) -> State:
         return state
     batch = (state.x, state.solver, state.updates, state.bad_row, state.address.samples)
     x, solver, updates, bad_row, samples = constrain_batch(batch, mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
-    shared = (state.key, state.address.frames)
-    key, frames = jax.lax.with_sharding_constraint(shared, whole)
+    key, frames = _whole((state.key, state.address.frames), mesh)
     rows = len(jax.tree.leaves(x)[0]) * system.branches_at_once
     carry = constrain_carry(state.carry, mesh, rows)
     address = state.address._replace(samples=samples, frames=frames)
@@ -193,7 +190,7 @@ def decode(
     return each(_shown, system.vae, frames), jnp.all(jnp.stack(jax.tree.leaves(finite)))
 
 
-@functools.partial(Program, static_argnames=("shape",))
+@functools.partial(Program, static_argnames=("shape", "mesh"))
 def begin_stream(
     system: System,
     params: PyTree,
@@ -202,6 +199,7 @@ def begin_stream(
     clip: Latents | None,
     seed: UInt32[Array, ""],
     shape: tuple[int, ...],
+    mesh: Mesh | None = None,
 ) -> StreamState:
     """Returns a stream before its first chunk, from a finished clip or from noise.
 
@@ -213,25 +211,57 @@ def begin_stream(
         clip: As many clean latent frames as the buffer has; None begins with noise.
         seed: Seed of the video.
         shape: Sizes of the latents in the buffer.
+        mesh: Devices that share the work.
     """
     key, solver, process = jax.random.key(seed), system.sampling.solver, system.process
-    carry = system.start(shape, rows.buffer)
-    if clip is not None:
-        return samplers.warm_start(solver, process, rows, clip, key, carry=carry)
-    denoise, size = system.denoiser(params, conditions), (shape[0], *shape[2:])
-    return samplers.stream_init(denoise, solver, process, rows, size, key, carry=carry)
+    with using(mesh):
+        carry = system.start(shape, rows.buffer)
+        if clip is not None:
+            state = samplers.warm_start(solver, process, rows, clip, key, carry=carry)
+        else:
+            denoise, size = system.denoiser(params, conditions), (shape[0], *shape[2:])
+            state = samplers.stream_init(denoise, solver, process, rows, size, key, carry=carry)
+    return _spread_stream(system, state, mesh)
 
 
-@Program
+@functools.partial(Program, static_argnames=("mesh",))
+def place_stream(system: System, state: StreamState, mesh: Mesh | None) -> StreamState:
+    """Puts a stream that was read from a file where the next chunk wants it."""
+    return _spread_stream(system, state, mesh)
+
+
+def _spread_stream(system: System, state: StreamState, mesh: Mesh | None) -> StreamState:
+    """Fixes where a stream lies, so that every chunk is the same program."""
+    if mesh is None:
+        return state
+    noise, chunks = _whole((state.noise, state.chunks), mesh)
+    return StreamState(_spread(system, state.run, mesh), noise, chunks)
+
+
+def _whole(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Says that all devices of a mesh have the whole of every array."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+@functools.partial(Program, static_argnames=("mesh",))
 def stream_chunk(
-    system: System, params: PyTree, conditions: Conditions, rows: StreamRows, state: StreamState
+    system: System,
+    params: PyTree,
+    conditions: Conditions,
+    rows: StreamRows,
+    state: StreamState,
+    mesh: Mesh | None = None,
 ) -> tuple[StreamState, Latents]:
     """Finishes a block of latent frames and lets noise enter; the old state stays valid."""
-    denoise = system.denoiser(params, conditions)
-    return samplers.stream_step(denoise, system.sampling.solver, system.process, rows, state)
+    denoise, solver = system.denoiser(params, conditions), system.sampling.solver
+    with using(mesh):
+        state, latents = samplers.stream_step(denoise, solver, system.process, rows, state)
+    return _spread_stream(system, state, mesh), _whole(latents, mesh)
 
 
-@Program
+@functools.partial(Program, static_argnames=("mesh",))
 def retell(
     system: System,
     params: PyTree,
@@ -239,6 +269,7 @@ def retell(
     rows: StreamRows,
     state: StreamState,
     clean: Latents,
+    mesh: Mesh | None = None,
 ) -> StreamState:
     """Makes a cache ready for another prompt: forgets, and writes `clean` again, if any."""
     run = state.run
@@ -250,20 +281,21 @@ def retell(
             is_leaf=_keeps,
         )
         state = state._replace(run=run._replace(carry=carry))
-    if not clean.shape[1]:
-        return state
-    denoise = system.denoiser(params, conditions)
-    told = (denoise, system.sampling.solver, system.process, rows)
-    return samplers.stream_rewrite(*told, state, clean)
+    if clean.shape[1]:
+        denoise = system.denoiser(params, conditions)
+        told = (denoise, system.sampling.solver, system.process, rows)
+        with using(mesh):
+            state = samplers.stream_rewrite(*told, state, clean)
+    return _spread_stream(system, state, mesh)
 
 
 def _keeps(part: Any) -> bool:
     return isinstance(part, KVCache)
 
 
-@Program
+@functools.partial(Program, static_argnames=("mesh",))
 def decode_piece(
-    system: System, params: PyTree, latents: Latents, carry: PyTree
+    system: System, params: PyTree, latents: Latents, carry: PyTree, mesh: Mesh | None = None
 ) -> tuple[UInt8[Array, "B T h w 3"], Bool[Array, ""], PyTree]:
     """Decodes the next latents of a video as `decode` does the whole; None begins one.
 
@@ -272,8 +304,11 @@ def decode_piece(
     """
     space = params["vae"]
     variables, method = {"params": space.params}, "decode_chunk"
-    frames, carry = system.vae.apply(variables, space.restore(latents), carry, method=method)
-    return to_bytes(frames), jnp.all(jnp.isfinite(frames)), carry
+    with using(mesh):
+        given = constrain(space.restore(latents), "batch", "frames", "lines")
+        frames, carry = system.vae.apply(variables, given, carry, method=method)
+    finite, shown = jnp.all(jnp.isfinite(frames)), to_bytes(frames)
+    return _whole((shown, finite, carry), mesh)
 
 
 def decode_in_pieces(

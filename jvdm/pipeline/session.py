@@ -18,6 +18,7 @@ import numpy as np
 from jvdm import record as records
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError, WeightsError
+from jvdm.parallel import replicate
 from jvdm.pipeline import programs, streaming
 from jvdm.pipeline.request import Request
 from jvdm.pipeline.streaming import HostFrames, Stream, StreamJob
@@ -299,7 +300,10 @@ def _restored(
     safetensors.match(path, dict(arrays), sizes, _FIX)
     leaves = [_typed(arrays[name], leaf, name, path) for name, leaf in places.items()]
     made = jax.tree.unflatten(jax.tree.structure(expected), leaves)
-    return [made[name] for name in ("state", "decoder", "ready", "latest")]
+    state, *rest = (made[name] for name in ("state", "decoder", "ready", "latest"))
+    if pipe.mesh is None:
+        return [state, *rest]
+    return [programs.place_stream(system, state, mesh=pipe.mesh), *replicate(rest, pipe.mesh)]
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

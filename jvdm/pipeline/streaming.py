@@ -22,6 +22,7 @@ from jvdm.arrays import Latents, PyTree, UInt8
 from jvdm.callbacks import Callback
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions
+from jvdm.parallel.mesh import description_of, parts
 from jvdm.pipeline import programs
 from jvdm.pipeline.request import Job, Request, frames_of, read
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
@@ -115,6 +116,9 @@ def prepare_stream(
         ConfigError: If a value cannot be used, or the system cannot go on for ever.
         DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
+    if pipe.mesh is not None and parts(pipe.mesh) > 1:
+        what, why = f"the mesh {description_of(pipe.mesh)} splits videos", "a stream is one video"
+        raise ConfigError(what, why, "split its tokens: --mesh sequence")
     request, sampling = check_numbers(request), pipe.system.sampling
     if request.matrix is not None:
         fix = "choose how to go on with sampling={'matrix': 'lag'}"
@@ -215,7 +219,7 @@ def begin(pipe: "Pipeline", job: StreamJob, callback: Callback | None = None) ->
     seed, shape = np.uint32(clip.seeds[0]), tuple(clip.shape)
     with stage("begin"):
         state = programs.begin_stream(
-            system, params, told[0].conditions, job.rows, latents, seed, shape=shape
+            system, params, told[0].conditions, job.rows, latents, seed, shape=shape, mesh=pipe.mesh
         )
     ready = None if latents is None or not job.rows.context else latents[:, : job.rows.context]
     return Stream(told, state, None, ready, 0)
@@ -237,16 +241,17 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
         at, now, _ = [entry for entry in run.told if entry.frame <= run.frames][-1]
         system, params = network(pipe, job)
         if keeps(job.rows) and at > run.began >= 0:
-            state = programs.retell(system, params, now, job.rows, state, _latest(job, run))
+            told = (system, params, now, job.rows, state, _latest(job, run))
+            state = programs.retell(*told, mesh=pipe.mesh)
 
         def step(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
-            return programs.stream_chunk(system, params, told, job.rows, state)
+            return programs.stream_chunk(system, params, told, job.rows, state, mesh=pipe.mesh)
 
         with stage("denoise"):
             ((state, latents),) = samplers.stream(step, state, [now])
     with stage("decode"):
         coder, params = pipe.coder()
-        decoded = programs.decode_piece(coder, params, latents, run.decoder)
+        decoded = programs.decode_piece(coder, params, latents, run.decoder, mesh=pipe.mesh)
         frames, finite = jax.device_get(decoded[:2])
     programs.check_finite(bool(finite))
     frames = frames[0]

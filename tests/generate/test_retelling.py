@@ -51,7 +51,9 @@ def retold(session):
     told = session.after(Prompt(OTHER))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            programs, "stream_chunk", lambda *args: (seen.append(args[-1]), program(*args))[1]
+            programs,
+            "stream_chunk",
+            lambda *args, mesh: (seen.append(args[-1]), program(*args, mesh=mesh))[1],
         )
         told, frames = told.step()
     (state,) = seen
