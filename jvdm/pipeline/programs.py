@@ -4,9 +4,10 @@ The networks of a system are static, its numbers are arguments: another prompt, 
 guidance scale or timestep matrix of the same shape finds its program in JAX's cache.
 """
 
+import concurrent.futures
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,22 @@ from jvdm.vae import tiling
 
 Placed = tuple[Float[Array, "#B _ H W C"], Int[Array, " _"]]
 """Clean latents, and the frames that they are."""
+
+
+def compile_together(lowerings: Sequence[Callable[[], Any]]) -> None:
+    """Compiles programs side by side, where JAX finds them when they are called.
+
+    Args:
+        lowerings: Each returns a lowered program.
+    """
+    with (
+        stage("compile", total=len(lowerings), unit="program") as bar,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        done = [pool.submit(lambda lower: lower().compile(), lower) for lower in lowerings]
+        for future in concurrent.futures.as_completed(done):
+            future.result()
+            bar.update()
 
 
 @functools.partial(Program, static_argnames=("mesh",))
@@ -271,7 +288,10 @@ def retell(
     clean: Latents,
     mesh: Mesh | None = None,
 ) -> StreamState:
-    """Makes a cache ready for another prompt: forgets, and writes `clean` again, if any."""
+    """Makes a cache ready for another prompt: forgets, and writes `clean` again, if any.
+
+    Of a stream that is younger than `clean`, what there is stands at its end.
+    """
     run = state.run
     if rows.flush is not None:
         keep = run.address.frames[0] - rows.flush
@@ -281,7 +301,7 @@ def retell(
             is_leaf=_keeps,
         )
         state = state._replace(run=run._replace(carry=carry))
-    if clean.shape[1]:
+    if rows.rewrite:
         denoise = system.denoiser(params, conditions)
         told = (denoise, system.sampling.solver, system.process, rows)
         with using(mesh):

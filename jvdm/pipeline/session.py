@@ -240,6 +240,7 @@ def load_session(
     )
     state, decoder, ready, latest = _restored(pipe, job, entries[0].conditions, arrays, path)
     run = Stream(entries, state, decoder, ready, frames, began, latest)
+    streaming.compile_programs(pipe, job, run)
     return Session(pipe, job, run)
 
 

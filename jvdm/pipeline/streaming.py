@@ -8,6 +8,7 @@ back to it.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jvdm import pricing, prompts, samplers
 from jvdm import record as records
@@ -89,7 +91,8 @@ class Stream(NamedTuple):
         ready: Latents that are finished and were not handed out, if any.
         frames: Frames that were handed out.
         began: Frames that were handed out before the last chunk; -1 before the first.
-        latest: Latest finished latents, where another prompt writes them to the cache again.
+        latest: Latest finished latents, where another prompt writes them to the cache again; of a
+            young stream, those that are missing are zeros before them.
     """
 
     told: tuple[Telling, ...]
@@ -222,7 +225,37 @@ def begin(pipe: "Pipeline", job: StreamJob, callback: Callback | None = None) ->
             system, params, told[0].conditions, job.rows, latents, seed, shape=shape, mesh=pipe.mesh
         )
     ready = None if latents is None or not job.rows.context else latents[:, : job.rows.context]
-    return Stream(told, state, None, ready, 0)
+    run = Stream(told, state, None, ready, 0)
+    compile_programs(pipe, job, run)
+    return run
+
+
+def compile_programs(pipe: "Pipeline", job: StreamJob, run: Stream) -> None:
+    """Compiles all that later chunks run, whatever they are told; else they do so when called."""
+    mesh, coder, told = pipe.mesh, pipe.coder(), run.told[0].conditions
+    arguments = (*network(pipe, job), told, job.rows, run.state)
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def latents(count: int) -> Any:
+        shape = (job.clip.shape.batch, count, *job.clip.shape[2:])
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+
+    block, first = latents(job.rows.block), run.decoder
+    lowerings = [functools.partial(programs.stream_chunk.lower, *arguments, mesh=mesh)]
+    if first is None:
+        begins = block if run.ready is None else run.ready
+        first = programs.decode_piece.eval_shape(*coder, begins, None)[2]
+        first = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), first
+        )
+        lowerings += [
+            functools.partial(programs.decode_piece.lower, *coder, begins, None, mesh=mesh)
+        ]
+    lowerings += [functools.partial(programs.decode_piece.lower, *coder, block, first, mesh=mesh)]
+    if _retells(job.rows):
+        latest = latents(job.rows.rewrite)
+        lowerings += [functools.partial(programs.retell.lower, *arguments, latest, mesh=mesh)]
+    programs.compile_together(lowerings)
 
 
 def tell(pipe: "Pipeline", job: StreamJob, frame: int, prompt: str, ids: Any) -> Telling:
@@ -240,7 +273,7 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     if latents is None:
         at, now, _ = [entry for entry in run.told if entry.frame <= run.frames][-1]
         system, params = network(pipe, job)
-        if keeps(job.rows) and at > run.began >= 0:
+        if _retells(job.rows) and at > run.began >= 0:
             told = (system, params, now, job.rows, state, _latest(job, run))
             state = programs.retell(*told, mesh=pipe.mesh)
 
@@ -264,10 +297,17 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     return Stream(run.told, state, decoded[2], None, made, run.frames, latest), frames
 
 
+def _retells(rows: StreamRows) -> bool:
+    """Whether another prompt changes what a cache holds."""
+    return keeps(rows) and (rows.flush is not None or rows.rewrite > 0)
+
+
 def _latest(job: StreamJob, run: Stream) -> Latents:
     """Returns the finished latents that another prompt writes to the cache again."""
     batch, _, *size = job.clip.shape
-    return jnp.zeros((batch, 0, *size)) if run.latest is None else run.latest
+    held = jnp.zeros((batch, 0, *size)) if run.latest is None else run.latest
+    missing = job.rows.rewrite - held.shape[1]
+    return jnp.pad(held, ((0, 0), (missing, 0), *[(0, 0)] * len(size))) if missing else held
 
 
 def chunks(pipe: "Pipeline", job: StreamJob) -> Iterator[HostFrames]:

@@ -334,11 +334,15 @@ def stream_rewrite(
         process: The corruption process.
         rows: The rows of the stream.
         state: The state between two chunks.
-        clean: Latents of these frames, whole blocks.
+        clean: Latents of these frames, whole blocks. Where fewer are finished, they are its last
+            ones, and the others are not written.
     """
     count, (samples, frames) = clean.shape[1], state.run.address
+    there = jnp.minimum(frames[0], count)
+    clean = jnp.roll(clean, there - count, 1)  # what is not there comes last: nothing sees it
     again = rewritten(rows.cycle.levels, count, rows.buffer)
-    address = Address(samples, frames[0] - count + jnp.arange(count, dtype=jnp.int32))
+    again = dataclasses.replace(again, write=again.write & (jnp.arange(count) < there)[None])
+    address = Address(samples, frames[0] - there + jnp.arange(count, dtype=jnp.int32))
     run = start(solver, clean, state.run.key, state.run.carry, address)
     run = advance(denoise, solver, process, again, run, 0, again.num_rows)
     return state._replace(run=state.run._replace(carry=run.carry))

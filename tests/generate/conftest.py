@@ -1,5 +1,8 @@
 """One random model for all tests of this folder; its programs are compiled once."""
 
+import contextlib
+
+import jax
 import pytest
 
 import jvdm
@@ -16,3 +19,24 @@ def weights(tmp_path_factory):
 def pipe(weights):
     """The loaded model."""
     return jvdm.load(weights, progress=False)
+
+
+@pytest.fixture
+def compilations():
+    """Collects what JAX traces or compiles while it is open."""
+
+    @contextlib.contextmanager
+    def collecting():
+        found = []
+
+        def note(event, duration_secs, **about):
+            if event.endswith(("jaxpr_trace_duration", "backend_compile_duration")):
+                found.append((event, about))
+
+        jax.monitoring.register_event_duration_secs_listener(note)
+        try:
+            yield found
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
+
+    return collecting

@@ -1,5 +1,7 @@
 """A cache of keys and values where a stream is told another prompt: kept, forgotten, rewritten."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from jvdm.pipeline import Request, programs, streaming
 from jvdm.pipeline.session import Prompt, begin_session, load_session
 
 PROMPT, OTHER = "a large red ball rolls to the left", "a small blue box rests"
+ONE_BY_ONE = samplers.AutoregressiveMatrix()
 CACHED = {
     "matrix": "cached",
     "policy": "cached_causal",
@@ -24,8 +27,12 @@ CACHED = {
 def cached(weights):
     """Makes sessions of four chunks, by what is done where the prompt changes."""
 
-    def after(**changes):
+    def after(rule=ONE_BY_ONE, **changes):
         pipe = jvdm.load(weights, sampling=CACHED | changes, progress=False)
+        sampling = pipe.system.sampling
+        matrix = dataclasses.replace(sampling.matrix, rule=rule)
+        sampling = dataclasses.replace(sampling, matrix=matrix)
+        pipe = dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
         session = begin_session(pipe, Request(prompt=PROMPT, seed=0))
         for _ in range(4):
             session, _ = session.step()
@@ -121,3 +128,27 @@ def test_frames_that_cannot_be_rewritten_are_refused(changes):
     rule = samplers.CachedMatrix(samplers.AutoregressiveMatrix(2), **changes)
     with pytest.raises(jvdm.ConfigError, match="multiple of 2 to rewrite"):
         samplers.stream_of(rule, samplers.linspace_levels(3), 4)
+
+
+@pytest.mark.parametrize("rule", [ONE_BY_ONE, samplers.LagMatrix(2)])
+def test_a_young_stream_rewrites_what_there_is(cached, rule):
+    """Four frames are finished, one at a time, or with a second one in work behind it."""
+    exact, more = (retold(cached(rule, **{"matrix.rewrite": n}))[2] for n in (4, 6))
+    np.testing.assert_array_equal(exact.frames, more.frames)
+    held = np.asarray(exact.frames[0]) >= 0
+    assert held.sum() == 4
+    for name in ("k", "v"):
+        one, other = (np.asarray(getattr(cache, name))[:, :, held] for cache in (exact, more))
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"matrix.rewrite": 3}, {"matrix.flush": 1}])
+def test_nothing_is_compiled_where_another_prompt_is_told(cached, changes, compilations):
+    """Also in the second chunk, before there is as much as is written again."""
+    pipe = cached(**changes).pipe
+    asked = Request(prompt=PROMPT, seed=0, height=32)  # of a size that no other test has
+    session, _ = begin_session(pipe, asked).step()
+    with compilations() as found:
+        for chunk in range(5):
+            session, _ = session.step(*([Prompt(OTHER)] if chunk in (0, 3) else []))
+    assert not found
