@@ -360,14 +360,7 @@ class Pipeline:
         same = each(so_many, run.state.x)
         if decodes and self._fits(same):
             works.append(functools.partial(programs.decode.lower, *self.coder(), same, self.mesh))
-        with (
-            stage("compile", total=len(works), unit="program") as bar,
-            concurrent.futures.ThreadPoolExecutor() as pool,
-        ):
-            done = [pool.submit(lambda work: work().compile(), work) for work in works]
-            for future in concurrent.futures.as_completed(done):
-                future.result()
-                bar.update()
+        programs.compile_together(works)
 
     def advance(
         self, run: Run, num_rows: int | None = None, callback: Callback | None = None
