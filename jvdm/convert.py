@@ -11,11 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.pipeline.loading import manifest_of, system_of
+from jvdm.pipeline.loading import manifest_of, place_of, system_of
 from jvdm.pricing import stored_shapes
 from jvdm.stages import measuring, stage, table
 from jvdm.weights.diffusers import Published
-from jvdm.weights.folder import find
 from jvdm.weights.safetensors import StorageType, flatten, named_dtype, unflatten
 from jvdm.weights.single import with_files
 
@@ -25,7 +24,8 @@ class ConvertOptions:
     """What to convert, and where to."""
 
     source: Path
-    """Published folder of Diffusers, or one that this command made of it."""
+    """Published folder of Diffusers, or one that this command made of it, or a single file and
+    the folder of its text encoder, as FILE:FOLDER."""
     target: Path
     """Folder to write; there must be none."""
     files: tuple[Path, ...] = ()
@@ -46,14 +46,15 @@ def run(options: ConvertOptions) -> dict[str, Any]:
         WeightsError: If the source is not a published folder, or is broken.
         ConfigError: If the target exists or cannot be written.
     """
-    source, target = find(options.source.expanduser()), options.target.expanduser()
+    source, own = place_of(options.source.expanduser())
+    target = options.target.expanduser()
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists", "nothing is written over", "name another folder")
     manifest = manifest_of(source)
     if not isinstance(manifest, Published):
         why = "only published families have another layout"
         raise WeightsError(f"{source} is a folder of jvdm", why, "give a folder of Diffusers")
-    manifest = with_files(manifest, options.files)
+    manifest = with_files(manifest, (*own, *options.files))
     shapes = stored_shapes(system_of(manifest))
     with measuring(show=True) as stages, _appearing(target) as folder:
         manifest.write_settings(folder, source)

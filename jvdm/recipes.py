@@ -82,13 +82,17 @@ def load_family(pipeline: str) -> types.ModuleType:
     Raises:
         ConfigError: If there is none.
     """
-    found = [importlib.import_module(f"{FAMILIES}.{name}") for name in shipped(FAMILIES)]
-    families = {name: module for module in found for name in module.PIPELINES}
+    families = {name: module for module in family_modules() for name in module.PIPELINES}
     if pipeline not in families:
         what = f"the folder is that of a {pipeline[:80]}"
         why = f"jvdm does not read it; it reads {', '.join(sorted(families))}"
         raise ConfigError(what, why, nearest(pipeline, families))
     return families[pipeline]
+
+
+def family_modules() -> list[types.ModuleType]:
+    """Returns the modules in `configs/families`."""
+    return [importlib.import_module(f"{FAMILIES}.{name}") for name in shipped(FAMILIES)]
 
 
 def load_file(path: Path) -> types.ModuleType:

@@ -6,10 +6,15 @@ the folder. A given picture or clip is kept exactly, by a column of the timestep
 as `LTXImageToVideoPipeline` does, and `LTXConditionPipeline` without `image_cond_noise_scale`, the
 noise that it adds to it at every step. The latent upsampler of 0.9.7 and 0.9.8
 (`LTXLatentUpsamplePipeline`) is not read.
+
+`jvdm.load("ltxv-2b-0.9.5.safetensors:FOLDER")` reads a single file of the original code with the
+T5 encoder and tokenizer of a folder. The file's arrays say how large its
+networks are, its metadata, if it has some, what they do not: heads, levels, where cells are.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from jvdm.samplers import (
     ClassifierFree,
     DiffusersLevels,
     Euler,
+    ExplicitLevels,
     LevelsRule,
     LinearQuadraticLevels,
     rectified_flow,
@@ -30,7 +36,10 @@ from jvdm.samplers import (
 from jvdm.system import Sampling, System, rules_of
 from jvdm.text.pieces import PieceTokenizer
 from jvdm.text.published import text_encoder, text_encoder_names
+from jvdm.vae.ltx_published import LATER as LATER_BLOCK
 from jvdm.vae.ltx_published import vae, vae_names
+from jvdm.vae.ltx_single import Shapes, vae_config
+from jvdm.vae.original import STATISTICS as STATISTICS_OF
 from jvdm.values import to_data
 from jvdm.weights import Defaults
 from jvdm.weights.convert import Rule, Table, linear
@@ -43,6 +52,8 @@ from jvdm.weights.diffusers import (
     read_tensors,
     warn_of_unread,
 )
+from jvdm.weights.folder import INDEX
+from jvdm.weights.single import Described
 
 Config = Mapping[str, Any]
 
@@ -57,13 +68,26 @@ SIZES = (
 )
 TRAINED_FRAMES = 257  # README of the published weights
 STEPS, SCALE = 50, 3.0  # of the published pipelines
+HEADS = 32  # of all published models
+DISTILLED = "allowed_inference_steps"  # levels of a distilled model, in its file's metadata
 PROMPT, LATER_PROMPT = 128, 256  # tokens that they read
 LEVEL, NOISE = 0.05, 0.025  # `decode_timestep`, `decode_noise_scale` of the model cards
 FOLDERS = {"text": "text_encoder", "model": "transformer", "vae": "vae"}
 CLASSES = {"model": ("LTXVideoTransformer3DModel",), "vae": ("AutoencoderKLLTXVideo",)}
-SCHEDULER = "scheduler/scheduler_config.json"
+SCHEDULER, EULER = "scheduler/scheduler_config.json", "FlowMatchEulerDiscreteScheduler"
 TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer/spiece.model")
 STATISTICS = ("latents_mean", "latents_std")
+SIGNATURE = {
+    *("patchify_proj.weight", "adaln_single.linear.weight", "proj_out.weight"),
+    *("caption_projection.linear_1.weight", "transformer_blocks.0.attn2.to_k.weight"),
+}
+"""Arrays of the original code by which a single file is known."""
+AUDIO = "audio_patchify_proj.weight"  # LTX-2 has the same names, and sound
+SHIFTED = {
+    **{"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05},
+    **{"base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1},
+}
+"""Levels of 0.9.0 and 0.9.1, as their folders have them."""
 
 ORIGINALS = {
     "patchify_proj": "proj_in",
@@ -93,10 +117,10 @@ def manifest(folder: Path, index: Config) -> Published:
     """
     later = index.get("_class_name") == LATER
     configs = {name: read_config(folder / place / CONFIG) for name, place in FOLDERS.items()}
-    warn_of_unread(folder, index, (*FOLDERS.values(), "scheduler", "tokenizer"))
+    warn_of_unread(folder, index, (*FOLDERS.values(), "scheduler", "tokenizer", DISTILLED))
     for name, classes in CLASSES.items():
         check_class(folder / FOLDERS[name] / CONFIG, configs[name], classes)
-    rules = sampling(read_config(folder / SCHEDULER), later)
+    rules = sampling(read_config(folder / SCHEDULER), later, index.get(DISTILLED) or ())
     buffers = _statistics(folder / FOLDERS["vae"])
     try:
         text = text_encoder(configs["text"], _tokenizer(folder, later)).clone(reads_padding=True)
@@ -143,26 +167,30 @@ def _statistics(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(tensors[name]) for name in STATISTICS}
 
 
-def sampling(config: Config, later: bool) -> Sampling:
+def sampling(config: Config, later: bool, distilled: Sequence[float] = ()) -> Sampling:
     """Returns how a scheduler's configuration says that videos are made.
 
     Args:
         config: What the file says.
         later: Whether the pipeline brings levels of its own, as that of 0.9.5 does.
+        distilled: Levels of a distilled model, which is not guided; empty for others.
 
     Raises:
         WeightsError: If it is of another class, or changes levels that the pipeline brings.
     """
     name = config.get("_class_name")
-    if name != "FlowMatchEulerDiscreteScheduler":
+    if name != EULER:
         what = f"a scheduler of the class {name}"
-        why = "LTX-Video is sampled by FlowMatchEulerDiscreteScheduler"
+        why = f"LTX-Video is sampled by {EULER}"
         raise WeightsError(what, why, "restore scheduler_config.json")
     changes = [key for key in ("use_dynamic_shifting", "shift_terminal") if config.get(key)]
     changes += ["shift"] if config.get("shift", 1.0) != 1.0 else []
     if later and changes:
         what = f"a scheduler with {', '.join(changes)}"
         raise WeightsError(what, f"{LATER} has levels of its own", "restore scheduler_config.json")
+    if distilled:
+        levels = ExplicitLevels(tuple(map(float, distilled)))
+        return Sampling(levels, solver=Euler(), guidance=ClassifierFree(1.0))
     levels: LevelsRule = LinearQuadraticLevels(STEPS)
     if not later:
         tokens = 21 * 16 * 22  # of the default size; a run says its own
@@ -201,3 +229,58 @@ def transformer_names(model: LTXDiT) -> Table:
     ]
     # A file of the original code holds the autoencoder too.
     return Table(tuple(rules), ignored=(r"vae\..*",), originals=ORIGINALS)
+
+
+def single(shapes: Shapes, said: Config) -> Described | None:
+    """Returns what a folder would say of a single file, None if it is not of LTX-Video.
+
+    Args:
+        shapes: Shapes of its arrays by name, those of the transformer without a prefix.
+        said: The configuration in its metadata, empty if there is none.
+
+    Raises:
+        WeightsError: If it is of LTX-Video, and has no autoencoder, or one that is not known.
+    """
+    if not shapes.keys() >= SIGNATURE or AUDIO in shapes:
+        return None
+    coder = {name[4:]: shape for name, shape in shapes.items() if name.startswith("vae.")}
+    if not coder:
+        why = "how videos become latents is in no other file that was given"
+        fix = "put it into a folder of Diffusers of this model, or give the file that has both"
+        raise WeightsError("the file holds the transformer of LTX-Video alone", why, fix)
+    parts = {name: dict(said.get(name) or {}) for name in ("transformer", "vae", "scheduler")}
+    config, network = vae_config(coder, parts["vae"]), _transformer(shapes, parts["transformer"])
+    later = config["down_block_types"][-1] == LATER_BLOCK
+    later = parts["transformer"].get("causal_temporal_positioning", later)
+    rules: dict[str, Any] = {"_class_name": EULER, "num_train_timesteps": 1000, "shift": 1.0}
+    if not later:
+        told = parts["scheduler"].get("target_shift_terminal")
+        rules |= SHIFTED if told is None else SHIFTED | {"shift_terminal": told}
+    index = {"_class_name": LATER if later else PIPELINES[0]}
+    if steps := said.get(DISTILLED):
+        index[DISTILLED] = steps
+    configs = {INDEX: index, SCHEDULER: rules}
+    configs |= {f"{FOLDERS['vae']}/{CONFIG}": config, f"{FOLDERS['model']}/{CONFIG}": network}
+    names = {name: f"vae.{theirs}" for theirs, name in STATISTICS_OF.items()}
+    return Described(configs, {FOLDERS["vae"]: names})
+
+
+def _transformer(shapes: Shapes, said: Config) -> dict[str, Any]:
+    """Returns `transformer/config.json` of Diffusers for arrays of the original code."""
+    width, channels = shapes["patchify_proj.weight"]
+    heads = said.get("num_attention_heads", HEADS)
+    if not heads or width % heads:
+        what = f"its metadata say that {width} features are those of {heads} heads"
+        raise WeightsError(what, "they have as many each", "download the file again")
+    found = [re.match(r"transformer_blocks\.(\d+)\.", name) for name in shapes]
+    return {
+        **{"_class_name": CLASSES["model"][0], "in_channels": channels},
+        **{"out_channels": shapes["proj_out.weight"][0], "patch_size": 1, "patch_size_t": 1},
+        **{"num_attention_heads": heads, "attention_head_dim": width // heads},
+        "num_layers": len({part[1] for part in found if part}),
+        "cross_attention_dim": shapes["transformer_blocks.0.attn2.to_k.weight"][1],
+        "caption_channels": shapes["caption_projection.linear_1.weight"][1],
+        **{"qk_norm": "rms_norm_across_heads", "norm_elementwise_affine": False},
+        **{"norm_eps": 1e-6, "activation_fn": "gelu-approximate"},
+        **{"attention_bias": True, "attention_out_bias": True},
+    }

@@ -33,7 +33,7 @@ from jvdm.weights.folder import find, is_published
 from jvdm.weights.kept import Copy, copy_of, identity
 from jvdm.weights.leaves import Index, Leaf
 from jvdm.weights.lora import Adapter
-from jvdm.weights.single import folder_of, with_files
+from jvdm.weights.single import divided, folder_of, with_files
 
 DTYPES = ("float32", "bfloat16")
 TEXT_ENCODER, PLACES = "JVDM_TEXT_ENCODER", ("auto", "keep", "drop")
@@ -43,10 +43,16 @@ AnySystem = str | Path | Callable[[System], System] | None
 def place_of(path: str | Path | None) -> tuple[Path, tuple[Path, ...]]:
     """Returns the folder that is meant, and the single file that is read of it, if any.
 
+    Args:
+        path: Weights folder, name of embedded weights, None for the usual ones, or a single file,
+            `FILE` or `FILE:FOLDER` with the folder of its text encoder.
+
     Raises:
-        WeightsError: If there is none, or the rest of what a file needs is not beside it.
+        WeightsError: If there is none, or the rest of what a file needs is not there.
+        ConfigError: If a text encoder is named where there is one, or the folder holds none.
     """
-    return folder_of(find(path))
+    place, text_encoder = divided(path)
+    return folder_of(find(place), text_encoder)
 
 
 def manifest_of(

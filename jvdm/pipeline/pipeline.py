@@ -73,12 +73,12 @@ def load(
     """Loads a model.
 
     Its text encoder stays on the device where the other networks leave twice its size free; else it
-    is loaded for prompts that are new and dropped before anything is denoised
-    (`$JVDM_TEXT_ENCODER`: auto, keep or drop).
+    is loaded for new prompts and dropped before denoising (`$JVDM_TEXT_ENCODER`: keep, drop, auto).
 
     Args:
         path: Weights folder, such as `jvdm train` exports, or a folder of Diffusers of a family
-            in `configs/families`, or a file in one that takes the place of arrays of it; the name
+            in `configs/families`, or a file in one that takes the place of arrays of it, or such
+            as "ltxv.safetensors:FOLDER", a file and the folder of its text encoder; the name
             of weights that come with jvdm ("tiny_t2v", "nano"); None is "tiny_t2v".
         system: A published method on top of the model: the name of one that comes with jvdm
             ("wave"), a Python file with `system(base) -> System`, or such a function.
@@ -87,8 +87,7 @@ def load(
         dtype: "float32" or "bfloat16" computation; None takes what is faster here.
         lora: Low-rank changes, `PATH` or `PATH:STRENGTH`, of a published network.
         lora_separate: Whether they stay beside its weights, for `jvdm.with_strengths`.
-        mesh: Devices that share the work, or their description, such as "sequence=4"
-            (`jvdm.parallel.mesh`); None is the first device alone.
+        mesh: Devices that share the work, or such as "sequence=4"; None is the first device alone.
         progress: Whether a progress bar is drawn.
 
     Raises:
