@@ -3,7 +3,9 @@
 Sparse attention beside dense attention, alone or in a network; published families beside
 Diffusers, where that is installed; and several devices beside one. A network of `model` has
 random weights, but attention with structure, so that policies which look at it have something to
-find. Where there is no command line (jax and flax suffice):
+find. `tune` chooses the tile sizes of the kernels for a device.
+
+Where there is no command line (jax and flax suffice):
 
     python -c "from jvdm import bench; bench.main('model', shape=('wan-1.3b-720p',))"
 """
@@ -27,8 +29,9 @@ from jvdm.files import probe_writable, write_text
 from jvdm.models import stand_in
 from jvdm.recipes import nearest
 from jvdm.stages import measuring, stage
-from pallas_kernels.attention import bench
+from pallas_kernels.attention import bench, tables, tune
 from pallas_kernels.attention.bench import BLOCKS, DENSITIES
+from pallas_kernels.attention.pallas_tpu import schedule
 from pallas_kernels.attention.peers import PEERS, missing
 from pallas_kernels.attention.plot import speedups
 from pallas_kernels.attention.shapes import SHAPES, Shape
@@ -38,9 +41,10 @@ from pallas_kernels.attention.shapes import SHAPES, Shape
 class BenchOptions:
     """Times attention, a network with it, or published families, on this device or on all."""
 
-    what: Literal["attention", "model", "families", "parallel"] = "attention"
+    what: Literal["attention", "model", "families", "parallel", "tune"] = "attention"
     """attention: kernels on random lists; model: forward passes of a network; families: published
-    networks of random weights, beside those of Diffusers; parallel: on one device and on all."""
+    networks of random weights, beside those of Diffusers; parallel: on one device and on all;
+    tune: tile sizes of the kernels, the cheapest of which go into a table."""
     shape: tuple[str, ...] = ()
     """Shapes by name; the smallest on a CPU, else that of Wan 1.3B at 480p, if left out; of
     families all but the smallest."""
@@ -56,6 +60,14 @@ class BenchOptions:
     """First layers of a model that are dense, for every policy."""
     seed: int = 0
     """Seed of the weights of a model and of its video."""
+    chips: tuple[str, ...] = ()
+    """Of tune, TPUs by name, v5e or v6e: the compiler's schedule for them is read, for which the
+    wheel libtpu suffices; if left out this device is timed, an H100 or H200."""
+    quick: bool = False
+    """Of tune on a GPU, only square blocks and heads of 128."""
+    table: Path | None = None
+    """Of tune, the table to write, or to change if it is there; tiles.json in the folder of the
+    results if left out. Kernels use it where PALLAS_KERNELS_TILES names it."""
     output: Path = Path("out/bench")
     """Folder for the results as JSON, and as a picture."""
 
@@ -66,11 +78,17 @@ def run(options: BenchOptions) -> dict[str, Any]:
     Returns:
         `settings`, `device`, `jax`, `outputs`, why a peer was not measured (`missing`) and `rows`:
         those of `pallas_kernels.attention.bench`, of `rows_of_model`, of `jvdm.families.rows` or
-        of `jvdm.scaling.rows`, with `shape`, its name.
+        of `jvdm.scaling.rows`, with `shape`, its name; or of `pallas_kernels.attention.tune`.
 
     Raises:
-        ConfigError: If there is no such shape or policy, it cannot run, or there is one device.
+        ConfigError: If there is no such shape or policy, it cannot run, or there is one device;
+            if this device has no tile sizes to choose, or a table cannot be read or written.
     """
+    if options.what == "tune":
+        return _tuned(options)
+    if options.chips or options.table or options.quick:
+        what = f"--chips, --table and --quick were given to jvdm bench {options.what}"
+        raise ConfigError(what, "they are of the choice of tile sizes", "use jvdm bench tune")
     names, path = _names(options), options.output / f"{options.what}.json"
     probe_writable(options.output)
     shapes, absent = {name: SHAPES[name] for name in names if name in SHAPES}, {}
@@ -90,6 +108,19 @@ def run(options: BenchOptions) -> dict[str, Any]:
         densities = options.densities or DENSITIES
         rows, absent = bench.rows(shapes, options.blocks, densities), {n: missing(n) for n in PEERS}
         total = len(shapes) * len(options.blocks) * (2 + sum(x < 1 for x in densities))
+    result = _collected(options, rows, total, absent)
+    if options.what == "attention":
+        picture = path.with_suffix(".svg")
+        write_text(picture, speedups(result))
+        result["outputs"].append(str(picture))
+    return result
+
+
+def _collected(
+    options: BenchOptions, rows: Iterable[dict[str, Any]], total: int, absent: Mapping[str, str]
+) -> dict[str, Any]:
+    """Measures rows, and writes what there is after each: a long run may be stopped."""
+    path = options.output / f"{options.what}.json"
     result: dict[str, Any] = {
         "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
         "device": jax.devices()[0].device_kind,
@@ -102,13 +133,37 @@ def run(options: BenchOptions) -> dict[str, Any]:
     with measuring(True), stage(f"bench {options.what}", total=total, unit="row") as bar:
         for row in rows:
             result["rows"].append(row)
-            write_text(path, json.dumps(result, indent=1) + "\n")  # a long run may be stopped
+            write_text(path, json.dumps(result, indent=1) + "\n")
             bar.update()
-    if options.what == "attention":
-        picture = path.with_suffix(".svg")
-        write_text(picture, speedups(result))
-        result["outputs"].append(str(picture))
     return result
+
+
+def _tuned(options: BenchOptions) -> dict[str, Any]:
+    """Chooses tile sizes, and writes them where the user says; the package stays as it is."""
+    for chip in options.chips:
+        if chip not in schedule.TOPOLOGIES:
+            fix = f"chips are {', '.join(schedule.TOPOLOGIES)}"
+            raise ConfigError(f"there is no chip {chip!r}", nearest(chip, schedule.TOPOLOGIES), fix)
+    if refused := tune.refusal(options.chips):
+        fix = "run it on an H100 or H200, or name TPUs: --chips v5e v6e"
+        fix = "pip install libtpu" if options.chips else fix
+        raise ConfigError("there are no tile sizes to choose here", refused, fix)
+    table = options.table or options.output / "tiles.json"
+    if table.resolve() == tables.PACKAGED.resolve():
+        fix = f"write another file and name it in {tables.VARIABLE}"
+        raise ConfigError(f"--table is {table}", "it is the package's own", fix)
+    probe_writable(options.output)
+    probe_writable(table.parent)
+    command = " ".join(["jvdm bench tune", *(["--chips"] if options.chips else []), *options.chips])
+    command += " --quick" if options.quick else ""
+    try:
+        if table.exists():
+            tables.tables(table)
+        rows = tune.rows(options.chips, table, command, quick=options.quick)
+        result = _collected(options, rows, 0, {})
+    except ValueError as error:
+        raise ConfigError("no table was written", str(error)) from error
+    return result | {"outputs": [*result["outputs"], str(table)]}
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -119,6 +174,12 @@ def text(result: Mapping[str, Any]) -> str:
         lines += [bench.told(), *map(bench.told, result["rows"])]
     elif result["settings"]["what"] == "families":
         lines += [families.told(), *map(families.told, result["rows"])]
+    elif result["settings"]["what"] == "tune":
+        lines += map(tune.told, result["rows"])
+        name = Path(result["outputs"][-1]).resolve()
+        used = tables.path().resolve() == name
+        told = "which kernels use from now on" if used else "which kernels use after"
+        lines += [f"the cheapest are in the table, {told}", f"export {tables.VARIABLE}={name}"]
     elif result["settings"]["what"] == "parallel":
         lines += [scaling.told(), *map(scaling.told, result["rows"])]
     else:

@@ -1,6 +1,8 @@
 """The bench of a network: what it times, and what sparse attention costs in fidelity."""
 
+import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
 from jvdm.models import stand_in
 from jvdm.samplers import Call
+from pallas_kernels.attention import tables, tune
+from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+from pallas_kernels.attention.pallas_tpu import schedule
 from pallas_kernels.attention.shapes import SHAPES, Shape
 
 TOY = Shape((2, 6, 8), 2, 16, 2)
@@ -101,3 +106,98 @@ def test_a_network_of_a_video_model_has_its_size():
     params = jax.eval_shape(model.init, jax.random.key(0), x, Call.at(x[..., 0, 0, 0]), told)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert abs(count / 1_418_996_800 - 1) < 0.05  # Wan 2.1 1.3B
+
+
+def tuned(folder, *options):
+    return cli.main(["bench", "tune", "--output", str(folder), *options])
+
+
+@pytest.fixture
+def fastest(monkeypatch):
+    """Gives a GPU on which the last choice of each pass is the fastest."""
+    clock = iter(range(1000, 0, -1))
+    monkeypatch.setattr(tune, "seconds", lambda *_: next(clock) / 1e3)
+    monkeypatch.setattr(tune, "gpu", functools.partial(tune.gpu, (128,), ((128, 128),), 512))
+    monkeypatch.setattr(MosaicGPU, "refusal_of_device", lambda _: "")
+    monkeypatch.setattr(MosaicGPU, "forward", lambda *_: (None, jnp.zeros((1, 1, 1))))
+    return {
+        "forward": list(tune.ForwardSizes.possible(128, 128, 128))[-1]._asdict(),
+        "backward": list(tune.BackwardSizes.possible(128, 128))[-1]._asdict(),
+    }
+
+
+def test_the_fastest_tiles_go_into_the_users_table_which_kernels_then_read(
+    fastest, monkeypatch, tmp_path, capsys
+):
+    packaged = tables.PACKAGED.read_bytes()
+    assert tuned(tmp_path) == 0
+    table = tmp_path / "tiles.json"
+    assert f"use after\nexport PALLAS_KERNELS_TILES={table}\n" in capsys.readouterr().out
+    device = jax.devices()[0].device_kind
+    written = json.loads(table.read_text())["mosaic_gpu"][device]
+    assert written["from"] == f"jvdm bench tune, jax {jax.__version__}"
+    assert written["forward"]["128x128x128"] == fastest["forward"]
+    assert written["backward"]["128x128"] == fastest["backward"]
+    with pytest.raises(KeyError):
+        json.loads(packaged)["mosaic_gpu"][device]
+    monkeypatch.setenv(tables.VARIABLE, str(table))
+    assert tables.entry("mosaic_gpu", device, "forward", "128x128x128") == (
+        fastest["forward"],
+        device,
+    )
+    assert tables.PACKAGED.read_bytes() == packaged
+
+
+def test_tiles_of_tpus_are_chosen_by_the_schedule_of_each(monkeypatch, tmp_path, capsys):
+    """Where a step takes as many instructions for less, the most parts at once are cheapest."""
+    fixed = dict.fromkeys(schedule.PASSES, schedule.Loop(10**6, 10**6))
+    monkeypatch.setattr(schedule, "loops", lambda chip, block, choices: [fixed] * len(choices))
+    monkeypatch.setattr(tune, "refusal", lambda _: "")
+    table = tmp_path / "mine.json"
+    assert tuned(tmp_path, "--chips", "v5e", "v6e", "--table", str(table), "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {row["device"] for row in result["rows"]} == {"v5e", "v6e"}
+    written = json.loads(table.read_text())["pallas_tpu"]
+    for chip in ("v5e", "v6e"):
+        found = written[chip]["forward"]["128"]
+        rows = [row for row in result["rows"] if (row["device"], row["pass"]) == (chip, "forward")]
+        best = min((row for row in rows if row["blocks"] == "128"), key=lambda row: row["cost"])
+        assert found == best["sizes"] and len(rows) > 10
+        assert written[chip]["from"].startswith("jvdm bench tune --chips v5e v6e")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "compute capability unknown, not 9.0"),
+        (("--chips", "v5"), "there is no chip 'v5'.*v5e"),
+        (("--chips", "v5e", "--table", "PACKAGED"), "the package's own"),
+        (("--chips", "v5e", "--table", "HALF"), "cannot be read as tables"),
+        (("--chips", "v5e", "--table", "OTHER"), "no tables of mosaic_gpu"),
+        (("--chips", "v5e"), "no choice for v5e was compiled"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(options, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(schedule, "loops", lambda chip, block, choices: [{}] * len(choices))
+    monkeypatch.setattr(tune.importlib.util, "find_spec", lambda _: object())
+    files = {"PACKAGED": tables.PACKAGED, "HALF": tmp_path / "half", "OTHER": tmp_path / "other"}
+    files["HALF"].write_text("{")
+    files["OTHER"].write_text("[]")
+    assert tuned(tmp_path, *(str(files.get(word, word)) for word in options)) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "tiles.json").exists()
+    assert files["HALF"].read_text() == "{"
+
+
+def test_what_is_lacking_or_of_another_bench_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tune.importlib.util, "find_spec", lambda _: None)
+    assert tuned(tmp_path, "--chips", "v5e") == 2
+    assert "libtpu, which is not installed; pip install libtpu" in capsys.readouterr().err
+    assert cli.main(["bench", "attention", "--quick", "--output", str(tmp_path)]) == 2
+    assert "use jvdm bench tune" in capsys.readouterr().err
+
+
+def test_a_table_that_the_environment_names_and_is_not_there_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "none.json"))
+    with pytest.raises(ValueError, match=r"none\.json cannot be read.*PALLAS_KERNELS_TILES"):
+        tables.about("mosaic_gpu", "NVIDIA H200")

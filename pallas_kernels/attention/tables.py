@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 VARIABLE = "PALLAS_KERNELS_TILES"
 PACKAGED = Path(__file__).with_name("tiles.json")
+_MEND = f"`jvdm bench tune` writes one, and without {VARIABLE} the package's own serves"
 
 
 class Entry(NamedTuple):
@@ -32,8 +33,18 @@ def path() -> Path:
 
 @functools.cache
 def tables(file: Path) -> dict[str, Any]:
-    """Returns sizes by kernel, device, pass and blocks; `from` says how a device's were found."""
-    return json.loads(file.read_text())
+    """Returns sizes by kernel, device, pass and blocks; `from` says how a device's were found.
+
+    Raises:
+        ValueError: If the file is not there, or none of tables.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as tables of tiles: {error}; {_MEND}") from error
+    if not isinstance(found, dict) or not {"mosaic_gpu", "pallas_tpu"} <= found.keys():
+        raise ValueError(f"{file} has no tables of mosaic_gpu and pallas_tpu; {_MEND}")
+    return found
 
 
 def documented(kernel: str, device: str) -> str:
@@ -73,8 +84,11 @@ def write(file: Path, kernel: str, device: str, found: dict[str, Any]) -> None:
     """Puts what was found for a device into a file of tables, which is made if there is none.
 
     What was not looked for stays as it is, or as it serves until now.
+
+    Raises:
+        ValueError: As `tables`.
     """
-    known = json.loads(file.read_text()) if file.exists() else json.loads(PACKAGED.read_text())
+    known = json.loads(json.dumps(tables(file if file.exists() else PACKAGED)))
     before = known[kernel].get(device) or known[kernel][list(known[kernel])[-1]]
     parts = {name: before[name] | x for name, x in found.items() if isinstance(x, dict)}
     known[kernel][device] = before | found | parts

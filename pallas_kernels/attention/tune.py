@@ -6,13 +6,15 @@ TPU is needed but the wheel libtpu:
     python -m pallas_kernels.attention.tune
     python -m pallas_kernels.attention.tune --chips v5e v6e
 
-`--table FILE` writes a copy, which serves where `PALLAS_KERNELS_TILES` names it.
+`--table FILE` writes a copy, which serves where `PALLAS_KERNELS_TILES` names it; `jvdm bench tune`
+does so too, and never writes into the package.
 """
 
 import argparse
+import importlib.util
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +98,61 @@ def _listed(length: int, block_q: int, block_kv: int) -> BlockMask:
     return BlockMask.from_top(scores, count=count, q_len=length, kv_len=length, **sizes)
 
 
-def chosen(rows: list[Row]) -> dict[str, dict[str, Any]]:
+def chosen(found: list[Row]) -> dict[str, dict[str, Any]]:
     """Returns the cheapest choice for each pass and blocks, as the tables have it."""
     least: dict[tuple[str, str], Row] = {}
-    for row in rows:
+    for row in found:
         best = least.setdefault(row[:2], row)
         least[row[:2]] = min(best, row, key=lambda row: row[3])
-    found: dict[str, dict[str, Any]] = {}
+    cheapest: dict[str, dict[str, Any]] = {}
     for part, blocks, sizes, _ in least.values():
-        found.setdefault(part, {})[blocks] = sizes._asdict()
-    return found
+        cheapest.setdefault(part, {})[blocks] = sizes._asdict()
+    return cheapest
+
+
+def refusal(chips: Sequence[str]) -> str:
+    """Returns why nothing can be chosen for chips, or for this device; empty if it can."""
+    if chips:
+        lacks = importlib.util.find_spec("libtpu") is None
+        return "the schedule for a TPU is made by libtpu, which is not installed" if lacks else ""
+    return MosaicGPU().refusal_of_device()
+
+
+def rows(
+    chips: Sequence[str], table: Path, command: str, *, quick: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yields the cost of every choice, and writes the cheapest of a device once all are known.
+
+    Args:
+        chips: TPUs whose schedule is read; none means that this device is timed.
+        table: File of tables, as `tables.write` takes it.
+        command: How they were found, for the table.
+        quick: On a GPU only square blocks and heads of 128; the others stay as they are.
+
+    Yields:
+        `device`, `pass`, `blocks`, `sizes` and `cost`: seconds, or cycles of a pair that counts.
+
+    Raises:
+        ValueError: If no choice for a device could be compiled.
+    """
+    kernel = "pallas_tpu" if chips else "mosaic_gpu"
+    for device in chips or [jax.devices()[0].device_kind]:
+        timed, found = gpu((128,), ((128, 128), (64, 64))) if quick else gpu(), []
+        for row in tpu(device) if chips else timed:
+            found.append(row)
+            part, blocks, sizes, cost = row
+            told = {"blocks": blocks, "sizes": sizes._asdict(), "cost": cost}
+            yield {"device": device, "pass": part, **told}
+        if not found:
+            raise ValueError(f"no choice for {device} was compiled, or its schedule not written")
+        best = {"from": f"{command}, jax {jax.__version__}", **chosen(found)}
+        tables.write(table, kernel, device, best)
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """Returns a row as a line."""
+    sizes = ", ".join(f"{name}={size}" for name, size in row["sizes"].items())
+    return f"{row['device']} {row['pass']:12} {row['blocks']:11} {row['cost']:<10.4g} {sizes}"
 
 
 def main() -> None:
@@ -113,24 +160,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chips", nargs="+", choices=list(schedule.TOPOLOGIES), default=[])
     parser.add_argument("--table", type=Path, default=tables.path(), help="file to write to")
-    quick = "only square blocks and heads of 128 on a GPU; the others stay as they are"
-    parser.add_argument("--quick", action="store_true", help=quick)
+    only = "only square blocks and heads of 128 on a GPU; the others stay as they are"
+    parser.add_argument("--quick", action="store_true", help=only)
     options = parser.parse_args()
-    refused = "" if options.chips else MosaicGPU().refusal_of_device()
+    refused = refusal(options.chips)
     if refused:
-        parser.error(f"{refused}; --chips names TPUs")
-    kernel = "pallas_tpu" if options.chips else "mosaic_gpu"
+        parser.error(
+            f"{refused}; {'pip install libtpu' if options.chips else '--chips names TPUs'}"
+        )
     command = f"python -m {__spec__.name} {' '.join(sys.argv[1:])}".strip()
-    for device in options.chips or [jax.devices()[0].device_kind]:
-        rows = []
-        timed = gpu((128,), ((128, 128), (64, 64))) if options.quick else gpu()
-        for row in tpu(device) if options.chips else timed:
-            rows.append(row)
-            part, blocks, sizes, cost = row
-            print(f"{device} {part:12} {blocks:11} {sizes} {cost:.4g}", flush=True)
-        found = {"from": f"{command}, jax {jax.__version__}", **chosen(rows)}
-        tables.write(options.table, kernel, device, found)
-        print(f"{device} is in {options.table}")
+    for row in rows(options.chips, options.table, command, quick=options.quick):
+        print(told(row), flush=True)
+    print(f"the cheapest of each are in {options.table}")
 
 
 if __name__ == "__main__":

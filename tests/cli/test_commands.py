@@ -37,7 +37,7 @@ ELSEWHERE = {
     r"generate (--weights|--like|PROMPT)": "generate/test_generate.py",
     r"stream .*--(system|save|resume)": "generate/test_session.py",
     r"bench families": "test_families.py",
-    r"bench (attention|model)": "test_bench.py",
+    r"bench (attention|model|tune)": "test_bench.py",
     r"bench parallel": "test_scaling.py",
     r"serve": "serving/test_serve.py",
     r"demo": "serving/test_demo.py",
