@@ -55,6 +55,21 @@ def test_the_reference_is_met_with_a_level_per_clip_and_per_frame():
     assert off(later(FRAMES), REFERENCE.outputs["from_first"]) < 1e-4
 
 
+def test_the_reference_is_met_by_heads_of_the_size_of_the_13b_model():
+    """With a level for every frame, which are placed as in the pipelines of 0.9.5 and later."""
+    reference = Reference("ltx_transformer_13b")
+    model = ltx.transformer(reference.config).clone(dtype="float32", from_first=True)
+    assert model.head_dim == 128
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X, Call.at(FRAMES), TOLD)["params"]
+    params = converted(ltx.transformer_names(model), reference.weights, shapes, "a folder")[0]
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(t):
+        return model.apply({"params": params}, X, Call.at(t), TOLD)[0]
+
+    assert off(run(FRAMES), reference.outputs["from_first"]) < 1e-4
+
+
 def test_one_level_gives_the_bits_of_equal_levels_per_frame():
     one = jax.jit(lambda level: predict(jnp.full((2, 3), level)), compiler_options=QUICK)
     np.testing.assert_array_equal(one(400.0), runner()(jnp.full((2, 3), 400.0)))

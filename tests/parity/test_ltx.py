@@ -34,10 +34,17 @@ TRANSFORMER = {
 }
 
 
-def transformer():
+TRANSFORMER_13B = {
+    **TRANSFORMER,
+    **{"num_attention_heads": 2, "attention_head_dim": 128, "cross_attention_dim": 256},
+}
+"""Heads as large as those of the 13B models."""
+
+
+def transformer(config):
     """Returns what is made of a level per clip and per frame, at 30 frames a second, and of
     coordinates that begin with a single frame, as the later pipeline has them."""
-    network = diffusers.LTXVideoTransformer3DModel(**TRANSFORMER)
+    network = diffusers.LTXVideoTransformer3DModel(**config)
     given(network, drawn(shapes(network)))
     x, text = map(torch.from_numpy, inputs((2, 24, 8), (2, 7, 32)))
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
@@ -58,7 +65,7 @@ def transformer():
             "from_first": network(x, text, tokens, mask, video_coords=places),
         }
     made = {name: output.sample.reshape(2, 3, 2, 4, 8).numpy() for name, output in made.items()}
-    return TRANSFORMER, shapes(network), made
+    return config, shapes(network), made
 
 
 T5 = {**UMT5, "model_type": "t5"}
@@ -203,7 +210,8 @@ def pipeline(version, image=False, dtype=torch.float32):
 
 
 REFERENCES = {
-    "ltx_transformer": transformer,
+    "ltx_transformer": functools.partial(transformer, TRANSFORMER),
+    "ltx_transformer_13b": functools.partial(transformer, TRANSFORMER_13B),
     "t5": text_encoder,
     "ltx_pipeline": functools.partial(pipeline, "0_9_0"),
     "ltx_pipeline_in_bfloat16": functools.partial(pipeline, "0_9_0", dtype=torch.bfloat16),

@@ -13,11 +13,12 @@ import pytest
 import jvdm
 from jvdm import cli
 from jvdm.errors import ConfigError, DeviceMemoryError, WeightsError
+from jvdm.models import Conditions, TextStates
 from jvdm.pipeline import programs
 from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pipeline.request import request_of
 from jvdm.pricing import stored_shapes
-from jvdm.samplers import Euler, LinearQuadraticLevels
+from jvdm.samplers import Call, Euler, LinearQuadraticLevels
 from jvdm.weights.diffusers import Published, read_tensors
 from tests.parity.references import Reference, off
 from tests.text.pieces import SPIECE
@@ -165,6 +166,11 @@ def test_the_configuration_of_the_13b_model_is_read():
     )
     assert (model.width, model.head_dim, model.mlp_width) == (4096, 128, 16384)
     assert model.strides == (8, 32, 32)
+    x = jnp.zeros((1, 1, 1, 1, 128))
+    told = Conditions(TextStates(jnp.zeros((1, 1, 4096)), jnp.ones(1, jnp.int32)))
+    given = (jax.random.key(0), x, Call.at(jnp.zeros((1, 1))), told)
+    shapes = jax.eval_shape(model.init, *given)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 13_042_569_344
 
 
 def test_what_is_not_of_ltx_is_refused(tmp_path):
