@@ -6,7 +6,8 @@ Axes, from the slowest links to the fastest:
   on the tokens of a block (no axis of training).
 * `branch`: branches of guidance; a step sends one prediction (no axis of training).
 * `data`: videos of a batch; every device has all parameters.
-* `fsdp`: videos of a batch too; parameters and optimizer are split (Zhao et al., arXiv:2304.11277).
+* `fsdp`: videos of a batch too; parameters and optimizer are split (Zhao et al.,
+  arXiv:2304.11277), over `ring` and `sequence` as well where these are.
 * `ring`: tokens of a video; in attention keys and values go round (Liu et al., arXiv:2310.01889).
 * `sequence`: tokens of a video; attention splits heads instead (Jacobs et al., arXiv:2309.14509).
 * `tensor`: features of a layer (Shoeybi et al., arXiv:1909.08053).

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
-from jvdm.parallel.mesh import present
+from jvdm.parallel.mesh import TOKENS, parts, present
 
 # The first product of a pair makes features that devices share, the second one takes them
 # (Megatron, arXiv:1909.08053, section 3), so that each pair costs one sum over the devices.
@@ -35,10 +35,13 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         path: Its path, `layers/self_q/kernel`.
         shape: Its shape; layers may be stacked before the last two axes.
         mesh: The devices. `tensor` splits products of attention and feed-forward parts, `fsdp`
-            the largest of the last two axes that is left, of any matrix. Kernels of convolutions,
-            which have more than three axes, are on every device. Layers of a stack lie on `stage`.
+            the largest of the last two axes that is left, of any matrix; over the devices that
+            share the tokens of a video too where that divides, for their gradients are summed
+            anyway (ZeRO-3 beside DeepSpeed-Ulysses, arXiv:2309.14509, section 4.3). Kernels of
+            convolutions, which have more than three axes, are on every device. Layers of a stack
+            lie on `stage`.
     """
-    axes: list[str | None] = [None] * len(shape)
+    axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     if len(shape) > 3:
         return PartitionSpec()
     wanted = _tensor_axis(path, len(shape))
@@ -46,9 +49,11 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         axes[wanted] = "tensor"
     if len(shape) >= 2 and math.prod(shape) >= SMALL and present(mesh, ("fsdp",)):
         matrix = range(len(shape) - 2, len(shape))
-        free = [i for i in matrix if axes[i] is None and shape[i] % mesh.shape["fsdp"] == 0]
-        if free:
-            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+        for over in (present(mesh, ("fsdp", *TOKENS)), ("fsdp",)):
+            free = [i for i in matrix if axes[i] is None and shape[i] % parts(mesh, over) == 0]
+            if free:
+                axes[max(free, key=lambda i: shape[i])] = over if len(over) > 1 else "fsdp"
+                break
     stages = mesh.shape.get("stage", 1)
     if stages > 1 and re.search(r"(^|/)layers/", path) and shape and shape[0] % stages == 0:
         axes[0] = "stage"

@@ -80,6 +80,22 @@ def test_parameters_lie_by_path_and_shape(path, shape, found):
     assert placement(path, shape, mesh_of("fsdp=2,tensor=2")) == found
 
 
+@pytest.mark.parametrize(
+    ("path", "shape", "mesh", "found"),
+    [
+        ("layers/up/kernel", (2, 64, 96), "fsdp=2,sequence=2", P(None, None, ("fsdp", "sequence"))),
+        ("layers/up/kernel", (64, 90), "fsdp=2,ring=2", P(("fsdp", "ring"))),
+        ("layers/up/kernel", (63, 90), "fsdp=2,sequence=2", P(None, "fsdp")),
+        ("layers/up/kernel", (2, 64, 96), "sequence=4", P()),
+        ("layers/up/kernel", (2, 64, 96), "data=2,sequence=2", P()),
+    ],
+)
+def test_parameters_are_split_over_what_shares_tokens_too_where_it_divides(
+    path, shape, mesh, found
+):
+    assert placement(path, shape, mesh_of(mesh)) == found
+
+
 def test_layers_lie_on_stages():
     mesh = mesh_of("stage=2,fsdp=2")
     assert placement("layers/q/kernel", (4, 64, 96), mesh) == P("stage", None, "fsdp")
