@@ -1,5 +1,6 @@
 """The flags of a verb: read from its dataclass of options, refused with what was meant."""
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -7,6 +8,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from jvdm.errors import ConfigError
@@ -56,6 +58,7 @@ def parse(name: str, verb: Verb, module: Any, arguments: list[str], experiment: 
     asks_help = bool({"-h", "--help"} & set(arguments))
     shown = getattr(module, "shown_defaults", dict)() if asks_help else {}
     hints = typing.get_type_hints(options, include_extras=True)
+    tables = [name for name, hint in hints.items() if typing.get_origin(hint) is dict]
     fields: list[tuple] = []
     for field in dataclasses.fields(options):
         is_positional = field.name in verb.positional
@@ -86,7 +89,7 @@ def parse(name: str, verb: Verb, module: Any, arguments: list[str], experiment: 
         with contextlib.redirect_stderr(said):
             parsed, unknown = tyro.cli(
                 together,
-                args=_gathered(arguments),
+                args=_gathered(arguments, tables),
                 prog=f"jvdm {name}",
                 description=verb.summary,
                 config=(tyro.conf.PositionalMetavarFromFieldName,),
@@ -149,14 +152,18 @@ def _unknown(name: str, verb: Verb, unknown: list[str], known: list[str]) -> Con
     return ConfigError(f"{' '.join(unknown)!r} is left over", "nothing takes it", fix)
 
 
-def _gathered(arguments: list[str]) -> list[str]:
-    """Writes `--sampling.PART VALUE`, wherever it stands, as tyro's dictionary, and `~` out."""
+def _gathered(arguments: list[str], tables: Sequence[str] = ()) -> list[str]:
+    """Writes what may be said piece by piece as tyro wants it, and `~` out.
+
+    That is `--sampling.PART VALUE`, and `--TABLE KEY=VALUE` or `--TABLE KEY VALUE` of options that
+    are tables, each as often as there are values.
+    """
     home = re.compile(r"^(--[^=]+=)?(~[^/]*)")  # no shell does it behind `=`, or in quotes
     arguments = [
         home.sub(lambda found: (found[1] or "") + os.path.expanduser(found[2]), argument)
         for argument in arguments
     ]
-    rest, chosen, waiting = [], [], iter(arguments)
+    rest, chosen, waiting = [], [], iter(_joined(arguments, tables))
     for argument in waiting:
         if not argument.startswith("--sampling."):
             rest.append(argument)
@@ -167,6 +174,30 @@ def _gathered(arguments: list[str]) -> list[str]:
             raise ConfigError(f"{argument} has no value", "", f"write {argument} VALUE")
         chosen += [key, value]
     return [*rest, "--sampling", *chosen] if chosen else rest
+
+
+def _joined(arguments: list[str], tables: Sequence[str]) -> list[str]:
+    """Returns the arguments with all values of a table behind one flag, key after value."""
+    flags = {f"--{name}".replace("_", "-") for name in tables} - {"--sampling"}
+    rest: list[str] = []
+    found: dict[str, list[str]] = {}
+    words = collections.deque(arguments)
+    while words:
+        word = words.popleft()
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in flags:
+            rest.append(word)
+            continue
+        pairs = found.setdefault(flag, [])
+        if equals:
+            words.appendleft(value)
+        while words and not words[0].startswith("--"):
+            word = words.popleft()
+            key, equals, text = word.partition("=")
+            is_key = len(pairs) % 2 == 0 and equals and re.fullmatch(r"[\w.]+", key)
+            pairs += [key, text] if is_key else [word]
+    return [*rest, *(word for flag, pairs in found.items() for word in (flag, *pairs))]
 
 
 def _default_of(field: dataclasses.Field) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 
 from jvdm import outputs
 from jvdm.arrays import Latents
-from jvdm.files import slug
 from jvdm.live import film
 from jvdm.options import (
     GenerateOptions,
@@ -44,7 +43,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     resolved = resolve(options)
     options = resolved.options
     request = options.request()
-    name = slug(options.prompt or "")
+    name = options.name
     wanted = outputs.named(options.output, name)
     if options.stream:
         outputs.check_live(wanted)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jvdm import record as records
 from jvdm.errors import ConfigError
+from jvdm.files import slug
 from jvdm.pipeline import Job, Pipeline, Request, streaming
 from jvdm.reading import checked
 from jvdm.settings import PICTURE, SIZE, Settings, settings_of
@@ -73,13 +74,18 @@ class RunOptions(LoadingOptions, Settings):
         first = self.seed or 0
         return range(first, first + count)
 
+    @property
+    def name(self) -> str:
+        """Stem of the files: the first prompt as a name."""
+        return slug(self.prompt or next(iter(self.prompt_at.values()), ""))
+
     def request(self) -> Request:
         """Returns the request that these options are.
 
         Raises:
             ConfigError: If there is no prompt.
         """
-        if self.prompt is None:
+        if self.prompt is None and not self.prompt_at:
             fix = 'give one: jvdm generate "a large red ball rolls to the left"'
             raise ConfigError("there is no prompt", "", fix)
         asked = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
@@ -103,7 +109,7 @@ class GenerateOptions(RunOptions):
         """
         if self.then and not self.stream:
             why = "a clip has one prompt from its first frame to its last"
-            raise ConfigError("--then was given", why, "add --stream")
+            raise ConfigError("--then was given", why, "add --stream, or use --prompt-at")
         if self.stream and self.latents_only:
             why = "the latents of a stream are not kept"
             raise ConfigError("--stream and --latents-only were given", why, "leave one out")
@@ -228,7 +234,7 @@ def stream_record(
     """Returns the record of a stream of which so many frames are written, steered by lines."""
     made = streaming.record(pipe, job)
     settings = {**recorded(options, job.clip, 0), "num_frames": frames}
-    settings |= {"stream": True, "then": options.then}
+    settings |= {"stream": True, "then": options.then, "prompt_at": options.prompt_at}
     resume = getattr(options, "resume", None)
     if resume is not None:
         digest = records.digest(resume)

@@ -7,6 +7,7 @@ one field here, and its use.
 
 import dataclasses
 import functools
+import itertools
 import math
 import numbers
 import re
@@ -60,6 +61,9 @@ class Settings:
     switch: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"kind": TEXT})
     """Other prompts within a run: --switch 0.6 "a small blue box rests" from that noise level down,
     or --switch row8."""
+    prompt_at: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"kind": TEXT})
+    """Prompts of sections: --prompt-at 0s="a large red ball rests" --prompt-at 4s="a small blue box
+    rests"; a prompt that is given alone is that of 0s."""
     height: int | None = _setting(SIZE)
     """Pixels."""
     width: int | None = _setting(SIZE)
@@ -140,15 +144,15 @@ def check_numbers(settings: Any) -> Any:
     return dataclasses.replace(settings, **found)
 
 
-def seconds_of(name: str, time: Any) -> float:
+def seconds_of(name: str, time: Any, zero: bool = False) -> float:
     """Returns a time in seconds: a number, or text such as 90, 90s, 1.5m or 1h.
 
     Raises:
-        ConfigError: If it is none, or not above 0; it names the setting.
+        ConfigError: If it is none, or not above 0 and `zero` is none; it names the setting.
     """
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(s|m|min|h)?", str(time).strip())
-    if found is None or isinstance(time, bool) or float(found[1]) == 0:
-        why = "it is a time above 0 in seconds, minutes or hours"
+    if found is None or isinstance(time, bool) or not zero and float(found[1]) == 0:
+        why = f"it is a time {'' if zero else 'above 0 '}in seconds, minutes or hours"
         raise ConfigError(f"{name} is {time!r:.80}", why, "write it as 60s, 1.5m or 1h")
     return float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2], 1)
 
@@ -161,7 +165,30 @@ def _texts_of(name: str, texts: Any) -> dict[str, str]:
     return {str(when): typed(name, text, str) for when, text in texts.items()}
 
 
-_READ = {"duration": seconds_of, "switch": _texts_of}
+_READ = {"duration": seconds_of, "switch": _texts_of, "prompt_at": _texts_of}
+
+
+def sections_of(settings: Any) -> tuple[tuple[float, Any], ...]:
+    """Returns the prompts of sections and the seconds from which they hold, the first from 0.
+
+    Raises:
+        ConfigError: If a time is none, they do not ascend, or nothing is told at 0 seconds.
+    """
+    told = [(seconds_of("prompt_at", at, True), text) for at, text in settings.prompt_at.items()]
+    first = [] if settings.prompt is None else [(0.0, settings.prompt)]
+    if first and told and told[0][0] == 0:
+        why = f"prompt_at says {told[0][1]!r:.80} for 0s too"
+        raise ConfigError(f"the prompt is {settings.prompt!r:.80}", why, "leave one of them out")
+    sections = (*first, *told)
+    if not sections or sections[0][0] > 0:
+        what = f"prompt_at begins at {sections[0][0]:g} s" if sections else "there is no prompt"
+        fix = 'give one for 0s: --prompt-at 0s="a large red ball rests"'
+        raise ConfigError(what, "every frame is told one", fix)
+    for (before, _), (now, text) in itertools.pairwise(sections):
+        if now <= before:
+            what = f"prompt_at has {text!r:.80} at {now:g} s, after one at {before:g} s"
+            raise ConfigError(what, "sections follow each other", "write them in their order")
+    return sections
 
 
 def typed(name: str, value: Any, kind: Any) -> Any:

@@ -45,7 +45,7 @@ def run(options: StreamOptions) -> dict[str, Any]:
         job, begin, name = session.job, lambda: session, slug(session.prompt)
     else:
         job = streaming.prepare_stream(pipe, options.request(), options.then, options.keep)
-        begin, name = functools.partial(Session.begin, pipe, job), slug(options.prompt or "")
+        begin, name = functools.partial(Session.begin, pipe, job), options.name
     names = outputs.named(options.output, name)
     outputs.check_live(names)
     outputs.probe(names)

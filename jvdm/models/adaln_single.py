@@ -16,7 +16,7 @@ from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree, Tokens
 from jvdm.attention import AttentionCall, Dense, Policy
 from jvdm.errors import ConfigError
 from jvdm.features import layer_normalize, rms_normalize, sinusoids
-from jvdm.models.attention import attend
+from jvdm.models.attention import attend, read_prompt
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, PictureStates, TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
@@ -81,19 +81,15 @@ class AdaLNSingleLayer(TransformerLayer):
         out, state = attend(self.policy, q, k, v, state, call)
         return self._linear("self_out", x.shape[-1], out.reshape(x.shape)), state
 
-    def _read(
-        self,
-        x: Tokens,
-        told: tuple[Float[Array, "B _ D"], Int[Array, " B"] | None, PictureStates | None],
-    ) -> Tokens:
+    def _read(self, x: Tokens, told: tuple[TextStates, Any, PictureStates | None]) -> Tokens:
         """Video tokens read the prompt: so many states of it, or all where no number is said.
 
         Where there are states of pictures, the same queries read those too, and what both say is
         added.
         """
-        states, lengths, pictures = told
-        q, k, v = self._heads("cross", x, states)
-        out = read(q, k, v, lengths)
+        text, lengths, pictures = told
+        q, k, v = self._heads("cross", x, text.states)
+        out = read_prompt(q, k, v, lengths, text)
         if pictures is not None:
             k, v = (self._linear(f"picture_{part}", x.shape[-1], pictures.states) for part in "kv")
             k = RMSNorm(self.head_epsilon, name="picture_k_norm")(k)
@@ -152,6 +148,8 @@ class AdaLNSingle(Transformer, nn.Module):
     dtype: str = "bfloat16"
 
     ports: ClassVar[tuple[str, ...]] = ("text",)
+    reads_sections: ClassVar[bool] = True
+    """Whether frames may read prompts of their own (`conditions.in_sections`)."""
     wide: ClassVar[tuple[str, ...]] = ("time_hidden", "time_out")
     """Parts whose kernels stay float32 in every number type."""
     layer: ClassVar[type[AdaLNSingleLayer]] = AdaLNSingleLayer
@@ -161,7 +159,7 @@ class AdaLNSingle(Transformer, nn.Module):
         """Returns the fields of the layers beside those of `TransformerLayer`."""
         raise NotImplementedError
 
-    def prompt_lengths(self, text: TextStates) -> Int[Array, " B"] | None:
+    def prompt_lengths(self, text: TextStates) -> Int[Array, "B ..."] | None:
         """Returns how many states of a prompt are read; None is all, padding too."""
         return text.lengths
 
@@ -208,7 +206,8 @@ class AdaLNSingle(Transformer, nn.Module):
         told = told.reshape(batch, frames, 6, self.width)
         hidden = gelu(self._linear("text_hidden", self.width, conditions.text.states))
         states = self._linear("text_out", self.width, hidden)
-        text = (states, self.prompt_lengths(conditions.text), self.read_pictures(conditions))
+        text = conditions.text.seen(call.row.frame, frames, states)
+        text = (text, self.prompt_lengths(text), self.read_pictures(conditions))
         shared = Shared(told, way.rotary, text, call.row, call.t)
         made = {"mlp_width": self.mlp_width, **self.made()}
         tokens, carry = self._layers(self.layer, made, tokens, way, shared)

@@ -3,8 +3,9 @@
 import dataclasses
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, PyTree, Tokens
+from jvdm.arrays import Array, Float, Int, PyTree, Tokens
 from jvdm.attention import AttentionCall, Blocks, Policy, TokenGrid
 from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
@@ -69,6 +70,36 @@ def attend(
     return policy.attend(q, k, v, state, call, among)
 
 
+def read_prompt(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    lengths: Int[Array, "B ..."] | None,
+    text: TextStates,
+) -> Float[Array, "B Q N D"]:
+    """Returns what video tokens read of the prompt, those of each frame of its own section's.
+
+    Every section is read by all tokens, so that no token's keys are copied and meshes split them
+    as ever; a frame keeps what it read of its own, with the bits of a clip of that prompt alone.
+
+    Args:
+        q: Queries, frame after frame.
+        k: Keys of the states, of all sections side by side.
+        v: Values.
+        lengths: How many states of each prompt count; None is all.
+        text: Says what frames read, those of this call (`TextStates.seen`).
+    """
+    if text.section is None:
+        return read(q, k, v, lengths)
+    mine = jnp.repeat(text.section, q.shape[1] // text.section.shape[1], 1)[..., None, None]
+    size, out = k.shape[1] // text.sections, jnp.zeros_like(q)
+    for number in range(text.sections):
+        own = slice(number * size, (number + 1) * size)
+        told = read(q, k[:, own], v[:, own], None if lengths is None else lengths[:, number])
+        out = jnp.where(mine == number, told, out)
+    return out
+
+
 class SelfAttention(nn.Module):
     """Attention among video tokens, with per-head norms and rotary positions."""
 
@@ -106,7 +137,7 @@ class CrossAttention(nn.Module):
         k, v = Linear((width, width), self.dtype, name="kv")(text.states)
         q = RMSNorm(name="q_norm")(_heads(q, self.head_dim))
         k = RMSNorm(name="k_norm")(_heads(k, self.head_dim))
-        out = read(q, k, _heads(v, self.head_dim), text.lengths)
+        out = read_prompt(q, k, _heads(v, self.head_dim), text.lengths, text)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y
 

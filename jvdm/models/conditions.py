@@ -2,8 +2,12 @@
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 
 import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Bool, Int, Latents, Tokens
 from jvdm.errors import ConfigError
@@ -12,10 +16,52 @@ from jvdm.errors import ConfigError
 @typing.no_type_check
 @flax.struct.dataclass
 class TextStates:
-    """Encoded prompts: states `[B, L, D]` and how many of them count, `[B]`."""
+    """Encoded prompts: states `[B, L, D]` and how many of them count, `[B]`.
+
+    Of a clip in sections (`in_sections`), whose frames are told different prompts, the states of
+    all stand side by side, `[B, sections L, D]`, and `lengths` is `[B, sections]`.
+
+    Attributes:
+        states: States.
+        lengths: How many of them count.
+        section: i32[B, F], which prompt each latent frame reads; None is one for all.
+        sections: How many prompts there are (static).
+    """
 
     states: Tokens
-    lengths: Int[Array, " B"]
+    lengths: Int[Array, " B"] | Int[Array, "B sections"]
+    section: Int[Array, "B F"] | None = None
+    sections: int = flax.struct.field(pytree_node=False, default=1)
+
+    def seen(self, frame: Int[Array, ""], frames: int, states: Tokens) -> "TextStates":
+        """Returns what a call is told that sees so many latent frames from `frame` on.
+
+        Args:
+            frame: The first of them.
+            frames: How many.
+            states: The states as its layers read them.
+        """
+        section = self.section
+        if section is not None:
+            section = jax.lax.dynamic_slice_in_dim(section, frame, frames, 1)
+        return TextStates(states, self.lengths, section, self.sections)
+
+
+def in_sections(parts: Sequence[TextStates], starts: Sequence[int], frames: int) -> TextStates:
+    """Returns what a clip is told whose frames read different prompts.
+
+    Args:
+        parts: The states of each prompt, of equal shapes.
+        starts: The first latent frame of each, ascending from 0.
+        frames: Latent frames of the clip.
+    """
+    section = np.searchsorted(starts, np.arange(frames), side="right") - 1
+    return TextStates(
+        jnp.concatenate([part.states for part in parts], 1),
+        jnp.stack([part.lengths for part in parts], 1),
+        jnp.broadcast_to(jnp.asarray(section, jnp.int32)[None], (len(parts[0].states), frames)),
+        len(parts),
+    )
 
 
 @typing.no_type_check

@@ -1,6 +1,6 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jvdm.attention import Dense, Policy
 from jvdm.errors import ConfigError
 from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
-from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.models.conditions import ChannelCondition, Conditions
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
@@ -85,6 +85,9 @@ class VideoDiT(Transformer, nn.Module):
     unroll: int = 1
     dtype: str = "bfloat16"
 
+    reads_sections: ClassVar[bool] = True
+    """Whether frames may read prompts of their own (`conditions.in_sections`)."""
+
     @nn.compact
     def __call__(
         self, x: Latents, call: Call, conditions: Conditions, carry: Carry | None = None
@@ -121,7 +124,7 @@ class VideoDiT(Transformer, nn.Module):
         text = conditions.text
         if text is not None:
             (states,) = Linear((self.width,), self.dtype, name="text_in")(text.states)
-            text = TextStates(states, text.lengths)
+            text = text.seen(call.row.frame, f, states)
 
         vectors = modulation.reshape(b, f, 6, self.width)
         shared = Shared(vectors, way.rotary, text, call.row, call.t)

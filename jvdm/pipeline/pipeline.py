@@ -20,7 +20,7 @@ from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
 from jvdm.machine import is_out_of_memory
-from jvdm.models.conditions import Conditions, TextStates
+from jvdm.models.conditions import Conditions, TextStates, in_sections
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
 from jvdm.pipeline import loading, programs, streaming, together
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
@@ -201,7 +201,8 @@ class Pipeline:
                 `channel`; `latents` (starting noise instead of the seed's), `matrix` (timestep
                 matrix instead of the system's); `switch` (other prompts from a noise level or a
                 row on: `{0.6: "a small blue box rests"}` or `{"row8": ...}`); `invert` (a video is
-                edited from its own noise, found in so many refinements) with `source_prompt`.
+                edited from its own noise, found in so many refinements) with `source_prompt`;
+                `prompt_at` (prompts of later sections of a clip: `{"4s": "a small blue box"}`).
 
         Returns:
             A `Video`, or what `output_type` says; with several prompts or `num_videos` a list
@@ -302,8 +303,8 @@ class Pipeline:
     def start(self, job: Job) -> Run:
         """Returns the run of a job before its first row."""
         told = [dataclasses.replace(job, ids=ids) for ids in (job.ids, *job.later)]
-        with stage("text"):
-            self.states(job.ids, *job.later)  # of all prompts with one use of the encoder
+        with stage("text"):  # of all prompts with one use of the encoder
+            self.states(job.ids, *job.later, *(ids for _, ids in job.sections))
             conditions = jax.block_until_ready(tuple(map(self.conditions, told)))
         with stage("begin"):
             return Run(job, conditions, self.begin(job), 0)
@@ -314,7 +315,9 @@ class Pipeline:
         columns = job.channel.columns if job.channel else ()
         told = job.system.only("vision", "guidance")
         params = {name: self.params[name] for name in told.networks}
-        (states,), pictures = self.states(job.ids), self._everywhere(job.pictures)
+        starts, ids = zip((0, job.ids), *job.sections, strict=True)
+        states, pictures = self.states(*ids), self._everywhere(job.pictures)
+        states = in_sections(states, starts, job.shape.frames) if job.sections else states[0]
         states = self._split(states)
         return programs.tell(told, params, states, clip, job.shape, columns, pictures)
 

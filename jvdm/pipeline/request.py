@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +40,7 @@ from jvdm.settings import (
     TEXT,
     Settings,
     check_numbers,
+    sections_of,
     settings_of,
     settled,
     with_numbers,
@@ -131,6 +132,7 @@ class Job:
         ids: What the text encoder reads: prompts of all guidance branches, branch-major.
         switch: The rows from which other prompts are told.
         later: `ids` of these prompts.
+        sections: First latent frames of later sections of the clip, and `ids` of their prompts.
         inversion: The run that finds the noise of the video that is edited, if any.
         matrix: Levels of every latent frame, with known columns frozen.
         known: Frames that are given instead of generated, or that are edited.
@@ -151,6 +153,7 @@ class Job:
     ids: Any
     switch: PromptSwitch
     later: tuple[Any, ...]
+    sections: tuple[tuple[int, Any], ...]
     inversion: "Job | None"
     matrix: Any
     known: tuple[Known, ...]
@@ -211,6 +214,8 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         why = "this system makes one video, and no modalities by name"
         raise ConfigError(f"{named[0]} is a dict", why, "give the value alone")
     request = with_frames(check_numbers(request), system, manifest)
+    (_, first_told), *told = sections_of(request)
+    request = dataclasses.replace(request, prompt=first_told)
     sampling, asked = system.sampling, typing.cast(TimestepMatrix | None, request.matrix)
     if asked is not None:  # it says all levels: no rule of the system has a say
         sampling = dataclasses.replace(sampling, levels=None, matrix=None)
@@ -228,6 +233,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     estimate = pricing.check(system, pricing.Size(shape.batch, *size), matrix, devices)
     texts, seeds = prompts.batch(request.prompt, request.seed, request.num_videos)
     ids, unknown = read(system, texts, settings)
+    sections, strange = _sections(system, settings, told, len(texts))
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
     first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = starts_noisy(matrix, system.process)
@@ -238,6 +244,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     matrix = keep_given(matrix, noisy, (*known, *request.given))
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     seen = system.seen(matrix.window, shape.height, shape.width)
+    large = _beyond_training(settings, manifest, seen[0] < matrix.window)
     _check_policy(system.network, *seen)
     check_cache(matrix, system.network.policy.slots)
     rows = sorted((row_from(when, matrix), text) for when, text in settings.switch.items())
@@ -249,6 +256,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         ids=ids,
         switch=PromptSwitch(tuple(row for row, _ in rows)),
         later=tuple(read(system, (text,) * len(texts), settings)[0] for _, text in rows),
+        sections=sections,
         inversion=None,
         matrix=matrix,
         known=known,
@@ -258,12 +266,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         shape=shape,
         noise=noise_of(request.latents, shape),
         inputs={name: records.digest(x) for name, x in given.items() if x is not None},
-        warnings=(
-            *unknown,
-            *_beyond_training(settings, manifest, seen[0] < matrix.window),
-            *notes,
-            *estimate,
-        ),
+        warnings=(*unknown, *strange, *large, *notes, *estimate),
     )
     return job if request.invert is None else dataclasses.replace(job, inversion=_inverse(job))
 
@@ -272,6 +275,41 @@ def read(system: System, texts: tuple[str, ...], settings: Settings) -> tuple[An
     """Returns what the text encoder reads of the prompts of all branches, and unknown words."""
     texts = prompts.of_branches(system.branches, texts, settings.negative_prompt)
     return system.text.read(texts)
+
+
+def _sections(
+    system: System, settings: Any, told: Sequence[tuple[float, str]], videos: int
+) -> tuple[tuple[tuple[int, Any], ...], tuple[str, ...]]:
+    """Returns the later sections of a clip, and what the text encoder could not read of them.
+
+    A latent frame is told the prompt that holds at the first of its frames, as a chunk of a stream.
+
+    Raises:
+        ConfigError: If the network cannot be told them, or a section has no latent frame.
+    """
+    if not told:
+        return (), ()
+    if settings.switch:
+        what, why = "prompt_at and switch were given", "each says what the prompt becomes"
+        raise ConfigError(what, why, "leave one of them out")
+    if not getattr(system.model, "reads_sections", False):
+        why = f"all frames of a {type(system.model).__name__} are told one prompt"
+        raise ConfigError("prompt_at was given", why, "use switch, or stream it: jvdm stream")
+    vae, fps = system.vae, settings.fps
+    begins = [0, *map(vae.num_frames, range(1, vae.latent_frames(settings.num_frames)))]
+    sections, notes, last = [], [], 0
+    for seconds, text in told:
+        first = int(np.searchsorted(begins, round(seconds * fps)))
+        what = f"prompt_at has {text!r:.80} at {seconds:g} s"
+        if first == len(begins):
+            why = f"the last frames that are made together begin at {begins[-1] / fps:.3g} s"
+            raise ConfigError(what, why, "make a longer clip, or let the section begin earlier")
+        if first == last:
+            why = f"the section before it, or itself, has no frames: {vae.strides[0]} go together"
+            raise ConfigError(what, why, f"use times {vae.strides[0] / fps:.3g} s apart or more")
+        ids, unknown = read(system, (text,) * videos, settings)
+        sections, notes, last = [*sections, (first, ids)], [*notes, *unknown], first
+    return tuple(sections), tuple(notes)
 
 
 def _is_given(part: Any) -> bool:
@@ -327,6 +365,7 @@ def _inverse(job: Job) -> Job:
         ids=read(system, texts, job.settings)[0],
         switch=PromptSwitch(()),
         later=(),
+        sections=(),
         matrix=reversed_rows(matrix),
     )
 

@@ -28,7 +28,14 @@ from jvdm.parallel.mesh import description_of, parts
 from jvdm.pipeline import programs
 from jvdm.pipeline.request import Job, Request, frames_of, read
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
-from jvdm.settings import PICTURE, check_numbers, seconds_of, settings_of, with_numbers
+from jvdm.settings import (
+    PICTURE,
+    check_numbers,
+    seconds_of,
+    sections_of,
+    settings_of,
+    with_numbers,
+)
 from jvdm.stages import stage
 from jvdm.system import OF_A_ROW
 
@@ -123,6 +130,7 @@ def prepare_stream(
         what, why = f"the mesh {description_of(pipe.mesh)} splits videos", "a stream is one video"
         raise ConfigError(what, why, "split its tokens: --mesh sequence")
     request, sampling = check_numbers(request), pipe.system.sampling
+    request, then = _scheduled(pipe, request, then)
     if request.matrix is not None:
         fix = "choose how to go on with sampling={'matrix': 'lag'}"
         raise ConfigError("a timestep matrix was given", "it is made for one clip", fix)
@@ -177,6 +185,25 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
     for what, (why, holds) in reasons.items():
         if holds:
             raise ConfigError(f"a stream with {what}", why, "leave it out")
+
+
+def _scheduled(
+    pipe: "Pipeline", request: Request, then: Mapping[Any, str]
+) -> tuple[Request, Mapping[Any, str]]:
+    """Returns a request with the first of its sections, and the prompts of the others."""
+    if not request.prompt_at:
+        return request, then
+    if then:
+        what, why = "then and prompt_at were given", "each says what is told later"
+        raise ConfigError(what, why, "leave one of them out")
+    (_, first), *later = sections_of(request)
+    frames, fps = frames_of(request, pipe.manifest), request.fps or pipe.manifest.defaults.fps
+    for seconds, text in later:
+        if frames is not None and seconds * fps >= frames:
+            what = f"prompt_at has {text!r:.80} at {seconds:g} s"
+            why = f"the video has {frames / fps:g} s"
+            raise ConfigError(what, why, "make it longer, or leave the section out")
+    return dataclasses.replace(request, prompt=first, prompt_at={}), dict(later)
 
 
 def _told(clip: Job, then: Mapping[Any, str]) -> tuple[Prompted, ...]:

@@ -26,7 +26,7 @@ from jvdm.settings import PICTURE, check_numbers, settings_of, settled, with_num
 from jvdm.system import System
 from jvdm.weights import Manifest
 
-_ALONE = ("invert", "source_prompt", "switch")  # of a run of one latent
+_ALONE = ("invert", "source_prompt", "switch", "prompt_at")  # of a run of one latent
 
 
 def prepare(request: Request, system: System, manifest: Manifest) -> Job:
@@ -69,6 +69,7 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
         ids=ids,
         switch=PromptSwitch(()),
         later=(),
+        sections=(),
         inversion=None,
         matrix=matrix,
         known=(),

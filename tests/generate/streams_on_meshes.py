@@ -1,9 +1,9 @@
 """Runs in a process of four CPU devices: streams over meshes, and those of one device.
 
-`python -m tests.generate.streams_on_meshes FOLDER` prints one line of JSON for every row: how far
-the frames (in bytes) and the window (in numbers) are from those of one device, the operations of a
-device beside those of one alone, and, of a session that is saved in the middle, how far the frames
-are that follow on one device and on all.
+`python -m tests.generate.streams_on_meshes FOLDER` prints a line of JSON for a clip in sections,
+and for every stream: how far the frames (in bytes) and the window (in numbers) are from those of
+one device, the operations of a device beside those of one alone, and, of a session that is saved in
+the middle, how far the frames are that follow on one device and on all.
 """
 
 import json
@@ -77,7 +77,18 @@ def compare(name: str, folder: str, rules: dict[str, Any], description: str) -> 
     return row
 
 
+def sections(folder: str, description: str) -> dict[str, Any]:
+    """Returns how far a clip in two sections is off, in numbers of its latents."""
+    asked = {"prompt_at": {"0.4s": OTHER}, "seed": 0, "output_type": "latent", "progress": False}
+    made = []
+    for mesh in (None, mesh_of(description)):
+        pipe = jvdm.load(folder, dtype="float32", mesh=mesh, progress=False)
+        made.append(np.asarray(pipe(PROMPT, **asked)))
+    return {"what": "sections", "latents": float(np.abs(made[0] - made[1]).max())}
+
+
 if __name__ == "__main__":
+    print(json.dumps(sections(sys.argv[1], "ring=2,sequence=2")), flush=True)
     for name, rules, description in ROWS:
         print(json.dumps(compare(name, sys.argv[1], rules, description)), flush=True)
     pipe = jvdm.load(sys.argv[1], mesh=mesh_of("data=4"), progress=False)
