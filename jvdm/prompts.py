@@ -15,6 +15,8 @@ def count(prompt: Any, num_videos: int | None) -> int:
     num_videos = 1 if num_videos is None else num_videos
     if num_videos < 1:
         raise ConfigError(f"num_videos is {num_videos}", "one or more are made", "use 1")
+    if isinstance(prompt, list | tuple) and not prompt:
+        raise ConfigError("the list of prompts is empty", "a video is made of each", "give one")
     return num_videos * (len(prompt) if isinstance(prompt, list | tuple) else 1)
 
 

@@ -48,6 +48,7 @@ from jvdm.weights.diffusers import (
     Published,
     Source,
     check_class,
+    check_latents,
     read_config,
     read_tensors,
     warn_of_unread,
@@ -131,6 +132,8 @@ def manifest(folder: Path, index: Config) -> Published:
     except (KeyError, TypeError, IndexError, ValueError) as error:
         what = f"a configuration in {folder} is not as LTX-Video has it"
         raise WeightsError(what, f"{error!r}"[:200], "download the folder again") from error
+    channels = {"transformer": model.latent_channels, "vae": coder.latent_channels}
+    check_latents(folder, channels, buffers)
     system = System(text, model, coder, rectified_flow(thousandths), sampling=rules)
     return Published(
         family="ltx",

@@ -49,6 +49,7 @@ from jvdm.weights.diffusers import (
     Published,
     Source,
     check_class,
+    check_latents,
     find_tensors,
     read_config,
     warn_of_unread,
@@ -97,6 +98,7 @@ ORIGINALS = {
 }
 """What Diffusers calls the modules of the transformer in the code of Wan-Video/Wan2.1."""
 TOKENIZER = "tokenizer/tokenizer.json"
+STATISTICS = ("latents_mean", "latents_std")
 
 
 SMALL_SHIFT = 3.0  # of 480 x 832; 5 for 720 x 1280 of a first picture, 16 of a first and a last
@@ -176,19 +178,21 @@ def manifest(folder: Path, index: Config) -> Published:
         alike = transformer(second, boundary) == model
         rules = sampling(scheduler, how, boundary)
         vision = _vision(folder, model)
-        mean, std = (tuple(configs["vae"][f"latents_{name}"]) for name in ("mean", "std"))
+        statistics = {name: tuple(configs["vae"][name]) for name in STATISTICS}
     except (KeyError, TypeError, IndexError) as error:
         what = f"a configuration in {folder} is not as Wan has it"
         raise WeightsError(what, f"{error!r}"[:200], "download the folder again") from error
     if not alike:
         what = f"{folder}: {FOLDERS['model']} and {SECOND} are networks of different sizes"
         raise WeightsError(what, "one takes over from the other", "download the folder again")
+    channels = {"transformer": model.latent_channels, "vae": coder.latent_channels}
+    check_latents(folder, channels, statistics)
     system = System(text, model, coder, rules[0], sampling=rules[1], vision=vision)
     return Published(
         family="wan",
         components={name: to_data(part, name) for name, part in system.networks.items()},
-        latent_mean=mean,
-        latent_std=std,
+        latent_mean=statistics["latents_mean"],
+        latent_std=statistics["latents_std"],
         defaults=how.defaults,
         trained_frames=how.defaults.num_frames,
         trained_sizes=how.sizes,

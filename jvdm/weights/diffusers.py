@@ -122,6 +122,34 @@ def class_faults(folder: Path, index: Mapping[str, Any]) -> list[WeightsError]:
     return found
 
 
+def check_latents(folder: Path, channels: Mapping[str, int], statistics: Mapping[str, Any]) -> None:
+    """Refuses parts that are of different latents, and statistics that are none.
+
+    Args:
+        folder: The published folder, for the message.
+        channels: Channels of the latents of every part, that of the autoencoder among them.
+        statistics: Mean and deviation of every channel: `latents_mean` and `latents_std`.
+
+    Raises:
+        WeightsError: If channels differ, or statistics are not finite, not above 0 where they are
+            deviations, or those of another number of channels.
+    """
+    if len(set(channels.values())) > 1:
+        said = ", ".join(f"{count} of {part}" for part, count in channels.items())
+        why = "the transformer makes what the autoencoder decodes"
+        raise WeightsError(f"{folder}: latents have other channels: {said}", why, _FIX)
+    count = next(iter(channels.values()))
+    for name, values in statistics.items():
+        array = np.asarray(values, np.float64)
+        if array.shape != (count,):
+            what = f"{folder}: {name} has the shape {array.shape}"
+            raise WeightsError(what, f"latents have {count} channels", _FIX)
+        if not np.isfinite(array).all() or name.endswith("std") and array.min() <= 0:
+            what = f"{folder}: {name} is {np.array2string(array, precision=3, threshold=6)}"
+            why = "latents are standardised by it: it is finite, and a deviation above 0"
+            raise WeightsError(what, why, _FIX)
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Returns views of the arrays of a component, by their published names.
 

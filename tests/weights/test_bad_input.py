@@ -52,6 +52,10 @@ def arrays(place: str, at: Path, change) -> None:
     write_tensors(at / place, tensors)
 
 
+def half(found) -> None:
+    found.update({name: array.astype(np.float16) for name, array in found.items()})
+
+
 def spoilt(at: Path) -> None:
     arrays("vae", at, lambda found: found["decoder.conv_out.bias"].__setitem__(0, np.nan))
 
@@ -128,6 +132,14 @@ HARMS = {
         lambda at: shutil.copy(shard(at), at / "vae/more.safetensors"),
         "WeightsError", "vae holds these safetensors files", "one index lists", "download",
     ),
+    "other channels than those of the autoencoder": (
+        functools.partial(said, "transformer/config.json", in_channels=8, out_channels=8),
+        "WeightsError", "8 of transformer, 4 of vae", "decodes", "download",
+    ),
+    "statistics of latents that are none": (
+        functools.partial(said, "vae/config.json", latents_std=[1.0, 1.0, 0.0, 1.0]),
+        "WeightsError", "latents_std is", "deviation above 0", "download",
+    ),
     "no tokenizer": (
         lambda at: (at / "tokenizer/tokenizer.json").unlink(),
         "WeightsError", "tokenizer.json does not exist", "prompts are read by it", "download",
@@ -203,10 +215,6 @@ def test_a_prompt_over_the_limit_shows_what_is_dropped(folder):
 
 def test_float16_is_said_and_loads(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "wan")
-
-    def half(found):
-        found.update({name: array.astype(np.float16) for name, array in found.items()})
-
     arrays("vae", copy, half)
     with pytest.warns(UserWarning, match="arrays are float16.*trained in bfloat16.*use the files"):
         pipe = jvdm.load(copy, dtype="float32", progress=False)
