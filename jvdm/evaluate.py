@@ -86,14 +86,19 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     judge = make_judge(pipe, options.reader, Request(**asked))
     pipe.prepare(Request(**asked, prompt="", seed=0, num_videos=options.batch_size))
     summaries, seconds = {}, []
-    total = options.num_prompts * len(options.sets)
+    total, size = options.num_prompts * len(options.sets), options.batch_size
+    starts = range(0, options.num_prompts, size)[mine]
+    drawn = {name: draw(SETS[name], judge.world, options.num_prompts) for name in options.sets}
     with measuring(writes), stage("evaluate", total=total, unit="prompt") as bar:
-        for name in options.sets:
-            prompts, parts = draw(SETS[name], judge.world, options.num_prompts), {}
-            for start in range(0, options.num_prompts, options.batch_size)[mine]:
-                batch = part_of(prompts, start, options.batch_size)
+        judge.read(
+            [_texts(part_of(prompts, at, size)) for prompts in drawn.values() for at in starts]
+        )
+        for name, prompts in drawn.items():
+            parts = {}
+            for start in starts:
+                batch = part_of(prompts, start, size)
                 parts[start] = _measure_batch(judge, name, start, batch, options)
-                bar.update(options.batch_size)
+                bar.update(size)
             found = processes.collect(parts, f"measured {name}")
             parts = [part for _, part in sorted(found.items())]
             seconds += [part["seconds"] for part in parts]
@@ -166,7 +171,7 @@ def _measure_batch(
     judge: Judge, name: str, start: int, prompts: Prompts, options: EvaluateOptions
 ) -> dict[str, Any]:
     """Measures one batch of a set: true clips, reconstructions, samples, known frames."""
-    texts = [caption_text(ids) for ids in prompts.tokens]
+    texts = _texts(prompts)
     seeds = range(options.seed + start, options.seed + start + len(texts))
     truth = judge.film(prompts)
     latents = judge.pipeline.encode(truth)
@@ -190,6 +195,10 @@ def _measure_batch(
             path = options.output / f"{name}_{task.replace(' ', '_')}.png"
             _write_sheet(path, {"true: ": truth, f"{task}: ": clips}, texts, SHEET_CLIPS // 2)
     return jax.device_get(part)
+
+
+def _texts(prompts: Prompts) -> list[str]:
+    return [caption_text(ids) for ids in prompts.tokens]
 
 
 def _timed_samples(judge: Judge, texts: list[str], seeds: range) -> tuple[Any, float]:

@@ -10,6 +10,7 @@ from jvdm.errors import ConfigError, WeightsError
 from jvdm.evaluate import EvaluateOptions
 from jvdm.evaluation.held_out import SETS, draw, film, part_of, prompts
 from jvdm.evaluation.reader import Reader
+from jvdm.pipeline import loading
 from jvdm.values import to_data
 from jvdm.weights import read_manifest, safetensors, write_manifest
 from jvdm.world.captions import caption_text
@@ -33,7 +34,9 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_evaluation_is_the_same_twice_and_puts_floors_beside_samples(weights, tmp_path):
+def test_evaluation_is_the_same_twice_and_puts_floors_beside_samples(
+    weights, tmp_path, monkeypatch
+):
     options = EvaluateOptions(
         weights=str(weights),
         sets=("B", "R"),
@@ -42,8 +45,15 @@ def test_evaluation_is_the_same_twice_and_puts_floors_beside_samples(weights, tm
         batch_size=2,
         output=tmp_path,
     )
-    result, again = evaluate.run(options), evaluate.run(options)
+    result = evaluate.run(options)
+    loads, loaded = [], loading._loaded
+    monkeypatch.setattr(
+        loading, "_loaded", lambda *given: (loads.append(list(given[-1])), loaded(*given))[1]
+    )
+    monkeypatch.setenv("JVDM_TEXT_ENCODER", "drop")
+    again = evaluate.run(options)
     assert result["sets"] == again["sets"]
+    assert loads == [["model", "vae"], ["text"]]  # once for four batches of two sets
     assert json.loads((tmp_path / "evaluation.json").read_text())["sets"] == again["sets"]
 
     both, told = result["sets"]["B"], result["sets"]["R"]

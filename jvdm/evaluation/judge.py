@@ -92,6 +92,15 @@ class Judge:
         )
         return self.pipeline.sample(self.pipeline.prepare(request), decodes=len(texts))
 
+    def read(self, batches: Sequence[Sequence[str]]) -> None:
+        """Encodes the prompts of all batches with one use of the text encoder.
+
+        Where it is dropped after each use, every batch would load it; what it made is kept.
+        """
+        if self.pipeline.texts.params is None:
+            requests = (dataclasses.replace(self.request, prompt=tuple(b), seed=0) for b in batches)
+            self.pipeline.states(*(self.pipeline.prepare(request).ids for request in requests))
+
     def measure(self, frames: Bytes, prompts: Prompts) -> tuple[Mapping[str, Measure], Any]:
         """Measures clips against their captions; also returns reader features."""
         return _read(self.reader, self.world.fps, self.reader_params, frames, prompts)
