@@ -431,7 +431,7 @@ class Pipeline:
         vae, shape = self.system.vae, each(lambda x: x.shape, latents)
         if not self._fits(latents):
             return programs.decode_in_pieces(*self.coder(), latents, self.mesh)
-        whole, enough = not hasattr(vae, "decode_chunk"), programs.enough_memory(vae, shape)
+        whole, enough = not tiling.in_pieces(vae), programs.enough_memory(vae, shape)
         with enough, stage("decode", total=1, unit="clip") as bar:
             try:
                 made = programs.decode(*self.coder(), latents, self.mesh)

@@ -2,11 +2,14 @@
 
 HaCohen et al., arXiv:2501.00103, section 3.1, as Diffusers' `AutoencoderKLLTXVideo` computes it.
 The encoder sees no later frame, and codes a video piece by piece. The decoder of the published
-weights does see later frames, at every convolution one more, and decodes whole videos only. Later
-versions of it are the last step of denoising too: it is told how much noise the latents have.
+weights does see later frames, at every convolution one more: it decodes a whole video, or piece by
+piece what comes out some latent frames later (`jvdm.vae.late`), which takes more work and bounded
+memory. Later versions of it are the last step of denoising too: it is told how much noise the
+latents have.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Float, Frames, Latents
+from jvdm.arrays import Array, Float, Frames, Int, Latents, PyTree
 from jvdm.features import rms_normalize, sinusoids
 from jvdm.keys import addressed_normal, named
 from jvdm.vae.autoencoder import ChunkedEncoder, Decoded, Posterior
 from jvdm.vae.conv import Carry, Features, Past, VideoConv
+from jvdm.vae.late import Padded, Passing, Whole
 
-Padded = Float[Array, "B t H W C"]
 Pad = Callable[[Features], Padded]
 """Puts the frames around those of a video that a convolution over three of them sees."""
 
@@ -104,9 +107,13 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Features, pad: Pad, told: Float[Array, " _"] | None = None
+        self,
+        x: Features,
+        pad: Pad,
+        told: Float[Array, " _"] | None = None,
+        wait: Callable[[Features], Features] | None = None,
     ) -> Float[Array, "B T H W c"]:
-        """Returns frames of `features` channels."""
+        """Returns frames of `features` channels; `wait` delays the input as both `pad` do."""
         vectors: list[tuple[Array, Array] | None] = [None, None]
         if told is not None:
             table = self.param("modulation", nn.initializers.normal(0.1), (4, x.shape[-1]))
@@ -122,7 +129,7 @@ class ResidualBlock(nn.Module):
             norm = nn.LayerNorm(use_fast_variance=False, dtype=jnp.float32, name="short_norm")
             x = norm(x).astype(self.dtype)
             x = Conv(self.features, 1, dtype=self.dtype, name="short")(x, pad)
-        return x + h
+        return (x if wait is None else wait(x)) + h
 
     def _noise(self, index: int, h: Features) -> Float[Array, "1 1 H W C"]:
         scale = self.param(f"noise_{index}", nn.initializers.zeros, (self.features,))
@@ -256,36 +263,42 @@ class Decoder(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, latents: Latents) -> Decoded:
-        """Returns frames of about 0..1."""
-        sinusoids = self._sinusoids()
-        x = Conv(self.width, dtype=self.dtype, name="conv_in")(
-            latents.astype(self.dtype), self._pad
-        )
-        x = self._blocks(x, "middle", self.middle, self.middle_noise, sinusoids)
+    def __call__(self, latents: Latents, flow: Whole) -> Decoded:
+        """Returns frames of about 0..1, of a whole video or of one that is passing."""
+        sinusoids, pad = self._sinusoids(), functools.partial(self._pad, flow)
+        x = Conv(self.width, dtype=self.dtype, name="conv_in")(latents.astype(self.dtype), pad)
+        x = self._blocks(flow, x, "middle", self.middle, self.middle_noise, sinusoids)
         for level, up in enumerate(self.ups):
             if x.shape[-1] != up.width * up.factor:
-                x = ResidualBlock(up.width, up.noise, self.dtype, name=f"enter_{level}")(
-                    x, self._pad
-                )
+                block = ResidualBlock(up.width, up.noise, self.dtype, name=f"enter_{level}")
+                x = block(x, pad, wait=self._wait(flow, 2))
             if up.doubles:
-                x = self._doubled(x, up, f"up_{level}")
-            x = self._blocks(x, f"level_{level}", up.blocks, up.noise, sinusoids)
+                x = self._doubled(flow, x, up, f"up_{level}")
+            x = self._blocks(flow, x, f"level_{level}", up.blocks, up.noise, sinusoids)
         vectors = None
         if sinusoids is not None:
             table = self.param("modulation", nn.initializers.normal(0.1), (2, x.shape[-1]))
             rows = self._told("told", 2 * x.shape[-1], sinusoids).reshape(2, -1) + table
             vectors = (rows[0], rows[1])
         x = nn.silu(_normalized(x, vectors))
-        x = Conv(3 * self.patch**2, dtype=self.dtype, name="conv_out")(x, self._pad)
+        x = Conv(3 * self.patch**2, dtype=self.dtype, name="conv_out")(x, pad)
         return (_pixels(x.astype(jnp.float32), self.patch) + 1.0) / 2.0
 
-    def _pad(self, x: Features) -> Padded:
-        before, after = (2, 0) if self.causal else (1, 1)
-        return jnp.pad(x, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)), "edge")
+    def _pad(self, flow: Whole, x: Features) -> Padded:
+        return flow.around(x, *((2, 0) if self.causal else (1, 1)))
+
+    def _wait(self, flow: Whole, convolutions: int) -> Callable[[Features], Features]:
+        """Returns what delays frames as so many convolutions do."""
+        return lambda x: flow.waiting(x, 0 if self.causal else convolutions)
 
     def _blocks(
-        self, x: Features, name: str, count: int, noise: bool, sinusoids: Array | None
+        self,
+        flow: Whole,
+        x: Features,
+        name: str,
+        count: int,
+        noise: bool,
+        sinusoids: Array | None,
     ) -> Features:
         """Residual blocks that are told the level alike."""
         told = None
@@ -293,17 +306,17 @@ class Decoder(nn.Module):
             told = self._told(f"{name}_told", 4 * x.shape[-1], sinusoids)
         for index in range(count):
             block = ResidualBlock(x.shape[-1], noise, self.dtype, name=f"{name}_{index}")
-            x = block(x, self._pad, told)
+            x = block(x, functools.partial(self._pad, flow), told, self._wait(flow, 2))
         return x
 
-    def _doubled(self, x: Features, up: Up, name: str) -> Float[Array, "B t h w c"]:
+    def _doubled(self, flow: Whole, x: Features, up: Up, name: str) -> Float[Array, "B t h w c"]:
         """Doubles sides and frames; the first frame of a video stays one."""
-        y = Conv(8 * up.width, dtype=self.dtype, name=name)(x, self._pad)
-        y = from_channels(y, TWICE)[:, 1:]
+        conv = Conv(8 * up.width, dtype=self.dtype, name=name)
+        y = from_channels(conv(x, functools.partial(self._pad, flow)), TWICE)
         if up.residual:
-            moved = from_channels(x, TWICE)[:, 1:]
+            moved = from_channels(self._wait(flow, 1)(x), TWICE)
             y = y + jnp.tile(moved, up.width // moved.shape[-1])
-        return y
+        return flow.doubled(y)
 
     def _sinusoids(self) -> Float[Array, " I"] | None:
         """Returns the level in sinusoids, in the learnt scale that is 1000."""
@@ -389,8 +402,35 @@ class LTXVAE(ChunkedEncoder):
             ShapeError: If the latents have other channels than the model.
         """
         self.check_channels(latents)
-        if self.level is not None and self.noise:
-            key, frames = named(jax.random.key(0), "decode"), jnp.arange(latents.shape[1])
-            drawn = addressed_normal(key, jnp.zeros(1, jnp.int32), frames, latents.shape[2:])
-            latents = (1.0 - self.noise) * latents + self.noise * drawn
-        return self.decoder(latents)
+        return self.decoder(self._noised(latents, jnp.int32(0)), Whole())
+
+    def decode_late(
+        self, latents: Latents, carry: PyTree, first: Int[Array, ""], total: Int[Array, ""]
+    ) -> tuple[Decoded, Int[Array, ""], PyTree]:
+        """Decodes the next latent frames of a video as far as those that follow do not matter.
+
+        Args:
+            latents: `F` latent frames; whatever they are after the last of the video.
+            carry: None starts a video; else what the call for the frames before returned.
+            first: Which latent frame of the video the first of these is.
+            total: Latent frames of the video.
+
+        Returns:
+            `s F` frames; which frame of the video the first of these is, below 0 where it comes
+            before all; and the next carry. Those before the first or after the last mean nothing.
+
+        Raises:
+            ShapeError: If the latents have other channels than the model.
+        """
+        self.check_channels(latents)
+        flow = Passing(carry, first, total)
+        frames = self.decoder(self._noised(latents, first), flow)
+        return frames, flow.first, tuple(flow.after)
+
+    def _noised(self, latents: Latents, first: Int[Array, ""]) -> Latents:
+        """Mixes latents with the noise of their places, where the decoder is told a level."""
+        if self.level is None or not self.noise:
+            return latents
+        key, frames = named(jax.random.key(0), "decode"), first + jnp.arange(latents.shape[1])
+        drawn = addressed_normal(key, jnp.zeros(1, jnp.int32), frames, latents.shape[2:])
+        return (1.0 - self.noise) * latents + self.noise * drawn

@@ -9,12 +9,16 @@ seam. All windows have one shape, and a short last chunk is filled up by
 repeating its end, on which nothing before depends: two programs are compiled
 for a video, one for the chunk that starts it and one for all others.
 
+Where what is decoded depends on later frames (`decode_late`), it comes out late: frames are whole,
+chunks go in one after the other, and more follow the last until all frames are out.
+
 Where cells of a frame see all others, as in the middle of Wan's autoencoders, that part of the
 network sees whole frames, chunk after chunk, at the resolution of the latents; its features are
 kept in host memory, and what is before or after it is cut into tiles.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +31,7 @@ from jvdm.arrays import Array, Float, Frames, Latents, PyTree, UInt8
 from jvdm.compiling import Program
 from jvdm.errors import ConfigError
 from jvdm.parallel import constrain, token_parts
-from jvdm.vae.autoencoder import Autoencoder, ChunkedAutoencoder, ChunkedEncoder, Posterior
+from jvdm.vae.autoencoder import Autoencoder, ChunkedEncoder, Posterior
 
 HostFrames = Float[np.ndarray, "B T h w 3"]
 """Decoded video in host memory, RGB of about 0..1."""
@@ -98,7 +102,7 @@ def make_tiling(video: tuple[int, int], tile: tuple[int, int], reach: int) -> Ti
 
 
 def decode(
-    vae: ChunkedAutoencoder,
+    vae: Any,
     params: PyTree,
     latents: AnyLatents,
     *,
@@ -110,7 +114,7 @@ def decode(
     The device holds the work of one window and the carries of all.
 
     Args:
-        vae: The autoencoder.
+        vae: The autoencoder, with `decode_chunk` or `decode_late`.
         params: Its parameters.
         latents: The latent video.
         tile: Height and width of a tile in latent cells; None decides by size.
@@ -118,12 +122,15 @@ def decode(
 
     Returns:
         Iterator over float32 frames, not clipped: those of the first `chunk` latent
-        frames, then of as many more at a time, the last piece being what is left.
+        frames, then of as many more at a time, the last piece being what is left. Where they
+        come late, a piece is what came out, and `tile` is not used.
 
     Raises:
         ConfigError: If `tile` or `chunk` is not positive.
     """
     tile, chunk = pieces(vae, latents.shape, tile, chunk)
+    if hasattr(vae, "decode_late"):
+        return _decode_late(vae, params, np.asarray(latents), _spans(latents.shape[1], chunk))
     _, count, height, width, _ = latents.shape
     tiles = make_tiling((height, width), tile, vae.decoder_reach)
     source, spans, method = np.asarray(latents), _spans(count, chunk), "decode_chunk"
@@ -135,6 +142,27 @@ def decode(
     job = _Job(code, source, tiles, spans, read=_Units(int, (1, 1)), written=written)
     streams = [_code_tile(job, tile) for tile in job.tiling.tiles]
     return (_assemble(pieces, job) for pieces in zip(*streams, strict=True))
+
+
+def _decode_late(
+    vae: Any, params: PyTree, source: np.ndarray, spans: list[tuple[int, int]]
+) -> Iterator[HostFrames]:
+    """Yields the frames of a video as they come out; zeros follow its latents."""
+    total, chunk, done = vae.num_frames(source.shape[1]), spans[0][1], 0  # no longer than it
+    run = functools.partial(_passed, vae, params)
+    count, shape = np.int32(source.shape[1]), (len(source), chunk, *source.shape[2:])
+    carry = jax.eval_shape(run, np.zeros(shape, source.dtype), None, count, count)[2]
+    carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
+    for start in itertools.count(0, chunk):
+        piece = np.zeros(shape, source.dtype)
+        given = source[:, start : start + chunk]
+        piece[:, : given.shape[1]] = given
+        frames, first, carry = run(piece, carry, np.int32(start), count)
+        if (came := min(int(first) + frames.shape[1], total)) > done:
+            yield np.asarray(frames)[:, done - int(first) : came - int(first)]
+            done = came
+        if done == total:
+            return
 
 
 def encode(
@@ -176,6 +204,11 @@ def encode(
         coded = _whole_frames(vae, "encode_frames", params, coded, spans)
     mean, log_variance = jnp.split(jnp.asarray(coded), [vae.latent_channels], axis=-1)
     return Posterior(mean, log_variance)
+
+
+def in_pieces(vae: Autoencoder) -> bool:
+    """Whether it can decode a video in pieces."""
+    return hasattr(vae, "decode_chunk") or hasattr(vae, "decode_late")
 
 
 def pixels_at_once(vae: Autoencoder, pixels: int) -> bool:
@@ -284,6 +317,15 @@ def _window(
     coded = jnp.concatenate(coded, -1) if isinstance(coded, Posterior) else coded
     corner, size = corner * jnp.array(cell), (size[0] * cell[0], size[1] * cell[1])
     return _cut(coded, corner, size), carry
+
+
+@functools.partial(Program, static_argnums=0, donate_argnums=3)
+def _passed(
+    vae: Any, params: PyTree, x: Any, carry: Any, first: Any, total: Any
+) -> tuple[Array, Array, Any]:
+    """Decodes what is next of a video whose frames come late."""
+    x = constrain(x, "batch", "frames", "lines")
+    return vae.bind({"params": params}).decode_late(x, carry, first, total)
 
 
 def _whole_frames(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ShapeError
+from jvdm.vae import tiling
 from jvdm.vae.ltx_published import vae, vae_names
 from jvdm.weights.convert import converted
 from jvdm.weights.safetensors import flatten
@@ -61,6 +62,30 @@ def test_pieces_are_encoded_to_the_whole(name):
         done += count
     whole = runner(name, "encode")(video).mean
     np.testing.assert_allclose(np.concatenate(means, 1), whole, atol=1e-5)
+
+
+@functools.cache
+def whole(name, count):
+    """Returns latents and what they decode to, with noise, at once."""
+    (z,) = inputs((2, count, 1, 2, 8), seed=count)
+    return z, np.asarray(runner(name, "decode", noise=0.3)(z))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "chunk"),
+    [
+        *(("ltx_vae_0_9_1", count, 2) for count in (1, 3, 6, 9, 10)),
+        *(("ltx_vae_0_9_0", 5, chunk) for chunk in (1, 3, 5)),
+        ("ltx_vae_0_9_5", 4, 3),
+    ],
+)
+def test_pieces_are_decoded_to_the_whole(name, count, chunk):
+    """To the last frame, whatever is left for the last piece; noise is that of its place."""
+    model, params = network(name)
+    z, expected = whole(name, count)
+    pieces = list(tiling.decode(model.clone(noise=0.3), params, z, chunk=chunk))
+    assert max(piece.shape[1] for piece in pieces) <= 8 * chunk
+    np.testing.assert_allclose(np.concatenate(pieces, 1), expected, atol=2e-5)
 
 
 def test_a_level_and_noise_change_what_is_decoded_but_never_from_run_to_run():

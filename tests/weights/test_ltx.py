@@ -19,6 +19,7 @@ from jvdm.pipeline.loading import manifest_of, system_of
 from jvdm.pipeline.request import request_of
 from jvdm.pricing import stored_shapes
 from jvdm.samplers import Call, Euler, LinearQuadraticLevels
+from jvdm.vae import tiling
 from jvdm.weights.diffusers import Published, read_tensors
 from tests.parity.references import Reference, off
 from tests.text.pieces import SPIECE
@@ -107,13 +108,26 @@ def test_the_folder_says_how_videos_are_made(pipe_of):
     assert float(pipe.system.process.model_time(jnp.float32(0.5))) == 500
 
 
-def test_a_video_that_cannot_be_decoded_at_once_is_refused(pipe_of, monkeypatch):
+def test_a_video_that_cannot_be_decoded_at_once_is_decoded_in_pieces(pipe_of, monkeypatch):
+    pipe = pipe_of("0_9_0")
+    expected, calls = pipe.decode(NOISE), []
+
     def decode(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too little")
 
+    def small(*given):
+        calls.append(given[2].shape)
+        return passed(*given)
+
+    passed = tiling._passed
     monkeypatch.setattr(programs, "decode", decode)
+    monkeypatch.setattr(tiling, "_passed", small)
+    made = pipe.decode(NOISE)
+    assert np.abs(made.astype(int) - expected).max() <= 1 and made.shape == expected.shape
+    assert set(calls) == {(2, 3, 2, 4, 8)}
+    monkeypatch.setattr(tiling, "_passed", decode)
     with pytest.raises(DeviceMemoryError, match="2 videos of 17 frames of 32x64 pixels"):
-        pipe_of("0_9_0").decode(NOISE)
+        pipe.decode(NOISE)
 
 
 @pytest.mark.parametrize("version", ["0_9_0", "0_9_1", "0_9_5"])
