@@ -216,6 +216,9 @@ REFERENCES = {
     "ltx_pipeline": functools.partial(pipeline, "0_9_0"),
     "ltx_pipeline_in_bfloat16": functools.partial(pipeline, "0_9_0", dtype=torch.bfloat16),
     "ltx_later_pipeline_in_bfloat16": functools.partial(pipeline, "0_9_5", dtype=torch.bfloat16),
+    "ltx_later_image_pipeline_in_bfloat16": functools.partial(
+        pipeline, "0_9_5", image=True, dtype=torch.bfloat16
+    ),
     "ltx_image_pipeline": functools.partial(pipeline, "0_9_0", image=True),
     "ltx_later_pipeline": functools.partial(pipeline, "0_9_5"),
     "ltx_later_image_pipeline": functools.partial(pipeline, "0_9_5", image=True),

@@ -292,19 +292,19 @@ def a14b():
     return *described, made
 
 
-def a14b_of_pictures():
+def a14b_of_pictures(dtype=torch.float32):
     """Returns latents of a first picture, and of a first and a last one."""
     first, last = PIL.Image.fromarray(PICTURE[:16, :32]), PIL.Image.fromarray(PICTURE[16:, 32:])
     told = {"image": first, "guidance_scale_2": 3.0}
     calls = {"of_picture": told, "of_two": {**told, "last_image": last}}
-    *described, made, _ = made_by("a14b of a picture", calls)
+    *described, made, _ = made_by("a14b of a picture", calls, dtype)
     return *described, made
 
 
-def of_picture():
-    """Returns latents of a first picture that a vision encoder sees too."""
+def of_picture(dtype=torch.float32):
+    """Returns latents of a first picture that a vision encoder sees too, that in float32."""
     picture = PIL.Image.fromarray(PICTURE[:16, :32])
-    *described, made, _ = made_by("picture", {"latents": {"image": picture}})
+    *described, made, _ = made_by("picture", {"latents": {"image": picture}}, dtype)
     return *described, made
 
 
@@ -317,6 +317,8 @@ def between():
 
 
 REFERENCES = {
+    "wan_a14b_of_pictures_in_bfloat16": functools.partial(a14b_of_pictures, dtype=torch.bfloat16),
+    "wan_of_picture_in_bfloat16": functools.partial(of_picture, dtype=torch.bfloat16),
     "wan_vae": autoencoder,
     "wan_vae_2_2": functools.partial(autoencoder, VAE_2_2),
     "wan_transformer": transformer,

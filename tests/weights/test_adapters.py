@@ -9,10 +9,13 @@ import safetensors.numpy
 
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.models.low_rank import LOW_RANK, Adapted, variables
-from jvdm.pipeline.loading import manifest_of
+from jvdm.pipeline.loading import manifest_of, system_of
+from jvdm.pricing import stored_shapes
 from jvdm.stages import measuring
 from jvdm.weights import lora
 from jvdm.weights.adapters import Network, read_changes
+from jvdm.weights.convert import published
+from jvdm.weights.diffusers import read_tensors
 from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import flatten, unflatten
 from tests.models.test_wan import parameters
@@ -106,3 +109,35 @@ def test_both_networks_of_a_folder_are_changed_each_by_its_own(tmp_path):
     assert stages.arrays[f"high={path}"] == f"{COUNT} arrays of high changed, strength 0.5"
     said = stages.arrays[str(loras[1])]
     assert said == f"{COUNT} arrays of high and {COUNT} arrays of low changed, strength 1"
+
+
+@pytest.mark.parametrize("version", ["picture", "a14b of a picture"])
+def test_networks_of_pictures_are_changed_where_they_read_these(tmp_path, version):
+    """All products of a layer, those of the states of pictures too; of both networks if two."""
+    folder = write_wan(tmp_path / "wan", version)
+    plain: Any = manifest_of(folder)
+    expected = stored_shapes(system_of(plain))["model"]
+    rng, tensors, products = np.random.RandomState(3), {}, {}
+    for part, network in plain.networks(expected).items():
+        stored = read_tensors(folder / network.folder)
+        kernels = [name for name in stored if name.endswith("weight") and stored[name].ndim == 2]
+        kernels = [name for name in kernels if "embedder" in name or "blocks.1." in name]
+        for name in kernels:
+            height, width = stored[name].shape
+            down, up = rng.standard_normal((2, width)), rng.standard_normal((height, 2))
+            module = f"{network.folder}.{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = down.astype(np.float32)
+            tensors[f"{module}.lora_B.weight"] = up.astype(np.float32)
+            products[part, name] = (stored[name] + up @ down).astype(np.float32)
+    if version == "picture":
+        assert any("add_k_proj" in name for _, name in products)
+    assert len({part for part, _ in products}) == len(plain.networks(expected))
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    changed: Any = manifest_of(folder, [tmp_path / "x.safetensors"])
+    tree = changed.parameters(folder, "model", expected)[1]
+    for part, network in plain.networks(expected).items():
+        made = published(network.table, tree[part] if part else tree)
+        for name, array in read_tensors(folder / network.folder).items():
+            if name in made:
+                wanted = products.get((part, name), array)
+                np.testing.assert_allclose(made[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name)
