@@ -15,6 +15,7 @@ from typing import Any
 
 from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
+from jvdm.models.step_cache import CACHES
 from jvdm.recipes import load_file, nearest
 from jvdm.samplers import (
     AutoregressiveMatrix,
@@ -101,6 +102,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "two_scales": TwoScales(4.0, 3.0, 0.875),
     },
     "policy": POLICIES,
+    "cache": CACHES,
     "noise": {
         "shared": SharedNoise(0.2),
         "progressive": ProgressiveNoise(1.0),

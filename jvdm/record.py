@@ -40,6 +40,8 @@ class Record:
             window and sha256 of the timestep matrix.
         attention: What sparse attention did (`jvdm.attention.summary`): density, recall, and the
             share of calls that were dense; empty for dense attention.
+        cache: What a step cache did (`jvdm.models.step_cache.summary`): calls of the network, and
+            those that computed its layers; empty without one.
         status: "latents" if decoding was left out, "interrupted" if the latents are
             those at Ctrl-C.
         versions: Python and the packages that the result depends on.
@@ -56,6 +58,7 @@ class Record:
     warnings: tuple[str, ...] = ()
     system: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     status: Status = "done"
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: versions())
     created: str = dataclasses.field(default_factory=lambda: _now())

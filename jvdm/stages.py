@@ -21,14 +21,14 @@ class Stages:
     Attributes:
         seconds: Time of each stage so far. A stage that runs twice adds up; the time
             of a stage inside another counts for the inner one alone.
-        attention: What sparse attention did in the last run.
+        ran: What sparse attention and step caches did in the last run (`jvdm.models.carry.ran`).
         arrays: How many arrays of every published component were expected, loaded and unused.
     """
 
     def __init__(self, show: bool = False) -> None:
         self.show = show
         self.seconds: dict[str, float] = {}
-        self.attention: dict[str, Any] = {}
+        self.ran: dict[str, Any] = {}
         self.arrays: dict[str, str] = {}
         self._inner = [0.0]  # per open stage: time of the stages inside it
 

@@ -18,6 +18,7 @@ from jvdm.attention import Policy
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions, PictureStates, TextStates
 from jvdm.models.low_rank import variables
+from jvdm.models.step_cache import StepCache
 from jvdm.parallel import constrain
 from jvdm.samplers import (
     Call,
@@ -68,6 +69,8 @@ class Sampling:
     """Which branches are evaluated and how they are joined."""
     policy: Policy | None = dataclasses.field(default=None, metadata={"static": True})
     """Which tokens attend to which; None is the policy that the model was made with."""
+    cache: StepCache | None = dataclasses.field(default=None, metadata={"static": True})
+    """Which rows reuse what the layers of the network did in earlier ones; None is none."""
     noise: NoiseInitialiser | None = dataclasses.field(default=None, metadata={"static": True})
     """Noise that a run starts from; None is independent noise."""
     hooks: tuple[Hook, ...] | None = ()
@@ -78,7 +81,7 @@ class Sampling:
     """What the network is told of clean frames; None is that they are clean."""
 
 
-OF_A_ROW = ("process", "prediction", "solver", "guidance", "policy", "tiles", "context")
+OF_A_ROW = ("process", "prediction", "solver", "guidance", "policy", "cache", "tiles", "context")
 """Rules that the program of a row depends on; hooks are added where rows are those of a clip."""
 
 
@@ -141,9 +144,13 @@ class System:
 
     @property
     def network(self) -> Any:
-        """The denoiser network, with the policy of the sampling."""
-        policy = self.sampling.policy
-        return self.model if policy is None else self.model.clone(policy=policy)
+        """The denoiser network, with the policy and the step cache of the sampling."""
+        policy, cache, given = self.sampling.policy, self.sampling.cache, {}
+        if policy is not None:
+            given["policy"] = policy
+        if cache is not None:
+            given["cache"] = cache.told(self.process)
+        return self.model.clone(**given) if given else self.model
 
     def in_rows(self, num_rows: int) -> tuple["System", ...]:
         """Returns the system of each row of a run: attention policies may divide it into phases."""

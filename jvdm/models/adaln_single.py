@@ -22,6 +22,7 @@ from jvdm.models.conditions import Conditions, PictureStates, TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
+from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
 from jvdm.parallel import constrain, read
 from jvdm.samplers import Call
@@ -142,6 +143,7 @@ class AdaLNSingle(Transformer, nn.Module):
     patch: int = 1
     frequencies: int = 128
     policy: Policy = Dense()
+    cache: StepCache | None = None
     collect: tuple[int, ...] = ()
     remat: Remat = "matmuls"
     unroll: int = 1
@@ -208,7 +210,7 @@ class AdaLNSingle(Transformer, nn.Module):
         states = self._linear("text_out", self.width, hidden)
         text = conditions.text.seen(call.row.frame, frames, states)
         text = (text, self.prompt_lengths(text), self.read_pictures(conditions))
-        shared = Shared(told, way.rotary, text, call.row, call.t)
+        shared = Shared(told, way.rotary, text, call.row, call.t, call.t_next)
         made = {"mlp_width": self.mlp_width, **self.made()}
         tokens, carry = self._layers(self.layer, made, tokens, way, shared)
 

@@ -95,12 +95,16 @@ class BlockWise:
         """Returns the flow before the first row, for the stages of the mesh that is in use.
 
         Raises:
-            ConfigError: If the layers do not divide among the stages, or the policy cannot run.
+            ConfigError: If the layers do not divide among the stages, the policy cannot run, or there
+                is a step cache.
         """
         stages = parts(used(), STAGE)
         if self.depth % stages:
             what = f"{self.depth} layers in {stages} stages"
             raise ConfigError(what, "each has as many", "use a stage axis that divides the layers")
+        if getattr(self.network, "cache", None) is not None:
+            fix = "use --sampling.cache none"
+            raise ConfigError("a step cache of a network of blocks", "blocks share no rows", fix)
         first = self.network.start(self.window, height, width, batch=batch)
         side = self.patch
         shape = (stages, batch, self.window, height // side * (width // side), self.width)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, PyTree
-from jvdm.attention import Policy, TokenGrid
+from jvdm.attention import Policy, TokenGrid, summary
+from jvdm.models import step_cache
+from jvdm.models.step_cache import Reused
 from jvdm.samplers import Row
 
 
@@ -20,12 +22,14 @@ class Carry:
     `depth`), `positions` the absolute position of every latent frame of the run, which
     may be longer than the window that a call sees. `features` `[n, B, L, D]` are tokens
     after the layers that the model collects. A call given a carry without features collects
-    none, so that all calls of a run have carries of one structure.
+    none, so that all calls of a run have carries of one structure. `reused` is what a step
+    cache keeps, None without one.
     """
 
     layers: PyTree
     positions: Float[Array, " F"]
     features: Float[Array, "n B L D"] | None = None
+    reused: Reused | None = None
 
     @classmethod
     def first(
@@ -49,3 +53,8 @@ class Carry:
     def window(self, row: Row, frames: int) -> Float[Array, " W"]:
         """Returns the positions of the `frames` frames that a call sees."""
         return jax.lax.dynamic_slice_in_dim(self.positions, row.start, frames)
+
+
+def ran(carry: PyTree) -> dict[str, dict[str, typing.Any]]:
+    """Returns what the carry of a run says of it, by the names that its record has for it."""
+    return {"attention": summary(carry), "cache": step_cache.summary(carry)}

@@ -1,5 +1,7 @@
 """What all video transformers share: tokens of frames go through a scanned stack of layers."""
 
+import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +17,9 @@ from jvdm.features import fold, unfold
 from jvdm.models.attention import Positions, RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
+from jvdm.models.modulation import modulate
 from jvdm.models.stack import Remat, layer_stack
+from jvdm.models.step_cache import Seen, Stack, StepCache
 from jvdm.parallel import constrain, token_parts
 from jvdm.parallel.stages import handed_on, taken
 from jvdm.samplers import Call, Row
@@ -52,6 +56,7 @@ class Shared(NamedTuple):
     text: Any
     row: Row
     t: NoiseLevels
+    t_next: NoiseLevels
 
 
 class TransformerLayer(nn.Module):
@@ -96,6 +101,7 @@ class Transformer:
     rotary_axes: tuple[int, int, int]
     rotary_base: float
     policy: Policy
+    cache: StepCache | None
     collect: tuple[int, ...]
     remat: Remat
     unroll: int
@@ -130,7 +136,12 @@ class Transformer:
             ConfigError: If the policy cannot run on these sizes.
         """
         grid = self._grid(latent_frames, height, width, batch)
-        return Carry.first(self.policy, self.depth, grid, positions)
+        carry = Carry.first(self.policy, self.depth, grid, positions)
+        if self.cache is None:
+            return carry
+        shape = (batch, latent_frames, grid.tokens // latent_frames, self.width)
+        tokens = jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype))
+        return dataclasses.replace(carry, reused=self.cache.init(tokens, self.depth))
 
     def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
         sizes = (frames, height // self.patch, width // self.patch, batch)
@@ -178,7 +189,7 @@ class Transformer:
         way: Way,
         shared: Shared,
     ) -> tuple[Float[Array, "B F P D"], Carry]:
-        """Runs the layers: one scan for each policy that they are divided among.
+        """Sends tokens through the layers, or lets the step cache add what they did before.
 
         Args:
             layer: Module class of one layer.
@@ -189,6 +200,42 @@ class Transformer:
 
         Returns:
             The tokens in raster order, and the carry for the next call.
+        """
+        carry = way.carry
+
+        def run(tokens: Array, first: int, end: int) -> tuple[Array, PyTree]:
+            tokens, (states, _) = self._run(layer, made, tokens, way, shared, first, end)
+            return tokens, states
+
+        if self.cache is None or carry.reused is None:
+            tokens, (states, features) = self._run(layer, made, tokens, way, shared, 0, self.depth)
+            return tokens, Carry(states, carry.positions, features, carry.reused)
+
+        def see(change: Array | None) -> Seen:
+            table = self.variables["params"]["layers"]["modulation"][0]
+            shift, scale = (shared.modulation[:, :, i] + table[i][None, None] for i in range(2))
+            call = Call(shared.t, shared.t_next, shared.row)
+            return Seen(call, shared.modulation, lambda: modulate(tokens, scale, shift), change)
+
+        stack = Stack(run, carry.layers, self.depth)
+        after, states, reused = self.cache.through(stack, tokens, see, carry.reused)
+        return after, dataclasses.replace(carry, layers=states, reused=reused)
+
+    def _run(
+        self,
+        layer: type[TransformerLayer],
+        made: Mapping[str, Any],
+        tokens: Float[Array, "B F P D"],
+        way: Way,
+        shared: Shared,
+        first: int,
+        end: int,
+    ) -> tuple[Float[Array, "B F P D"], tuple[PyTree, Array | None]]:
+        """Runs layers from `first` to `end`: one scan for each policy that they are divided among.
+
+        Returns:
+            The tokens in raster order, the policy's states of these layers, and the features that
+            are collected.
         """
         order, frames = way.order, tokens.shape[1]
         tokens = tokens if order is None else order.apply(tokens, 2)
@@ -207,14 +254,15 @@ class Transformer:
             return layers(policy=policy, **fields, **named)
 
         parts = way.policy.in_layers(self.depth)
-        if len(parts) == 1:
+        if len(parts) == 1 and way.carry.reused is None:
             layers = stack(self.depth, parts[0][0], name="layers")
             tokens, (states, features) = layers(tokens, inputs, shared)
         else:
             own = {
                 kind: tree["layers"] for kind, tree in self.variables.items() if "layers" in tree
             }
-            tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, shared)
+            parts = _between(parts, first, end)
+            tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, shared, first)
         handed_on(tokens)
         if features is not None:
             features = features[jnp.array(self.collect)]
@@ -222,7 +270,17 @@ class Transformer:
         if order is not None:
             tokens = order.undo(tokens, 2)
             features = features if features is None else _per_frame(order.undo, features, frames)
-        return tokens, Carry(states, way.carry.positions, features)
+        return tokens, (states, features)
+
+
+def _between(parts: Sequence[tuple[Policy, int]], first: int, end: int) -> list[tuple[Policy, int]]:
+    """Returns the parts of the layers from `first` to `end`."""
+    ends = list(itertools.accumulate((count for _, count in parts), initial=0))
+    kept = [
+        (policy, min(high, end) - max(low, first))
+        for (policy, _), low, high in zip(parts, ends, ends[1:], strict=False)
+    ]
+    return [(policy, count) for policy, count in kept if count > 0]
 
 
 def _divided(
@@ -232,9 +290,10 @@ def _divided(
     tokens: Array,
     inputs: PyTree,
     shared: Any,
+    first: int,
 ) -> tuple[Array, PyTree]:
-    """Runs layers one policy after the other; returns tokens and the outputs of all layers."""
-    first, outputs = 0, []
+    """Runs layers from `first` on, one policy after the other; returns tokens and all outputs."""
+    outputs = []
     for policy, count in parts:
         own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (variables, inputs))
         layers = stack(count, policy, parent=None)

@@ -14,6 +14,7 @@ from jvdm.models.conditions import ChannelCondition, Conditions
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
+from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
 from jvdm.parallel import constrain
 from jvdm.samplers import Call
@@ -80,6 +81,7 @@ class VideoDiT(Transformer, nn.Module):
     rotary_base: float = 100.0
     ports: tuple[str, ...] = ("text",)
     policy: Policy = Dense()
+    cache: StepCache | None = None
     collect: tuple[int, ...] = ()
     remat: Remat = "matmuls"
     unroll: int = 1
@@ -126,15 +128,15 @@ class VideoDiT(Transformer, nn.Module):
             (states,) = Linear((self.width,), self.dtype, name="text_in")(text.states)
             text = text.seen(call.row.frame, f, states)
 
-        vectors = modulation.reshape(b, f, 6, self.width)
-        shared = Shared(vectors, way.rotary, text, call.row, call.t)
+        vectors = constrain(modulation.reshape(b, f, 6, self.width), "batch")
+        shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next)
         made = {"mlp_ratio": self.mlp_ratio}
         tokens, carry = self._layers(VideoDiTLayer, made, tokens, way, shared)
         return self._head(tokens, time, h, w), carry
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
-        shift, scale = jnp.split(vectors, 2, -1)
+        shift, scale = jnp.split(constrain(vectors, "batch"), 2, -1)
         y = modulate(tokens, scale, shift)
         size = self.patch**2 * self.latent_channels
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)

@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from jvdm import callbacks, samplers
 from jvdm import record as records
 from jvdm.arrays import Array, Latents, PyTree, UInt8
-from jvdm.attention import summary
 from jvdm.cache import keep_compiled_programs
 from jvdm.callbacks import Callback
 from jvdm.machine import is_out_of_memory
+from jvdm.models.carry import ran
 from jvdm.models.conditions import Conditions, TextStates, in_sections
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
 from jvdm.pipeline import loading, programs, streaming, together
@@ -335,7 +335,7 @@ class Pipeline:
         placed = [(self.encode(e.frames)[:, -len(e.columns) :], e.columns) for e in job.known]
         seeds = self._split(np.asarray(job.seeds, np.uint32))
         noise = None if job.noise is None else self._split(job.noise)
-        rules = ("process", "solver", "guidance", "policy", "noise", "tiles")
+        rules = ("process", "solver", "guidance", "policy", "cache", "noise", "tiles")
         system = job.system.only("model", *rules)
         told = each(lambda entries: (*placed, *entries), job.given)
         known = each(lambda all_: tuple((jnp.asarray(x), jnp.asarray(at)) for x, at in all_), told)
@@ -403,7 +403,7 @@ class Pipeline:
                     end = end if changed is None else end._replace(x=changed)
                 if stops:
                     break
-        seen().attention = summary(end.carry)
+        seen().ran = ran(end.carry)
         return run._replace(state=end, row=row)
 
     def encode(self, frames: tiling.HostFrames | HostVideo | UInt8[Array, "B T h w 3"]) -> Latents:
@@ -453,7 +453,7 @@ class Pipeline:
             settings={**job.recorded(), "dtype": self.system.model.dtype},
             weights={**weights, "arrays": dict(self.arrays)},
             system=job.system_recorded(),
-            attention=seen().attention,
+            **seen().ran,
             device=records.device(),
             seconds={"load": self.load_seconds, **seen().seconds},
             sha256={},

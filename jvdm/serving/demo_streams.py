@@ -179,7 +179,7 @@ class LiveStream(Watched):
         levels = np.asarray(times(clip.matrix))
         with measuring() as stages:
             run = begin(self.pipe, self.job, functools.partial(self._first_row, levels))
-        self._note_density(stages.attention)
+        self._note_density(stages.ran.get("attention", {}))
         session, cycles, before = Session(self.pipe, self.job, run), 0, _tallies(run.state.run)
         levels = np.asarray(times(self.job.rows.cycle))
         while not session.done:

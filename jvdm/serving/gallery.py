@@ -197,7 +197,7 @@ class Gallery(Watched):
             with measuring() as stages:
                 run = pipe.advance(run, 1)
             piece.seconds.update(stages.seconds)
-            piece.row, piece.density = run.row, _density(job, stages.attention)
+            piece.row, piece.density = run.row, _density(job, stages.ran.get("attention", {}))
             yield piece
         with measuring() as stages:
             self._save(piece, pipe, job, pipe.decode(run.state.x)[0])

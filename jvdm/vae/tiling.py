@@ -206,7 +206,7 @@ def encode(
     return Posterior(mean, log_variance)
 
 
-def in_pieces(vae: Autoencoder) -> bool:
+def in_pieces(vae: Any) -> bool:
     """Whether it can decode a video in pieces."""
     return hasattr(vae, "decode_chunk") or hasattr(vae, "decode_late")
 
