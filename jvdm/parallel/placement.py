@@ -19,6 +19,10 @@ from jvdm.parallel.mesh import TOKENS, parts, present
 # (Megatron, arXiv:1909.08053, section 3), so that each pair costs one sum over the devices.
 _MAKES = re.compile(r"(^|_|/)(q|k|v|qkv|kv|up|gate|hidden)/kernel(_\d+)?$")
 _TAKES = re.compile(r"(^|_|/)(out|down)/kernel$")
+# What is added to every row of a batch, or looked up in: split by features, rows would have to
+# change places with them, and XLA keeps whole copies ("involuntary full rematerialization").
+_ADDED = re.compile(r"(^|/)modulation$")
+_LOOKED_UP = re.compile(r"(^|/)embedding$")
 SMALL = 1024
 """Numbers of an array, fewer than which are not worth splitting."""
 
@@ -37,9 +41,10 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         mesh: The devices. `tensor` splits products of attention and feed-forward parts, `fsdp`
             the largest of the last two axes that is left, of any matrix; over the devices that
             share the tokens of a video too where that divides, for their gradients are summed
-            anyway (ZeRO-3 beside DeepSpeed-Ulysses, arXiv:2309.14509, section 4.3). Kernels of
-            convolutions, which have more than three axes, are on every device. Layers of a stack
-            lie on `stage`.
+            anyway (ZeRO-3 beside DeepSpeed-Ulysses, arXiv:2309.14509, section 4.3). Tables that
+            are looked up in are split over their entries alone, those of modulation not at all.
+            Kernels of convolutions, which have more than three axes, are on every device. Layers
+            of a stack lie on `stage`.
     """
     axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
     if len(shape) > 3:
@@ -47,8 +52,9 @@ def placement(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     wanted = _tensor_axis(path, len(shape))
     if wanted is not None and present(mesh, ("tensor",)) and _divides(shape, wanted, mesh):
         axes[wanted] = "tensor"
-    if len(shape) >= 2 and math.prod(shape) >= SMALL and present(mesh, ("fsdp",)):
-        matrix = range(len(shape) - 2, len(shape))
+    worth = len(shape) >= 2 and math.prod(shape) >= SMALL and not _ADDED.search(path)
+    if worth and present(mesh, ("fsdp",)):
+        matrix = range(len(shape) - 2, len(shape) - bool(_LOOKED_UP.search(path)))
         for over in (present(mesh, ("fsdp", *TOKENS)), ("fsdp",)):
             free = [i for i in matrix if axes[i] is None and shape[i] % parts(mesh, over) == 0]
             if free:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Int, TokenIds, Tokens
 from jvdm.errors import ShapeError
+from jvdm.parallel import constrain
 from jvdm.text.tokenizer import WordTokenizer
 from pallas_kernels import dense_attention
 
@@ -54,6 +55,7 @@ class WordEncoder(nn.Module):
             )
         lengths = jnp.maximum(jnp.sum(ids != 0, -1), 1)
         words = nn.Embed(len(self.tokenizer.vocabulary), self.width, name="words")(ids)
+        words = constrain(words, "batch")
         init = nn.initializers.normal(0.5)
         places = self.param("places", init, (self.tokenizer.max_tokens, self.width))
         x = (words + places[None, : ids.shape[1]]).astype(self.dtype)
@@ -77,9 +79,9 @@ class _EncoderLayer(nn.Module):
             for name in ("q", "k", "v")
         )
         mixed = dense_attention(q, k, v, kv_lengths=lengths).reshape(x.shape)
-        x = x + nn.Dense(width, kernel_init=_small, name="out", **dense)(mixed)
+        x = constrain(x + nn.Dense(width, kernel_init=_small, name="out", **dense)(mixed), "batch")
         y = nn.gelu(nn.Dense(4 * width, name="up", **dense)(nn.RMSNorm(name="mlp_norm")(x)))
-        return x + nn.Dense(width, kernel_init=_small, name="down", **dense)(y)
+        return constrain(x + nn.Dense(width, kernel_init=_small, name="down", **dense)(y), "batch")
 
 
 _small = nn.initializers.variance_scaling(0.09, "fan_in", "normal")

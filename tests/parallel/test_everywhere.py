@@ -26,3 +26,13 @@ def test_meshes_compute_what_one_device_does(run_python, table, rows):
         assert row.pop("gathered", 0) < WIDEST, what
         assert row.pop("frames", 0) <= 1, what
         assert row and max(row.values()) < 1e-5, what
+
+
+@pytest.mark.slow
+def test_no_array_of_a_training_step_is_copied_whole(run_python):
+    """XLA warns of it where neighbours are split in ways that it cannot exchange piece by piece."""
+    meshes = ("data=2,fsdp=4", "fsdp=4,sequence=2")
+    done = run_python("-m", "tests.parallel.compiled", "nano", *meshes, check=True)
+    assert done.stdout.split() == list(meshes)
+    said = [line for line in done.stderr.splitlines() if "rematerialization" in line]
+    assert not said, "\n".join(said)

@@ -74,6 +74,9 @@ def test_videos_are_split_over_data_and_fsdp_alone():
         ("decoder/up/kernel", (3, 3, 3, 64, 64), P()),
         ("layers/q_norm/gain", (2, 16), P()),
         ("head/gain", (4096,), P()),
+        ("model/layers/modulation", (2, 6, 96), P()),
+        ("text/words/embedding", (144, 96), P("fsdp")),
+        ("text/words/embedding", (143, 96), P()),
     ],
 )
 def test_parameters_lie_by_path_and_shape(path, shape, found):
