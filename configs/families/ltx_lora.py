@@ -8,29 +8,25 @@ frame rate of the model, 25 a second. Nothing of the published size was trained 
 the 2B network take 3.86 GB in bfloat16, those of the 13B network 26.1 (`jax.eval_shape`).
 """
 
+import dataclasses
 from pathlib import Path
 
+from jvdm.configs.families import wan_lora
 from jvdm.data.video_folder import VideoFolder
 from jvdm.experiment import Experiment
 from jvdm.training.encoded_clips import Captions, EncodedClips
 from jvdm.training.low_rank import LowRankMatching
-from jvdm.training.optimizer import Optimizer
 
 PIPELINES = ()  # no folder of Diffusers is read here
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 def config() -> Experiment:
-    """Returns a run of 2,000 clips of 49 frames of 512 x 768 pixels, one a step."""
+    """Returns the run of Wan with 2,000 clips of 49 frames of 512 x 768 pixels, one a step."""
     clips = VideoFolder(Path("videos"), Captions(), height=512, width=768, num_frames=49, fps=25.0)
-    return Experiment(
+    return dataclasses.replace(
+        wan_lora.config(),
         name="ltx_lora",
         objective=LowRankMatching(base="LTX-Video", targets=TARGETS),
         source=EncodedClips(clips, batch_size=1),
-        optimizer=Optimizer(kind="adamw", learning_rate=1e-4, warmup_steps=50, weight_decay=0.0),
-        batch_size=1,
-        num_steps=2000,
-        ema_decay=0.99,
-        log_every=10,
-        checkpoint_every=250,
     )

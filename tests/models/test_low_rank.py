@@ -16,8 +16,9 @@ from jvdm.samplers import Call
 from jvdm.weights import lora
 from jvdm.weights.lora import Adapter
 from jvdm.weights.safetensors import flatten, unflatten
+from tests.models import test_ltx
 from tests.models.test_wan import FRAMES, TOLD, WAN, X, parameters
-from tests.parity.lora_file import SCALE, TABLE, write_file
+from tests.parity.lora_file import LTX_TABLE, SCALE, TABLE, write_file, write_ltx_file
 from tests.parity.lora_file import factors as factors_of_file
 from tests.parity.references import Reference, inputs, off
 from tests.vae.nano import QUICK
@@ -141,6 +142,22 @@ def test_the_file_of_a_training_is_what_diffusers_makes_of_it(tmp_path):
     for name, factor in flatten(factors_of_file()).items():
         scaled = factor * np.float32(1.0 if name.endswith("down") else SCALE)
         np.testing.assert_array_equal(found[name], scaled)
+
+
+def test_the_file_of_a_training_of_ltx_is_what_diffusers_makes_of_it(tmp_path):
+    params, adapter = test_ltx.parameters(), Adapter(write_ltx_file(tmp_path / "x.safetensors"))
+    changes = lora.read(adapter, LTX_TABLE, params)
+    fused = jax.tree.map(jnp.asarray, lora.fused(params, LTX_TABLE, [(changes, 1.0)]))
+    clip = jnp.broadcast_to(jnp.array([500.0, 200.0])[:, None], (2, 3))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(params):
+        told = test_ltx.TOLD
+        return test_ltx.LTX.apply({"params": params}, test_ltx.X, Call.at(clip), told)[0]
+
+    stored = Reference("ltx_lora").outputs["clip"]
+    assert off(run(fused), stored) < 1e-4
+    assert off(stored, Reference("ltx_transformer").outputs["clip"]) > 0.1
 
 
 def test_one_layer_is_joined_at_a_time():
