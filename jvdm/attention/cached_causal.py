@@ -98,6 +98,9 @@ class CachedCausal(Policy):
     rotary: Literal["write", "read"] = "write"
     """When keys get their positions. Written with them, they are absolute, and cheap; read with
     them, the oldest frame of the ring follows the others, so that positions stay small for ever."""
+    free: bool = False
+    """Whether all frames of the window see each other, those of later blocks too: for networks that
+    were trained on rolling windows (Rolling Forcing, arXiv:2509.25161)."""
 
     def init(self, grid: TokenGrid) -> KVCache:
         """Returns an empty cache."""
@@ -169,7 +172,7 @@ class CachedCausal(Policy):
         ).any(1)
         held = (state.frames >= 0) & (state.frames < call.row.frame) & ~twice
         block = frames // self.block
-        inside = block[:, None] >= block[None]
+        inside = self.free | (block[:, None] >= block[None])
         before = jnp.broadcast_to(held[None], (len(frames), len(held)))
         allowed = jnp.concatenate([before, inside], 1)[None, None]
         sizes: Any = {"q_len": q.shape[1], "kv_len": k.shape[1]}
