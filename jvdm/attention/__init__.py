@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from jvdm.attention.blocks import Blocks, blocks_of
 from jvdm.attention.cached_causal import CachedCausal, KVCache
-from jvdm.attention.dense import Dense
+from jvdm.attention.dense import Dense, GatedDense
 from jvdm.attention.draft import Draft
 from jvdm.attention.frame_causal import FrameCausal
 from jvdm.attention.fused_windows import FusedWindows
@@ -16,6 +16,7 @@ from jvdm.attention.random_blocks import Random
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.spectral_blend import SpectralBlend
 from jvdm.attention.tally import Tally, summary
+from jvdm.attention.vsa import VSA
 from jvdm.attention.window import Window
 
 POLICIES: Mapping[str, Policy] = {
@@ -25,6 +26,7 @@ POLICIES: Mapping[str, Policy] = {
     "draft": Draft(),
     "window": Window(),
     "radial": Radial(),
+    "vsa": VSA(),
     "random": Random(),
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
@@ -34,6 +36,7 @@ POLICIES: Mapping[str, Policy] = {
 
 __all__ = [
     "POLICIES",
+    "VSA",
     "AttentionCall",
     "Blocks",
     "CachedCausal",
@@ -41,6 +44,7 @@ __all__ = [
     "Draft",
     "FrameCausal",
     "FusedWindows",
+    "GatedDense",
     "KVCache",
     "NextBlock",
     "Oracle",

@@ -61,6 +61,16 @@ class Blocks:
         """Which slots of the sequence hold a token."""
         return np.tile(self.order.holds, self.grid.frames)
 
+    def ordered(self, x: Float[Array, "B L *rest"]) -> Float[Array, "B S *rest"]:
+        """Returns tokens that are in raster order in the order of blocks, padding included."""
+        frames = x.reshape(x.shape[0], self.grid.frames, -1, *x.shape[2:])
+        return self.order.apply(frames, 2).reshape(x.shape[0], -1, *x.shape[2:])
+
+    def raster(self, x: Float[Array, "B S *rest"]) -> Float[Array, "B L *rest"]:
+        """Returns tokens that are in the order of blocks in raster order: inverse of `ordered`."""
+        frames = x.reshape(x.shape[0], self.grid.frames, -1, *x.shape[2:])
+        return self.order.undo(frames, 2).reshape(x.shape[0], -1, *x.shape[2:])
+
     def mask(
         self, listed: Bool[Array | np.ndarray, "B N Q K"], width: int | None = None
     ) -> BlockMask:
@@ -81,6 +91,10 @@ class Blocks:
         held = jnp.where(self.holds[None, :, None, None], x.astype(jnp.float32), 0.0)
         total = held.reshape(x.shape[0], self.count, self.size, *x.shape[2:]).sum(2)
         return jnp.moveaxis(total / self.lengths[None, :, None, None], 1, 2)
+
+    def spread(self, x: Float[Array, "B N Q D"]) -> Float[Array, "B L N D"]:
+        """Gives every slot of a block the value of the block."""
+        return jnp.repeat(jnp.moveaxis(x, 2, 1), self.size, 1)
 
 
 @functools.lru_cache(maxsize=64)

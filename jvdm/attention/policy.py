@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +40,11 @@ class TokenGrid:
         return self.height * self.width
 
 
-Among = Callable[[Array, Array, Array, BlockMask | None], Array]
-"""`among(q, k, v, mask)` returns attended values; keys have positions, None is all tokens."""
+Among = Callable[..., Any]
+"""`among(q, k, v, mask)` returns attended values; keys have positions, None is all tokens.
+
+`among(q, k, v, mask, return_lse=True)` returns the log-sum-exp of the scores too, f32[B, N, L].
+"""
 
 Turn = Callable[..., Array]
 """`turn(k)` gives keys `[B, L, N, D]` of the frames of a call their rotary positions;
@@ -63,6 +66,8 @@ class AttentionCall(NamedTuple):
         grid: Layout of the tokens (static).
         order: Order that the tokens of every frame are in; None is raster order (static).
         turn: Gives keys of whole frames their rotary positions (static).
+        gate: `[B, L, N, D]`, what the layer says of a second term of a policy that is `gated`;
+            None where its weights have no such port, which is zeros.
     """
 
     layer: Int[Array, ""]
@@ -71,6 +76,7 @@ class AttentionCall(NamedTuple):
     grid: TokenGrid
     order: TileOrder | None = None
     turn: Turn = _as_they_are
+    gate: Float[Array, "B L N D"] | None = None
 
 
 @runtime_checkable
@@ -81,6 +87,9 @@ class Policy(Protocol):
     this. What a layer remembers from row to row is `state`, a pytree of arrays; the model
     keeps one per layer.
     """
+
+    gated: ClassVar[bool] = False
+    """Whether layers are made with a port, zero at first, that tells `AttentionCall.gate`."""
 
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
         """Divides the rows of a run into phases: a name and a number of rows each."""

@@ -16,7 +16,7 @@ from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree, Tokens
 from jvdm.attention import AttentionCall, Dense, Policy
 from jvdm.errors import ConfigError
 from jvdm.features import layer_normalize, rms_normalize, sinusoids
-from jvdm.models.attention import attend, read_prompt
+from jvdm.models.attention import attend, gated, read_prompt
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, PictureStates, TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, gelu, rotate
@@ -79,6 +79,7 @@ class AdaLNSingleLayer(TransformerLayer):
         """Attention among video tokens."""
         q, k, v = self._heads("self", x, x)
         q = rotate(q, rotary).astype(self.dtype)
+        call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
         return self._linear("self_out", x.shape[-1], out.reshape(x.shape)), state
 

@@ -1,6 +1,7 @@
 """Attention layers of the networks: a policy decides who attends to whom."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -62,12 +63,26 @@ def attend(
         call: What it is told of the layer; padding of its order is never attended to.
     """
 
-    def among(q: Array, k: Array, v: Array, mask: BlockMask | None) -> Array:
+    def among(
+        q: Array, k: Array, v: Array, mask: BlockMask | None, return_lse: bool = False
+    ) -> Any:
         if mask is None and call.order is not None and call.order.is_padded:
             mask = Blocks(call.grid, call.order).everything()
-        return attention(q, k, v, mask)
+        return attention(q, k, v, mask, return_lse)
 
     return policy.attend(q, k, v, state, call, among)
+
+
+def gated(layer: Any, call: AttentionCall, x: Tokens, heads: tuple[int, ...]) -> AttentionCall:
+    """Returns the call with what the port `gate` of a layer says of its inputs, if it has one.
+
+    A network is made with the port if its policy is `gated`; weights without it say zeros.
+    """
+    has = layer.is_initializing() or layer.has_variable("params", "gate")
+    if not layer.policy.gated or not has:
+        return call
+    (told,) = Linear((x.shape[-1],), layer.dtype, scale=0.0, name="gate")(x)
+    return call._replace(gate=told.reshape(heads))
 
 
 def read_prompt(
@@ -118,6 +133,7 @@ class SelfAttention(nn.Module):
         )
         q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
         k = RMSNorm(name="k_norm")(k)
+        call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y, state

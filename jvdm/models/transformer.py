@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
-from jvdm.attention import AttentionCall, Dense, Policy, TokenGrid
+from jvdm.attention import AttentionCall, Dense, GatedDense, Policy, TokenGrid
 from jvdm.errors import ShapeError
 from jvdm.features import fold, unfold
 from jvdm.models.attention import Positions, RotaryAxes
@@ -168,8 +168,10 @@ class Transformer:
     def _way(self, sizes: Sequence[int], call: Call, carry: Carry | None) -> Way:
         """Returns the way of a call on latents of `sizes` `B, F, H, W`."""
         batch, frames, height, width = sizes
-        # Parameters do not depend on the policy, and may be made on a grid that it refuses.
-        policy = Dense() if self.is_initializing() else self.policy
+        # Parameters depend on no policy but by its port, and may be made on a grid that it refuses.
+        policy = self.policy
+        if self.is_initializing():
+            policy = GatedDense() if policy.gated else Dense()
         grid = self._grid(frames, height, width, batch)
         keep = bool(self.collect) and (carry is None or carry.features is not None)
         carry = Carry.first(policy, self.depth, grid) if carry is None else carry

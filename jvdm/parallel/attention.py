@@ -43,7 +43,8 @@ def attention(
     k: Float[Array, "B K N D"],
     v: Float[Array, "B K N D"],
     mask: BlockMask | None = None,
-) -> Float[Array, "B Q N D"]:
+    return_lse: bool = False,
+) -> Any:
     """Computes attention among the pairs that `mask` allows, over the mesh that is in use.
 
     Args:
@@ -51,23 +52,31 @@ def attention(
         k: Keys.
         v: Values.
         mask: The blocks that are attended to, by number in the whole sequences; None is all.
+        return_lse: Whether the log-sum-exp of the scores is returned too.
 
     Returns:
-        Attended values in the dtype of `q`, those of one device.
+        Attended values in the dtype of `q`, those of one device; with `return_lse` a pair of these
+        and f32[B, N, Q], as of `block_sparse_attention`.
     """
     mesh = used()
     whole = mask is None and not (_on_tpus(mesh) and min(q.shape[1], k.shape[1]) >= LONG_ON_TPU)
     if mesh is None or (whole and parts(mesh, SPLIT) == 1):
-        return block_sparse_attention(q, k, v, mask)
+        return block_sparse_attention(q, k, v, mask, return_lse=return_lse)
     way = _Way.of(mesh, q.shape, k.shape[1], mask)
     queries, keys = way.units
     padded = (way.padded(q, queries), way.padded(k, keys), way.padded(v, keys))
     tokens = PartitionSpec(way.batch, present(mesh, TOKENS), present(mesh, ("tensor",)))
     lists, static = way.lists(mask)
-    body = functools.partial(_on_a_device, way=way, static=static)
+    body = functools.partial(_on_a_device, way=way, static=static, return_lse=return_lse)
     specs = (tokens, tokens, tokens, {name: way.spec_of(lists[name]) for name in lists})
-    island = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)
-    return island(*padded, lists)[:, : q.shape[1], : q.shape[2]]
+    sums: Any = PartitionSpec(tokens[0], tokens[2], tokens[1]) if return_lse else None
+    island = jax.shard_map(
+        body, mesh=mesh, in_specs=specs, out_specs=(tokens, sums), check_vma=False
+    )
+    made: Any = island(*padded, lists)
+    out, lse = made
+    out = out[:, : q.shape[1], : q.shape[2]]
+    return (out, lse[:, : q.shape[2], : q.shape[1]]) if return_lse else out
 
 
 def read(
@@ -192,22 +201,33 @@ class _Way:
 
 
 def _on_a_device(
-    q: Array, k: Array, v: Array, lists: dict[str, Array], way: _Way, static: dict[str, Any]
-) -> Array:
+    q: Array,
+    k: Array,
+    v: Array,
+    lists: dict[str, Array],
+    way: _Way,
+    static: dict[str, Any],
+    return_lse: bool,
+) -> tuple[Array, Array | None]:
     """Attends with the tokens and heads of one device."""
     mask: BlockMask | None = BlockMask(**lists, **static) if lists else None
     if way.sequence > 1:
         trade = functools.partial(jax.lax.all_to_all, axis_name="sequence", tiled=True)
         q, k, v = (trade(x, split_axis=2, concat_axis=1) for x in (q, k, v))
     if way.ring > 1:
-        out = _around(q, k, v, mask, way)
+        out, lse = _around(q, k, v, mask, way)
     else:
         length, (queries, keys) = q.shape[1], way.lengths
-        out = _attend(q[:, :queries], k[:, :keys], v[:, :keys], mask, way)[0]
-        out = jnp.pad(out, ((0, 0), (0, length - queries), (0, 0), (0, 0)))
+        parts = (q[:, :queries], k[:, :keys], v[:, :keys])
+        out, lse = _attend(*parts, mask, way, return_lse)
+        more = (0, length - queries)
+        out = jnp.pad(out, ((0, 0), more, (0, 0), (0, 0)))
+        lse = None if lse is None else jnp.pad(lse, ((0, 0), (0, 0), more))
+    lse = lse if return_lse else None
     if way.sequence > 1:
         out = trade(out, split_axis=1, concat_axis=2)
-    return out
+        lse = None if lse is None else trade(lse, split_axis=2, concat_axis=1)
+    return out, lse
 
 
 def _attend(
@@ -232,7 +252,7 @@ def _on_tpus(mesh: Mesh | None) -> bool:
     return mesh is not None and getattr(mesh.devices.flat[0], "platform", "none") == "tpu"
 
 
-def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> Array:
+def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> tuple[Array, Array]:
     """Attends to the keys of all devices of the ring, those that are there first."""
     mine = jax.lax.axis_index("ring")
     places = [(i, (i + 1) % way.ring) for i in range(way.ring)]
@@ -252,7 +272,7 @@ def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> 
             k, v = (jax.lax.ppermute(x, "ring", places) for x in (k, v))
         found = attended(q, here[0], here[1], (mine - turn) % way.ring)
         joined = found if joined is None else merge(*joined, *found)
-    return joined[0].astype(q.dtype)
+    return joined[0].astype(q.dtype), joined[1]
 
 
 def _full(source: Array, way: _Way) -> BlockMask:
