@@ -1,14 +1,19 @@
 """Runs in a process of eight CPU devices: what meshes compute, and what one device does.
 
-`python -m tests.parallel.everywhere few|rest|more` prints one line of JSON for every row of a
+`python -m tests.parallel.everywhere few|rest|more|batch` prints one line of JSON for every row of a
 table: the largest differences from one device, in parts of the largest number where there is one.
-Three heads, 72 tokens, two videos, 5 and 9 frames: most of it does not divide. Tests compute the
-first two tables.
+Three heads, 72 tokens, two videos, 5 and 9 frames: most of it does not divide. `batch` compares
+videos in a batch, on one device and on a few, with the same videos alone. Tests compute the first
+two tables.
 """
 
 import functools
 import json
+import math
+import re
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +23,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+import jvdm  # noqa: E402
 from jvdm import samplers  # noqa: E402
 from jvdm.attention import CachedCausal, Draft  # noqa: E402
 from jvdm.models import Conditions, TextStates, VideoDiT  # noqa: E402
@@ -25,14 +31,14 @@ from jvdm.models.low_rank import Adapted  # noqa: E402
 from jvdm.models.wan import WanDiT  # noqa: E402
 from jvdm.parallel import mesh_of, place, replicate, split_batch, using  # noqa: E402
 from jvdm.parallel.collectives import sent  # noqa: E402
-from jvdm.pipeline import programs  # noqa: E402
+from jvdm.pipeline import Request, programs  # noqa: E402
 from jvdm.samplers import Call, ClassifierFree, ShiftedLevels  # noqa: E402
 from jvdm.system import Sampling, System  # noqa: E402
 from jvdm.text.t5 import T5  # noqa: E402
 from jvdm.vae.latent_space import LatentSpace  # noqa: E402
 from jvdm.vae.wan import WanVAE  # noqa: E402
 from jvdm.weights.safetensors import flatten, unflatten  # noqa: E402
-from tests.generate.nano import QUICKLY, TEXT, VAE, drawn  # noqa: E402
+from tests.generate.nano import QUICKLY, TEXT, VAE, drawn, write_weights  # noqa: E402
 
 # Gradients are those of every parameter; `remat` is off because it doubles the time of
 # compilation and is XLA's matter.
@@ -77,6 +83,21 @@ TABLES = {
         ("sample lora", "branch=2,sequence=4"),
         ("code own", "data=2,sequence=4"),
         ("code wan", "sequence=8"),
+        ("train draft", "ring=2,sequence=2,tensor=2"),
+        ("train wan", "fsdp=2,sequence=2,tensor=2"),
+        ("sample wan", "branch=2,sequence=2,tensor=2"),
+        ("sample draft", "sequence=4,tensor=2"),
+        ("stages", "stage=2,branch=2,data=2"),
+        ("stages", "stage=2,branch=2,fsdp=2"),
+    ),
+    "batch": (
+        ("batch 4", "data=1"),
+        ("batch 4", "data=2"),
+        ("batch 4", "data=4"),
+        ("batch 8", "data=8"),
+        ("batch 4", "fsdp=4"),
+        ("batch 4", "branch=2,data=4"),
+        *(("batch 1", f"{axis}={n}") for axis in ("sequence", "ring", "tensor") for n in (2, 4, 8)),
     ),
 }
 TEXT_STATES = TextStates(jax.random.normal(jax.random.key(2), (2, 5, 24)), jnp.array([5, 3]))
@@ -176,13 +197,44 @@ def text(_, mesh):
     return {"states": jax.jit(encoder.apply, compiler_options=QUICKLY)(params, ids)}
 
 
+@functools.cache
+def pipeline(mesh, **system):
+    """Returns a pipeline of random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = write_weights(Path(folder))
+        return jvdm.load(weights, mesh=mesh, dtype="float32", progress=False, **system)
+
+
+def stages(_, mesh):
+    """Returns the frames of two videos of three blocks, by layers in stages."""
+    asked = {"seed": 3, "num_inference_steps": 2, "num_frames": 45, "num_videos": 2}
+    pipe = pipeline(mesh, system="dualparal")
+    return {"frames": np.asarray(pipe("a red ball", output_type="np", **asked))}
+
+
+def batch(count, mesh):
+    """Returns latents and frames of so many videos, one by one where there is no mesh."""
+    pipe, whole = pipeline(mesh), int(count)
+    latents, frames = [], []
+    for first in range(3, 3 + whole, 1 if mesh is None else whole):
+        asked: Any = {"seed": first, "num_inference_steps": 2, "prompt": "a red ball"}
+        asked["num_videos"] = 1 if mesh is None else whole
+        made = pipe.advance(pipe.start(pipe.prepare(Request(**asked)))).state.x
+        latents.append(np.asarray(made))
+        frames.append(np.asarray(pipe.decode(made)))
+    return {"latents": np.concatenate(latents), "frames": np.concatenate(frames)}
+
+
 RUN = {"train": train, "sample": sample, "code": code, "text": text}
+RUN |= {"stages": stages, "batch": batch}
 
 
 def compare(what, description):
     """Returns how far a mesh is off; of counts, those of a device of it beside one alone."""
     kind, _, name = what.partition(" ")
-    made, alone = (RUN[kind](name, mesh) for mesh in (mesh_of(description), None))
+    size = math.prod(int(part) for part in re.findall(r"\d+", description))
+    meshes = (mesh_of(description, jax.devices()[:size]), None)
+    made, alone = (RUN[kind](name, mesh) for mesh in meshes)
 
     def of(one, other):
         if isinstance(one, int | float):

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jvdm.errors import ConfigError
+from jvdm.models.blockwise import check_mesh
 from jvdm.parallel import (
     TRAINING,
     attention,
@@ -128,6 +129,15 @@ def test_branches_of_guidance_are_split_evenly_and_not_in_training():
     for mesh in ("branch=2,data=2", mesh_of("stage=2,data=2")):
         with pytest.raises(ConfigError, match="axes are data, fsdp, ring, sequence, tensor"):
             mesh_of(mesh, axes=TRAINING)
+
+
+@pytest.mark.parametrize("axis", ["ring", "sequence", "tensor"])
+def test_what_stages_cannot_be_mixed_with_is_refused(axis):
+    check_mesh(mesh_of("stage=2,fsdp=2"), 2)
+    with pytest.raises(ConfigError, match=f"stage=2,{axis}=2.*with data, fsdp and branch alone"):
+        check_mesh(mesh_of(f"stage=2,{axis}=2"), 2)
+    with pytest.raises(ConfigError, match="3 stages; the mesh has 2; begin anew"):
+        check_mesh(mesh_of("stage=2,data=2"), 3)
 
 
 @pytest.mark.parametrize(

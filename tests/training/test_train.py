@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jvdm.configs import my_videos, nano, tiny_t2v
 from jvdm.errors import CheckpointError, ConfigError, NumericsError, WeightsError
 from jvdm.parallel.mesh import data_mesh
 from jvdm.train import text, train
+from jvdm.training import checkpoint
 from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.export import export
 from jvdm.training.flow_matching import FlowMatching
@@ -121,6 +124,22 @@ def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         train(toy.experiment(), tmp_path / "file")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_slow_folder_is_named_with_what_training_waited(tmp_path, monkeypatch, seconds):
+    """Every save waits for the one before; a warning says so where that takes long."""
+    wait = checkpoint.Checkpoints.wait
+    monkeypatch.setattr(checkpoint, "SLOW_SECONDS", 0.25)
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "wait", lambda self: (time.sleep(seconds), wait(self))
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(toy.experiment(), tmp_path)
+    said = [str(one.message) for one in caught if "is slow" in str(one.message)]
+    assert bool(said) == (seconds > 0.25)
+    assert all(str(tmp_path) in one and "--checkpoint-every" in one for one in said)
 
 
 def test_non_finite_steps_are_skipped_and_counted(tmp_path):
