@@ -356,7 +356,12 @@ def dropped(branch: str) -> tuple[str, ...]:
 
 
 def _in_tile(told: Conditions, tiles: Tiles, place: Place) -> Conditions:
-    """Returns what the network is told of a tile: known latents are those in it."""
+    """Returns what the network is told of a tile: known latents are those in it.
+
+    One of a pair is told one prompt, blended of those of its frames (DiTCtrl's transitions).
+    """
+    if tiles.pairs and told.text is not None:
+        told = dataclasses.replace(told, text=told.text.blended(place.frame, tiles.frames or 0))
     if told.channel is None:
         return told
     size = tiles.size(*told.channel.known.shape[1:])

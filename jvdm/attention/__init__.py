@@ -16,6 +16,7 @@ from jvdm.attention.random_blocks import Random
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.spectral_blend import SpectralBlend
 from jvdm.attention.tally import Tally, summary
+from jvdm.attention.tile_before import TileBefore
 from jvdm.attention.vsa import VSA
 from jvdm.attention.window import Window
 
@@ -54,6 +55,7 @@ __all__ = [
     "Sparse",
     "SpectralBlend",
     "Tally",
+    "TileBefore",
     "TokenGrid",
     "Window",
     "blocks_of",

@@ -46,6 +46,19 @@ class TextStates:
             section = jax.lax.dynamic_slice_in_dim(section, frame, frames, 1)
         return TextStates(states, self.lengths, section, self.sections)
 
+    def blended(self, frame: Int[Array, ""], frames: int) -> "TextStates":
+        """Returns one prompt for these frames: the mean of those that they read.
+
+        A clip of no more frames keeps the prompts of its sections.
+        """
+        if self.section is None or self.section.shape[1] <= frames:
+            return self
+        section = jax.lax.dynamic_slice_in_dim(self.section, frame, frames, 1)
+        shares = jax.nn.one_hot(section, self.sections).mean(1)
+        states = jnp.stack(jnp.split(self.states, self.sections, 1), 1)
+        mean = jnp.sum(shares[:, :, None, None].astype(states.dtype) * states, 1)
+        return TextStates(mean, jnp.where(shares > 0, self.lengths, 0).max(1))
+
 
 def in_sections(parts: Sequence[TextStates], starts: Sequence[int], frames: int) -> TextStates:
     """Returns what a clip is told whose frames read different prompts.

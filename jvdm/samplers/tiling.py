@@ -47,9 +47,12 @@ class Tiles:
         width: Latent columns of a tile.
         side_overlap: Rows and columns that neighbours share.
         weights: How tiles share a place.
+        pairs: Whether tiles of frames go in pairs: what layers remember is handed from each to the
+            next, and a tile between two others is evaluated beside both, once as the second of a
+            pair and once as the first, of which the mean is taken (DiTCtrl).
 
     Raises:
-        ConfigError: If a tile is empty, or neighbours share a whole one.
+        ConfigError: If a tile is empty, neighbours share a whole one, or pairs are no frames alone.
     """
 
     frames: int | None = None
@@ -58,8 +61,13 @@ class Tiles:
     width: int | None = None
     side_overlap: int = 0
     weights: Weights = "triangle"
+    pairs: bool = False
 
     def __post_init__(self) -> None:
+        if self.pairs and (self.height or self.width or not self.frames):
+            what = f"tiles of {self.frames} frames, {self.height} x {self.width} cells, in pairs"
+            why = "a tile is handed what the one before it in time remembers"
+            raise ConfigError(what, why, "say frames alone, no height and width")
         sides = {"frames": self.overlap, "height": self.side_overlap, "width": self.side_overlap}
         for name, shared in sides.items():
             size = getattr(self, name)
@@ -79,7 +87,8 @@ class Tiles:
     def places(self, frames: int, height: int, width: int) -> Int[np.ndarray, "tiles 3"]:
         """Returns the first frame, row and column of every tile."""
         grids = np.meshgrid(*self._starts((frames, height, width)), indexing="ij")
-        return np.stack([grid.ravel() for grid in grids], axis=-1).astype(np.int32)
+        places = np.stack([grid.ravel() for grid in grids], axis=-1).astype(np.int32)
+        return np.repeat(places, self._times(len(places)), axis=0)
 
     def shares(
         self, frames: int, height: int, width: int
@@ -90,8 +99,16 @@ class Tiles:
             _axis_shares(starts, length, count, self.weights)
             for starts, length, count in zip(self._starts(whole), size, whole, strict=True)
         ]
-        shares = np.einsum("af,bh,cw->abcfhw", *axes)
-        return shares.reshape(-1, *size).astype(np.float32)
+        shares = np.einsum("af,bh,cw->abcfhw", *axes).reshape(-1, *size)
+        times = self._times(len(shares))
+        shares = shares / times[:, None, None, None]
+        return np.repeat(shares, times, axis=0).astype(np.float32)
+
+    def _times(self, count: int) -> np.ndarray:
+        """Returns how often each of so many tiles is evaluated."""
+        times = np.ones(count, int)
+        times[1:-1] += self.pairs
+        return times
 
     def _starts(self, whole: Sequence[int]) -> list[np.ndarray]:
         size = self.size(*whole)
@@ -152,8 +169,16 @@ def fused(tiles: Tiles, denoiser_of: Callable[[Place], Denoiser]) -> Denoiser:
             ), carry
 
         nothing = Denoised(jnp.zeros_like(x), jnp.zeros_like(x))
-        shares = jnp.asarray(tiles.shares(*whole))
-        return jax.lax.scan(add, nothing, (jnp.asarray(places), shares, carry))
+        each = (jnp.asarray(places), jnp.asarray(tiles.shares(*whole)))
+        if not tiles.pairs:
+            return jax.lax.scan(add, nothing, (*each, carry))
+
+        def hand_on(
+            made: tuple[Denoised, PyTree], tile: tuple[Array, Array]
+        ) -> tuple[tuple[Denoised, PyTree], None]:
+            return add(made[0], (*tile, made[1])), None
+
+        return jax.lax.scan(hand_on, (nothing, carry), each)[0]
 
     return fuse
 
@@ -178,7 +203,8 @@ def _add(whole: Array, part: Array, place: Place) -> Array:
 
 
 def fused_carry(tiles: Tiles, carry: PyTree, frames: int, height: int, width: int) -> PyTree:
-    """Returns the first carry of `fused`: a copy for every tile, on a leading axis.
+    """Returns the first carry of `fused`: a copy for every tile, on a leading axis, or one alone
+    where it is handed on.
 
     Args:
         tiles: The tiles.
@@ -188,4 +214,5 @@ def fused_carry(tiles: Tiles, carry: PyTree, frames: int, height: int, width: in
         width: Latent columns.
     """
     count = len(tiles.places(frames, height, width))
-    return carry if count == 1 else jax.tree.map(lambda leaf: jnp.stack([leaf] * count), carry)
+    one = count == 1 or tiles.pairs
+    return carry if one else jax.tree.map(lambda leaf: jnp.stack([leaf] * count), carry)
