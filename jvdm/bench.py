@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jvdm import families, scaling
+from jvdm import comparison, families, scaling
 from jvdm.arrays import Array, Latents
 from jvdm.attention import POLICIES, Sparse, summary
 from jvdm.errors import ConfigError
@@ -41,9 +41,10 @@ from pallas_kernels.attention.shapes import SHAPES, Shape
 class BenchOptions:
     """Times attention, a network with it, or published families, on this device or on all."""
 
-    what: Literal["attention", "model", "families", "parallel", "tune"] = "attention"
+    what: Literal["attention", "model", "families", "parallel", "systems", "tune"] = "attention"
     """attention: kernels on random lists; model: forward passes of a network; families: published
     networks of random weights, beside those of Diffusers; parallel: on one device and on all;
+    systems: videos by published systems and by the plain model, with their price in fidelity;
     tune: tile sizes of the kernels, the cheapest of which go into a table."""
     shape: tuple[str, ...] = ()
     """Shapes by name; the smallest on a CPU, else that of Wan 1.3B at 480p, if left out; of
@@ -68,6 +69,18 @@ class BenchOptions:
     table: Path | None = None
     """Of tune, the table to write, or to change if it is there; tiles.json in the folder of the
     results if left out. Kernels use it where PALLAS_KERNELS_TILES names it."""
+    systems: tuple[str, ...] = comparison.SYSTEMS
+    """Systems that are compared, by name or file."""
+    weights: str | None = None
+    """Of systems, a weights folder or the name of shipped weights; default tiny_t2v."""
+    prompts: tuple[str, ...] = ()
+    """Of systems, what is made; held-out clips of one object if left out, which a reader judges."""
+    clips: int = 8
+    """Of systems without prompts, the number of held-out clips."""
+    size: tuple[int, ...] = ()
+    """Of systems, frames, height and width of the videos; those of the model if left out."""
+    steps: int | None = None
+    """Of systems, denoising steps; default that of the model."""
     output: Path = Path("out/bench")
     """Folder for the results as JSON, and as a picture."""
 
@@ -78,7 +91,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     Returns:
         `settings`, `device`, `jax`, `outputs`, why a peer was not measured (`missing`) and `rows`:
         those of `pallas_kernels.attention.bench`, of `rows_of_model`, of `jvdm.families.rows` or
-        of `jvdm.scaling.rows`, with `shape`, its name; or of `pallas_kernels.attention.tune`.
+        of `jvdm.scaling.rows`, with `shape`, its name; or of `pallas_kernels.attention.tune` or
+        `jvdm.comparison.rows`.
 
     Raises:
         ConfigError: If there is no such shape or policy, it cannot run, or there is one device;
@@ -86,6 +100,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """
     if options.what == "tune":
         return _tuned(options)
+    if options.what == "systems":
+        return _compared(options)
     if options.chips or options.table or options.quick:
         what = f"--chips, --table and --quick were given to jvdm bench {options.what}"
         raise ConfigError(what, "they are of the choice of tile sizes", "use jvdm bench tune")
@@ -114,6 +130,18 @@ def run(options: BenchOptions) -> dict[str, Any]:
         write_text(picture, speedups(result))
         result["outputs"].append(str(picture))
     return result
+
+
+def _compared(options: BenchOptions) -> dict[str, Any]:
+    """Compares systems; the picture is drawn when all are done."""
+    probe_writable(options.output)
+    names = ("systems", "weights", "prompts", "size", "steps")
+    given = {name: getattr(options, name) for name in names}
+    asked = comparison.Comparison(**given, count=options.clips)
+    result = _collected(options, comparison.rows(asked), 1 + len(options.systems), {})
+    picture = options.output / "systems.svg"
+    write_text(picture, comparison.picture(result))
+    return result | {"outputs": [*result["outputs"], str(picture)]}
 
 
 def _collected(
@@ -180,6 +208,8 @@ def text(result: Mapping[str, Any]) -> str:
         used = tables.path().resolve() == name
         told = "which kernels use from now on" if used else "which kernels use after"
         lines += [f"the cheapest are in the table, {told}", f"export {tables.VARIABLE}={name}"]
+    elif result["settings"]["what"] == "systems":
+        lines += [comparison.told(), *map(comparison.told, result["rows"])]
     elif result["settings"]["what"] == "parallel":
         lines += [scaling.told(), *map(scaling.told, result["rows"])]
     else:

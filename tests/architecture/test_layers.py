@@ -37,7 +37,7 @@ LAYERS = (
     ("pipeline",),
     ("evaluation", "families", "training"),
     ("experiment", "options", "scaling", "targets"),
-    ("live", "works"),
+    ("comparison", "live", "works"),
     (
         "bench",
         "convert",
