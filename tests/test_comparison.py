@@ -48,7 +48,9 @@ def test_the_share_of_attention_is_that_of_products_between_tokens():
     run = pipe.start(pipe.prepare(Request(prompt="a red ball rests", seed=0)))
     model, frames = pipe.system.model, run.state.x.shape[1]
     tokens = frames * run.state.x.shape[2] * run.state.x.shape[3] // model.patch**2
-    words = run.conditions[0].text.states.shape[1]
+    text = run.conditions[0].text
+    assert text is not None
+    words = text.states.shape[1]
     between = model.depth * 4 * tokens * (tokens + words) * model.width
 
     def rows(path) -> int:
