@@ -85,7 +85,20 @@ def with_files(manifest: Published, files: Sequence[Path]) -> Published:
         else {part: replaced(source) for part, source in one.items()}
         for name, one in manifest.sources.items()
     }
-    return dataclasses.replace(manifest, sources=sources, single=tuple(files))
+    made = dataclasses.replace(manifest, sources=sources, single=tuple(files))
+    return _standardised(made, manifest)
+
+
+def _standardised(made: Published, before: Published) -> Published:
+    """Returns a manifest with the statistics of latents of its own autoencoder."""
+    own, old = (one.sources.get("vae") for one in (made, before))
+    assert isinstance(own, Source) and isinstance(old, Source)
+    if own is old or not {"latents_mean", "latents_std"} <= own.others.keys():
+        return made  # they are not among the arrays, or nothing has changed
+    scale = np.asarray(before.latent_std) / old.others["latents_std"]
+    mean, std = own.others["latents_mean"], own.others["latents_std"] * scale
+    both = (tuple(array.astype(float).tolist()) for array in (mean, std))
+    return dataclasses.replace(made, **dict(zip(("latent_mean", "latent_std"), both, strict=True)))
 
 
 def divided(path: str | Path | None) -> tuple[str | Path | None, Path | None]:

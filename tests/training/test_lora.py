@@ -86,9 +86,9 @@ def batch_of(workdir):
     assert len(told) == len(clips) == 4
 
     def states(rows):
-        return TextStates(*(jnp.stack([row[name] for row in rows]) for name in nothing_order))
+        made, lengths = ([row[name] for row in rows] for name in ("states", "lengths"))
+        return TextStates(jnp.stack(made), jnp.stack(lengths))
 
-    nothing_order = ("states", "lengths")
     return {"latents": jnp.stack(clips), "text": states(told), "nothing": states([nothing])}
 
 

@@ -63,7 +63,9 @@ def spoilt(folder, *places):
         tensors = {name: np.array(array) for name, array in read_tensors(folder / place).items()}
         for path in (folder / place).glob("*.safetensors"):
             path.unlink()
-        write_tensors(folder / place, {name: -array for name, array in tensors.items()})
+        kept = {"latents_std"}  # what is not above 0 is no deviation
+        spoilt = {name: array if name in kept else -array for name, array in tensors.items()}
+        write_tensors(folder / place, spoilt)
 
 
 @pytest.mark.parametrize(("version", "prefix"), [("2.1", ""), ("ti2v", MODEL), ("a14b", MODEL)])
@@ -112,6 +114,8 @@ def test_one_file_of_ltx_is_transformer_autoencoder_and_statistics(tmp_path, ver
     file = tmp_path / "ltx-video.safetensors"
     save_stored(file, {key: np.array(x) for key, x in (made | others).items()}, {})
     spoilt(folder, "transformer", "vae")
+    assert published_in(folder).latent_mean != manifest.latent_mean
+    assert with_files(published_in(folder), [file]).latent_mean == manifest.latent_mean
     assert cli.main(["convert", str(folder), str(tmp_path / "new"), "--files", str(file)]) == 0
     again = published_in(tmp_path / "new")
     assert_same(parameters(again, tmp_path / "new"), expected)
