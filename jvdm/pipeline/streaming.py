@@ -146,6 +146,7 @@ def prepare_stream(
     asked = dataclasses.replace(request, num_frames=frames, duration=None)
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
     _check(clip, rows, last)
+    _check_held(sampling.matrix, clip.system.network.policy)
     size = pricing.Size(1, frames, clip.settings.height, clip.settings.width)
     kept = 0 if keep is None else seconds_of("keep", keep) * clip.settings.fps
     kept = math.ceil(kept / (system.vae.strides[0] * rows.block))
@@ -185,6 +186,17 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
     for what, (why, holds) in reasons.items():
         if holds:
             raise ConfigError(f"a stream with {what}", why, "leave it out")
+
+
+def _check_held(matrix: Any, policy: Any) -> None:
+    """Refuses a cache that is shorter than what is to be read from it."""
+    read = getattr(matrix, "lookback", None) or 0
+    held = int(np.asarray(policy.slots(np.arange(2 * read + 1))).max()) + 1
+    if held < read:
+        what = f"a stream reads the latest {read} latent frames from a cache"
+        why = f"that of this attention policy holds {held}"
+        fix = f"choose a smaller lookback, or --sampling.policy.frames {read}"
+        raise ConfigError(what, why, fix)
 
 
 def _scheduled(

@@ -152,3 +152,10 @@ def test_nothing_is_compiled_where_another_prompt_is_told(cached, changes, compi
         for chunk in range(5):
             session, _ = session.step(*([Prompt(OTHER)] if chunk in (0, 3) else []))
     assert not found
+
+
+def test_a_cache_that_is_shorter_than_what_is_read_is_refused(weights):
+    """A clip that reads more is refused by its rows; a stream has no last row."""
+    pipe = jvdm.load(weights, sampling=CACHED | {"policy.frames": 7}, progress=False)
+    with pytest.raises(jvdm.ConfigError, match="latest 8 .* holds 7; .*policy.frames 8"):
+        begin_session(pipe, Request(prompt=PROMPT, seed=0))
