@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from jvdm.attention.adaspa import AdaSpa
 from jvdm.attention.blocks import Blocks, blocks_of
 from jvdm.attention.cached_causal import CachedCausal, KVCache
 from jvdm.attention.dense import Dense, GatedDense
@@ -13,6 +14,7 @@ from jvdm.attention.oracle import Oracle
 from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
 from jvdm.attention.radial import Radial
 from jvdm.attention.random_blocks import Random
+from jvdm.attention.rettention import Rettention
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.spectral_blend import SpectralBlend
 from jvdm.attention.tally import Tally, summary
@@ -28,6 +30,8 @@ POLICIES: Mapping[str, Policy] = {
     "window": Window(),
     "radial": Radial(),
     "vsa": VSA(),
+    "adaspa": AdaSpa(),
+    "rettention": Rettention(),
     "random": Random(),
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
@@ -38,6 +42,7 @@ POLICIES: Mapping[str, Policy] = {
 __all__ = [
     "POLICIES",
     "VSA",
+    "AdaSpa",
     "AttentionCall",
     "Blocks",
     "CachedCausal",
@@ -52,6 +57,7 @@ __all__ = [
     "Policy",
     "Radial",
     "Random",
+    "Rettention",
     "Sparse",
     "SpectralBlend",
     "Tally",

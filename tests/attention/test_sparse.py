@@ -11,10 +11,12 @@ import pytest
 
 from jvdm.attention import (
     POLICIES,
+    AdaSpa,
     AttentionCall,
     Draft,
     Oracle,
     Random,
+    Rettention,
     Sparse,
     TokenGrid,
     Window,
@@ -27,7 +29,11 @@ from pallas_kernels import block_sparse_attention, dense_attention
 
 EVEN = TokenGrid(frames=4, height=8, width=8, batch=2, heads=2, head_dim=8)
 ODD = TokenGrid(frames=3, height=5, width=7, batch=2, heads=2, head_dim=8)
-SPARSE = [name for name, policy in POLICIES.items() if isinstance(policy, Sparse)]
+SPARSE = [  # those that remember more than a tally are in test_remembering.py
+    name
+    for name, policy in POLICIES.items()
+    if isinstance(policy, Sparse) and not isinstance(policy, (AdaSpa, Rettention))
+]
 
 
 def call_on(grid, t=0.5):
