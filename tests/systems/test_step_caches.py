@@ -1,11 +1,13 @@
 """Step caches in whole runs: exact where they never reuse, recorded where they do."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
+import jvdm
 import jvdm.choices
 from jvdm.models.step_cache import CACHES
 from jvdm.samplers import Heun
@@ -51,6 +53,19 @@ def test_a_run_that_reuses_is_another_and_says_so(pipe):
     assert (
         did["calls"] > 1.5 * steps and did["calls"] - 1 <= 2 * did["computed"] <= did["calls"] + 2
     )
+
+
+def test_a_chunk_of_a_stream_computes_before_it_reuses(weights):
+    """What entered the buffer has no change that could be reused."""
+
+    def chunks(**choices: Any) -> np.ndarray:
+        pipe = jvdm.load(weights, system="fvdm", sampling=choices or None, progress=False)
+        return np.concatenate(list(itertools.islice(pipe.stream(PROMPT, seed=3), 2)))
+
+    never = chunks(**{"cache": "every", "cache.longest": 0})
+    assert np.array_equal(never, chunks())
+    always = chunks(**{"cache": "every", "cache.longest": 99, "cache.above": 2.0})
+    assert not np.array_equal(always, never)
 
 
 def test_every_cache_has_a_name_on_the_command_line(pipe):
