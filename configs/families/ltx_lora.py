@@ -11,7 +11,7 @@ the 2B network take 3.86 GB in bfloat16, those of the 13B network 26.1 (`jax.eva
 import dataclasses
 from pathlib import Path
 
-from jvdm.configs.families import wan_lora
+from jvdm.configs.families import wan_lora  # pyright: ignore[reportMissingImports]
 from jvdm.data.video_folder import VideoFolder
 from jvdm.experiment import Experiment
 from jvdm.training.encoded_clips import Captions, EncodedClips

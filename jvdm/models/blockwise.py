@@ -95,8 +95,8 @@ class BlockWise:
         """Returns the flow before the first row, for the stages of the mesh that is in use.
 
         Raises:
-            ConfigError: If the layers do not divide among the stages, the policy cannot run, or there
-                is a step cache.
+            ConfigError: If the layers do not divide among the stages, the policy cannot run, or
+                there is a step cache.
         """
         stages = parts(used(), STAGE)
         if self.depth % stages:

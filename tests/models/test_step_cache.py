@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,10 @@ LEVELS = np.array([0.9, 0.7, 0.4, 0.35, 0.1], np.float32)
 
 def call(t, t_next=None, row=0, frame=0, write=False) -> Call:
     shape = TOKENS.shape[:2]
-    levels = [
+    now, then = (
         jnp.broadcast_to(jnp.float32(x), shape) for x in (t, 0.0 if t_next is None else t_next)
-    ]
-    return Call(*levels, Row(jnp.int32(row), jnp.int32(0), jnp.full(3, write), jnp.int32(frame)))
+    )
+    return Call(now, then, Row(jnp.int32(row), jnp.int32(0), jnp.full(3, write), jnp.int32(frame)))
 
 
 def seen(call, change=None, modulated=0.0) -> Seen:
@@ -59,7 +60,7 @@ class Rows:
     def __post_init__(self):
         self.kept = self.cache.init(TOKENS, 3)
 
-    def __call__(self, change, call, modulated=0.0):
+    def __call__(self, change, call, modulated: Any = 0.0):
         """Returns what the call added, and whether it computed."""
         tokens, count = jnp.full(TOKENS.shape, 2.0), float(self.kept.calls[1])
         see = lambda made: seen(call, made, modulated)  # noqa: E731
