@@ -1,0 +1,27 @@
+"""TeaCache: rows reuse what the layers did until what modulates the tokens has changed enough.
+
+jvdm generate "a large red ball rolls to the left" --system teacache
+
+Paper: Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model, arXiv:2411.19108.
+Claim: 1.5 to 2.2 times as fast on Wan 2.1 and HunyuanVideo, up to 4.41 times on Open-Sora-Plan.
+Ours: relative changes of the tokens, as the first layer modulates them, add up frame by frame from
+row to row, over the frames that move; at the threshold all layers run
+(`jvdm.models.step_cache.TeaCache`). The polynomial of the paper is the identity, which needs no
+fitting; published ones are given as `--sampling.cache.coefficients` with
+`--sampling.cache.signal time`, and below zero, where they were not fitted, they count as zero.
+Gain: on `tiny_t2v` with 8 of 16 rows computed PSNR 39.1 dB to all rows (8 steps 29.0; every
+third row, without a rule, 43.0).
+
+Its table is in `magcache`, which was measured with it.
+"""
+
+import dataclasses
+
+from jvdm.models.step_cache import TeaCache
+from jvdm.system import System
+
+
+def system(base: System) -> System:
+    """Returns `base` with the cache."""
+    cache = TeaCache(threshold=0.3)
+    return dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, cache=cache))
