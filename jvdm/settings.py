@@ -174,14 +174,16 @@ def sections_of(settings: Any) -> tuple[tuple[float, Any], ...]:
     Raises:
         ConfigError: If a time is none, they do not ascend, or nothing is told at 0 seconds.
     """
+    if not settings.prompt_at:
+        return ((0.0, settings.prompt),)
     told = [(seconds_of("prompt_at", at, True), text) for at, text in settings.prompt_at.items()]
     first = [] if settings.prompt is None else [(0.0, settings.prompt)]
     if first and told and told[0][0] == 0:
         why = f"prompt_at says {told[0][1]!r:.80} for 0s too"
         raise ConfigError(f"the prompt is {settings.prompt!r:.80}", why, "leave one of them out")
     sections = (*first, *told)
-    if not sections or sections[0][0] > 0:
-        what = f"prompt_at begins at {sections[0][0]:g} s" if sections else "there is no prompt"
+    if sections[0][0] > 0:
+        what = f"prompt_at begins at {sections[0][0]:g} s"
         fix = 'give one for 0s: --prompt-at 0s="a large red ball rests"'
         raise ConfigError(what, "every frame is told one", fix)
     for (before, _), (now, text) in itertools.pairwise(sections):

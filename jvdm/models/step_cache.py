@@ -318,13 +318,9 @@ class MagCache(StepCache):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_threshold(self.threshold)
-        rising = all(low < high for low, high in itertools.pairwise(self.levels))
-        if len(self.levels) != len(self.sizes) or not rising:
-            raise ConfigError(
-                f"a MagCache with {len(self.levels)} levels and {len(self.sizes)} sizes",
-                "every level has a size, and levels ascend",
-                "give what `python -m tests.systems.step_caches calibrate` prints",
-            )
+        if not all(low < high for low, high in itertools.pairwise(self.levels)):
+            what = f"a MagCache of levels {self.levels}"
+            raise ConfigError(what, "they do not ascend", "write the lowest first")
 
     def told(self, process: Process) -> "MagCache":
         """Returns the rule in the times that a network of this process is told.
@@ -332,11 +328,12 @@ class MagCache(StepCache):
         Raises:
             ConfigError: If it was not calibrated.
         """
-        if len(self.levels) < 2:
+        if not 2 <= len(self.levels) == len(self.sizes):
             raise ConfigError(
-                "a MagCache without levels and sizes",
-                "it knows a network by the sizes of its changes, which were not given",
-                "use --system magcache, which was calibrated for tiny_t2v, or another cache",
+                f"a MagCache of {len(self.levels)} levels and {len(self.sizes)} sizes",
+                "it knows a network by the sizes of its changes, one for each of several levels",
+                "use --system magcache, calibrated for tiny_t2v, another cache, or what `python -m "
+                "tests.systems.step_caches calibrate` prints",
             )
         rule = super().told(process)
         assert isinstance(rule, MagCache)

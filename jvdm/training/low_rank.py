@@ -57,7 +57,6 @@ class Base(NamedTuple):
     shapes: PyTree
 
 
-@functools.lru_cache(maxsize=4)
 def base_of(place: str, dtype: str | None) -> Base:
     """Returns what a published folder holds; its arrays are not read.
 
@@ -65,7 +64,12 @@ def base_of(place: str, dtype: str | None) -> Base:
         WeightsError: If it cannot be read.
         ConfigError: If it is no published folder.
     """
-    folder = find(place)
+    return _base(find(place).resolve(), dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _base(folder: Path, dtype: str | None) -> Base:
+    """Reads a folder, which is said in full: the same name may be another one elsewhere."""
     manifest = manifest_of(folder)
     if not isinstance(manifest, Published):
         why = "low-rank changes are of published networks"

@@ -194,9 +194,12 @@ def test_relative_change_is_of_each_frame():
         (lambda: StepCache(order=2), "order of a step cache is 2.*use 0 or 1"),
         (lambda: StepCache(above=0.1, below=0.5), "from noise level 0.1 to 0.5; levels fall"),
         (lambda: TeaCache(threshold=-0.1), "threshold of a step cache is -0.1"),
-        (lambda: MagCache(levels=(0.0, 1.0), sizes=(1.0,)), "with 2 levels and 1 sizes"),
-        (lambda: MagCache(levels=(1.0, 0.0), sizes=(1.0, 1.0)), "levels ascend"),
-        (lambda: MagCache().told(rectified_flow()), "a MagCache without levels and sizes"),
+        (lambda: MagCache(levels=(1.0, 0.0), sizes=(1.0, 1.0)), "they do not ascend"),
+        (lambda: MagCache().told(rectified_flow()), "a MagCache of 0 levels and 0 sizes"),
+        (
+            lambda: MagCache(levels=(0.0, 1.0), sizes=(1.0,)).told(rectified_flow()),
+            "of 2 levels and 1 sizes; it knows a network by the sizes",
+        ),
         (lambda: FirstBlockCache(first=0), "without first layers; it decides by what they do"),
         (
             lambda: DIT.clone(cache=FirstBlockCache(first=3)).start(3, 4, 4),

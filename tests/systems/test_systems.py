@@ -108,6 +108,10 @@ def test_every_part_is_chosen_by_name(loaded, pipe):
 
 NEED_MORE = {(part, name) for part in ("matrix",) for name in ("truncated", "cached")}
 NEED_MORE |= {("process", "edm"), ("process", "biased")}
+WITH_MORE: dict[tuple[str, str], dict[str, str]] = {
+    ("policy", "rettention"): {"policy.density": "0.5"},  # of six blocks
+    ("cache", "mag"): {"cache.levels": "(0.0, 1.0)", "cache.sizes": "(1.0, 1.5)"},
+}
 RUNS = [
     (part, name) for part, known in PARTS.items() for name in known if (part, name) not in NEED_MORE
 ]
@@ -116,7 +120,7 @@ RUNS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "name"), RUNS)
 def test_whatever_is_chosen_by_name_runs(loaded, part, name):
-    made = loaded(None, sampling={part: name})
+    made = loaded(None, sampling={part: name, **WITH_MORE.get((part, name), {})})
     assert np.isfinite(latents_of(made)).all()
 
 

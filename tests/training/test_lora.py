@@ -243,6 +243,17 @@ def test_two_processes_stop_while_one_encodes_and_go_on_with_what_it_has(trained
     assert (tmp_path / "run/weights/lora.safetensors").is_file()
 
 
+def test_the_same_name_may_be_another_folder_elsewhere(tmp_path, monkeypatch):
+    families = []
+    for write in (write_wan, write_ltx):
+        place = tmp_path / write.__name__
+        place.mkdir()
+        write(place / "FOLDER")
+        monkeypatch.chdir(place)
+        families.append(type(base_of("FOLDER", None).system.model).__name__)
+    assert families == ["WanDiT", "LTXDiT"]
+
+
 def test_ltx_video_is_trained_by_the_command_of_its_recipe(tmp_path, monkeypatch):
     """The loss falls, and the file has the names of Diffusers (`tests/parity/test_lora.py`)."""
     recipe: Any = importlib.import_module("jvdm.configs.families.ltx_lora")
