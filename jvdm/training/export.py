@@ -79,7 +79,9 @@ def recipe_of(objective: Objective, package: Packaging | None) -> dict[str, Any]
     if package is not None:
         parts = tuple(str(find(part).absolute()) for part in package.parts)
         package = dataclasses.replace(package, parts=parts)
-    elif not isinstance(objective, HasFile):
+    elif isinstance(objective, HasFile):
+        objective = objective.placed()
+    else:
         return {"why": "the experiment has no package"}
     try:
         return {

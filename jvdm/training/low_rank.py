@@ -121,6 +121,10 @@ class LowRankMatching:
             raise ConfigError(what, "text-to-video networks are trained", "use such a folder")
         return base
 
+    def placed(self) -> "LowRankMatching":
+        """Returns the objective whose base is said in full, for commands run elsewhere."""
+        return dataclasses.replace(self, base=str(find(self.base).absolute()))
+
     def init(self, key: Key) -> PyTree:
         """Returns fresh factors: `down` uniform as in PEFT, `up` zero.
 

@@ -114,6 +114,10 @@ class HasFile(Protocol):
         """Writes it into `folder` and returns its path."""
         ...
 
+    def placed(self) -> Any:
+        """Returns the objective with full paths, so that it may be used elsewhere."""
+        ...
+
 
 @runtime_checkable
 class HasPasses(Protocol):
