@@ -6,8 +6,9 @@ features, `Q K` query and key blocks, `S` solver steps, `R` rows of a timestep
 matrix. Names that differ in a function stand for axes that may differ.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt8, UInt16
 
@@ -35,6 +36,8 @@ Key = PRNGKeyArray
 PyTree = Any
 """Any tree of arrays."""
 
+Part = TypeVar("Part")
+
 
 def no_type_check(cls: type) -> Any:
     """Marks a rule that is a pytree: JAX rebuilds it with anything as leaves, so no test checks it.
@@ -43,6 +46,12 @@ def no_type_check(cls: type) -> Any:
     the annotations to the command line.
     """
     return cls
+
+
+def instances(tree: PyTree, kind: type[Part]) -> list[Part]:
+    """Returns the values of a class that stand in a tree, in its order."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda item: isinstance(item, kind))
+    return [item for item in leaves if isinstance(item, kind)]
 
 
 __all__ = [
@@ -60,5 +69,6 @@ __all__ = [
     "Tokens",
     "UInt8",
     "UInt16",
+    "instances",
     "no_type_check",
 ]

@@ -2,15 +2,15 @@
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from jvdm.errors import ConfigError, WeightsError
+from jvdm.files import appearing
 from jvdm.pipeline.loading import manifest_of, place_of, system_of
 from jvdm.pricing import stored_shapes
 from jvdm.stages import measuring, stage, table
@@ -89,15 +89,11 @@ def _cast(tree: Mapping[str, Any], dtype: StorageType | None) -> Mapping[str, An
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """Gives a folder beside `target` that gets its name at the end; after an error none is left."""
-    folder = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    """Gives the folder that becomes `target`, and says where none can be made."""
+    with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True)
+            folder = stack.enter_context(appearing(target))
         except OSError as error:
             why = error.strerror or str(error)
             raise ConfigError(f"{target} cannot be written", why, "name another folder") from error
         yield folder
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from jvdm.parallel import processes
 from jvdm.pipeline import Request, load
 from jvdm.stages import measuring, stage
 from jvdm.training.showing import write_rows
-from jvdm.world.captions import caption_text
 
 __all__ = ["EvaluateOptions", "run", "shown_defaults", "text"]
 
@@ -91,7 +90,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     drawn = {name: draw(SETS[name], judge.world, options.num_prompts) for name in options.sets}
     with measuring(writes), stage("evaluate", total=total, unit="prompt") as bar:
         judge.read(
-            [_texts(part_of(prompts, at, size)) for prompts in drawn.values() for at in starts]
+            [part_of(prompts, at, size).texts for prompts in drawn.values() for at in starts]
         )
         for name, prompts in drawn.items():
             parts = {}
@@ -171,7 +170,7 @@ def _measure_batch(
     judge: Judge, name: str, start: int, prompts: Prompts, options: EvaluateOptions
 ) -> dict[str, Any]:
     """Measures one batch of a set: true clips, reconstructions, samples, known frames."""
-    texts = _texts(prompts)
+    texts = prompts.texts
     seeds = range(options.seed + start, options.seed + start + len(texts))
     truth = judge.film(prompts)
     latents = judge.pipeline.encode(truth)
@@ -197,11 +196,7 @@ def _measure_batch(
     return jax.device_get(part)
 
 
-def _texts(prompts: Prompts) -> list[str]:
-    return [caption_text(ids) for ids in prompts.tokens]
-
-
-def _timed_samples(judge: Judge, texts: list[str], seeds: range) -> tuple[Any, float]:
+def _timed_samples(judge: Judge, texts: Sequence[str], seeds: range) -> tuple[Any, float]:
     """Makes videos of prompts, and measures the time without that of compilation."""
     started = time.perf_counter()
     with measuring() as stages:
@@ -210,7 +205,7 @@ def _timed_samples(judge: Judge, texts: list[str], seeds: range) -> tuple[Any, f
     return samples, time.perf_counter() - started - compiling
 
 
-def _write_sheet(path: Path, sources: Mapping[str, Any], texts: list[str], count: int) -> None:
+def _write_sheet(path: Path, sources: Mapping[str, Any], texts: Sequence[str], count: int) -> None:
     """Writes the first clips of every source, one below the other, with their captions."""
     clips = np.stack([np.asarray(frames[:count]) for frames in sources.values()], 1)
     labels = [f"{kind}{caption}" for caption in texts[:count] for kind in sources]

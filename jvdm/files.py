@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Gives a folder beside `folder` that gets its name at the end; after an error none is left.
+
+    Raises:
+        OSError: If it cannot be made, or there is one of that name by then.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvdm import record
 from jvdm.attention import POLICIES, Sparse, summary
+from jvdm.comparison import price, timed
 from jvdm.errors import ConfigError
-from jvdm.fidelity import psnr, ssim
 from jvdm.files import probe_writable, write_text
 from jvdm.pipeline import Pipeline, Request, load
 from jvdm.recipes import nearest
@@ -87,10 +85,12 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     dense, path = None, options.output / "policies.json"
     with measuring(True), stage("policies", total=1 + len(variants), unit="run") as bar:
         for (name, density), policy in {("dense", 1.0): POLICIES["dense"], **variants}.items():
-            frames, row = _measured(_with_policy(pipe, policy), request)
+            end, seconds = timed(_with_policy(pipe, policy), request)
+            frames = jnp.asarray(pipe.decode(end.state.x))
             dense = frames if dense is None else dense
-            near = {key: float(value) for key, value in _near(frames, dense).items()}
-            result["rows"].append({"policy": name, "asked": density, **near, **row})
+            near = {key: float(value) for key, value in price(frames, dense).items()}
+            row = {"policy": name, "asked": density, **near, "seconds": round(seconds, 2)}
+            result["rows"].append({**row, **summary(end.state.carry)})
             write_text(path, json.dumps(result, indent=1) + "\n")  # a long run may be stopped
             bar.update()
     return {**result, "outputs": [str(path)]}
@@ -132,20 +132,3 @@ def _with_policy(pipe: Pipeline, policy: Any) -> Pipeline:
     """Returns the pipeline with another attention policy."""
     sampling = dataclasses.replace(pipe.system.sampling, policy=policy)
     return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
-
-
-def _measured(pipe: Pipeline, request: Request) -> tuple[np.ndarray, dict[str, Any]]:
-    """Makes the videos; returns frames, and time and tallies of the run."""
-    with measuring() as stages:
-        begun = pipe.start(pipe.prepare(request))
-        pipe.compile(begun)
-        ended = pipe.advance(begun)
-        frames = pipe.decode(ended.state.x)
-    return frames, {"seconds": round(stages.seconds["denoise"], 2), **summary(ended.state.carry)}
-
-
-@jax.jit
-def _near(frames: jax.Array, dense: jax.Array) -> dict[str, jax.Array]:
-    """Returns PSNR and SSIM of bytes to those of dense attention, means over videos."""
-    one, two = (x.astype(jnp.float32) / 255.0 for x in (frames, dense))
-    return {"psnr": psnr(one, two).mean(), "ssim": ssim(one, two).mean()}

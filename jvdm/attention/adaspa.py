@@ -9,7 +9,7 @@ from jvdm.arrays import Array, Bool, Float
 from jvdm.attention.blocks import Blocks, blocks_of
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.attention.sparse import Sparse
-from jvdm.attention.tally import Tally, density, recall
+from jvdm.attention.tally import Tally
 from jvdm.errors import ConfigError
 from pallas_kernels import best_blocks, block_mass
 
@@ -98,10 +98,7 @@ class AdaSpa(Sparse):
         if self.mode == "again":
             listed = self.searched(q, k, state.lse, blocks)
         mask = blocks.mask(listed, self.budgets(blocks)[-1])
-        seen = jnp.float32(jnp.nan)
-        if self.recall_queries:
-            seen = recall(q, k, v, blocks, mask, self.recall_queries)
-        tally = state.tally.add(density(blocks, mask), seen, dense=False)
+        tally = self.noted(state.tally, q, k, v, mask, blocks)
         return among(q, k, v, mask), state._replace(tally=tally, listed=listed)
 
     def budgets(self, blocks: Blocks) -> tuple[int, int, int]:

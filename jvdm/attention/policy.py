@@ -1,9 +1,11 @@
 """The protocol of attention policies: who may attend to whom, chosen at run time."""
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
@@ -77,6 +79,28 @@ class AttentionCall(NamedTuple):
     order: TileOrder | None = None
     turn: Turn = _as_they_are
     gate: Float[Array, "B L N D"] | None = None
+
+
+@typing.no_type_check
+@flax.struct.dataclass
+class KeptTokens:
+    """Keys without positions and values that a layer made before, and where the window began.
+
+    Attributes:
+        k: `[B, L, N, D]`, keys.
+        v: `[B, L, N, D]`, values.
+        frame: i32[], first latent frame of the window that they are of, -1 before the first call.
+    """
+
+    k: Float[Array, "B L N D"]
+    v: Float[Array, "B L N D"]
+    frame: Int[Array, ""]
+
+    @classmethod
+    def none(cls, grid: TokenGrid, tokens: int) -> "KeptTokens":
+        """Returns room for so many tokens."""
+        nothing = jnp.zeros((grid.batch, tokens, grid.heads, grid.head_dim), grid.dtype)
+        return cls(nothing, nothing, jnp.int32(-1))
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from jvdm.arrays import Array, Float
 from jvdm.attention.blocks import Blocks, blocks_of
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.attention.tally import Tally
-from jvdm.attention.window import Window, _box
+from jvdm.attention.window import Window, box
 from jvdm.errors import ConfigError
 
 
@@ -79,7 +79,7 @@ class Rettention(Window):
         Raises:
             ConfigError: If one patch in all frames is more than the density allows.
         """
-        found = _box(blocks.tiles, self.listed(blocks), blocks.tiles[0])
+        found = box(blocks.tiles, self.listed(blocks), blocks.tiles[0])
         if found is None:
             raise ConfigError(
                 f"the same patch of {blocks.tiles[0]} latent frames at density {self.density:g}",

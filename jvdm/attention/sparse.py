@@ -119,10 +119,22 @@ class Sparse(Policy):
             noisy = (call.t > self.dense_above)[:, blocks.frames]
             marked, width = marked | noisy[:, None, :, None], None
         mask = blocks.mask(marked, width)
+        return mask, self.noted(state, q, k, v, mask, blocks)
+
+    def noted(
+        self,
+        tally: Tally,
+        q: Float[Array, "B L N D"],
+        k: Float[Array, "B L N D"],
+        v: Float[Array, "B L N D"],
+        mask: BlockMask,
+        blocks: Blocks,
+    ) -> Tally:
+        """Returns the tally with a call among the blocks of a mask."""
         seen: Any = jnp.nan
         if self.recall_queries:
             seen = recall(q, k, v, blocks, mask, self.recall_queries)
-        return mask, state.add(density(blocks, mask), seen, dense=False)
+        return tally.add(density(blocks, mask), seen, dense=False)
 
     def choose(
         self,

@@ -1,14 +1,12 @@
 """What sparse attention really did in a run: density, recall and dense calls, layer by layer."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Float, PyTree
+from jvdm.arrays import Array, Float, PyTree, instances
 from jvdm.attention.blocks import Blocks
 from pallas_kernels import BlockMask, block_mass, block_sparse_attention
 
@@ -81,8 +79,7 @@ def summary(carry: PyTree) -> dict[str, Any]:
         means over calls and layers, and the first two layer by layer (`layers`). All branches
         of guidance count.
     """
-    leaves = jax.tree.leaves(carry, is_leaf=lambda item: isinstance(item, Tally))
-    found: Sequence[Tally] = [item for item in leaves if isinstance(item, Tally)]
+    found = instances(carry, Tally)
     if not found:
         return {}
     total = Tally(

@@ -1,30 +1,11 @@
 """Attention of a tile to the keys and values of the tile before it, in some rows and layers."""
 
 import dataclasses
-import typing
 
-import flax.struct
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Int
-from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from jvdm.attention.policy import AttentionCall, KeptTokens, Policy, TokenGrid
 from jvdm.errors import ConfigError
-
-
-@typing.no_type_check
-@flax.struct.dataclass
-class TileTokens:
-    """Keys without positions and values of a tile, and the latent frame that it begins with.
-
-    Attributes:
-        k: `[B, L, N, D]`, keys that a layer made last.
-        v: `[B, L, N, D]`, values.
-        frame: i32[], -1 before the first call.
-    """
-
-    k: Float[Array, "B L N D"]
-    v: Float[Array, "B L N D"]
-    frame: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +46,7 @@ class TileBefore(Policy):
         parts = ((dataclasses.replace(self, shares=False), depth - count), (self, count))
         return tuple((policy, number) for policy, number in parts if number > 0)
 
-    def init(self, grid: TokenGrid) -> TileTokens:
+    def init(self, grid: TokenGrid) -> KeptTokens:
         """Returns what a layer knows before the first tile.
 
         Raises:
@@ -78,18 +59,17 @@ class TileBefore(Policy):
                 "these are shares, and the first is no larger than the second",
                 "use numbers from 0 to 1",
             )
-        nothing = jnp.zeros((grid.batch, grid.tokens, grid.heads, grid.head_dim), grid.dtype)
-        return TileTokens(nothing, nothing, jnp.int32(-1))
+        return KeptTokens.none(grid, grid.tokens)
 
-    def attended(self, q, k, v, state: TileTokens, call: AttentionCall):
+    def attended(self, q, k, v, state: KeptTokens, call: AttentionCall):
         """Takes keys and values of an earlier tile, and keeps its own for the next."""
         if not self.shares:
             return call.turn(k), v, None, state
         before = (state.frame >= 0) & (state.frame < call.row.frame)
         keys, values = jnp.where(before, state.k, k), jnp.where(before, state.v, v)
-        own = TileTokens(k.astype(state.k.dtype), v.astype(state.v.dtype), call.row.frame)
+        own = KeptTokens(k.astype(state.k.dtype), v.astype(state.v.dtype), call.row.frame)
         return call.turn(keys), values.astype(v.dtype), None, own
 
-    def select(self, q, k, v, state: TileTokens, call: AttentionCall):
+    def select(self, q, k, v, state: KeptTokens, call: AttentionCall):
         """What is attended to are all tokens of one tile (`attended`)."""
         return None, state

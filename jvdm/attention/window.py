@@ -57,7 +57,7 @@ class Window(Sparse):
         Raises:
             ConfigError: If the frames that were asked for are more than the density allows.
         """
-        found = _box(blocks.tiles, self.listed(blocks), self.frames)
+        found = box(blocks.tiles, self.listed(blocks), self.frames)
         if found is None:
             raise ConfigError(
                 f"a window of {self.frames} latent frames at density {self.density:g}",
@@ -68,17 +68,17 @@ class Window(Sparse):
 
 
 @functools.lru_cache(maxsize=64)
-def _box(tiles: Sizes, most: int, frames: int) -> Sizes | None:
+def box(tiles: Sizes, most: int, frames: int) -> Sizes | None:
     """Returns the box most like the grid, of those with about as many tiles as there may be."""
     sides = [range(1, count + 1) for count in tiles]
     sides[0] = range(frames, frames + 1) if frames else sides[0]
-    boxes: list[Any] = [box for box in itertools.product(*sides) if math.prod(box) <= most]
+    boxes: list[Any] = [one for one in itertools.product(*sides) if math.prod(one) <= most]
     largest = max(map(math.prod, boxes), default=0)
 
-    def likeness(box: Sizes) -> tuple[float, int]:
-        shares = [side / count for side, count in zip(box, tiles, strict=True)]
-        return min(shares) / max(shares), math.prod(box)
+    def likeness(one: Sizes) -> tuple[float, int]:
+        shares = [side / count for side, count in zip(one, tiles, strict=True)]
+        return min(shares) / max(shares), math.prod(one)
 
     return max(
-        (box for box in boxes if math.prod(box) >= 0.75 * largest), key=likeness, default=None
+        (one for one in boxes if math.prod(one) >= 0.75 * largest), key=likeness, default=None
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Bool, Frames, Int, TokenIds
 from jvdm.keys import named
-from jvdm.world.captions import Style, caption_tokens, relations
+from jvdm.world.captions import Style, caption_text, caption_tokens, relations
 from jvdm.world.clips import facts, shoot
 from jvdm.world.ground_truth import visible_fraction
 from jvdm.world.render import Shot, render
@@ -62,6 +62,11 @@ class Prompts(NamedTuple):
     facts: Facts
     shot: Shot
     relation: Int[Array, " B"]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions in words."""
+        return tuple(map(caption_text, self.tokens))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -151,8 +151,6 @@ class AdaLNSingle(Transformer, nn.Module):
     dtype: str = "bfloat16"
 
     ports: ClassVar[tuple[str, ...]] = ("text",)
-    reads_sections: ClassVar[bool] = True
-    """Whether frames may read prompts of their own (`conditions.in_sections`)."""
     wide: ClassVar[tuple[str, ...]] = ("time_hidden", "time_out")
     """Parts whose kernels stay float32 in every number type."""
     layer: ClassVar[type[AdaLNSingleLayer]] = AdaLNSingleLayer

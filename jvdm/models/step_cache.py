@@ -2,8 +2,7 @@
 
 A row that reuses adds the kept change to its own tokens; embedding, modulation and head are those
 of the row. One decision is made for all frames, samples and branches of a call: it computes if any
-frame that moves needs it. Frames at rest never ask, and neither do the rows of a network whose
-frames are all as they were.
+frame that moves needs it; frames at rest never ask.
 
 References: TeaCache, Liu et al., arXiv:2411.19108; MagCache, Ma et al., arXiv:2506.09045; first
 block caching of ParaAttention and Diffusers (`first_block_cache`); the extrapolation is the first
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree
+from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree, instances
 from jvdm.errors import ConfigError
 from jvdm.samplers import Call, Process
 from jvdm.samplers.process import divide
@@ -124,7 +123,7 @@ class StepCache:
     def told(self, process: Process) -> "StepCache":
         """Returns the rule in the times that a network of this process is told."""
         above, below = model_times(process, (self.above, self.below))
-        return dataclasses.replace(self, above=float(above), below=float(below))
+        return dataclasses.replace(self, above=above, below=below)
 
     def init(self, tokens: jax.ShapeDtypeStruct, depth: int) -> Reused:
         """Returns what is kept before the first call.
@@ -186,7 +185,9 @@ class StepCache:
             change, tokens = after - tokens, after
         seen = see(change)
         error, signal = self.judge(seen, kept)
-        needs, again = self._decide(seen.call, error, kept)
+        row = jnp.stack([seen.call.row.index, seen.call.row.frame])
+        again = jnp.all(row == kept.row)
+        needs = jnp.where(again, kept.computes, self._needs(seen.call, error, kept))
         old = jax.tree.map(lambda leaf: leaf[self.first :], stack.states)
 
         def compute() -> tuple[Tokens, PyTree, Array, Array]:
@@ -201,38 +202,26 @@ class StepCache:
         tokens, rest, changes, at = jax.lax.cond(needs, compute, reuse)
         if self.first:
             rest = jax.tree.map(lambda *parts: jnp.concatenate(parts), states, rest)
-        count = jnp.stack([jnp.float32(1), needs.astype(jnp.float32)])
-        row = jnp.stack([seen.call.row.index, seen.call.row.frame])
-        new = Reused(
-            change=changes,
-            at=at,
-            error=jnp.where(needs, 0.0, error),
-            age=jnp.where(needs, 0, kept.age + 1),
-            signal=self.remember(signal, kept.signal, needs),
-            row=row,
-            computes=needs,
-            calls=kept.calls + count,
+        error, age = (jnp.where(needs, 0, one) for one in (error, kept.age + 1))
+        judged = (error, age, self.remember(signal, kept.signal, needs))
+        before = (kept.error, kept.age, kept.signal)
+        error, age, signal = jax.tree.map(
+            lambda old, new: jnp.where(again, old, new), before, judged
         )
-        stays = dataclasses.replace(
-            kept, change=changes, at=at, computes=needs, calls=new.calls, row=row
-        )
-        return tokens, rest, jax.tree.map(lambda a, b: jnp.where(again, a, b), stays, new)
+        calls = kept.calls + jnp.stack([jnp.float32(1), needs.astype(jnp.float32)])
+        return tokens, rest, Reused(changes, at, error, age, signal, row, needs, calls)
 
-    def _decide(
-        self, call: Call, error: Float[Array, "B F"], kept: Reused
-    ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-        """Returns whether a row computes, and whether this is another call of the same row.
+    def _needs(self, call: Call, error: Float[Array, "B F"], kept: Reused) -> Bool[Array, ""]:
+        """Returns whether the first call of a row computes.
 
-        All calls of a row do the same, so that a solver of two evaluations compares like with
-        like. Rows that write keys and values compute, and so do those of a window that moved.
+        Later ones do the same, so that a solver of two evaluations compares like with like. Rows
+        that write keys and values compute, and so do those of a window that moved.
         """
         moves, last = call.t != call.t_next, kept.at[0]
         asks = (error >= 1) | (call.t > self.above) | (call.t < self.below) | ~(call.t <= last)
         needs = jnp.any(moves & asks) | (kept.age >= self.longest)
-        place = jnp.stack([call.row.index, call.row.frame])
-        needs |= jnp.any(call.row.write) | (place[1] != kept.row[1]) | (kept.row[0] < 0)
-        again = jnp.all(place == kept.row)
-        return jnp.where(again, kept.computes, needs), again
+        needs |= jnp.any(call.row.write) | (call.row.frame != kept.row[1])
+        return needs | (kept.row[0] < 0)
 
     def _change(self, t: NoiseLevels, kept: Reused) -> Tokens:
         """Returns the change of the stack that a row at these levels reuses."""
@@ -245,7 +234,27 @@ class StepCache:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeaCache(StepCache):
+class Thresholded(StepCache):
+    """What rules share that compute where a change reaches a threshold; one of 0 always does."""
+
+    threshold: float = 0.1
+    longest: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold < 0:
+            what = f"threshold of a step cache is {self.threshold}"
+            raise ConfigError(
+                what, "it is a sum of changes", "use 0, which computes always, or more"
+            )
+
+    def share(self, change: Float[Array, "B F"]) -> Float[Array, "B F"]:
+        """Returns changes as shares of the threshold."""
+        return change / self.threshold if self.threshold else jnp.full_like(change, jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeaCache(Thresholded):
     """Computes when what modulates the tokens has changed enough since it last did.
 
     From row to row the relative change of a frame is `x = mean |m - m'| / mean |m'|`; `p(x)`, not
@@ -262,15 +271,12 @@ class TeaCache(StepCache):
     Reference: TeaCache, Liu et al., arXiv:2411.19108, equations 6 and 7.
     """
 
-    threshold: float = 0.1
     coefficients: tuple[float, ...] = (1.0, 0.0)
     fitted: float = 1.0
     signal: Signal = "modulated"
-    longest: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_threshold(self.threshold)
         if self.signal not in get_args(Signal):
             what = f"signal of a TeaCache is {self.signal!r}"
             raise ConfigError(
@@ -290,11 +296,11 @@ class TeaCache(StepCache):
         x = relative_change(now, kept.signal)
         step = jnp.polyval(jnp.asarray(self.coefficients, jnp.float32), x)
         step = jnp.where(x > self.fitted, jnp.inf, jnp.maximum(step, 0.0))
-        return kept.error + _share(step, self.threshold), now
+        return kept.error + self.share(step), now
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MagCache(StepCache):
+class MagCache(Thresholded):
     """Computes when the size of the change has moved enough since it was computed.
 
     The mean size of the change of the layers, `exp(G(t))`, depends on the level far more than on
@@ -317,7 +323,6 @@ class MagCache(StepCache):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_threshold(self.threshold)
         if not all(low < high for low, high in itertools.pairwise(self.levels)):
             what = f"a MagCache of levels {self.levels}"
             raise ConfigError(what, "they do not ascend", "write the lowest first")
@@ -344,11 +349,11 @@ class MagCache(StepCache):
         levels, sizes = (jnp.asarray(x, jnp.float32) for x in (self.levels, self.sizes))
         now, then = (jnp.interp(t, levels, sizes) for t in (seen.call.t, kept.at[0]))
         step = jnp.abs(1.0 - jnp.exp(now - then))
-        return kept.error + _share(step, self.threshold), ()
+        return kept.error + self.share(step), ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FirstBlockCache(StepCache):
+class FirstBlockCache(Thresholded):
     """Computes when the first layers change the tokens otherwise than in the last computed row.
 
     Attributes:
@@ -358,11 +363,9 @@ class FirstBlockCache(StepCache):
 
     threshold: float = 0.05
     first: int = 1
-    longest: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_threshold(self.threshold)
         if not self.first:
             what, fix = "a FirstBlockCache without first layers", "use 1 or more"
             raise ConfigError(what, "it decides by what they do", fix)
@@ -375,7 +378,7 @@ class FirstBlockCache(StepCache):
         """Compares with the last computed row; errors do not add up."""
         assert seen.change is not None
         now = seen.change.astype(kept.signal.dtype)
-        return _share(relative_change(now, kept.signal), self.threshold), now
+        return self.share(relative_change(now, kept.signal)), now
 
     def remember(self, now: PyTree, before: PyTree, computes: Bool[Array, ""]) -> PyTree:
         """Keeps what the first layers did when the others ran."""
@@ -403,23 +406,11 @@ def summary(carry: PyTree) -> dict[str, Any]:
         `calls` of the network, all branches of guidance together where they are one call, and
         `computed`, those of them that ran all layers.
     """
-    leaves = jax.tree.leaves(carry, is_leaf=lambda item: isinstance(item, Reused))
-    found = [np.asarray(item.calls) for item in leaves if isinstance(item, Reused)]
+    found = [np.asarray(item.calls) for item in instances(carry, Reused)]
     if not found:
         return {}
     calls, computed = np.sum([count.reshape(-1, 2).sum(0) for count in found], axis=0)
     return {"calls": int(calls), "computed": int(computed)}
-
-
-def _share(error: Float[Array, "B F"], threshold: float) -> Float[Array, "B F"]:
-    """Returns errors as shares of a threshold; all of them reach one of 0."""
-    return error / threshold if threshold else jnp.full_like(error, jnp.inf)
-
-
-def _check_threshold(threshold: float) -> None:
-    if threshold < 0:
-        what = f"threshold of a step cache is {threshold}"
-        raise ConfigError(what, "it is a sum of changes", "use 0, which computes always, or more")
 
 
 CACHES: dict[str, StepCache | None] = {

@@ -1,10 +1,11 @@
 """What all video transformers share: tokens of frames go through a scanned stack of layers."""
 
 import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,6 +107,8 @@ class Transformer:
     remat: Remat
     unroll: int
     dtype: str
+    reads_sections: ClassVar[bool] = True
+    """Whether frames may read prompts of their own (`conditions.in_sections`)."""
     variables: Any  # Linen's, as those of every subclass
     is_initializing: Callable[[], bool]
 
@@ -203,14 +206,9 @@ class Transformer:
         Returns:
             The tokens in raster order, and the carry for the next call.
         """
-        carry = way.carry
-
-        def run(tokens: Array, first: int, end: int) -> tuple[Array, PyTree]:
-            tokens, (states, _) = self._run(layer, made, tokens, way, shared, first, end)
-            return tokens, states
-
+        carry, run = way.carry, functools.partial(self._run, layer, made, way, shared)
         if self.cache is None or carry.reused is None:
-            tokens, (states, features) = self._run(layer, made, tokens, way, shared, 0, self.depth)
+            tokens, states, features = run(tokens, 0, self.depth)
             return tokens, Carry(states, carry.positions, features, carry.reused)
 
         def see(change: Array | None) -> Seen:
@@ -219,7 +217,7 @@ class Transformer:
             call = Call(shared.t, shared.t_next, shared.row)
             return Seen(call, shared.modulation, lambda: modulate(tokens, scale, shift), change)
 
-        stack = Stack(run, carry.layers, self.depth)
+        stack = Stack(lambda *part: run(*part)[:2], carry.layers, self.depth)
         after, states, reused = self.cache.through(stack, tokens, see, carry.reused)
         return after, dataclasses.replace(carry, layers=states, reused=reused)
 
@@ -227,12 +225,12 @@ class Transformer:
         self,
         layer: type[TransformerLayer],
         made: Mapping[str, Any],
-        tokens: Float[Array, "B F P D"],
         way: Way,
         shared: Shared,
+        tokens: Float[Array, "B F P D"],
         first: int,
         end: int,
-    ) -> tuple[Float[Array, "B F P D"], tuple[PyTree, Array | None]]:
+    ) -> tuple[Float[Array, "B F P D"], PyTree, Array | None]:
         """Runs layers from `first` to `end`: one scan for each policy that they are divided among.
 
         Returns:
@@ -272,7 +270,7 @@ class Transformer:
         if order is not None:
             tokens = order.undo(tokens, 2)
             features = features if features is None else _per_frame(order.undo, features, frames)
-        return tokens, (states, features)
+        return tokens, states, features
 
 
 def _between(parts: Sequence[tuple[Policy, int]], first: int, end: int) -> list[tuple[Policy, int]]:

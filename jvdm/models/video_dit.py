@@ -1,6 +1,6 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -86,9 +86,6 @@ class VideoDiT(Transformer, nn.Module):
     remat: Remat = "matmuls"
     unroll: int = 1
     dtype: str = "bfloat16"
-
-    reads_sections: ClassVar[bool] = True
-    """Whether frames may read prompts of their own (`conditions.in_sections`)."""
 
     @nn.compact
     def __call__(

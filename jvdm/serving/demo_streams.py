@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvdm.arrays import PyTree
+from jvdm.arrays import PyTree, instances
 from jvdm.attention import Dense, Tally, summary
 from jvdm.errors import ConfigError, Preempted
 from jvdm.media import LIVE_WRITERS
@@ -291,8 +291,7 @@ def as_streamed(pipe: Pipeline, request: Request) -> tuple[Pipeline, tuple[str, 
 
 def _tallies(run: PyTree) -> list[Tally]:
     """Returns what every layer counted so far, on the host."""
-    leaves = jax.tree.leaves(run.carry, is_leaf=lambda item: isinstance(item, Tally))
-    return [jax.device_get(item) for item in leaves if isinstance(item, Tally)]
+    return jax.device_get(instances(run.carry, Tally))
 
 
 def _difference(after: list[Tally], before: list[Tally]) -> list[Tally]:

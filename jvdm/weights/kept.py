@@ -26,7 +26,7 @@ from typing import Any
 from jvdm import recipes
 from jvdm.cache import cache_folder, limit_bytes
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.files import write_text
+from jvdm.files import appearing, write_text
 from jvdm.reading import read_json
 from jvdm.stages import seen
 from jvdm.weights.folder import identity as read_identity
@@ -92,23 +92,20 @@ class Copy:
         size = sum(leaf.nbytes for leaves in flat.values() for leaf in leaves.values())
         if _state(self.source) != self.state:
             return 0
-        root, temporary = self.place.parent, self.place.with_name(f".{os.getpid()}")
+        root = self.place.parent
         try:
-            temporary.mkdir(parents=True, exist_ok=True)
-            _make_room(root, size)
-            for name, leaves in flat.items():
-                save_stored(temporary / f"{name}.safetensors", leaves, {})
-            said = {"source": str(self.source), "bytes": size, "arrays": seen().arrays}
-            write_text(temporary / SOURCE, json.dumps(said, indent=1) + "\n")
-            temporary.rename(self.place)
+            with appearing(self.place) as folder:
+                _make_room(root, size)
+                for name, leaves in flat.items():
+                    save_stored(folder / f"{name}.safetensors", leaves, {})
+                said = {"source": str(self.source), "bytes": size, "arrays": seen().arrays}
+                write_text(folder / SOURCE, json.dumps(said, indent=1) + "\n")
         except (OSError, ConfigError) as error:
             if self.exists:  # another process was first
                 return size
             said = f"{self.source} is loaded as slowly the next time: no copy of it is kept in"
             warnings.warn(f"{said} {root}: {error} ({SETTING}=0 keeps none)", stacklevel=2)
             return 0
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return size
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 
 from jvdm.cache import cache_folder
 from jvdm.errors import ConfigError, WeightsError
-from jvdm.files import unwritable, write_text
+from jvdm.files import appearing, unwritable, write_text
 from jvdm.recipes import family_modules
 from jvdm.weights.adapters import said_by
 from jvdm.weights.convert import Table, published_name
@@ -190,22 +189,18 @@ def _settings_folder(place: Path, described: Described, text_encoder: Path | Non
     folder = cache_folder() / "single" / key.hexdigest()[:32]
     if os.path.isdir(folder):
         return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        for name, config in described.configs.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(temporary / name, json.dumps(config, indent=1) + "\n")
-        for part, names in others.items():
-            write_tensors(temporary / part, names)
-        for name, path in links.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).symlink_to(path)
-        temporary.rename(folder)
+        with appearing(folder) as made:
+            for name, config in described.configs.items():
+                write_text(made / name, json.dumps(config, indent=1) + "\n")
+            for part, names in others.items():
+                write_tensors(made / part, names)
+            for name, path in links.items():
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                (made / name).symlink_to(path)
     except OSError as error:
         if not os.path.isdir(folder):  # else another process was first
             raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
