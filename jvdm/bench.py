@@ -13,7 +13,7 @@ Where there is no command line (jax and flax suffice):
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from jvdm import comparison, families, scaling
-from jvdm.arrays import Array, Latents
-from jvdm.attention import POLICIES, Sparse, summary
+from jvdm.arrays import Array, Latents, PyTree
+from jvdm.attention import POLICIES, Policy, Sparse, summary
+from jvdm.attention.tally import Tally
 from jvdm.errors import ConfigError
 from jvdm.fidelity import psnr, ssim
 from jvdm.files import probe_writable, write_text
@@ -35,6 +36,9 @@ from pallas_kernels.attention.pallas_tpu import schedule
 from pallas_kernels.attention.peers import PEERS, missing
 from pallas_kernels.attention.plot import speedups
 from pallas_kernels.attention.shapes import SHAPES, Shape
+
+ROWS = 50
+"""Rows of a run whose phases are timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,17 +217,17 @@ def text(result: Mapping[str, Any]) -> str:
     elif result["settings"]["what"] == "parallel":
         lines += [scaling.told(), *map(scaling.told, result["rows"])]
     else:
-        head = "shape          policy   asked  density  recall  seconds  speedup   error    PSNR"
-        lines += [f"{head}    SSIM", *map(_told, result["rows"])]
+        head = "shape          policy     asked  density  recall  seconds  speedup  of a run"
+        lines += [f"{head}   error    PSNR    SSIM", *map(_told, result["rows"])]
     return "\n".join([*lines, "", *result["outputs"]])
 
 
 def _told(row: Mapping[str, Any]) -> str:
     kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
     return (
-        f"{row['shape']:14} {row['policy']:8} {row['asked']:5.2f}  {row.get('density', 1.0):7.3f}  "
-        f"{kept}  {row['seconds']:7.3f}  {row['speedup']:7.2f}  {row['error']:6.4f}  "
-        f"{row['psnr']:6.2f}  {row['ssim']:6.4f}"
+        f"{row['shape']:14} {row['policy']:10} {row['asked']:5.2f}  "
+        f"{row.get('density', 1.0):7.3f}  {kept}  {row['seconds']:7.3f}  {row['speedup']:7.2f}  "
+        f"{row['run_speedup']:8.2f}  {row['error']:6.4f}  {row['psnr']:6.2f}  {row['ssim']:6.4f}"
     )
 
 
@@ -233,25 +237,60 @@ def rows_of_model(
     """Runs a network of every shape with every policy, of which the first is dense attention.
 
     Yields:
-        Shape, policy, density asked for, seconds of a forward pass (median) and how many times
-        faster it is than the dense one, its price (`price`), and what the tallies say
-        (`jvdm.attention.summary`).
+        Shape, policy, density asked for; seconds of a forward pass in the last phase of a run
+        (median), and how many times faster it is than a dense one (`speedup`); seconds of each
+        phase (`phases`) and how many times faster a run of `ROWS` rows is, in which a policy may
+        be dense at first and search now and then (`run_speedup`); the price of the last phase
+        (`price`), and what its tallies say (`jvdm.attention.summary`).
     """
     for shape_name, shape in shapes.items():
         keys = jax.random.split(jax.random.key(seed), 3)
         params = stand_in.parameters(keys[0], shape)
         states = jax.random.normal(keys[1], (1, *stand_in.TEXT))
-        inputs = params, stand_in.moving_regions(keys[2], shape), states
+        videos = [
+            stand_in.moving_regions(keys[2], shape, level)
+            for level in (stand_in.BEFORE, stand_in.LEVEL)
+        ]
         dense, dense_s = None, 0.0
         for (name, density), policy in variants.items():
-            forward = stand_in.program(stand_in.network(shape, policy))
-            made, tallies = forward(*inputs)
-            time = bench.seconds(forward, *inputs)
-            dense, dense_s = (made, time) if dense is None else (dense, dense_s)
+            made, tallies, times = _timed_phases(shape, policy, params, videos, states)
+            dense, dense_s = (made, *times.values()) if dense is None else (dense, dense_s)
+            lengths = policy.phases(ROWS)
+            time, run_s = times[lengths[-1][0]], sum(times[phase] * rows for phase, rows in lengths)
             row: dict[str, Any] = {"shape": shape_name, "policy": name, "asked": density}
-            row |= {"seconds": time, "speedup": dense_s / time}
+            row |= {"seconds": time, "speedup": dense_s / time, "phases": times}
+            row["run_speedup"] = ROWS * dense_s / run_s
             near = {key: round(float(value), 4) for key, value in price(made, dense).items()}
             yield {**row, **near, **summary(tallies)}
+
+
+def _timed_phases(
+    shape: Shape, policy: Policy, params: PyTree, videos: Sequence[Latents], states: Array
+) -> tuple[Latents, PyTree, dict[str, float]]:
+    """Runs a row of each phase, each with what the ones before it have found.
+
+    Rows before the last see the first of the videos, which is noisier, so that what they found is
+    as old as it would be.
+
+    Returns:
+        The prediction of the last phase, the states of its policy, and seconds by phase.
+    """
+    carry: Any = stand_in.network(shape, policy).start(shape.grid[0], *stand_in.cells(shape))
+    *before, last = (name for name, _ in policy.phases(ROWS))
+    made, times = None, {}
+    for name, video in [*((name, videos[0]) for name in dict.fromkeys(before)), (last, videos[1])]:
+        forward = stand_in.program(stand_in.network(shape, policy.in_phase(name)))
+        carry = jax.tree.map(_emptied, carry, is_leaf=lambda leaf: isinstance(leaf, Tally))
+        if name not in times:
+            times[name] = bench.seconds(forward, params, video, states, carry)
+        made, carry = forward(params, video, states, carry)
+    assert made is not None
+    return made, carry.layers, times
+
+
+def _emptied(leaf: Any) -> Any:
+    """Returns a tally of no calls for a tally, and other leaves as they are."""
+    return jax.tree.map(jnp.zeros_like, leaf) if isinstance(leaf, Tally) else leaf
 
 
 def main(what: Any, **options: Any) -> None:

@@ -1,5 +1,6 @@
 """The bench of a network: what it times, and what sparse attention costs in fidelity."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -30,7 +31,7 @@ def toy(monkeypatch):
 
 @pytest.mark.slow
 def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_path, capsys):
-    clock = iter([0.4, 0.1, 0.2])
+    clock = iter([0.4, 0.3, 0.1, 0.2])  # a draft has dense rows, a quarter of them
     monkeypatch.setattr(bench.bench, "seconds", lambda *_: next(clock))
     options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".04"]
     options += ["--dense-layers", "0"]
@@ -39,11 +40,41 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
     dense, draft, chance = found["rows"]
     assert (dense["policy"], dense["error"], dense["psnr"]) == ("dense", 0, 100)
     assert (draft["speedup"], chance["speedup"]) == pytest.approx((4, 2))
+    assert draft["phases"] == {"dense": 0.3, "sparse": 0.1}
+    assert draft["run_speedup"] == pytest.approx(50 * 0.4 / (12 * 0.3 + 38 * 0.1))
     assert draft["density"] == chance["density"] == pytest.approx(4 / 96, abs=1e-3)
     assert draft["recall"] > chance["recall"] + 0.1
     assert 0 < draft["error"] < chance["error"] / 2
     assert draft["psnr"] > chance["psnr"] and draft["ssim"] > chance["ssim"]
-    assert "toy            draft     0.04    0.042" in capsys.readouterr().out
+    assert "toy            draft       0.04    0.042" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_policy_found_is_as_old_as_in_a_run(monkeypatch):
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
+    shape, video = SHAPES["toy"], []
+    monkeypatch.setattr(bench.stand_in, "program", lambda model: _watched(model, video))
+    policies = {("dense", 1.0): POLICIES["dense"]}
+    policies["adaspa", 0.25] = dataclasses.replace(POLICIES["adaspa"], density=0.25)
+    _, row = bench.rows_of_model({"toy": shape}, policies, 0)
+    assert list(row["phases"]) == ["dense", "search", "reuse", "again"]
+    *before, last = video[1:]
+    assert all((x == before[0]).all() for x in before) and not (last == before[0]).all()
+    assert (last == video[0]).all()  # what dense attention saw
+    assert row["density"] == pytest.approx(0.25, abs=0.01) and row["dense_share"] == 0
+
+
+def _watched(model, seen):
+    forward = _PROGRAM(model)
+
+    def call(params, x, *others):
+        seen.append(x)
+        return forward(params, x, *others)
+
+    return call
+
+
+_PROGRAM = stand_in.program
 
 
 def test_queries_and_keys_of_a_network_are_sharp_and_of_a_prompt_plain():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.attention import POLICIES
+from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.models.video_dit import VideoDiT
 from jvdm.samplers import Call
@@ -23,7 +24,7 @@ MLP_RATIO = 6  # Wan 1.3B has 5.83
 ROTARY_BASE = 1e4
 REGIONS = 24  # that move through the video (specs/efficiency.md, 0.7)
 SHARPNESS = 3.0  # gain of the norms of queries and keys: scores have a deviation of its square
-LEVEL = 0.5  # noise level of the call
+LEVEL, BEFORE = 0.5, 0.7  # noise level of the call, and of calls before it
 
 
 def network(shape: Shape, policy: Any) -> VideoDiT:
@@ -61,7 +62,7 @@ def parameters(key: Array, shape: Shape) -> PyTree:
     return jax.tree_util.tree_map_with_path(sharper, params)
 
 
-def moving_regions(key: Array, shape: Shape) -> Latents:
+def moving_regions(key: Array, shape: Shape, level: float = LEVEL) -> Latents:
     """Returns noisy latents of soft regions that drift over the frames.
 
     A cell is the mixture of the features of the regions near it; queries and keys are linear
@@ -81,16 +82,18 @@ def moving_regions(key: Array, shape: Shape) -> Latents:
     near = jax.nn.softmax(-far / (2 * PATCH**2), -1)
     features = jax.random.normal(draws[2], (REGIONS, CHANNELS))
     noise = jax.random.normal(draws[3], (*sides, CHANNELS))
-    return ((1 - LEVEL) * near @ features + LEVEL * 0.3 * noise)[None]
+    return ((1 - level) * near @ features + level * 0.3 * noise)[None]
 
 
 def program(model: VideoDiT) -> Any:
-    """Returns the forward pass: the prediction, and the states of the policy."""
+    """Returns the forward pass of one row: the prediction, and the carry of the next."""
 
-    def forward(params: PyTree, x: Latents, states: Float[Array, "B L D"]) -> Any:
+    def forward(
+        params: PyTree, x: Latents, states: Float[Array, "B L D"], carry: Carry
+    ) -> tuple[Latents, Carry]:
         call = Call.at(jnp.full(x.shape[:2], LEVEL))
-        both: Any = model.apply({"params": params}, x, call, told(states))
-        return both[0], both[1].layers
+        made: Any = model.apply({"params": params}, x, call, told(states), carry)
+        return made
 
     return jax.jit(forward)
 

@@ -24,7 +24,7 @@ from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.features import fold, unfold
 from jvdm.parallel import read
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
-from jvdm.vae.conv import Carry, Features, Past, VideoConv
+from jvdm.vae.conv import Carry, DoublingConv, Features, Past, VideoConv
 
 Carries = tuple[Carry, Carry]
 """Of the two parts of an encoder or decoder, in the order in which they are applied."""
@@ -147,8 +147,7 @@ class Up(nn.Module):
             pairs = pairs.reshape(batch, frames, *cells, 2, channels // 2)
             pairs = jnp.moveaxis(pairs, -2, 2).reshape(batch, 2 * frames, *cells, channels // 2)
             x = jnp.concatenate([x[:, :count], pairs], 1)
-        x = x.repeat(2, 2).repeat(2, 3)
-        return VideoConv(self.features, (1, 3, 3), dtype=self.dtype, name="space")(x)
+        return DoublingConv(self.features, self.dtype, name="space")(x)
 
 
 def averaged(

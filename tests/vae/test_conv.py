@@ -116,3 +116,14 @@ def test_a_video_is_convolved_as_in_three_axes(size, strides, around):
     }
     assert "tensor<2x7x6x8x5xf32>, tensor<" not in text["cpu"].as_text().split("convolution(")[1]
     assert all("[b, 0, 1, 2, f]" in text[platform].as_text() for platform in ("cuda", "tpu"))
+
+
+def test_doubled_sides_are_convolved_as_repeated_cells_are():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4, 6))
+    doubling = conv.DoublingConv(7, "float32")
+    plain = conv.VideoConv(7, (1, 3, 3), dtype="float32")
+    repeated = x.repeat(2, 2).repeat(2, 3)
+    given = plain.init(jax.random.key(1), repeated)["params"]
+    given = {"params": {**given, "bias": jnp.arange(7.0)}}
+    wanted = plain.apply(given, repeated)
+    np.testing.assert_allclose(doubling.apply(given, x), wanted, rtol=0, atol=1e-5)
