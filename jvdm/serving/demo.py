@@ -38,7 +38,7 @@ from jvdm.serving.jobs import Jobs, UnknownJob
 from jvdm.serving.limits import Limits
 from jvdm.serving.serve import check_installed
 from jvdm.serving.tasks import check_names, remove, size_bytes, without, write_pictures
-from jvdm.serving.web import WebOptions, listening, run_until_stopped, work_folder
+from jvdm.serving.web import Ends, WebOptions, listening, run_until_stopped, work_folder
 from jvdm.settings import PICTURE, settings_of
 
 __all__ = ["Demo", "DemoOptions", "run", "shown_defaults", "text"]
@@ -48,6 +48,14 @@ USUAL_S = 10.0
 EXAMPLE = "a large red ball rolls to the left"
 USUAL_SYSTEMS = (PLAIN, "wave", "autoregressive", "window_attention")
 """What is chosen in the gallery at first."""
+
+
+ENDS = Ends(
+    "films and galleries end with what there is of them",
+    "with films and galleries as far as they were; the next demo here removes them",
+    "while a program was compiled; the next demo here removes what was made",
+    "start the same command again: pages that are open have to be loaded anew",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,10 +251,10 @@ def run(options: DemoOptions) -> dict[str, Any]:
     from jvdm.serving.demo_pages import app_of
 
     options.validated()
-    for name in ("max_batch", "max_videos", "max_film_megapixels"):
+    for name in ("max_batch", "max_videos", "max_film_megapixels", "grace_s"):
         if getattr(options, name) != getattr(DemoOptions, name):
             what = f"--{name.replace('_', '-')} was given"
-            raise ConfigError(what, "a demo makes one video from a prompt", "leave it out")
+            raise ConfigError(what, "a demo streams one video from a prompt", "leave it out")
     check_installed()
     keys = options.keys
     with (
@@ -262,7 +270,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
             print(f"jvdm: open {address}{end} in a browser; Ctrl-C ends", file=sys.stderr)
 
         app = app_of(demo, keys, (options.host,))
-        run_until_stopped(app, listener, demo.jobs, options.grace_s, said)
+        run_until_stopped(app, listener, demo.jobs, options.grace_s, said, ENDS)
     return {}
 
 

@@ -11,7 +11,8 @@
     GET    /api/galleries/ID/SYSTEM/FILE         video.mp4, frames.png, matrix.png
     DELETE /api/galleries/ID                     ends it
 
-Errors are those of `jvdm serve`. Who knows the name of a stream may steer it.
+Errors are those of `jvdm serve`. Who knows the name of a stream may steer it. Those who take turns
+are keys or addresses, as `Guard` tells them apart: what a request says of itself does not count.
 """
 
 import asyncio
@@ -86,12 +87,12 @@ class Pages:
     async def start(self, request: Any) -> Any:
         """`POST /api/streams`: begins a stream."""
         settings = await self._settings(request)
-        return await self._begun(self.demo.stream, _client(request), settings)
+        return await self._begun(self.demo.stream, request.scope["client_key"], settings)
 
     async def compare(self, request: Any) -> Any:
         """`POST /api/galleries`: begins a gallery."""
         settings = await self._settings(request)
-        return await self._begun(self.demo.gallery, _client(request), settings)
+        return await self._begun(self.demo.gallery, request.scope["client_key"], settings)
 
     async def status(self, request: Any) -> Any:
         """`GET /api/streams/ID`: says how far it is, and hears how far it is watched."""
@@ -165,11 +166,6 @@ def _read(body: bytes) -> dict[str, Any]:
     if settings.get("image") is not None:
         settings["image"] = decoded("image", settings["image"])
     return settings
-
-
-def _client(request: Any) -> str:
-    """Returns whose turn a request takes: a key or an address, and a tab of a browser there."""
-    return f"{request.scope['client_key']} {request.headers.get('x-client', '')[:80]}"
 
 
 def _number(request: Any, name: str) -> float | None:

@@ -35,9 +35,17 @@ from jvdm.outputs import named, probe
 from jvdm.pipeline import load
 from jvdm.serving.app import app_of
 from jvdm.serving.jobs import Jobs
-from jvdm.serving.web import Guard, WebOptions, listening, run_until_stopped, work_folder
+from jvdm.serving.web import Ends, Guard, WebOptions, listening, run_until_stopped, work_folder
 
 __all__ = ["ServeOptions", "run", "shown_defaults", "text"]
+
+
+ENDS = Ends(
+    "what runs is finished, or saved as latents",
+    "after saving what there was",
+    "while a program was compiled; what ran begins again",
+    "start the same command again: it goes on with what waits",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +82,7 @@ def run(options: ServeOptions) -> dict[str, Any]:
         def said(address: str) -> None:
             print(f"jvdm: serving {pipe} at {address}; results in {folder}", file=sys.stderr)
 
-        run_until_stopped(app, listener, jobs, options.grace_s, said)
+        run_until_stopped(app, listener, jobs, options.grace_s, said, ENDS)
     return {}
 
 

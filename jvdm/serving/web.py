@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
 from jvdm.files import probe_writable
@@ -46,6 +46,22 @@ class Refused(JvdmError):
     def __init__(self, status: int, *parts: str) -> None:
         super().__init__(*parts)
         self.status = status
+
+
+class Ends(NamedTuple):
+    """What is said of a server that somebody stops.
+
+    Attributes:
+        saves: At once: what becomes of what runs.
+        state: In the end: what has become of it.
+        late: The same where a program was still being compiled, which cannot be stopped.
+        fix: What to do then.
+    """
+
+    saves: str
+    state: str
+    late: str
+    fix: str
 
 
 class ServerEnded(JvdmError):
@@ -262,8 +278,32 @@ async def body_of(request: Any, most: int) -> bytes:
     return b"".join(parts)
 
 
+def server_of(app: Any) -> Any:
+    """Returns the server of uvicorn that answers for an application of ASGI."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # or who is here may say that they are somebody else
+            lifespan="off",
+            limit_concurrency=2 * MOST_AT_ONCE,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=5,
+        )
+    )
+
+
 def run_until_stopped(
-    app: Any, listener: socket.socket, jobs: Jobs, grace_s: float, said: Callable[[str], None]
+    app: Any,
+    listener: socket.socket,
+    jobs: Jobs,
+    grace_s: float,
+    said: Callable[[str], None],
+    ends: Ends,
 ) -> None:
     """Answers requests until SIGTERM or Ctrl-C, then finishes or saves what runs.
 
@@ -273,30 +313,17 @@ def run_until_stopped(
         jobs: What the app takes on.
         grace_s: Seconds in which what runs may finish.
         said: Gets the address when it is answered there.
+        ends: What becomes of what runs, and what to do then.
 
     Raises:
         Preempted: After SIGTERM; `Interrupted` after Ctrl-C.
         ConfigError: If the server cannot start.
     """
-    import uvicorn
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            limit_concurrency=2 * MOST_AT_ONCE,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    server = server_of(app)
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name="jvdm-http", daemon=True
     )
-    fix = "start the same command again: it goes on with what waits"
-    with StopRequest("what runs is finished, or saved as latents", fix) as stop:
+    with StopRequest(ends.saves, ends.fix) as stop:
         stop.background(jobs.join)
         thread.start()
         host, port = listener.getsockname()[:2]
@@ -304,14 +331,14 @@ def run_until_stopped(
         with stop.later():
             while thread.is_alive() and not stop.requested:
                 thread.join(0.2)
-        stop.state = "after saving what there was"
+        stop.state = ends.state
         saved = jobs.close(grace_s)
         server.should_exit = True
         thread.join(10)
         if not saved:
-            stop.state = "while a program was compiled; what ran begins again"
+            stop.state = ends.late
         if not stop.requested:
-            raise ServerEnded("the server ended by itself", "its log says more", fix)
+            raise ServerEnded("the server ended by itself", "its log says more", ends.fix)
 
 
 @contextlib.contextmanager

@@ -10,21 +10,29 @@ from typing import Any
 
 from jvdm.serving.demo import Demo
 from jvdm.serving.demo_pages import app_of
-from jvdm.serving.web import listening
+from jvdm.serving.web import listening, server_of
 
 ENDED = ("done", "failed", "cancelled")
 
 
 class Client:
-    """Asks for JSON, and for bytes where there is no JSON; `status` is that of the last answer."""
+    """Asks for JSON, and for bytes where there is no JSON; `status` is that of the last answer.
 
-    def __init__(self, address: str, name: str = "somebody", **headers: str) -> None:
-        self.address, self.status = address, 0
-        self.headers = {"X-Client": name, "Content-Type": "application/json", **headers}
+    Args:
+        address: Of the demo.
+        place: Last number of the address of the loopback that it asks from, by which clients are
+            told apart.
+        headers: Of its requests.
+    """
+
+    def __init__(self, address: str, place: int = 1, **headers: str) -> None:
+        self.address, self.status, self.place = address, 0, place
+        self.headers = {"Content-Type": "application/json", **headers}
 
     def __call__(self, method: str, path: str, body: Any = None) -> Any:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=60)
+        host, source = self.address.removeprefix("http://"), (f"127.0.0.{self.place}", 0)
+        connection = http.client.HTTPConnection(host, timeout=60, source_address=source)
         with contextlib.closing(connection):
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # too long: see below
                 sent = content if method == "POST" else None
@@ -63,10 +71,8 @@ def wait_until_free(demo: Demo) -> None:
 @contextlib.contextmanager
 def shown(demo: Demo, keys: tuple[str, ...] = ()) -> Iterator[str]:
     """Serves the demo and gives its address."""
-    import uvicorn
-
     listener = listening("127.0.0.1", 0, keys)
-    server = uvicorn.Server(uvicorn.Config(app_of(demo, keys), log_level="error", lifespan="off"))
+    server = server_of(app_of(demo, keys))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

@@ -127,7 +127,7 @@ def test_the_film_is_made_only_a_little_ahead(client):
 
 
 def test_cancel_frees_the_device(address, demo):
-    first, second, third = (Client(address, name) for name in "abc")
+    first, second, third = (Client(address, place) for place in (1, 2, 3))
     running = [someone.start(**SMALL, duration="40s") for someone in (first, second)]
     for someone, path in zip((first, second), running, strict=True):
         someone.until(path, "running", query="?played=0", frames=13)
@@ -155,7 +155,7 @@ def test_programs_of_many_sizes_do_not_fill_the_memory(client, demo, monkeypatch
 
 
 def test_what_waits_is_cancelled_at_once(address):
-    someone, other = Client(address, "a"), Client(address, "b")
+    someone, other = Client(address, 1), Client(address, 2)
     running = [someone.start(**SMALL, duration="40s") for _ in range(2)]
     for path in running:
         someone.until(path, "running", query="?played=0", frames=13)
@@ -168,7 +168,7 @@ def test_what_waits_is_cancelled_at_once(address):
 
 
 def test_who_has_gone_is_not_waited_for(address, demo):
-    gone, other = Client(address, "gone"), Client(address, "other")
+    gone, other = Client(address, 1), Client(address, 2)
     left = [gone.start(**SMALL, duration="40s") for _ in range(2)]
     for path in left:
         gone.until(path, "running", query="?played=0", frames=13)
@@ -189,7 +189,7 @@ def test_streams_of_several_take_turns(address, monkeypatch):
         turns.append(stream.id)
 
     monkeypatch.setattr(demo_streams.LiveStream, "_note_rows", note)
-    people = Client(address, "a"), Client(address, "b")
+    people = Client(address, 1), Client(address, 2)
     paths = [someone.start(**SMALL, duration="40s") for someone in people]
     for someone, path in zip(people, paths, strict=True):
         someone.until(path, "running", query="?played=0", frames=13)
@@ -203,6 +203,24 @@ def test_streams_of_several_take_turns(address, monkeypatch):
     last = [len(turns) - turns[::-1].index(name) for name in names]
     for name in names:  # of about 57 turns each
         assert turns[: min(last)].count(name) > 15
+
+
+def test_several_names_give_no_more_turns(address, demo):
+    """A client with many streams is one client, whatever its requests say of it."""
+    crowd = [Client(address, 1, **{"X-Client": f"{i}", "X-Forwarded-For": f"{i}"}) for i in "abcd"]
+    paths = [one.start(**SMALL, duration="40s") for one in crowd]
+    for one, path in zip(crowd[:2], paths, strict=False):
+        one.until(path, "running", query="?played=0", frames=13)
+    other = Client(address, 2)
+    waiting = other.start(**SMALL, duration="40s")
+    crowd[0]("DELETE", paths[0])
+    other.until(waiting, "running", query="?played=0", frames=13)
+    now = [one("GET", f"{path}?played=0") for one, path in zip(crowd, paths, strict=True)]
+    assert [stream["state"] for stream in now] == ["cancelled", "running", "queued", "queued"]
+    other("DELETE", waiting)
+    for one, path in zip(crowd[1:], paths[1:], strict=True):
+        one("DELETE", path)
+    wait_until_free(demo)
 
 
 def test_the_first_clip_is_cancelled_between_rows(demo, tmp_path, monkeypatch):
@@ -331,7 +349,7 @@ def test_wrong_queries_are_refused(client, query):
 
 def test_a_page_of_another_origin_gets_nothing(address):
     """It may send forms, and ask under a name of its own that leads here."""
-    form = Client(address, **{"Content-Type": "text/plain"})
+    form = Client(address, 1, **{"Content-Type": "text/plain"})
     assert "content type" in form("POST", "/api/streams", SMALL)["error"]["what"]
     assert form.status == 415
     renamed = Client(address, Host="evil.example")
@@ -411,6 +429,7 @@ def test_the_command_shows_the_page_until_it_is_stopped(tmp_path):
             process.send_signal(signal.SIGTERM)
         left = process.stderr.read() if process.stderr else ""
     assert process.returncode == 75 and "Traceback" not in left
+    assert "goes on" not in left and "saved" not in left and "the next demo here removes" in left
 
 
 @pytest.mark.parametrize(
@@ -418,6 +437,7 @@ def test_the_command_shows_the_page_until_it_is_stopped(tmp_path):
     [
         (("--host", "0.0.0.0"), "can be reached from other machines"),
         (("--max-batch", "4"), "--max-batch was given"),
+        (("--grace-s", "5"), "--grace-s was given"),
         (("--max-body-megabytes", "99"), "0.001 to 16 are read"),
         (("--max-streams", "0"), "--max-streams is 0"),
     ],

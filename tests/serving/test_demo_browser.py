@@ -156,7 +156,7 @@ def test_the_prompt_is_changed_while_it_plays(page, address, tmp_path):
     frame = int(page.text("told").splitlines()[-1].split()[2])
     assert page.text("told").endswith(f"from frame {frame} ({frame / 6:.1f} s): {OTHER}")
 
-    client = Client(address, "another")
+    client = Client(address, 2)
     told = client.until(path, "done")
     asked = {"seed": 2, "duration": "15s", "prompt": told["told"][0]["prompt"]}
     plain = client.start(**asked)

@@ -9,6 +9,7 @@ import pytest
 import jvdm
 from jvdm.serving import web
 from jvdm.serving.jobs import Jobs
+from jvdm.serving.serve import ENDS
 
 KEYS = ("the-first-key-of-this", "the-second-key-of-this")
 
@@ -130,5 +131,5 @@ def test_a_server_that_ends_by_itself_is_no_success(pipe, tmp_path, monkeypatch)
         web.listening("127.0.0.1", 0, ()) as listener,
         pytest.raises(web.ServerEnded, match="the server ended by itself") as caught,
     ):
-        web.run_until_stopped(inside, listener, jobs, 0.0, lambda address: None)
+        web.run_until_stopped(inside, listener, jobs, 0.0, lambda address: None, ENDS)
     assert caught.value.exit_code == 1 and not jobs.alive

@@ -1,8 +1,7 @@
 // What both pages use: calls to the server, its errors, and which page is open.
 
 const key = new URLSearchParams(location.search).get("key") ?? "";
-const client = (sessionStorage.client ??= crypto.getRandomValues(new Uint32Array(4)).join(""));
-const headers = { "X-Client": client, ...(key && { Authorization: `Bearer ${key}` }) };
+const headers = key ? { Authorization: `Bearer ${key}` } : {};
 
 export class Refused extends Error {
   constructor({ what, why, fix }) {
