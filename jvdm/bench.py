@@ -52,7 +52,7 @@ class BenchOptions:
     tune: tile sizes of the kernels, the cheapest of which go into a table."""
     shape: tuple[str, ...] = ()
     """Shapes by name; the smallest on a CPU, else that of Wan 1.3B at 480p, if left out; of
-    families all but the smallest."""
+    families that and LTX-Video 2B."""
     peers: bool = True
     """Whether Diffusers is timed beside families in the same run, where it is installed."""
     densities: tuple[float, ...] = ()
@@ -318,7 +318,7 @@ def _names(options: BenchOptions) -> tuple[str, ...]:
     if options.what in ("families", "parallel"):
         known, small = families.FAMILIES, "wan-tiny"
     if options.what == "families":
-        large = tuple(name for name in known if name != small)
+        large = families.COMPARED
     names = options.shape or ((small,) if jax.default_backend() == "cpu" else large)
     for name in names:
         if name not in known:

@@ -55,6 +55,10 @@ class Family(NamedTuple):
     latents: tuple[int, int, int, int]
     prompt: tuple[int, int]
 
+    def of(self, **fields: Any) -> "Family":
+        """Returns the family with other fields of the transformer."""
+        return self._replace(transformer={**self.transformer, **fields})
+
 
 _WAN = {"in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "freq_dim": 256}
 _LTX_WIDTHS = [128, 256, 512, 512]
@@ -65,33 +69,49 @@ _LTX_VAE = {
     "spatio_temporal_scaling": [True, True, True, False],
 }
 
+_WAN_VAE = {
+    **{"z_dim": 16, "base_dim": 96, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2},
+    "temperal_downsample": [False, True, True],
+}
+_WAN_1B = Family(
+    "WanPipeline",
+    ("WanTransformer3DModel", "AutoencoderKLWan"),
+    {
+        **_WAN,
+        **{"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 30},
+        **{"ffn_dim": 8960, "cross_attn_norm": True, "text_dim": 4096},
+    },
+    _WAN_VAE,
+    (21, 60, 104, 16),
+    (512, 4096),
+)
+_WAN_14B = _WAN_1B.of(num_attention_heads=40, num_layers=40, ffn_dim=13824)
+_WAN_5B = _WAN_1B.of(num_attention_heads=24, ffn_dim=14336, in_channels=48, out_channels=48)
+_LTX_2B = Family(
+    "LTXPipeline",
+    ("LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo"),
+    {
+        **{"in_channels": 128, "out_channels": 128, "num_layers": 28},
+        **{"num_attention_heads": 32, "attention_head_dim": 64},
+    },
+    _LTX_VAE,
+    (16, 16, 24, 128),
+    (128, 4096),
+)
+
 FAMILIES = {
-    "wan-1.3b-480p": Family(
-        "WanPipeline",
-        ("WanTransformer3DModel", "AutoencoderKLWan"),
-        {
-            **_WAN,
-            **{"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 30},
-            **{"ffn_dim": 8960, "cross_attn_norm": True, "text_dim": 4096},
+    "wan-1.3b-480p": _WAN_1B,
+    "wan-14b-480p": _WAN_14B,
+    "wan-14b-720p": _WAN_14B._replace(latents=(21, 90, 160, 16)),
+    "wan-5b-720p": _WAN_5B._replace(
+        vae={
+            **{**_WAN_VAE, "z_dim": 48, "base_dim": 160, "decoder_base_dim": 256},
+            **{"is_residual": True, "patch_size": 2},
         },
-        {
-            **{"z_dim": 16, "base_dim": 96, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2},
-            "temperal_downsample": [False, True, True],
-        },
-        (21, 60, 104, 16),
-        (512, 4096),
+        latents=(31, 44, 80, 48),
     ),
-    "ltx-2b-512p": Family(
-        "LTXPipeline",
-        ("LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo"),
-        {
-            **{"in_channels": 128, "out_channels": 128, "num_layers": 28},
-            **{"num_attention_heads": 32, "attention_head_dim": 64},
-        },
-        _LTX_VAE,
-        (16, 16, 24, 128),
-        (128, 4096),
-    ),
+    "ltx-2b-512p": _LTX_2B,
+    "ltx-13b-512p": _LTX_2B.of(attention_head_dim=128, num_layers=48),
     "wan-tiny": Family(
         "WanPipeline",
         ("WanTransformer3DModel", "AutoencoderKLWan"),
@@ -108,7 +128,11 @@ FAMILIES = {
         (5, 8),
     ),
 }
-"""Videos of 81 frames at 480 x 832, of 121 at 512 x 768, and one for tests and CPUs."""
+"""Videos of 81 frames at 480 x 832 and 720 x 1280, of 121 at 704 x 1280 (5B) and at 512 x 768
+(LTX-Video), and one for tests and CPUs. A network of Wan 2.2 A14B is one of 14B."""
+
+COMPARED = ("wan-1.3b-480p", "ltx-2b-512p")
+"""What is timed if no name is given."""
 
 
 class Run(NamedTuple):

@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 
 from jvdm import works
 from jvdm.errors import DeviceMemoryError
+from jvdm.families import FAMILIES
 from jvdm.machine import free_memory, is_out_of_memory
 from jvdm.parallel import using
 from jvdm.parallel.collectives import sent
 from jvdm.parallel.mesh import description_of
 from jvdm.products import device_bytes
 from jvdm.targets import GPUS, MACHINES, Machine, target, without_flags
-from jvdm.works import NETWORKS, Work
+from jvdm.works import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run(options: PlanOptions) -> dict[str, Any]:
 
 
 def _works(options: PlanOptions, mesh: Mesh) -> Sequence[Work]:
-    if options.config not in NETWORKS:
+    if options.config not in FAMILIES:
         return (works.step_of_config(options.config, mesh),)
     if options.work == "video":
         return works.video_of(options.config, mesh)

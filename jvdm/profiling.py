@@ -21,12 +21,13 @@ import jax.numpy as jnp
 from jvdm import works
 from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
+from jvdm.families import FAMILIES
 from jvdm.parallel import data_mesh
 from jvdm.products import Operation, operations
 from jvdm.recipes import nearest
 from jvdm.targets import MACHINES, Machine
 from jvdm.training.tracing import part_of, times
-from jvdm.works import NETWORKS, Work
+from jvdm.works import Work
 
 KINDS = (
     "attention self",
@@ -72,7 +73,7 @@ def run(options: ProfileOptions) -> dict[str, Any]:
         raise ConfigError(f"--on is {options.on!r}", f"known are {', '.join(MACHINES)}", fix)
     mesh, name = data_mesh(1), options.config
     planned: Iterable[Work] = (
-        works.video_of(name, mesh) if name in NETWORKS else (works.step_of_config(name, mesh),)
+        works.video_of(name, mesh) if name in FAMILIES else (works.step_of_config(name, mesh),)
     )
     programs = [_profiled(work, MACHINES[options.on], options.measure) for work in planned]
     return {"on": options.on, "device": jax.devices()[0].device_kind, "programs": programs}

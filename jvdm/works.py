@@ -14,7 +14,6 @@ from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError
 from jvdm.families import (
     FAMILIES,
-    Family,
     autoencoder_of,
     inputs,
     network_of,
@@ -55,15 +54,6 @@ from jvdm.training.optimizer import Optimizer
 from jvdm.training.step import make_step
 from jvdm.vae.tiling import pieces
 
-_WAN = FAMILIES["wan-1.3b-480p"]
-_WIDER = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
-_WAN_14B = _WAN._replace(transformer={**_WAN.transformer, **_WIDER})
-NETWORKS: Mapping[str, Family] = {
-    **FAMILIES,
-    "wan-14b-480p": _WAN_14B,
-    "wan-14b-720p": _WAN_14B._replace(latents=(21, 90, 160, 16)),
-}
-"""Published networks, at the sizes of one video."""
 _T5 = {"vocab_size": 32128, "d_model": 4096, "num_layers": 24, "num_heads": 64, "d_kv": 64}
 _T5 |= {"d_ff": 10240, "relative_attention_num_buckets": 32}
 _T5 |= {"relative_attention_max_distance": 128}
@@ -112,7 +102,7 @@ def step_of_config(config: str, mesh: Mesh) -> Work:
 
 def step_of_network(name: str, mesh: Mesh) -> Work:
     """Returns a step of AdamW with an average of the parameters, of a video for each part."""
-    family, size = NETWORKS[name], parts(mesh)
+    family, size = FAMILIES[name], parts(mesh)
     objective: Any = Velocity(family, "bfloat16")
     transform = setup.transform_of(objective, Optimizer(kind="adamw"), 1000)
     batch = jax.eval_shape(lambda: inputs(family, size))
@@ -146,7 +136,7 @@ def _step(
 
 def call_of(name: str, mesh: Mesh) -> Work:
     """Returns a call of a published network, of one video, in bfloat16."""
-    family, everywhere = NETWORKS[name], NamedSharding(mesh, PartitionSpec())
+    family, everywhere = FAMILIES[name], NamedSharding(mesh, PartitionSpec())
     network = network_of(family, "bfloat16")
 
     def forward(parameters: PyTree, latents: Any, states: Any) -> Any:
@@ -165,7 +155,7 @@ def video_of(name: str, mesh: Mesh) -> tuple[Work, ...]:
 
     Networks are in bfloat16; the video is decoded in the pieces that the pipeline decodes.
     """
-    family, videos = NETWORKS[name], parts(mesh)
+    family, videos = FAMILIES[name], parts(mesh)
     tiny = {**_TINY, "d_model": family.prompt[1]} if name == "wan-tiny" else {}
     encoder: Any = text_encoder(_TEXTS[family.pipeline] | tiny, PieceTokenizer(""))
     network, coder = network_of(family, "bfloat16"), autoencoder_of(family, "bfloat16")
@@ -192,7 +182,7 @@ def video_of(name: str, mesh: Mesh) -> tuple[Work, ...]:
 
 def _rows(name: str, system: System, latents: tuple[int, ...], mesh: Mesh) -> Work:
     """Returns a row of a run, of `ROWS`."""
-    system, family = system.only("model", *OF_A_ROW), NETWORKS[name]
+    system, family = system.only("model", *OF_A_ROW), FAMILIES[name]
     matrix = synchronous(linspace_levels(ROWS), latents[1])
     seeds = jax.ShapeDtypeStruct((latents[0],), "uint32")
     begin = jax.eval_shape(

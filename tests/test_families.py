@@ -10,7 +10,10 @@ from jvdm import bench, cli, families
 
 COUNTS = {
     "wan-1.3b-480p": (1_418_996_800, 126_892_531),
+    "wan-14b-480p": (14_288_491_584, 126_892_531),
+    "wan-5b-720p": (4_999_787_712, 704_688_668),
     "ltx-2b-512p": (1_923_385_472, 419_193_649),
+    "ltx-13b-512p": (13_042_155_648, 419_193_649),
 }
 """Parameters of the published transformers and autoencoders."""
 
