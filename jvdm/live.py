@@ -98,19 +98,33 @@ class Script:
         at: Lines by the time of the film, frames that were taken back included.
         fps: Frames per second.
         lines: Lines that come while it plays; they are read in a thread of their own.
+        last: Frames before the last chunk; None is without an end.
 
     Raises:
-        ConfigError: If a time or a line of `at` is none.
+        ConfigError: If a time or a line of `at` is none, or comes after the last chunk begins.
     """
 
-    def __init__(self, at: Mapping[str, str], fps: float, lines: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        at: Mapping[str, str],
+        fps: float,
+        lines: Iterable[str] = (),
+        last: int | None = None,
+    ) -> None:
         timed = sorted((round(seconds_of("at", when) * fps), said) for when, said in at.items())
-        lines_at = [(frame, line) for frame, said in timed for line in said.splitlines()]
+        lines_at = [(frame, line) for frame, said in timed for line in said.splitlines() or [""]]
         for _, line in lines_at:
             check_line(line)
+        longer = any(line.split()[0] == "rewind" for _, line in lines_at)
+        if last is not None and lines_at and lines_at[-1][0] > last and not longer:
+            frame, line = lines_at[-1]
+            what, why = f"at has {line!r:.80} at {frame / fps:g} s", "a chunk begins with a line"
+            why = f"{why}, and the last one begins at {last / fps:.3g} s"
+            raise ConfigError(what, why, "let it come earlier, or make a longer film")
         self._timed = collections.deque(lines_at)
         self._typed: queue.Queue[str] = queue.Queue(WAITING)
-        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
+        self._reader.start()
 
     def _read(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -119,17 +133,26 @@ class Script:
 
     def due(self, frames: int) -> Iterator[str]:
         """Yields the lines that are to be carried out after so many frames."""
-        while self._timed and self._timed[0][0] <= frames:
-            yield self._timed.popleft()[1]
-        while not self._typed.empty():
-            yield self._typed.get()
+        while (line := self.wait(0.0, frames)) is not None:
+            yield line
 
-    def wait(self, seconds: float) -> str | None:
-        """Returns the next line that comes within so long, if one does."""
+    def wait(self, seconds: float, frames: int = -1) -> str | None:
+        """Returns the next line that is due after so many frames or comes within so long."""
+        if self._timed and self._timed[0][0] <= frames:
+            return self._timed.popleft()[1]
         try:
-            return self._typed.get(timeout=seconds)
+            return self._typed.get(seconds > 0, seconds)
         except queue.Empty:
             return None
+
+    def left(self) -> Iterator[str]:
+        """Yields the lines that nothing came of."""
+        yield from self.due(self._timed[-1][0] if self._timed else -1)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody can say anything more."""
+        return not self._reader.is_alive() and self._typed.empty()
 
 
 def check_line(line: str) -> None:
@@ -138,6 +161,9 @@ def check_line(line: str) -> None:
     Raises:
         ConfigError: It says what lines there are.
     """
+    if len(line.encode()) > LONGEST:
+        what, why = f"{line!r:.40}... is no command", f"a line has {LONGEST:,} bytes at most"
+        raise ConfigError(what, why, "write a shorter one")
     verb, _, rest = line.strip().partition(" ")
     alone = verb in ("pause", "resume", "stop") and not rest.strip()
     if alone or (verb == "save" and rest.strip()):
@@ -169,7 +195,7 @@ class Play:
         self.script, self.playout, self.stopped, self.save = script, playout, stopped, save
         self.told: dict[str, str] = {}
         """Lines that changed the film, by their times: with them, it is made again."""
-        self._ended = False
+        self._ended = self._paused = False
 
     def chunks(self, session: Session) -> Iterator[np.ndarray]:
         """Yields the frames of every chunk; what was yielded is saved, if it is to be."""
@@ -184,6 +210,8 @@ class Play:
             self.save(session)
         if self.told and not session.done:
             self._note("stop")
+        for line in self.script.left():
+            outputs.say(f"{line!r:.80} was not carried out: the film has ended")
 
     def _after(self, session: Session, line: str) -> Session:
         """Returns the session after a line, and answers it."""
@@ -193,10 +221,12 @@ class Play:
             if verb == "stop":
                 self._ended = True
             elif verb == "pause":
-                session = self._pause(session)
+                return self._pause(session)
             elif verb == "save":
                 self.save(session, Path(rest.strip()).expanduser())
-            elif verb != "resume":
+            elif verb == "resume":
+                raise ConfigError("nothing is paused", "", "")
+            else:
                 session = session.after(command_of(line))
         except JvdmError as error:
             said = "; ".join(filter(None, (error.what, error.why, error.fix)))
@@ -213,15 +243,25 @@ class Play:
         self.told[now] = "\n".join(filter(None, (self.told.get(now), line)))
 
     def _pause(self, session: Session) -> Session:
-        """Carries out what comes until `resume` or an end."""
+        """Carries out what comes until `resume` or an end.
+
+        Raises:
+            ConfigError: If it is paused.
+        """
+        if self._paused:
+            raise ConfigError("the film is paused already", "", "say resume")
         outputs.say("paused; resume goes on")
-        began = time.perf_counter()
+        began, self._paused = time.perf_counter(), True
         while not self.stopped() and not self._ended:
-            line = self.script.wait(0.1)
-            if line == "resume":
+            line = self.script.wait(0.1, self.playout.frames)
+            if line is None and self.script.ended:
+                outputs.say("the film goes on: nobody can say resume, standard input has ended")
                 break
-            if line is not None and line != "pause":
+            if line is not None and line.strip() == "resume":
+                break
+            if line is not None:
                 session = self._after(session, line)
+        self._paused = False
         self.playout.paused(time.perf_counter() - began)
         return session
 
@@ -289,7 +329,7 @@ def lines_of(descriptor: int) -> Iterator[str]:
     while part := os.read(descriptor, 4096):  # no buffer of Python's: it is locked while one waits
         *whole, waiting = (waiting + part).split(b"\n")
         yield from (line.decode(errors="replace") for line in whole)
-        waiting = waiting[:LONGEST]
+        waiting = waiting[: LONGEST + 1]  # what is longer is refused
     yield waiting.decode(errors="replace")
 
 

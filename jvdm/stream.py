@@ -39,10 +39,12 @@ def run(options: StreamOptions) -> dict[str, Any]:
     options = resolved.options
     pipe = load(**options.arguments)
     check_weights(resolved, pipe.identity)
+    begun = 0
     if options.resume is not None:
         length = {"num_frames": options.num_frames, "duration": options.duration}
         session = load_session(pipe, options.resume, options.keep, **length)
         job, begin, name = session.job, lambda: session, slug(session.prompt)
+        begun = session.frames
     else:
         job = streaming.prepare_stream(pipe, options.request(), options.then, options.keep)
         begin, name = functools.partial(Session.begin, pipe, job), options.name
@@ -56,7 +58,8 @@ def run(options: StreamOptions) -> dict[str, Any]:
         if path is not None:
             session.save(path.expanduser(), options.loading)
 
-    script = live.Script(options.at, job.clip.settings.fps, _typed())
+    last = None if job.last_begin is None else max(job.last_begin - begun, 0)
+    script = live.Script(options.at, job.clip.settings.fps, _typed(), last)
     return live.film(resolved, pipe, job, begin, name=name, script=script, save=save)
 
 

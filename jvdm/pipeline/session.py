@@ -7,6 +7,7 @@ goes on in another process as if it had never stopped, bit for bit on an equal d
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jvdm.pipeline.pipeline import Pipeline
 
 SCHEMA = "jvdm.session/1"
+_PARTS = ("state", "decoder", "ready", "latest", "rest")  # of `Stream`, which are arrays
 _FIX = "give a file that a session of this model saved"
 
 
@@ -103,7 +105,7 @@ class Session:
         """What is told of the next chunk."""
         return [entry.prompt for entry in self.run.told if entry.frame <= self.frames][-1]
 
-    def step(self, *commands: Command) -> tuple["Session", HostFrames]:
+    def step(self, *commands: Command | str) -> tuple["Session", HostFrames]:
         """Carries out commands and makes the next chunk.
 
         Returns:
@@ -122,14 +124,15 @@ class Session:
         past = (*self.past, self.run)[-self.job.kept :] if self.job.kept else ()
         return dataclasses.replace(self, run=run, past=past, unknown=()), frames
 
-    def after(self, command: Command) -> "Session":
-        """Returns the session after a command.
+    def after(self, command: Command | str) -> "Session":
+        """Returns the session after a command, or after the line that is one (`command_of`).
 
         Raises:
             ConfigError: If it cannot be carried out.
         """
+        command = command_of(command) if isinstance(command, str) else command
         if isinstance(command, Rewind):
-            return self._back(command.seconds)
+            return self._back(seconds_of("rewind", command.seconds))
         ids, unknown = streaming.ids_of(self.job.clip, command.text)
         told = streaming.tell(self.pipe, self.job, self.frames, command.text, ids)
         later = tuple(entry for entry in self.run.told if entry.frame > self.frames)
@@ -162,8 +165,7 @@ class Session:
         if self.job.clip.pictures is not None:
             why = "its network is told pictures in every chunk, which the file does not hold"
             raise ConfigError("the session was to be saved", why, "let it go on in this process")
-        parts = ("state", "decoder", "ready", "latest")
-        state = {name: getattr(self.run, name) for name in parts}
+        state = {name: getattr(self.run, name) for name in _PARTS}
         about = {
             "schema": SCHEMA,
             **_identity(self.pipe, self.job),
@@ -198,6 +200,8 @@ def begin_session(
         DeviceMemoryError: If what is kept does not fit; it names the largest that does.
     """
     job = streaming.prepare_stream(pipe, request, then or {}, keep)
+    for message in job.clip.warnings:
+        warnings.warn(message, stacklevel=3)
     return Session.begin(pipe, job)
 
 
@@ -234,12 +238,16 @@ def load_session(
             what = f"{path} was made with other {name}"
             why = f"{about.get(name)!r:.80} there, {value!r:.80} here"
             raise ConfigError(what, why, "load the model and the method that made it")
+    if job.num_frames is not None and frames >= job.num_frames:
+        what = f"{path} is a session of {frames} frames ({frames / job.clip.settings.fps:.3g} s)"
+        why = f"the video is to have {job.num_frames}, so that nothing is left to be made"
+        raise ConfigError(what, why, "say a longer one: duration='60s' (--duration 60s)")
     entries = tuple(
         streaming.tell(pipe, job, at, text, streaming.ids_of(job.clip, text)[0])
         for at, text in told
     )
-    state, decoder, ready, latest = _restored(pipe, job, entries[0].conditions, arrays, path)
-    run = Stream(entries, state, decoder, ready, frames, began, latest)
+    parts = _restored(pipe, job, entries[0].conditions, arrays, path)
+    run = Stream(told=entries, frames=frames, began=began, **parts)
     streaming.compile_programs(pipe, job, run)
     return Session(pipe, job, run)
 
@@ -278,8 +286,8 @@ def _identity(pipe: "Pipeline", job: StreamJob) -> dict[str, Any]:
 
 def _restored(
     pipe: "Pipeline", job: StreamJob, conditions: Any, arrays: Mapping[str, np.ndarray], path: Any
-) -> list[PyTree]:
-    """Returns window, memory of the autoencoder, latents that wait and latest ones of a stream."""
+) -> dict[str, PyTree]:
+    """Returns the arrays of a stream by the names of its fields."""
     system, params = streaming.network(pipe, job)
     shape = tuple(job.clip.shape)
     begun = (system, params, conditions, job.rows, None, np.uint32(0))
@@ -289,22 +297,27 @@ def _restored(
         return jax.ShapeDtypeStruct((shape[0], count, *shape[2:]), jnp.float32)
 
     expected: dict[str, Any] = {"state": programs.begin_stream.eval_shape(*begun, shape=shape)}
-    expected |= {"decoder": None, "ready": None, "latest": None}
+    expected |= dict.fromkeys(_PARTS[1:])
     if any(name.startswith("['decoder']") for name in arrays):
         piece = latents("", job.rows.block)
         expected["decoder"] = programs.decode_piece.eval_shape(*pipe.coder(), piece, None)[2]
     for name, count in (("ready", job.rows.context), ("latest", job.rows.rewrite)):
         if f"['{name}']" in arrays:
             expected[name] = latents(f"['{name}']", count)
+    if "['rest']" in arrays:
+        height, width = job.clip.settings.height, job.clip.settings.width
+        size = (len(arrays["['rest']"]), height, width, 3)
+        expected["rest"] = jax.ShapeDtypeStruct(size, jnp.uint8)
     places = _named(expected)
     sizes = {name: _plain_shape(leaf) for name, leaf in places.items()}
     safetensors.match(path, dict(arrays), sizes, _FIX)
     leaves = [_typed(arrays[name], leaf, name, path) for name, leaf in places.items()]
     made = jax.tree.unflatten(jax.tree.structure(expected), leaves)
-    state, *rest = (made[name] for name in ("state", "decoder", "ready", "latest"))
-    if pipe.mesh is None:
-        return [state, *rest]
-    return [programs.place_stream(system, state, mesh=pipe.mesh), *replicate(rest, pipe.mesh)]
+    rest = None if made["rest"] is None else np.asarray(made.pop("rest"))
+    if pipe.mesh is not None:
+        placed = programs.place_stream(system, made.pop("state"), mesh=pipe.mesh)
+        made = {**replicate(made, pipe.mesh), "state": placed}
+    return {**made, "rest": rest}
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

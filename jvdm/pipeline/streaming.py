@@ -87,6 +87,13 @@ class StreamJob:
     held: pricing.Held
     kept: int = 0
 
+    @property
+    def last_begin(self) -> int | None:
+        """Frames before the last chunk; None is without an end."""
+        if self.num_frames is None:
+            return None
+        return chunk_begin(self.clip, self.rows, self.num_frames - 1, within=True)
+
 
 class Stream(NamedTuple):
     """A stream between two chunks.
@@ -100,6 +107,8 @@ class Stream(NamedTuple):
         began: Frames that were handed out before the last chunk; -1 before the first.
         latest: Latest finished latents, where another prompt writes them to the cache again; of a
             young stream, those that are missing are zeros before them.
+        rest: Frames of the last chunk that lie behind the end of the video, if any: a longer one
+            goes on with them.
     """
 
     told: tuple[Telling, ...]
@@ -109,6 +118,7 @@ class Stream(NamedTuple):
     frames: int
     began: int = -1
     latest: Latents | None = None
+    rest: HostFrames | None = None
 
 
 def prepare_stream(
@@ -130,7 +140,7 @@ def prepare_stream(
         what, why = f"the mesh {description_of(pipe.mesh)} splits videos", "a stream is one video"
         raise ConfigError(what, why, "split its tokens: --mesh sequence")
     request, sampling = check_numbers(request), pipe.system.sampling
-    request, then = _scheduled(pipe, request, then)
+    request, name, later = _scheduled(request, then)
     if request.matrix is not None:
         fix = "choose how to go on with sampling={'matrix': 'lag'}"
         raise ConfigError("a timestep matrix was given", "it is made for one clip", fix)
@@ -146,7 +156,7 @@ def prepare_stream(
     asked = dataclasses.replace(request, num_frames=frames, duration=None)
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
     _check(clip, rows, last)
-    _check_held(sampling.matrix, clip.system.network.policy)
+    _check_policy(sampling.matrix, clip.system.network.policy, clip.matrix.num_rows)
     size = pricing.Size(1, frames, clip.settings.height, clip.settings.width)
     kept = 0 if keep is None else seconds_of("keep", keep) * clip.settings.fps
     kept = math.ceil(kept / (system.vae.strides[0] * rows.block))
@@ -156,7 +166,9 @@ def prepare_stream(
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
-    return StreamJob(clip, rows, _told(clip, then), last, held, kept)
+    told, unknown = _told(clip, rows, last, name, later)
+    clip = dataclasses.replace(clip, warnings=(*clip.warnings, *unknown))
+    return StreamJob(clip, rows, told, last, held, kept)
 
 
 def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
@@ -168,10 +180,6 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
         "switch": (f"it counts the rows {alone}; then (--then 20s) tells a stream", clip.later),
         "invert": ("it edits a clip", clip.inversion is not None),
         f"the noise {sampling.noise}": (f"it is {alone}", sampling.noise is not None),
-        f"the policy {type(policy).__name__} with dense rows": (
-            f"they are the first {alone}; dense_above says it by noise level",
-            len(policy.phases(clip.matrix.num_rows)) > 1,
-        ),
         f"the autoencoder {type(clip.system.vae).__name__}": (
             "it decodes whole videos only",
             not hasattr(clip.system.vae, "decode_chunk"),
@@ -188,8 +196,17 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
             raise ConfigError(f"a stream with {what}", why, "leave it out")
 
 
-def _check_held(matrix: Any, policy: Any) -> None:
-    """Refuses a cache that is shorter than what is to be read from it."""
+def _check_policy(matrix: Any, policy: Any, num_rows: int) -> None:
+    """Refuses attention by the rows of a clip, and a cache that is shorter than what is read."""
+    phases, given = dict(policy.phases(num_rows)), type(policy).__name__
+    if phases.keys() == {"dense", "sparse"}:
+        what, why = f"a stream with the policy {given} with dense rows", "they are the first"
+        fix = "leave them out (--sampling.policy.dense_rows 0); dense_above says it by noise level"
+        raise ConfigError(what, f"{why} of one clip", fix)
+    if len(phases) > 1:
+        why = f"its rows are those of one clip: {', '.join(phases)}; those of a stream repeat"
+        fix = "choose another, as --sampling.policy dense, or make a clip"
+        raise ConfigError(f"a stream with the policy {given}", why, fix)
     read = getattr(matrix, "lookback", None) or 0
     held = int(np.asarray(policy.slots(np.arange(2 * read + 1))).max()) + 1
     if held < read:
@@ -199,32 +216,64 @@ def _check_held(matrix: Any, policy: Any) -> None:
         raise ConfigError(what, why, fix)
 
 
-def _scheduled(
-    pipe: "Pipeline", request: Request, then: Mapping[Any, str]
-) -> tuple[Request, Mapping[Any, str]]:
-    """Returns a request with the first of its sections, and the prompts of the others."""
+def _scheduled(request: Request, then: Mapping[Any, str]) -> tuple[Request, str, dict[float, str]]:
+    """Returns a request with the first of its sections, and what says the others, by seconds."""
     if not request.prompt_at:
-        return request, then
+        later = [(seconds_of("then", time), prompt) for time, prompt in then.items()]
+        if len(dict(later)) < len(later):
+            what, why = f"then has the times {', '.join(map(str, then))}", "two are the same"
+            raise ConfigError(what, why, "leave one of them out")
+        return request, "then", dict(later)
     if then:
         what, why = "then and prompt_at were given", "each says what is told later"
         raise ConfigError(what, why, "leave one of them out")
     (_, first), *later = sections_of(request)
-    frames, fps = frames_of(request, pipe.manifest), request.fps or pipe.manifest.defaults.fps
-    for seconds, text in later:
-        if frames is not None and seconds * fps >= frames:
-            what = f"prompt_at has {text!r:.80} at {seconds:g} s"
-            why = f"the video has {frames / fps:g} s"
-            raise ConfigError(what, why, "make it longer, or leave the section out")
-    return dataclasses.replace(request, prompt=first, prompt_at={}), dict(later)
+    return dataclasses.replace(request, prompt=first, prompt_at={}), "prompt_at", dict(later)
 
 
-def _told(clip: Job, then: Mapping[Any, str]) -> tuple[Prompted, ...]:
-    """Returns the prompts in the order of their frames."""
+def _told(
+    clip: Job, rows: StreamRows, last: int | None, name: str, later: Mapping[float, str]
+) -> tuple[tuple[Prompted, ...], tuple[str, ...]]:
+    """Returns the prompts in the order of their frames, and what could not be read of later ones.
+
+    Raises:
+        ConfigError: If no chunk is told one of them.
+    """
+    fps, notes = clip.settings.fps, []
     told = [Prompted(0, clip.prompts[0], clip.ids)]
-    for time, prompt in then.items():
-        frame = round(seconds_of("then", time) * clip.settings.fps)
-        told.append(Prompted(frame, prompt, ids_of(clip, prompt)[0]))
-    return tuple(sorted(told, key=lambda entry: entry.frame))
+    for seconds, prompt in sorted(later.items()):
+        frame, before = round(seconds * fps), told[-1]
+        begin = chunk_begin(clip, rows, frame)
+        what = f"{name} has {prompt!r:.80} at {seconds:g} s"
+        if last is not None and begin >= last:
+            why = f"the video has {last / fps:.3g} s, and no chunk of it begins so late"
+            fix = f"make more than {begin} frames ({begin / fps:.3g} s), or let it be told earlier"
+            raise ConfigError(what, why, fix)
+        if begin == chunk_begin(clip, rows, before.frame):
+            why = f"no chunk would be told {before.prompt!r:.80}, from {before.frame / fps:.3g} s"
+            apart = clip.system.vae.strides[0] * rows.block / fps
+            raise ConfigError(what, why, f"use times {apart:.3g} s apart, as long as a chunk")
+        ids, unknown = ids_of(clip, prompt)
+        told, notes = [*told, Prompted(frame, prompt, ids)], [*notes, *unknown]
+    return tuple(told), tuple(notes)
+
+
+def chunk_begin(clip: Job, rows: StreamRows, frame: int, *, within: bool = False) -> int:
+    """Returns where the first chunk begins that begins at a frame or later.
+
+    Args:
+        clip: The run that makes the first clip.
+        rows: The rows of the stream.
+        frame: The frame.
+        within: Whether it is to be the chunk that this frame is in.
+    """
+    vae = clip.system.vae
+    first = rows.block if keeps(rows) else rows.context or rows.block
+    second, step = vae.num_frames(first), vae.strides[0] * rows.block
+    if frame <= 0 or within and frame < second:
+        return 0
+    chunks = (frame - second) / step
+    return second + step * (math.floor(chunks) if within else max(0, math.ceil(chunks)))
 
 
 def ids_of(clip: Job, prompt: str) -> tuple[Any, Any]:
@@ -308,6 +357,16 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     Raises:
         NumericsError: If a latent or a frame is not finite.
     """
+    made, frames = _made(pipe, job, run) if run.rest is None else (run, run.rest)
+    count = len(frames)
+    if job.num_frames is not None:
+        count = min(count, job.num_frames - run.frames)
+    rest = frames[count:] if count < len(frames) else None
+    return made._replace(frames=run.frames + count, rest=rest), frames[:count]
+
+
+def _made(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFrames]:
+    """Returns the stream after a chunk, with what it had handed out before, and its frames."""
     state, latents = run.state, run.ready
     if latents is None:
         at, now, _ = [entry for entry in run.told if entry.frame <= run.frames][-1]
@@ -326,14 +385,10 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
         decoded = programs.decode_piece(coder, params, latents, run.decoder, mesh=pipe.mesh)
         frames, finite = jax.device_get(decoded[:2])
     programs.check_finite(bool(finite))
-    frames = frames[0]
-    if job.num_frames is not None:
-        frames = frames[: job.num_frames - run.frames]
     latest = None
     if job.rows.rewrite:
         latest = jnp.concatenate([_latest(job, run), latents], 1)[:, -job.rows.rewrite :]
-    made = run.frames + len(frames)
-    return Stream(run.told, state, decoded[2], None, made, run.frames, latest), frames
+    return Stream(run.told, state, decoded[2], None, run.frames, run.frames, latest), frames[0]
 
 
 def _retells(rows: StreamRows) -> bool:

