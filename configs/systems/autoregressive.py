@@ -4,7 +4,8 @@ jvdm generate "a large red ball rolls to the left" --system autoregressive
 
 Paper: From Slow Bidirectional to Fast Autoregressive Video Diffusion Models (CausVid),
 arXiv:2412.07772.
-Claim: a causal model, distilled from one with full attention, streams as it is made.
+Claim: a causal model, distilled from one with full attention and 50 steps into 4, streams 9.4
+frames a second on one GPU.
 Ours: a lag of as many rows as there are steps, and frame-causal attention, without distillation.
 The shipped model was trained with full attention, so its frames are worse this way; a model of
 one's own is trained with `FrameCausal` as the policy of its network.

@@ -4,8 +4,9 @@ jvdm profile wan-1.3b-480p --no-measure
 jvdm profile ltx-2b-512p --no-measure
 
 Paper: Generative AI Beyond LLMs: System Implications of Multi-Modal Generation, arXiv:2312.14385.
-Claim: convolutions, linear layers and attention share the time of diffusion otherwise than that of
-language models.
+Claim: with attention made fast, convolutions take up to 44 % of the time of diffusion models of
+pictures, linear layers up to 49 % of that of transformers, and attention over time more than 60 %
+of all attention of models of videos.
 Ours: the same question for video transformers; the system is dense attention, as the study has it.
 Gain: none is meant. Attention whose scores are never written takes a guided step of Wan 1.3B from
 6,962 to 781 ms by the data sheet of an H200.

@@ -3,8 +3,9 @@
 jvdm generate "a large red ball rolls to the left" --system dualparal --num-frames 125
 
 Paper: Minute-Long Videos with Dual Parallelisms (DualParal), arXiv:2505.21070.
-Claim: 1,025 frames of Wan 2.1 on eight RTX 4090 with 6.54 times less latency and 1.48 times less
-memory than a device for all layers has; blocks and context of 8 latent frames.
+Claim: 1,025 frames on eight RTX 4090 with up to 6.54 times less latency and 1.48 times less memory;
+that the model is Wan 2.1, with blocks and context of 8 latent frames, is not in its abstract:
+unverified.
 Ours: a block of four latent frames makes a step with the four frames before it, which are a step
 cleaner and are told its level, and with keys and values of the first four of the next block, which
 it made just before. Blocks follow each other through the stages of layers (`--mesh stage=2`: layers

@@ -3,7 +3,7 @@
 jvdm generate "a large red ball rests" --system freenoise --num-frames 129
 
 Paper: FreeNoise: Tuning-Free Longer Video Diffusion via Noise Rescheduling, arXiv:2310.15169.
-Claim: 64 to 512 frames from models of 16, for 17 % more time.
+Claim: up to 512 frames from a model of short clips, for 17 % more time.
 Ours: the noise of the first eight latent frames again and again, shuffled in groups of four, each
 sample by itself; attention in windows of eight frames, four apart, among all tokens of their frames
 where theirs is among equal places, averaged with triangular weights. Text is read by every frame as

@@ -4,8 +4,8 @@ jvdm generate "a large red ball rolls to the left" --system fvdm --stream --dura
 
 Paper: Redefining Temporal Modeling in Video Diffusion: The Vectorized Timestep Approach (FVDM),
 arXiv:2410.03160.
-Claim: pictures, interpolation and 128 frames from one checkpoint, and the state of the art of its
-time on four sets of clips.
+Claim: clips better than the state of the art of its time, and image to video, interpolation and
+long videos from one checkpoint.
 Ours: four latent frames are made together, behind four that are finished and shown clean: the last
 half of a window is the first half of the next (they take 8 of 16). The shipped model is no Latte
 and met frames that are given clean in 30 % of its draws (`Probabilistic` draws the paper's);

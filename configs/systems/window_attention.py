@@ -3,7 +3,8 @@
 jvdm generate "a large red ball rolls to the left" --system window_attention --density 0.25
 
 Paper: Fast Video Generation with Sliding Tile Attention, arXiv:2502.04507.
-Claim: a model that was tuned for it, or windows searched per head, loses nothing; here is neither.
+Claim: HunyuanVideo in 501 s instead of 945 without loss and without training, by windows searched
+per head, and in 268 s when tuned for it, at .09 % less of VBench; here is neither.
 Ours: a box of patches around each, moved inwards at borders so that all see equally many;
 `--sampling.policy.shifted True` takes windows that shift (arXiv:2103.14030). The lists are
 constants: nothing is computed to choose them.
