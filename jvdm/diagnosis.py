@@ -131,8 +131,12 @@ def _install(what: str) -> str:
 
 
 def _with_extra(package: str) -> str:
-    """Returns the package with the extra for the accelerator whose plugin is installed."""
-    extras = {"libtpu": "tpu", "jax-cuda13-plugin": "cuda13", "jax-cuda12-plugin": "cuda12"}
+    """Returns the package with the extra for the accelerator whose plugin is installed.
+
+    Images of Colab have libtpu beside the plugin for GPUs: where no TPU is, it comes last.
+    """
+    extras = {"jax-cuda13-plugin": "cuda13", "jax-cuda12-plugin": "cuda12"}
+    extras = {"libtpu": "tpu"} | extras if _has_tpu() else extras | {"libtpu": "tpu"}
     found = [extra for plugin, extra in extras.items() if _installed(plugin)]
     return f"{package}[{found[0]}]" if found else package
 
@@ -180,6 +184,12 @@ def _jax() -> Finding:
         return Finding("failed", f"{names} does not fit jaxlib {data['jaxlib']}", fix, data)
     if unfit := _unfit(data):
         found = f"{', '.join(unfit)}: the parts of jax {data['jax']} do not fit each other"
+        if all(part.startswith("libtpu") for part in unfit):
+            fix = _install(f'"jax[tpu]=={data["jax"]}"')
+            if _has_tpu():
+                return Finding("failed", found, fix, data)
+            found += "; only `jvdm plan` for TPUs loads libtpu here, since no TPU is seen"
+            return Finding("warning", found, fix, data)
         return Finding("failed", found, _install(f'"{_with_extra("jax")}=={data["jax"]}"'), data)
     import jax
 
@@ -254,8 +264,16 @@ def _idle_accelerator() -> tuple[str, str] | None:
     """Returns an accelerator that this machine seems to have, and the extra for it."""
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
         return "an NVIDIA GPU", '"jvdm[cuda13]" (or cuda12 for older drivers)'
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return ("a TPU", '"jvdm[tpu]"') if chips else None
+    return ("a TPU", '"jvdm[tpu]"') if _tpu_chips() else None
+
+
+def _tpu_chips() -> list[Path]:
+    return [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+
+
+def _has_tpu() -> bool:
+    """Whether there is a TPU, or JAX is told to use one."""
+    return bool(_tpu_chips()) or "tpu" in os.environ.get("JAX_PLATFORMS", "")
 
 
 def _video() -> Finding:

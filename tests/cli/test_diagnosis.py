@@ -1,5 +1,6 @@
 """The doctor finds each thing that can be wrong, says how to mend it, and never breaks itself."""
 
+import pathlib
 import re
 import sys
 import types
@@ -140,10 +141,22 @@ ASKED = [
 ]
 
 
+@pytest.fixture
+def chips(monkeypatch):
+    """Pretends that there are so many chips of a TPU."""
+
+    def pretend(count):
+        found = [pathlib.Path(f"/dev/accel{i}") for i in range(count)]
+        monkeypatch.setattr(diagnosis, "_tpu_chips", lambda: found)
+
+    return pretend
+
+
 @pytest.mark.parametrize(
     ("libtpu", "jaxlib", "message"),
     [
         ("0.0.17", "0.12.0", r"libtpu 0.0.17 .jax asks for ==0.0.47"),
+        ("0.0.21.1", "0.12.0", r"libtpu 0.0.21.1 .jax asks for ==0.0.47"),
         ("0.0.47.1", "0.10.2", r"jaxlib 0.10.2 .jax asks for <=0.12.0,>=0.11.2"),
         ("0.0.47.1", "0.12.1", "jaxlib 0.12.1"),
         ("0.0.47.1", "0.12.0", None),
@@ -151,12 +164,13 @@ ASKED = [
     ],
 )
 def test_the_parts_of_jax_must_fit_as_on_kaggle_they_do_not(
-    only, versions, host, monkeypatch, libtpu, jaxlib, message
+    only, versions, host, chips, monkeypatch, libtpu, jaxlib, message
 ):
     import jax
     import jaxlib as loaded
 
     host(*HOSTS)
+    chips(8)
     monkeypatch.setattr(jax, "__version__", "0.12.0")
     monkeypatch.setattr(loaded, "__version__", jaxlib)
     monkeypatch.setattr(diagnosis, "_asked_by_jax", lambda: ASKED)
@@ -167,6 +181,45 @@ def test_the_parts_of_jax_must_fit_as_on_kaggle_they_do_not(
         assert re.search(message, finding["found"])
         line = '%pip install -q --upgrade "jax[tpu]==0.12.0", then Run > Restart & clear'
         assert finding["fix"].startswith(line)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_another_libtpu_stops_only_those_who_have_a_tpu(
+    only, versions, host, chips, monkeypatch, count
+):
+    """JAX 0.10.2 with libtpu 0.0.21.1 computes on the CPU of a machine without a TPU (tried)."""
+    import jax
+
+    host("COLAB_RELEASE_TAG")
+    chips(count)
+    asked = [f"jaxlib=={jax.__version__}", 'libtpu==0.0.42.*; extra == "tpu"']
+    monkeypatch.setattr(diagnosis, "_asked_by_jax", lambda: asked)
+    versions(jaxlib=jax.__version__, libtpu="0.0.21.1")
+    finding = only("jax")
+    assert finding["state"] == ("failed" if count else "warning"), finding
+    assert ("no TPU is seen" in finding["found"]) == (count == 0)
+    line = (
+        f'%pip install -q --upgrade "jax[tpu]=={jax.__version__}", then Runtime > Restart session'
+    )
+    assert finding["fix"] == line
+
+
+@pytest.mark.parametrize(
+    ("count", "plugins", "extra"),
+    [
+        (0, {"jax_cuda12_plugin": "0.7.2"}, "cuda12"),  # a T4 of Colab
+        (0, {"jax_cuda12_plugin": None}, "tpu"),
+        (1, {"jax_cuda12_plugin": "0.7.2"}, "tpu"),
+    ],
+)
+def test_the_extra_is_that_of_the_accelerator(only, versions, host, chips, count, plugins, extra):
+    host("COLAB_RELEASE_TAG")
+    chips(count)
+    versions(
+        jax="0.7.2", jaxlib="0.7.2", libtpu="0.0.21.1", numpy="2.1.3", flax="0.11.2", **plugins
+    )
+    fix = only("packages")["fix"]
+    assert fix == f'%pip install -q --upgrade "jvdm[{extra}]", then Runtime > Restart session'
 
 
 def test_the_lines_of_this_jax_are_understood():
