@@ -17,6 +17,7 @@ from jvdm.attention.random_blocks import Random
 from jvdm.attention.rettention import Rettention
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.spectral_blend import SpectralBlend
+from jvdm.attention.svg2 import SVG2
 from jvdm.attention.tally import Tally, summary
 from jvdm.attention.tile_before import TileBefore
 from jvdm.attention.vsa import VSA
@@ -31,6 +32,7 @@ POLICIES: Mapping[str, Policy] = {
     "radial": Radial(),
     "vsa": VSA(),
     "adaspa": AdaSpa(),
+    "svg2": SVG2(),
     "rettention": Rettention(),
     "random": Random(),
     "oracle": Oracle(),
@@ -41,6 +43,7 @@ POLICIES: Mapping[str, Policy] = {
 
 __all__ = [
     "POLICIES",
+    "SVG2",
     "VSA",
     "AdaSpa",
     "AttentionCall",

@@ -11,6 +11,7 @@ import pytest
 
 from jvdm.attention import (
     POLICIES,
+    SVG2,
     AdaSpa,
     AttentionCall,
     Draft,
@@ -32,7 +33,7 @@ ODD = TokenGrid(frames=3, height=5, width=7, batch=2, heads=2, head_dim=8)
 SPARSE = [  # those that remember more than a tally are in test_remembering.py
     name
     for name, policy in POLICIES.items()
-    if isinstance(policy, Sparse) and not isinstance(policy, (AdaSpa, Rettention))
+    if isinstance(policy, Sparse) and not isinstance(policy, (SVG2, AdaSpa, Rettention))
 ]
 
 

@@ -1,0 +1,252 @@
+"""Sparse VideoGen2: tokens that are alike are brought together, clusters attend to clusters."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Bool, Float
+from jvdm.attention.blocks import blocks_of
+from jvdm.attention.clusters import Clusters, Packed, means, packed
+from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
+from jvdm.attention.sparse import Sparse
+from jvdm.attention.tally import Tally
+from jvdm.errors import ConfigError
+from pallas_kernels import BlockMask
+
+MOST = (100, 500)  # clusters of queries and of keys: the paper's
+KEYS = 64  # tokens of a block of keys, at most: a cluster leaves half a block empty
+HALVINGS = 16  # of the interval of the top-p that fits the density
+
+
+class Centroids(NamedTuple):
+    """What a layer remembers.
+
+    Attributes:
+        tally: What was done.
+        queries: f32[B, N, C, D], centroids of the last row.
+        keys: f32[B, N, C, D], the same of keys.
+    """
+
+    tally: Tally
+    queries: Float[Array, "B N C D"]
+    keys: Float[Array, "B N c D"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SVG2(Sparse):
+    """Clusters of queries attend to the clusters of keys with most attention (arXiv:2505.18875).
+
+    Queries and keys of every head are divided by k-means, after norm and rotary positions. The
+    softmax of products of centroids, in which a cluster of keys counts as often as it has tokens,
+    estimates the attention of clusters; a cluster of queries lists the best until their share is
+    `mass`. The first sparse row searches from random tokens, later ones go on from the centroids of
+    the row before, layer by layer, head by head, and for each branch of guidance.
+
+    Clusters are packed into blocks of one cluster each, so that the kernels see lists of short
+    blocks. A cluster leaves half a block of keys empty on average: that costs time, not counted in
+    the density, which is of pairs of tokens.
+
+    What is ours: `density` is what a head may spend; where `mass` asks for more, the head gets the
+    largest share that fits, the same for all of its clusters, which list their best at least. The
+    authors' scripts list a tenth of the clusters of keys at least. Over devices that split heads,
+    one of them computes all.
+    """
+
+    dense_rows: float = 0.2
+    dense_layers: int = 1
+    mass: float = 1.0
+    """Share of the estimated attention at which a list is long enough, in (0, 1]; at 1 the density
+    decides alone. The authors use .9."""
+    queries: int = 0
+    """Clusters of queries; 0 is 100, or as many as there are blocks if those are fewer."""
+    keys: int = 0
+    """Clusters of keys; 0 is 500, or as many as there are blocks if those are fewer."""
+    first: int = 50
+    """Rounds of k-means in the first sparse row."""
+    later: int = 2
+    """Rounds in every later one."""
+    warm: bool = True
+    """Whether a call starts from the centroids of the last one, instead of from tokens."""
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for a field that is out of range."""
+        super().__post_init__()
+        if not 0 < self.mass <= 1:
+            raise ConfigError(f"mass is {self.mass:g}", "it is a share, above 0 and at most 1")
+        for name in ("queries", "keys"):
+            if getattr(self, name) < 0:
+                what = f"{getattr(self, name)} clusters of {name}"
+                raise ConfigError(what, "it is a number", "use 1 or more, or 0, which chooses")
+        for name in ("first", "later"):
+            if getattr(self, name) < 1:
+                what = f"{getattr(self, name)} rounds of k-means"
+                raise ConfigError(what, "tokens are divided once at least", "use 1 or more")
+
+    def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
+        """Dense rows, one that searches from tokens, and those that go on from it."""
+        dense = round(self.dense_rows * num_rows)
+        parts = (("dense", dense), ("first", 1), ("sparse", num_rows - dense - 1))
+        return parts[:1] if dense == num_rows else tuple(part for part in parts if part[1])
+
+    def in_phase(self, name: str) -> Policy:
+        """Returns what the rows of a phase do."""
+        if name == "dense":
+            return self._dense()
+        return dataclasses.replace(self, warm=self.warm and name != "first")
+
+    def order(self, grid: TokenGrid) -> None:
+        """Asks for no order: every head has its own."""
+        return None
+
+    def init(self, grid: TokenGrid) -> Centroids:
+        """Checks the grid; there are no centroids yet.
+
+        Raises:
+            ConfigError: If there are more clusters than tokens, or blocks that cannot be.
+        """
+        super().init(grid)
+        counts = self.counts(grid)
+        if max(counts) > grid.tokens:
+            raise ConfigError(
+                f"{counts[0]} clusters of queries and {counts[1]} of keys",
+                f"a call has {grid.tokens} tokens",
+                "use fewer, or 0, which chooses",
+            )
+        queries, keys = (
+            jnp.zeros((grid.batch, grid.heads, count, grid.head_dim)) for count in counts
+        )
+        return Centroids(Tally.empty(), queries, keys)
+
+    def sizes(self, grid: TokenGrid) -> tuple[int, int]:
+        """Returns the tokens of a block of queries and of keys."""
+        size = blocks_of(grid, self.block).size
+        return size, min(size, KEYS)
+
+    def counts(self, grid: TokenGrid) -> tuple[int, int]:
+        """Returns the clusters of queries and of keys."""
+        asked = (self.queries, self.keys)
+        queries, keys = (
+            count or min(most, max(grid.tokens // size, 1))
+            for count, most, size in zip(asked, MOST, self.sizes(grid), strict=True)
+        )
+        return queries, keys
+
+    def attend(self, q, k, v, state: Centroids, call: AttentionCall, among: Among):
+        """Attends within the blocks of the clusters that are listed."""
+        k = call.turn(k)
+        if self.density == 1:
+            return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
+        q, k, v = (_by_head(x) for x in (q, k, v))
+        asks, told = self.clusters(q, state.queries), self.clusters(k, state.keys)
+        listed = self.listed_clusters(asks, told, call)
+        sizes = self.sizes(call.grid)
+        rows, columns = (packed(x, size) for x, size in zip((asks, told), sizes, strict=True))
+        mask = mask_of(listed, rows, columns, sizes)
+        parts = rows.apply(q), columns.apply(k), columns.apply(v)
+        out = rows.undo(among(*(x[:, :, None] for x in parts), mask)[:, :, 0])
+        seen: Any = jnp.nan
+        if self.recall_queries:
+            seen = recall(q, k, listed, asks, told, self.recall_queries)
+        tally = state.tally.add(density(listed, asks, told), seen, dense=False)
+        heads = (call.grid.batch, call.grid.heads)
+        kept = (x.centroids.reshape(*heads, *x.centroids.shape[1:]) for x in (asks, told))
+        return jnp.moveaxis(out.reshape(*heads, *out.shape[1:]), 1, 2), Centroids(tally, *kept)
+
+    def clusters(self, x: Float[Array, "G S D"], last: Float[Array, "B N C D"]) -> Clusters:
+        """Divides the tokens of every head; all heads search from the same tokens."""
+        x = jax.lax.stop_gradient(x)
+        if self.warm:
+            return means(x, last.reshape(-1, *last.shape[2:]), self.later)
+        chosen = np.random.default_rng(0).choice(x.shape[1], last.shape[2], replace=False)
+        return means(x, x[:, np.sort(chosen)], self.first)
+
+    def listed_clusters(
+        self, asks: Clusters, told: Clusters, call: AttentionCall
+    ) -> Bool[Array, "G C c"]:
+        """Marks the clusters of keys that each cluster of queries attends to.
+
+        Those of most attention, until their estimated share is `mass`, or less where the pairs of
+        tokens would be more than the density allows. Of clusters with a query of a frame above
+        `dense_above` all are marked.
+        """
+        scores = jnp.einsum("gqd,gkd->gqk", asks.centroids, told.centroids)
+        scores = scores * asks.centroids.shape[-1] ** -0.5
+        shares = jax.nn.softmax(scores + jnp.log(told.sizes.astype(jnp.float32))[:, None], -1)
+        place = jnp.argsort(-shares, -1)
+        ordered = jnp.take_along_axis(shares, place, -1)
+        before = jnp.clip(jnp.cumsum(ordered, -1) - ordered, 0.0, 1.0)  # share of better ones
+        tokens, allowed = call.grid.tokens, self.density + 1e-5  # the sums are rounded
+        cost = jnp.take_along_axis(jnp.broadcast_to(told.sizes[:, None], place.shape), place, -1)
+        cost = cost / tokens * (asks.sizes / tokens)[..., None]
+
+        def spent(limit: Array) -> Array:
+            return jnp.sum(jnp.where(before <= limit[:, None, None], cost, 0.0), (1, 2))
+
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            middle = (ends[0] + ends[1]) / 2
+            fits = spent(middle) <= allowed
+            return jnp.where(fits, middle, ends[0]), jnp.where(fits, ends[1], middle)
+
+        most = jnp.full(len(before), self.mass)
+        low, _ = jax.lax.fori_loop(0, HALVINGS, halve, (jnp.zeros_like(most), most))
+        limit = jnp.where(spent(most) <= allowed, most, low)
+        marked = before <= limit[:, None, None]
+        marked = jnp.take_along_axis(marked, jnp.argsort(place, -1), -1)
+        if self.dense_above == 1:
+            return marked
+        noisy = jnp.repeat(call.t > self.dense_above, call.grid.tokens_per_frame, 1)
+        noisy = jnp.repeat(noisy, call.grid.heads, 0)
+        rows = jnp.arange(len(noisy))[:, None]
+        every = jnp.zeros(asks.sizes.shape, bool).at[rows, asks.labels].max(noisy)
+        return marked | every[..., None]
+
+
+def mask_of(
+    listed: Bool[Array, "G C c"], rows: Packed, columns: Packed, sizes: tuple[int, int]
+) -> BlockMask:
+    """Returns the lists of blocks of a map of clusters, one batch row for each head."""
+    short = ((0, 0), (0, 1), (0, 1))  # blocks without a cluster are listed nowhere, and list none
+    found = jnp.pad(listed, short)
+    found = jnp.take_along_axis(found, rows.owner[..., None], 1)
+    found = jnp.take_along_axis(found, columns.owner[:, None], 2)
+    return BlockMask.from_dense(
+        found[:, None],
+        kv_lengths=columns.lengths,
+        block_q=sizes[0],
+        block_kv=sizes[1],
+        q_len=rows.source.shape[1],
+        kv_len=columns.source.shape[1],
+    )
+
+
+def density(listed: Bool[Array, "G C c"], asks: Clusters, told: Clusters) -> Float[Array, ""]:
+    """Returns the share of all pairs of tokens that a map of clusters lists, mean over heads."""
+    tokens = asks.labels.shape[1]
+    queries, keys = (x.sizes.astype(jnp.float32) / tokens for x in (asks, told))
+    return jnp.mean(jnp.einsum("gqk,gq,gk->g", listed.astype(jnp.float32), queries, keys))
+
+
+def recall(
+    q: Float[Array, "G S D"],
+    k: Float[Array, "G S D"],
+    listed: Bool[Array, "G C c"],
+    asks: Clusters,
+    told: Clusters,
+    queries: int,
+) -> Float[Array, ""]:
+    """Estimates the share of dense attention on listed clusters from some queries of each head."""
+    tokens = q.shape[1]
+    count = min(queries, tokens)
+    chosen = np.sort(np.random.default_rng(0).choice(tokens, count, replace=False))
+    scores = jnp.einsum("gqd,gkd->gqk", q[:, chosen], k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, -1)
+    kept = jnp.take_along_axis(listed, asks.labels[:, chosen, None], 1)
+    kept = jnp.take_along_axis(kept, told.labels[:, None], 2)
+    return jnp.mean(jnp.sum(jnp.where(kept, weights, 0.0), -1))
+
+
+def _by_head(x: Float[Array, "B L N D"]) -> Float[Array, "G L D"]:
+    return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3])
