@@ -9,11 +9,13 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
 
 from jvdm import samplers
 from jvdm.arrays import Latents, PyTree
@@ -22,6 +24,8 @@ from jvdm.errors import DeviceMemoryError
 from jvdm.machine import free_device_memory, free_memory
 from jvdm.products import device_bytes, product_bytes, product_flops
 from jvdm.samplers import TimestepMatrix
+from jvdm.samplers.modalities import each, every
+from jvdm.samplers.sampler import shared_rows
 from jvdm.system import OF_A_ROW, System
 
 _PARTS = ("text", "vision", "model", "vae", *OF_A_ROW)
@@ -42,6 +46,10 @@ class Size(NamedTuple):
     def __str__(self) -> str:
         videos = "1 video" if self.videos == 1 else f"{self.videos:,} videos"
         return f"{videos} of {self.num_frames} frames of {self.height}x{self.width}"
+
+
+Matrix = TimestepMatrix | Mapping[str, TimestepMatrix]
+ShapeOf = Callable[[Size], Mapping[str, tuple[int, ...]]]
 
 
 class Price(NamedTuple):
@@ -80,21 +88,24 @@ class Held(NamedTuple):
     decoder: int
 
 
-def price(system: System, size: Size, matrix: TimestepMatrix) -> Price:
+def price(system: System, size: Size, matrix: Matrix, shape_of: ShapeOf | None = None) -> Price:
     """Returns what it takes to make videos.
 
     Args:
         system: The system, with the numbers of the run in it.
         size: What is made.
-        matrix: Its timestep matrix.
+        matrix: Its timestep matrix, or that of every modality.
+        shape_of: Sizes of the latents of every modality, by those of the videos; a system of one
+            has them from its autoencoder.
     """
-    shape = _latents(system, size)
-    calls = samplers.cost(matrix).calls
+    shape: Any = _latents(system, size) if shape_of is None else shape_of(size)
+    window: Any = _frozen(each(lambda matrix: matrix.window, matrix))
     structure, values = _structure(system)
-    operations, largest = _row(structure, values, shape, matrix.window)
-    state = _first_state(structure, values, shape, matrix.window)
+    operations, largest = _row(structure, values, shape, window)
+    state = _first_state(structure, values, shape, window)
     # The latents, the noise that they began as, and what a row makes of them.
-    latents = 3 * 4 * math.prod(shape) + 2 * device_bytes(state.solver)
+    latents = 3 * device_bytes(_empty(shape)) + 2 * device_bytes(state.solver)
+    calls = _calls(matrix)
     return Price(calls, calls * operations, latents + 2 * largest, device_bytes(state.carry))
 
 
@@ -106,8 +117,7 @@ def held(system: System, size: Size) -> Held:
         size: One video of as many frames as the stream has in its window.
     """
     shape = _latents(system, size)
-    state = _first_state(*_structure(system), shape, shape[1])
-    clip = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state, clip = _first_state(*_structure(system), shape, shape[1]), _empty(shape)
     params, decoder = stored_shapes(system)["vae"], 0
     if hasattr(system.vae, "decode_chunk"):
 
@@ -129,6 +139,27 @@ def _latents(system: System, size: Size) -> tuple[int, ...]:
     return (size.videos, vae.latent_frames(size.num_frames), *cells, vae.latent_channels)
 
 
+def _frozen(value: Any) -> Any:
+    """Returns what is by modality as a key of a cache."""
+    return FrozenDict(value) if isinstance(value, Mapping) else value
+
+
+def _empty(shape: Any) -> Any:
+    """Returns latents of these sizes, or those of every modality, without values."""
+    return each(lambda size: jax.ShapeDtypeStruct(tuple(size), jnp.float32), shape)
+
+
+def _calls(matrix: Matrix) -> int:
+    """Returns the number of rows in which the network is called, for any of its modalities."""
+    if not isinstance(matrix, Mapping):
+        return samplers.cost(matrix).calls
+    called = np.zeros(shared_rows(matrix), bool)
+    for one in matrix.values():
+        level = np.asarray(samplers.times(one))
+        called |= (level[1:] != level[:-1]).any(1) | np.asarray(one.write).any(1)
+    return int(called.sum())
+
+
 def _structure(system: System) -> tuple[Any, tuple[Any, ...]]:
     """Returns what a program of the system depends on: its structure, and shapes of numbers."""
     leaves, structure = jax.tree.flatten(system.only(*_PARTS))
@@ -138,36 +169,39 @@ def _structure(system: System) -> tuple[Any, tuple[Any, ...]]:
 
 @functools.lru_cache(maxsize=256)
 def _first_state(
-    structure: Any, values: tuple[Any, ...], shape: tuple[int, ...], window: int
+    structure: Any, values: tuple[Any, ...], shape: Any, window: Any
 ) -> samplers.State:
     """Returns the shapes of the state of a run."""
 
-    def start(system: System, x: Latents) -> samplers.State:
+    def start(system: System, x: Any) -> samplers.State:
         solver = system.sampling.solver
         return samplers.start(solver, x, jax.random.key(0), system.start(shape, window))
 
     system = jax.tree.unflatten(structure, values)
-    return jax.eval_shape(start, system, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return jax.eval_shape(start, system, _empty(shape))
 
 
 @functools.lru_cache(maxsize=256)
-def _row(
-    structure: Any, values: tuple[Any, ...], shape: tuple[int, ...], window: int
-) -> tuple[float, int]:
+def _row(structure: Any, values: tuple[Any, ...], shape: Any, window: Any) -> tuple[float, int]:
     """Returns the operations of a row, and the bytes of the largest product until it ends."""
     system: System = jax.tree.unflatten(structure, values)
     params = parameter_shapes(system)
     ids = jax.tree.map(jnp.asarray, system.text.read(("",))[0])
-    count = shape[0] * len(system.sampling.guidance.branches)
+    videos = jax.tree.leaves(_empty(shape))[0].shape[0]
+    count = videos * len(system.branches)
     ids = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), ids)
-    matrix = samplers.synchronous(jnp.array([1.0, 0.0]), shape[1])
-    matrix = dataclasses.replace(matrix, window=window)
+
+    def one_step(shape: Any, window: int) -> TimestepMatrix:
+        matrix = samplers.synchronous(jnp.array([1.0, 0.0]), shape[1])
+        return dataclasses.replace(matrix, window=window)
+
+    matrix = each(one_step, shape, every(window, shape))
     state = _first_state(structure, values, shape, window)
 
     def begin(system: System, params: PyTree, ids: PyTree) -> PyTree:
         return system.conditions(params, ids)
 
-    def row(system: System, params: PyTree, told: PyTree, state: samplers.State) -> Latents:
+    def row(system: System, params: PyTree, told: PyTree, state: samplers.State) -> Any:
         denoise, solver = system.denoiser(params, told), system.sampling.solver
         return samplers.advance(denoise, solver, system.process, matrix, state, 0, 1).x
 
@@ -193,20 +227,31 @@ def _shapes(networks: System) -> PyTree:
     return jax.eval_shape(networks.init, jax.random.key(0))
 
 
-def check(system: System, size: Size, matrix: TimestepMatrix, devices: int = 1) -> tuple[str, ...]:
+def check(
+    system: System,
+    size: Size,
+    matrix: Matrix,
+    devices: int = 1,
+    shape_of: ShapeOf | None = None,
+) -> tuple[str, ...]:
     """Refuses a run that this machine cannot hold; returns what the user should know of it.
 
     Args:
         system: The system, with the numbers of the run in it.
         size: What is made.
-        matrix: Its timestep matrix.
+        matrix: Its timestep matrix, or that of every modality.
         devices: Devices over which the videos are split.
+        shape_of: As of `price`.
 
     Raises:
         DeviceMemoryError: With what is needed, what is there, and the largest that fits.
     """
-    _fit(system, size, lambda system, size: price(system, size, matrix).on_device(devices))
-    need = price(system, size, matrix)
+
+    def needed(system: System, size: Size) -> int:
+        return price(system, size, matrix, shape_of).on_device(devices)
+
+    _fit(system, size, needed)
+    need = price(system, size, matrix, shape_of)
     if need.operations < UNPRICED_OPERATIONS:
         return ()
     platform = jax.local_devices()[0].platform
@@ -269,7 +314,9 @@ def _fit(system: System, size: Size, needed: Callable[[System, Size], int]) -> N
         what = f"{what}, with a cache of {_cache_of(system).frames} latent frames"
         fix = f"keep {kept}: --sampling.policy.frames {kept} --sampling.matrix.lookback {kept}"
         raise DeviceMemoryError(what, why, fix)
-    rows, columns = (stride * system.model.patch for stride in system.vae.strides[1:])
+    vaes = system.vae.values() if isinstance(system.vae, Mapping) else (system.vae,)
+    pictures = next(vae for vae in vaes if not hasattr(vae, "rate"))
+    rows, columns = (stride * system.model.patch for stride in pictures.strides[1:])
     fits = largest_that_fits(size, (rows, columns), lambda size: lacking(system, size) is None)
     fix = f"the largest that fits: {fits}" if fits else "use fewer frames"
     raise DeviceMemoryError(what, why, fix)

@@ -278,12 +278,9 @@ class Pipeline:
             ConfigError: If a value cannot be used.
             ShapeError: If a size does not fit; DeviceMemoryError: if it cannot be held.
         """
-        if isinstance(self.system.vae, Mapping):
-            job = together.prepare(request, self.system, self.manifest)
-        else:
-            job = prepare(request, self.system, self.manifest, parts(self.mesh))
-        system = job.system
-        check_rows(self.mesh, job.batch, system.branches_at_once, system.by_stages)
+        check = together.prepare if isinstance(self.system.vae, Mapping) else prepare
+        job = check(request, self.system, self.manifest, parts(self.mesh))
+        check_rows(self.mesh, job.batch, job.system.branches_at_once, job.system.by_stages)
         return job
 
     def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Any:
@@ -359,9 +356,13 @@ class Pipeline:
         arguments = (*self._fixed(run), run.state, np.int32(0))
         row = functools.partial(programs.denoise_row.lower, mesh=self.mesh)
         works = [functools.partial(row, system, *arguments) for system in phases]
-        same = each(so_many, run.state.x)
-        if decodes and self._fits(same):
-            works.append(functools.partial(programs.decode.lower, *self.coder(), same, self.mesh))
+        for pipe, same in (
+            together.apart(self, each(so_many, run.state.x)).values() if decodes else ()
+        ):
+            if pipe._fits(same):
+                works.append(
+                    functools.partial(programs.decode.lower, *pipe.coder(), same, self.mesh)
+                )
         programs.compile_together(works)
 
     def advance(
@@ -427,11 +428,15 @@ class Pipeline:
             NumericsError: If a frame is not finite.
             DeviceMemoryError: If the device is too small even for small tiles.
         """
-        latents = each(lambda x: jnp.asarray(x, jnp.float32), latents)
-        vae, shape = self.system.vae, each(lambda x: x.shape, latents)
+        if isinstance(latents, Mapping):
+            return {
+                name: pipe.decode(x) for name, (pipe, x) in together.apart(self, latents).items()
+            }
+        latents = jnp.asarray(latents, jnp.float32)
         if not self._fits(latents):
             return programs.decode_in_pieces(*self.coder(), latents, self.mesh)
-        whole, enough = not tiling.in_pieces(vae), programs.enough_memory(vae, shape)
+        vae = self.system.vae
+        whole, enough = not tiling.in_pieces(vae), programs.enough_memory(vae, latents.shape)
         with enough, stage("decode", total=1, unit="clip") as bar:
             try:
                 made = programs.decode(*self.coder(), latents, self.mesh)

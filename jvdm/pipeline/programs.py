@@ -194,17 +194,17 @@ def encode(
 def decode(
     system: System,
     params: PyTree,
-    latents: Latents | Mapping[str, Latents],
+    latents: Latents,
     mesh: Mesh | None = None,
-) -> tuple[Any, Bool[Array, ""]]:
-    """Decodes standardised latents to bytes, or those of every modality to what is shown of it.
+) -> tuple[Array, Bool[Array, ""]]:
+    """Decodes standardised latents of a modality to bytes; of no pictures, to numbers.
 
     The flag says whether all values were finite.
     """
     with using(mesh):
         frames = system.decode(params, latents)
-    finite = jax.tree.map(lambda part: jnp.all(jnp.isfinite(part)), frames)
-    return each(_shown, system.vae, frames), jnp.all(jnp.stack(jax.tree.leaves(finite)))
+    shown = frames if hasattr(system.vae, "rate") else to_bytes(frames)
+    return shown, jnp.all(jnp.isfinite(frames))
 
 
 @functools.partial(Program, static_argnames=("shape", "mesh"))
@@ -387,8 +387,3 @@ def enough_memory(vae: Any, shape: Any) -> Iterator[None]:
 def to_bytes(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """Rounds RGB of 0..1 to 0..255; values outside are clipped."""
     return jnp.round(jnp.clip(frames, 0.0, 1.0) * 255.0).astype(jnp.uint8)
-
-
-def _shown(vae: Any, frames: Float[Array, "*shape"]) -> Array:
-    """Rounds pictures to bytes; what is measured at a rate stays as it is."""
-    return frames if hasattr(vae, "rate") else to_bytes(frames)

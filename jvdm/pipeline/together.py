@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax.core import FrozenDict
 
-from jvdm import prompts
+from jvdm import pricing, prompts
 from jvdm.errors import ConfigError
 from jvdm.pipeline import request as of_one
 from jvdm.pipeline.request import BY_NAME, Job, LatentShape, Request
@@ -29,14 +29,13 @@ from jvdm.weights import Manifest
 _ALONE = ("invert", "source_prompt", "switch", "prompt_at")  # of a run of one latent
 
 
-def prepare(request: Request, system: System, manifest: Manifest) -> Job:
+def prepare(request: Request, system: System, manifest: Manifest, devices: int = 1) -> Job:
     """Checks a request and settles what it leaves open, as for one modality.
-
-    What it will need is not priced.
 
     Raises:
         ConfigError: If a value or a combination cannot be used.
         ShapeError: If a size does not fit; it names the two nearest that do.
+        DeviceMemoryError: If it cannot be held; it names the largest that can.
     """
     _check(request, system)
     pictures = next(name for name, vae in system.vae.items() if not hasattr(vae, "rate"))
@@ -48,7 +47,13 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
     system = dataclasses.replace(system, sampling=sampling)
     parts = {name: alone(system, name) for name in system.vae}
     texts, seeds = prompts.batch(request.prompt, request.seed, request.num_videos)
-    shape = each(lambda part: _shape(part, settings, len(texts)), parts)
+
+    def shape_of(size: pricing.Size) -> FrozenDict:
+        asked = dataclasses.replace(settings, **dict(zip(size._fields[1:], size[1:], strict=True)))
+        return FrozenDict(each(lambda part: _shape(part, asked, size.videos), parts))
+
+    size = pricing.Size(len(texts), settings.num_frames, settings.height, settings.width)
+    shape = shape_of(size)
     known: Any = request.given or {}
     given = {name: tuple(known.get(name, ())) for name in parts}
     matrix = each(
@@ -59,6 +64,7 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
     )
     window = each(lambda matrix: matrix.window, matrix)
     jax.eval_shape(lambda: system.start(shape, window))  # a policy may refuse the sizes
+    estimate = pricing.check(system, size, matrix, devices, shape_of)
     ids, unknown = of_one.read(system, texts, settings)
     latents = every(request.latents, parts)
     return Job(
@@ -76,10 +82,10 @@ def prepare(request: Request, system: System, manifest: Manifest) -> Job:
         given=given,
         channel=None,
         pictures=None,
-        shape=FrozenDict(shape),
+        shape=shape,
         noise=None if request.latents is None else each(of_one.noise_of, latents, shape),
         inputs={},
-        warnings=unknown,
+        warnings=(*unknown, *estimate),
     )
 
 
@@ -95,6 +101,21 @@ def alone(system: System, name: str) -> System:
         for field in ("vae", "process", "prediction")
     }
     return dataclasses.replace(system, sampling=dataclasses.replace(rules, **own), **of_system)
+
+
+def apart(pipe: Any, latents: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns a pipeline that decodes, and its latents, for every modality by its name."""
+    if not isinstance(latents, Mapping):
+        return {"": (pipe, latents)}
+    return {
+        name: (
+            dataclasses.replace(
+                pipe, system=alone(pipe.system, name), params={"vae": pipe.params["vae"][name]}
+            ),
+            part,
+        )
+        for name, part in latents.items()
+    }
 
 
 def _check(request: Request, system: System) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
+from jvdm import pricing
 from jvdm.attention import Dense
-from jvdm.errors import ConfigError, ShapeError
+from jvdm.errors import ConfigError, DeviceMemoryError, ShapeError
 from jvdm.pipeline import Pipeline, Request, programs
 from jvdm.pipeline.request import Given
 from jvdm.samplers import (
@@ -26,6 +27,7 @@ from jvdm.samplers import (
     waves_in_seconds,
 )
 from jvdm.system import Sampling, System
+from jvdm.vae import tiling
 from jvdm.weights import Defaults
 from tests.generate import nano
 from tests.generate.nano import TEXT, VAE, drawn
@@ -243,3 +245,51 @@ def test_dicts_for_a_system_of_one_are_refused():
     one = Pipeline(nano.SYSTEM, {}, nano.MANIFEST)
     with pytest.raises(ConfigError, match="latents is a dict"):
         one.prepare(Request(prompt=PROMPT, seed=0, latents={"video": np.zeros(1)}))
+
+
+def test_a_run_of_modalities_is_priced_before_anything_is_compiled(monkeypatch):
+    """Rows in which any of them moves; twice the videos are twice the products."""
+    job, twice = (
+        PIPE.prepare(Request(prompt=PROMPT, seed=0, num_videos=videos)) for videos in (1, 2)
+    )
+
+    def price_of(job):
+        size = pricing.Size(job.batch, 9, 16, 16)
+        return pricing.price(job.system, size, job.matrix, sizes_of)
+
+    found = price_of(job)
+    assert found.rows == job.matrix["video"].num_rows == 5 and found.operations > 0
+    assert price_of(twice).operations == pytest.approx(2 * found.operations, rel=0.01)
+    run = PIPE.start(job)
+    latents = 3 * sum(x.nbytes for x in jax.tree.leaves(run.state.x))
+    assert found.split_bytes >= latents
+    assert found.cache_bytes == sum(x.nbytes for x in jax.tree.leaves(run.state.carry))
+    six = Request(prompt=PROMPT, seed=0, num_videos=6)
+    need = pricing.price(job.system, pricing.Size(6, 9, 16, 16), job.matrix, sizes_of).on_device()
+    monkeypatch.setattr(pricing, "free_memory", lambda: None)
+    monkeypatch.setattr(pricing, "free_device_memory", lambda _: need)
+    PIPE.prepare(six)
+    monkeypatch.setattr(pricing, "free_device_memory", lambda _: need - 1)
+    with pytest.raises(DeviceMemoryError, match="6 videos of 9 .*that fits: 5 videos of 9 frames"):
+        PIPE.prepare(six)
+
+
+def sizes_of(size):
+    return FrozenDict({name: (size.videos, *one[1:]) for name, one in SHAPE.items()})
+
+
+def test_a_modality_that_does_not_fit_is_decoded_in_pieces_beside_one_that_does(monkeypatch):
+    _, latents, _ = latents_of()
+    whole = PIPE.decode(latents)
+    calls, pieces = [], programs.decode_in_pieces
+    monkeypatch.setattr(tiling, "at_once", lambda vae, shape: False)
+
+    def noted(system, *more, **sizes):
+        calls.append(system.vae)
+        return pieces(system, *more, **sizes)
+
+    monkeypatch.setattr(programs, "decode_in_pieces", noted)
+    found = PIPE.decode(latents)
+    assert calls == [VAE]
+    assert np.abs(found["video"].astype(int) - whole["video"]).max() <= 1
+    np.testing.assert_array_equal(found["audio"], whole["audio"])
