@@ -9,6 +9,7 @@ another grid the number of steps.
 import ast
 import dataclasses
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ from jvdm.samplers import (
 )
 from jvdm.samplers.solvers import SOLVERS
 from jvdm.system import System
-from jvdm.values import parts_of, remade
+from jvdm.values import from_data, parts_of, remade
 
 SCHEDULER = '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}'
 
@@ -198,12 +199,19 @@ def _changed(old: Any, path: list[str], value: Any, key: str) -> Any:
 
 
 def _value(text: Any, now: Any, key: str) -> Any:
-    """Reads a value of the kind that is there now."""
+    """Reads a value of the kind that is there now; a tuple may be in a JSON file."""
+    if isinstance(now, tuple) and str(text).endswith(".json"):
+        try:
+            text = json.loads(Path(text).read_text())
+        except (OSError, ValueError) as error:
+            fix = "name a JSON file of lists of numbers"
+            raise ConfigError(f"--sampling.{key} is {text}", str(error), fix) from error
     try:
         value = ast.literal_eval(str(text))
     except (ValueError, SyntaxError):
         value = text
     value = float(value) if isinstance(now, float) and type(value) is int else value
+    value = from_data(value) if isinstance(now, tuple) and type(value) is list else value
     if now is not None and type(value) is not type(now):
         kind = type(now).__name__
         raise ConfigError(f"--sampling.{key} is {text!r}", f"it must be a {kind} like {now!r}")

@@ -1,7 +1,7 @@
 """AdaSpa: the blocks of most attention are searched for rarely, and used again and again."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
@@ -46,6 +46,8 @@ class AdaSpa(Sparse):
     batch row, so that branches of guidance have their own.
     """
 
+    equal: ClassVar[str] = "its search divides the density among heads itself"
+
     density: float = 0.2
     dense_rows: float = 0.2
     again: float = 0.6
@@ -87,7 +89,7 @@ class AdaSpa(Sparse):
     def attend(self, q, k, v, state: Found, call: AttentionCall, among: Among):
         """Attends as the mode says."""
         k = call.turn(k)
-        if self.density == 1:
+        if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
         blocks = blocks_of(call.grid, self.block)
         if self.mode == "search":

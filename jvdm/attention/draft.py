@@ -38,12 +38,15 @@ class Draft(Sparse):
         super().__post_init__()
         if self.per not in ("row", "head"):
             raise ConfigError(f"per is {self.per!r}", "density is per row or per head")
+        if self.per == "head" and self.shares:
+            what, fix = "shares of a density per head", "use per='row', or no shares"
+            raise ConfigError(what, "one threshold of a head has no number per row", fix)
 
     def choose(self, q, k, v, call: AttentionCall, blocks: Blocks):
         """Marks the highest entries of the draft."""
         drafted, count = self.draft(q, k, blocks), self.listed(blocks)
         if self.per == "row":
-            return best_blocks(drafted, count), count
+            return self.best(drafted, call, blocks), count
         flat = drafted.reshape(*drafted.shape[:2], 1, -1)
         marked = best_blocks(flat, count * blocks.count).reshape(drafted.shape)
         return marked | best_blocks(drafted, 1), None  # no block of queries is left with nothing

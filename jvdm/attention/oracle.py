@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jvdm.attention.blocks import Blocks
 from jvdm.attention.policy import AttentionCall
 from jvdm.attention.sparse import Sparse
-from pallas_kernels import best_blocks, block_mass, block_sparse_attention
+from pallas_kernels import block_mass, block_sparse_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,8 @@ class Oracle(Sparse):
 
     def choose(self, q, k, v, call: AttentionCall, blocks: Blocks):
         """Marks the blocks of greatest mass."""
-        count = self.listed(blocks)
         everything = blocks.everything()
         lse = block_sparse_attention(q, k, v, everything, return_lse=True)[1]
         lse = jnp.where(blocks.holds[None, None], lse, -jnp.inf)
         mass = block_mass(q, k, lse, blocks.size, blocks.size, kv_lengths=everything.kv_lengths)
-        return best_blocks(mass, count), count
+        return self.best(mass, call, blocks), self.listed(blocks)

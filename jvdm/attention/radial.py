@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Radial(Sparse):
 
     Reference: Radial Attention, Li et al., arXiv:2506.19852, section 4.2.
     """
+
+    equal: ClassVar[str] = "its lists are the same in all rows, layers and heads"
 
     dense_rows: float = 0.25
     dense_layers: int = 1

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jvdm.attention.blocks import Blocks
 from jvdm.attention.policy import AttentionCall
 from jvdm.attention.sparse import Sparse
-from pallas_kernels import best_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Random(Sparse):
 
     def choose(self, q, k, v, call: AttentionCall, blocks: Blocks):
         """Marks the block itself, and the highest of uniform draws."""
-        count = self.listed(blocks)
         key = jax.random.fold_in(jax.random.key(self.seed), call.row.index)
         key = jax.random.fold_in(key, call.layer)
         scores = jax.random.uniform(key, (1, q.shape[2], blocks.count, blocks.count))
-        return best_blocks(scores + jnp.eye(blocks.count)[None, None], count), count
+        marked = self.best(scores + jnp.eye(blocks.count)[None, None], call, blocks)
+        return marked, self.listed(blocks)

@@ -92,7 +92,7 @@ class Rettention(Window):
         """Checks the grid; before the first refresh all of the softmax is on what is listed."""
         super().init(grid)
         blocks = blocks_of(grid, self.block)
-        if self.density < 1:
+        if not self.is_dense:
             self.window(blocks)
         slots = blocks.count * blocks.size
         rest = jnp.zeros((grid.batch, slots, grid.heads, grid.head_dim), grid.dtype)
@@ -101,7 +101,7 @@ class Rettention(Window):
     def attend(self, q, k, v, state: Remembered, call: AttentionCall, among: Among):
         """Attends in full and remembers, or among listed blocks with what is remembered."""
         k = call.turn(k)
-        if self.density == 1:
+        if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
         mask, tally = self.select(q, k, v, state.tally, call)
         if not self.refreshes:

@@ -87,9 +87,12 @@ class SVG2(Sparse):
 
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
         """Dense rows, one that searches from tokens, and those that go on from it."""
-        dense = round(self.dense_rows * num_rows)
-        parts = (("dense", dense), ("first", 1), ("sparse", num_rows - dense - 1))
-        return parts[:1] if dense == num_rows else tuple(part for part in parts if part[1])
+        parts: list[tuple[str, int]] = []
+        for name, count in super().phases(num_rows):
+            if name == "sparse" and ("first", 1) not in parts:
+                parts, count = [*parts, ("first", 1)], count - 1
+            parts.append((name, count))
+        return tuple(part for part in parts if part[1])
 
     def in_phase(self, name: str) -> Policy:
         """Returns what the rows of a phase do."""
@@ -137,7 +140,7 @@ class SVG2(Sparse):
     def attend(self, q, k, v, state: Centroids, call: AttentionCall, among: Among):
         """Attends within the blocks of the clusters that are listed."""
         k = call.turn(k)
-        if self.density == 1:
+        if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
         q, k, v = (_by_head(x) for x in (q, k, v))
         asks, told = self.clusters(q, state.queries), self.clusters(k, state.keys)
@@ -178,7 +181,9 @@ class SVG2(Sparse):
         place = jnp.argsort(-shares, -1)
         ordered = jnp.take_along_axis(shares, place, -1)
         before = jnp.clip(jnp.cumsum(ordered, -1) - ordered, 0.0, 1.0)  # share of better ones
-        tokens, allowed = call.grid.tokens, self.density + 1e-5  # the sums are rounded
+        tokens = call.grid.tokens
+        allowed = self.density_of(call) + 1e-5  # the sums are rounded
+        allowed = jnp.broadcast_to(allowed, (call.grid.batch, call.grid.heads)).reshape(-1)
         cost = jnp.take_along_axis(jnp.broadcast_to(told.sizes[:, None], place.shape), place, -1)
         cost = cost / tokens * (asks.sizes / tokens)[..., None]
 

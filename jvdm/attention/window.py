@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,8 @@ class Window(Sparse):
     says. Blocks are patches of one frame, where the paper's are cubes, because frames have
     their own levels.
     """
+
+    equal: ClassVar[str] = "its lists are the same in all rows, layers and heads"
 
     frames: int = 0
     """Latent frames of the window; 0 lets the density choose."""
