@@ -89,6 +89,27 @@ class AlongLevels:
 
 
 @dataclass(frozen=True)
+class SegmentStarts:
+    """One level per clip, any of these with equal probabilities: where jumps begin.
+
+    Attributes:
+        levels: The levels, above 0.
+    """
+
+    levels: tuple[float, ...]
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns equal levels within each clip."""
+        levels = jnp.asarray(self.levels, jnp.float32)
+
+        def clip(key: Key) -> Array:
+            return levels[_uniform_integer(jax.random.uniform(key), len(self.levels))]
+
+        t = _per_clip(clip, key, batch)
+        return _all_noisy(jnp.broadcast_to(t[:, None], (batch, latent_frames)))
+
+
+@dataclass(frozen=True)
 class Independent:
     """One logit-normal level per frame, so that any row of any matrix is met.
 

@@ -1,0 +1,198 @@
+"""Distillation: a student learns to make in one jump what its teacher makes in several steps.
+
+A point of the student's grid is drawn, its jump to the end of the segment is compared with a
+target (`targets.py`), and frames without noise count for nothing. Levels belong to frames, so that
+whole clips and the buffers of streams are the same case. Guidance is inside of the target: the
+student is sampled without.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
+from jvdm.errors import ConfigError
+from jvdm.keys import named
+from jvdm.models.conditions import Conditions
+from jvdm.pipeline.loading import manifest_of, ready, system_of
+from jvdm.pricing import stored_shapes
+from jvdm.samplers import ClassifierFree, FlowMap
+from jvdm.samplers.denoiser import Call, make_denoiser
+from jvdm.samplers.guidance import UNCONDITIONAL
+from jvdm.samplers.process import corrupt, expand, mix
+from jvdm.samplers.rules import ExplicitLevels
+from jvdm.samplers.segments import Segments, divided, follow
+from jvdm.samplers.timesteps import CleanPrefix, Mixture, SegmentStarts, TimestepSampler
+from jvdm.system import System, rules_of
+from jvdm.training.flow_matching import FlowMatching
+from jvdm.training.objective import TrainCall
+from jvdm.training.targets import TARGETS, Point
+from jvdm.weights.folder import find
+from jvdm.weights.package import Components
+
+CURVE = 960  # steps of the teacher between which its levels are straight; of many divisors
+_WIDTH = 1e-3  # of the pseudo-Huber loss, in velocities
+
+
+class Teacher(NamedTuple):
+    """A weights folder that teaches: its networks and rules, with guidance as it is taught."""
+
+    system: System
+    segments: Segments
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """A student of few steps of a text-to-video model.
+
+    A batch holds `latents [B, F, H, W, C]`, standardised, and `tokens`, what the text encoder
+    reads. The loss is that of the mean velocities of the jumps, so that short segments count as
+    much as long ones, averaged over the frames that are noisy. The weights that come out are
+    sampled at `edges`, without guidance.
+    """
+
+    system: System
+    """The student. Its process is the teacher's; it begins as the teacher by `start_from`."""
+    teacher: str = "tiny_t2v"
+    """Weights folder of the teacher, or name of embedded weights."""
+    edges: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.0)
+    """Levels of the student, descending to 0."""
+    target: Literal["segment", "consistency"] = "segment"
+    """What jumps are compared with: the end of the teacher's way, or of its average's jump."""
+    micro: int = 4
+    """Steps of the teacher in a segment, spaced as its own levels are."""
+    guidance: float | None = None
+    """Guidance scale of the teacher; its own rule when left out."""
+    given: float = 0.0
+    """Share of clips with clean frames, at the beginning or both ends, to go on from pictures."""
+    loss_kind: Literal["mse", "huber"] = "mse"
+    """How an error counts."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that need no teacher to be known as wrong."""
+        divided(np.array([max(self.edges, default=1.0), 0.0]), self.edges, self.micro)
+        if self.target not in TARGETS:
+            raise ConfigError(f"target is {self.target!r}", f"known are {', '.join(TARGETS)}", "")
+        if not 0 <= self.given <= 1:
+            raise ConfigError(f"given is {self.given:g}", "it is a share", "use 0 to 1")
+
+    @property
+    def taught(self) -> Teacher:
+        """The teacher without its arrays.
+
+        Raises:
+            WeightsError: If its folder cannot be read.
+            ConfigError: If the student's process, latents or texts are others.
+        """
+        system, grid = _teacher(self.teacher)
+        mine = (self.system.process, self.system.vae.latent_channels)
+        if mine != (system.process, system.vae.latent_channels):
+            what = f"the student's process or latents are not those of {self.teacher}"
+            raise ConfigError(what, "both see the same noisy latents", "name another teacher")
+        if self.guidance is not None:
+            rule = ClassifierFree(self.guidance).settled()
+            sampling = dataclasses.replace(system.sampling, guidance=rule)
+            system = dataclasses.replace(system, sampling=sampling)
+        return Teacher(system, divided(grid, self.edges, self.micro))
+
+    @property
+    def passes(self) -> float:
+        """What a step costs for each pass of the loss, of which the target's have no gradient."""
+        target = TARGETS[self.target]
+        more = target.passes(self.micro, len(self.taught.system.branches))
+        return (3.0 + more) / (1.0 + more)
+
+    def init(self, key: Key) -> PyTree:
+        """Returns fresh `{"text": ..., "model": ...}`; raises what `taught` raises."""
+        assert self.taught
+        return self.system.init_denoiser(key)
+
+    def frozen(self) -> PyTree:
+        """Reads the teacher's text encoder and network."""
+        folder, system = find(self.teacher), self.taught.system
+        manifest, shapes = manifest_of(folder), stored_shapes(system)
+        return {
+            name: ready(manifest.parameters(folder, name, shapes[name])[1], getattr(system, name))
+            for name in ("text", "model")
+        }
+
+    def rows(self, segments: Segments) -> TimestepSampler:
+        """Returns what draws levels of clips."""
+        inside = TARGETS[self.target].inside
+        starts = SegmentStarts(segments.points[:-1] if inside else segments.edges[:-1])
+        return Mixture((starts, CleanPrefix(starts)), (1.0 - self.given, self.given))
+
+    def jump(
+        self, params: PyTree, told: Conditions, x: Latents, t: NoiseLevels, s: NoiseLevels
+    ) -> Latents:
+        """Returns the student's latents at levels `s`, bit for bit `x` where `s` is `t`."""
+        system = self.system
+        denoise = make_denoiser(system.predict(params, told), system.process, system.prediction)
+        said = denoise(x, Call.at(t, s), None)[0]
+        landed = mix(system.process.alpha(s), system.process.sigma(s), said.x0, said.eps)
+        return jnp.where(expand(s == t, x), x, landed)
+
+    def walk(self, frozen: PyTree, tokens: PyTree, key: Key, point: Point, steps: int) -> Latents:
+        """Returns where the guided teacher gets in `steps` of its steps from a point."""
+        teacher, nothing = self.taught, jax.tree.map(jnp.asarray, self.system.text.read(("",))[0])
+        system = teacher.system
+        empty = jax.tree.map(lambda one, all_: jnp.broadcast_to(one, all_.shape), nothing, tokens)
+        parts = [empty if UNCONDITIONAL in name else tokens for name in system.branches]
+        ids = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        denoise = system.denoiser(frozen, system.conditions(frozen, ids))
+        carry = system.start(point.x.shape, point.x.shape[1])
+        rows = teacher.segments.way(point.t, steps)
+        rules = (system.sampling.solver, system.process)
+        return follow(denoise, *rules, rows, point.x, key, carry)
+
+    def loss(
+        self, params: PyTree, batch: PyTree, call: TrainCall
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the mean error of jumps over the frames that are noisy."""
+        process, segments, tokens = self.system.process, self.taught.segments, batch["tokens"]
+        clean = batch["latents"].astype(jnp.float32)
+        row = self.rows(segments)(named(call.key, "rows"), *clean.shape[:2])
+        noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
+        point = Point(corrupt(process, clean, row.t, noise), row.t, segments.end(row.t))
+        average = functools.partial(self.jump, call.ema, self.system.told(call.ema, tokens))
+        walk = functools.partial(self.walk, call.frozen, tokens, call.key)
+        aim = jax.lax.stop_gradient(TARGETS[self.target](point, segments, walk, average))
+        landed = self.jump(params, self.system.told(params, tokens), *point)
+        mask = row.loss_mask * (row.t > 0)
+        width = jnp.where(mask > 0, point.t - point.s, 1.0)
+        error = (landed - aim) / expand(width, aim)
+        square = jnp.square(error)
+        if self.loss_kind == "huber":
+            square = jnp.sqrt(square + _WIDTH**2) - _WIDTH
+        per_frame = jnp.mean(square, (2, 3, 4))
+        return jnp.sum(per_frame * mask) / jnp.maximum(jnp.sum(mask), 1.0), {}
+
+    def components(self, params: PyTree) -> Components:
+        """Returns the text encoder and the network."""
+        return FlowMatching(self.system).components(params)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Process, prediction and sampling, for the manifest: the edges, without guidance."""
+        sampling = dataclasses.replace(
+            self.system.sampling,
+            levels=ExplicitLevels(self.edges),
+            solver=FlowMap(),
+            guidance=ClassifierFree(1.0),
+        )
+        return rules_of(dataclasses.replace(self.system, sampling=sampling))
+
+
+@functools.lru_cache(maxsize=4)
+def _teacher(place: str) -> tuple[System, np.ndarray]:
+    """Returns the system of a folder, and its levels in so many steps that they are a curve."""
+    system = system_of(manifest_of(find(place)))
+    levels: Any = system.sampling.levels
+    if any(field.name == "num_steps" for field in dataclasses.fields(levels)):
+        levels = dataclasses.replace(levels, num_steps=CURVE)
+    with jax.ensure_compile_time_eval():  # they are numbers of the teacher
+        return system, np.asarray(levels(), np.float64)
