@@ -82,6 +82,9 @@ class Limits:
             fix = 'give one: "a large red ball rolls to the left"'
             raise ConfigError("there is no prompt", "it says what is to be seen", fix)
         typed("prompt", request.prompt, str)
+        if not request.prompt.strip():
+            fix = 'give one: "a large red ball rolls to the left"'
+            raise ConfigError(f"the prompt is {request.prompt!r:.80}", "it says nothing", fix)
         self._check_texts(request)
         request = check_numbers(request)
         sizes = manifest.defaults

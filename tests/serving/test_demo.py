@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_another_prompt_is_seen_from_the_next_chunk_on(client, tmp_path):
     client.until(plain, "done")
     told = client.start(**SMALL, duration="6s")
     client.until(told, "running", query="?played=0", frames=5)
-    for wrong in (None, 7, "a" * 400):
+    for wrong in (None, 7, "", "a" * 400):
         assert "prompt" in client("POST", f"{told}/prompt", {"prompt": wrong})["error"]["what"]
         assert client.status == 422
     client("POST", f"{told}/prompt", {"prompt": OTHER})
@@ -165,6 +166,31 @@ def test_what_waits_is_cancelled_at_once(address):
     for path in running:
         someone("DELETE", path)
         someone.until(path, "cancelled")
+
+
+def test_many_cancel_at_once(address, demo):
+    """While others ask how far it is, for its film, and for another prompt."""
+    client = Client(address)
+    path = client.start(**SMALL, duration="40s")
+    client.until(path, "running", query="?played=0", frames=13)
+    asked = 4 * [
+        ("DELETE", path, None),
+        ("GET", f"{path}?played=1", None),
+        ("POST", f"{path}/prompt", {"prompt": OTHER}),
+        ("GET", f"{path}/film?start=0", None),
+    ]
+
+    def ask(request):
+        one = Client(address)
+        one(*request)
+        return request[0], one.status
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, asked))
+    assert all(status == 200 or (kind, status) == ("POST", 422) for kind, status in answers)
+    assert client.until(path, "cancelled")["error"] is None
+    wait_until_free(demo)
+    client.until(client.start(**SMALL, duration="1s"), "done")
 
 
 def test_who_has_gone_is_not_waited_for(address, demo):
@@ -282,6 +308,8 @@ HOSTILE = {
     "no text": b"\xff\xfe\x00",
     "huge": b'{"prompt": "' + b"a" * 1_500_000 + b'"}',
     "no prompt": {},
+    "an empty prompt": {"prompt": ""},
+    "blanks": {"prompt": " \t\n" * 50},
     "a long prompt": {"prompt": "a" * 400},
     "a prompt that is none": {"prompt": ["a"]},
     "half a character": b'{"prompt": "\\ud800"}',
@@ -299,6 +327,10 @@ HOSTILE = {
     "a cut image": {"prompt": "a", "image": text64(noise()[:400])},
     "a broken image": {"prompt": "a", "image": text64(b"\x89PNG" + b"\0" * 100)},
     "a bomb": {"prompt": "a", "image": text64(bomb())},
+    "a cut film": {"prompt": "a", "image": text64(b"\0\0\0\x1cftypisom" + bytes(500))},
+    "a huge image": {"prompt": "a", "image": "A" * 2_000_000},
+    "a list of files": {"prompt": "a", "image": [text64(png("white"))]},
+    "the name of a stream": {"prompt": "a", "id": "../../x"},
     "a wrong seed": {"prompt": "a", "seed": -1},
     "dense rows": {"prompt": "a", "attention": "nearly"},
 }

@@ -39,7 +39,7 @@ def test_a_limit_is_above_zero(name):
 )
 def test_what_is_too_much(pipe, settings, said):
     with pytest.raises(TooMuch, match=said):
-        Limits().check(Request(prompt="", **settings), pipe.manifest)
+        Limits().check(Request(prompt="a ball", **settings), pipe.manifest)
 
 
 def test_what_is_just_enough(pipe):

@@ -144,6 +144,8 @@ def hostile(tmp_path):
         ([PROMPT], 400, "object"),
         ({}, 422, "no prompt"),
         ({"prompt": None}, 422, "no prompt"),
+        ({"prompt": ""}, 422, "says nothing"),
+        ({"prompt": " \n"}, 422, "says nothing"),
         ({"prompt": ["a", "b"]}, 422, "must be text"),
         ({"prompt": {"a": 1}}, 422, "must be text"),
         ({"prompt": "x" * 1_000_000}, 422, "characters of prompt is 1000000"),
