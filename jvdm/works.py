@@ -49,7 +49,7 @@ from jvdm.system import OF_A_ROW, Sampling, System
 from jvdm.text.pieces import PieceTokenizer
 from jvdm.text.published import text_encoder
 from jvdm.training import setup
-from jvdm.training.objective import GivenBatch, Objective
+from jvdm.training.objective import GivenBatch, HasFrozen, Objective
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.step import make_step
 from jvdm.vae.tiling import pieces
@@ -126,11 +126,16 @@ def _step(
     batch = _placed(batch, batch_sharding(mesh))
     step = make_step(objective, GivenBatch(batch), transform, size, decay)
 
-    def work(parameters: PyTree, optimizer: Any, batch: PyTree) -> PyTree:
-        made: Any = step.run({}, optimizer.replace(params=parameters), batch)
+    def work(parameters: PyTree, optimizer: Any, batch: PyTree, *frozen: PyTree) -> PyTree:
+        made: Any = step.run(
+            frozen[0] if frozen else {}, optimizer.replace(params=parameters), batch
+        )
         return made[0].params, made[0].replace(params=None), made[2]
 
     held = {"parameters": state.params, "optimizer": state.replace(params=None), "batch": batch}
+    if isinstance(objective, HasFrozen):
+        shapes = jax.eval_shape(objective.frozen)
+        held["frozen"] = _placed(shapes, NamedSharding(mesh, PartitionSpec()))
     return _work(f"{name}, {size} clips", work, held, ("parameters", "optimizer", None))
 
 
