@@ -54,6 +54,11 @@ class Segments:
         """Returns the end of the segment of each frame."""
         return below(t, self.edges)
 
+    def width(self, t: NoiseLevels) -> NoiseLevels:
+        """Returns how long the whole segment of each frame is; that of a clean one is the last."""
+        grid, rest = jnp.asarray(self.edges[:-1], jnp.float32), t[..., None] - _SAME
+        return jnp.min(jnp.where(grid > rest, grid, grid[0]), -1) - self.end(t)
+
     def next(self, t: NoiseLevels) -> NoiseLevels:
         """Returns the next point of each frame."""
         return below(t, self.points)

@@ -35,7 +35,7 @@ from jvdm.weights.folder import find
 from jvdm.weights.package import Components
 
 CURVE = 960  # steps of the teacher between which its levels are straight; of many divisors
-_WIDTH = 1e-3  # of the pseudo-Huber loss, in velocities
+_WIDTH = 1e-3  # of the pseudo-Huber loss
 
 
 class Teacher(NamedTuple):
@@ -50,8 +50,8 @@ class Distillation:
     """A student of few steps of a text-to-video model.
 
     A batch holds `latents [B, F, H, W, C]`, standardised, and `tokens`, what the text encoder
-    reads. The loss is that of the mean velocities of the jumps, so that short segments count as
-    much as long ones, averaged over the frames that are noisy. The weights that come out are
+    reads. The loss is the error of where jumps end, over the length of their segments, so that
+    short ones count as much as long ones; averaged over the frames that are noisy. The weights are
     sampled at `edges`, without guidance.
     """
 
@@ -163,8 +163,7 @@ class Distillation:
         aim = jax.lax.stop_gradient(TARGETS[self.target](point, segments, walk, average))
         landed = self.jump(params, self.system.told(params, tokens), *point)
         mask = row.loss_mask * (row.t > 0)
-        width = jnp.where(mask > 0, point.t - point.s, 1.0)
-        error = (landed - aim) / expand(width, aim)
+        error = (landed - aim) / expand(segments.width(row.t), aim)
         square = jnp.square(error)
         if self.loss_kind == "huber":
             square = jnp.sqrt(square + _WIDTH**2) - _WIDTH
