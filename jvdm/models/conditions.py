@@ -106,11 +106,20 @@ class Conditions:
 
     A port whose weights are freshly initialised has no effect either, so that a
     trained model can be given a new port without being disturbed.
+
+    Attributes:
+        text: Prompts.
+        channel: Known latent frames.
+        pictures: Pictures.
+        actions: i32[B, F], what is done while each latent frame comes to be, an index of the
+            `actions` of the model; -1 says nothing. Of more frames than a call sees, it sees its
+            own.
     """
 
     text: TextStates | None = None
     channel: ChannelCondition | None = None
     pictures: PictureStates | None = None
+    actions: Int[Array, "B F"] | None = None
 
     @property
     def given(self) -> tuple[str, ...]:

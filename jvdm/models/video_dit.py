@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, PyTree
@@ -68,7 +69,8 @@ class VideoDiT(Transformer, nn.Module):
     Noise levels `t[B, F]` modulate each frame on its own (adaLN), so any mixture
     of clean, noisy and frozen frames is a legal input. Prompts enter by
     cross-attention, known frames by the `channel` port, positions by rotary
-    embedding. Parameters are float32, products run in `dtype`.
+    embedding. Actions (the `actions` port) modulate the frame that comes to be under them, as in
+    Next-Frame Diffusion (arXiv:2506.01380). Parameters are float32, products run in `dtype`.
     """
 
     width: int = 384
@@ -80,6 +82,7 @@ class VideoDiT(Transformer, nn.Module):
     rotary_axes: tuple[int, int, int] = (16, 24, 24)
     rotary_base: float = 100.0
     ports: tuple[str, ...] = ("text",)
+    actions: tuple[str, ...] = ()
     policy: Policy = Dense()
     cache: StepCache | None = None
     collect: tuple[int, ...] = ()
@@ -118,7 +121,8 @@ class VideoDiT(Transformer, nn.Module):
             channel = ChannelCondition(x, jnp.zeros(x.shape[:-1], bool))
         if channel is not None:
             tokens = tokens + self._channel(channel)
-        time = nn.silu(TimeEmbedding(self.width, dtype=self.dtype, name="time")(call.t))
+        time = TimeEmbedding(self.width, dtype=self.dtype, name="time")(call.t)
+        time = nn.silu(time + self._acted(conditions.actions, call) if self.actions else time)
         (modulation,) = Linear((6 * self.width,), self.dtype, 0.1, True, name="modulation")(time)
         text = conditions.text
         if text is not None:
@@ -145,8 +149,23 @@ class VideoDiT(Transformer, nn.Module):
         port = Linear((self.width,), self.dtype, scale=0.0, name="channel_in")
         return port(self._patches(inputs))[0]
 
+    def _acted(self, actions: Array | None, call: Call) -> Array:
+        """Returns what actions add to the embedding of the levels, `[B | 1, F, D]`."""
+        count = call.t.shape[1]
+        shape = (len(self.actions), self.width)
+        table = self.param("actions_in", nn.initializers.zeros, shape)
+        if actions is None:
+            return jnp.zeros((1, count, self.width), self.dtype)
+        if actions.shape[1] != count:
+            actions = jax.lax.dynamic_slice_in_dim(actions, call.row.frame, count, 1)
+        added = table[jnp.maximum(actions, 0)] * (actions >= 0)[..., None]
+        return added.astype(self.dtype)
+
     def _check(self, conditions: Conditions) -> None:
         conditions.check(self.ports)
+        if ("actions" in self.ports) != bool(self.actions):
+            what = f"a model with the ports {', '.join(self.ports)} and {len(self.actions)} actions"
+            raise ConfigError(what, "the port says which there are", "give both, or neither")
         if self.is_initializing() and "text" in self.ports and conditions.text is None:
             raise ConfigError(
                 "parameters of a model with a text port, without text",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float, Key, Latents, NoiseLevels, PyTree
+from jvdm.arrays import Array, Float, Int, Key, Latents, NoiseLevels, PyTree
 from jvdm.keys import named
 from jvdm.samplers.denoiser import Call, ask
 from jvdm.samplers.loss_weights import LossWeights, Unweighted
@@ -62,9 +62,10 @@ def some_replaced(told: PyTree, nothing: PyTree, share: float, key: Key) -> PyTr
 class FlowMatching:
     """Regression of a system's prediction at random rows of timestep matrices.
 
-    A batch holds `latents [B, F, H, W, C]`, standardised, and `tokens`, what the text encoder
-    reads. The loss is the squared error, averaged over the frames that the row leaves noisy
-    (Lipman et al., arXiv:2210.02747; noise level per frame: Chen et al., arXiv:2407.01392).
+    A batch holds `latents [B, F, H, W, C]`, standardised, `tokens`, what the text encoder
+    reads, and `actions` i32[B, F] where the world is played. The loss is the squared error,
+    averaged over the frames that the row leaves noisy (Lipman et al., arXiv:2210.02747; noise
+    level per frame: Chen et al., arXiv:2407.01392).
     """
 
     system: System
@@ -72,7 +73,7 @@ class FlowMatching:
     rows: TimestepSampler = Synchronous()
     """Where in a sampling run each clip is trained."""
     drop_text: float = 0.1
-    """Share of clips whose prompt is replaced by none, for guidance."""
+    """Share of clips whose prompt is replaced by none, for guidance; of others, the actions."""
     weights: LossWeights = Unweighted()
     """How much the error of a frame counts, by the levels of its clip."""
 
@@ -80,9 +81,17 @@ class FlowMatching:
         """Returns `{"text": ..., "model": ...}`."""
         return self.system.init_denoiser(key)
 
-    def predict(self, params: PyTree, x: Latents, t: NoiseLevels, tokens: PyTree) -> Latents:
+    def predict(
+        self,
+        params: PyTree,
+        x: Latents,
+        t: NoiseLevels,
+        tokens: PyTree,
+        actions: Int[Array, "B F"] | None = None,
+    ) -> Latents:
         """Returns what the network predicts of `x` at levels `t`."""
-        network = self.system.predict(params, self.system.told(params, tokens))
+        told = dataclasses.replace(self.system.told(params, tokens), actions=actions)
+        network = self.system.predict(params, told)
         return ask(network, self.system.process, x, Call.at(t), None)[0]
 
     def loss(
@@ -92,8 +101,13 @@ class FlowMatching:
         nothing = jax.tree.map(jnp.asarray, self.system.text.read(("",))[0])
         tokens = some_replaced(batch["tokens"], nothing, self.drop_text, named(call.key, "drop"))
 
+        acted = {}
+        if "actions" in batch:
+            unsaid, silence = jnp.full_like(batch["actions"][:1], -1), named(call.key, "unsaid")
+            acted = {"actions": some_replaced(batch["actions"], unsaid, self.drop_text, silence)}
+
         def predict(x: Latents, t: NoiseLevels) -> Latents:
-            return self.predict(params, x, t, tokens)
+            return self.predict(params, x, t, tokens, **acted)
 
         given = (batch["latents"], self.rows, self.weights, call.key)
         return regression(self.system, predict, *given), {}

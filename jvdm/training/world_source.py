@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jvdm.arrays import Array, Float, Int
+from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.parallel.mesh import batch_sharding, constrain_batch, parts
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
+from jvdm.world.actions import held_actions, of_frames, play
 from jvdm.world.clips import WorldClip, clips
-from jvdm.world.scene import World
+from jvdm.world.scene import World, scene_key
 
 
 @typing.no_type_check
@@ -70,7 +71,7 @@ class LatentPool:
     """A ring of encoded clips; the leading axis `D` is split over devices."""
 
     latents: Float[Array, "D P F H W C"]  # bfloat16, standardised
-    tokens: Int[Array, "D P L"]
+    told: PyTree  # what is told of each clip, by the names of a batch: i32[D, P, ...]
     space: LatentSpace
     mesh: Mesh = flax.struct.field(pytree_node=False)
 
@@ -119,8 +120,8 @@ class WorldLatents:
             places = batch_sharding(mesh)
             return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=places)()
 
-        latents, tokens = jax.tree.map(ring, clip)
-        return LatentPool(latents, tokens, space, mesh)
+        latents, told = jax.tree.map(ring, clip)
+        return LatentPool(latents, told, space, mesh)
 
     def feed(self, data: LatentPool) -> LatentPool:
         """Nothing to do on the host."""
@@ -135,32 +136,58 @@ class WorldLatents:
     ) -> tuple[dict[str, Array], LatentPool]:
         """Adds the clips of `step` to the ring and draws a batch, device by device."""
         data = self.add(data, step + self.pool // self.fresh)
-        shards, size = data.tokens.shape[:2]
+        shards, size = data.latents.shape[:2]
         key = jax.random.fold_in(named(jax.random.key(self.seed), "draw"), step)
         picks = jax.random.randint(key, (shards, batch_size // shards), 0, size)
         picks = constrain_batch(picks, data.mesh)
         take = jax.vmap(lambda table, pick: table[pick])
         merge = functools.partial(_merge, batch_size)
-        batch = {
-            "latents": merge(take(data.latents, picks)),
-            "tokens": merge(take(data.tokens, picks)),
-        }
+        every = {"latents": data.latents, **data.told}
+        batch = {name: merge(take(ring, picks)) for name, ring in every.items()}
         return constrain_batch(batch, data.mesh), data
 
     def add(self, data: LatentPool, turn: Int[Array, ""]) -> LatentPool:
         """Renders and encodes the clips of one turn over the oldest ones."""
-        shards, size = data.tokens.shape[:2]
+        shards, size = data.latents.shape[:2]
         first = self.skip + turn * self.fresh
         indices = constrain_batch(first + jnp.arange(self.fresh), data.mesh)
-        latents, tokens = self._encoded(data.space, indices)
         slot = (turn % (size * shards // self.fresh)) * (self.fresh // shards)
-        parts = (_write(data.latents, latents, slot), _write(data.tokens, tokens, slot))
-        return LatentPool(*parts, data.space, data.mesh)
+        latents, told = jax.tree.map(
+            lambda ring, new: _write(ring, new, slot),
+            (data.latents, data.told),
+            self._encoded(data.space, indices),
+        )
+        return LatentPool(latents, told, data.space, data.mesh)
 
-    def _encoded(self, space: LatentSpace, indices: Array) -> tuple[Array, Array]:
+    def _encoded(self, space: LatentSpace, indices: Array) -> tuple[Array, dict[str, Array]]:
         clip = clips(self.world, self.split, indices)
-        posterior = self.vae.bind({"params": space.params}).encode(clip.video)
-        return space.standardize(posterior.mean).astype(jnp.bfloat16), clip.tokens
+        return self._latents(space, clip.video), {"tokens": clip.tokens}
+
+    def _latents(self, space: LatentSpace, video: Array) -> Array:
+        posterior = self.vae.bind({"params": space.params}).encode(video)
+        return space.standardize(posterior.mean).astype(jnp.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayedLatents(WorldLatents):
+    """The same of clips that are played (`jvdm.world.actions`): batches hold `actions` too.
+
+    An action is held for the frames of a latent frame.
+    """
+
+    keep: float = 0.5
+    """Chance that the action of a latent frame is that of the one before it."""
+
+    def _encoded(self, space: LatentSpace, indices: Array) -> tuple[Array, dict[str, Array]]:
+        count, frames = self.vae.latent_frames(self.world.num_frames), self.world.num_frames
+
+        def drawn(index: Array) -> Array:
+            return held_actions(named(scene_key(self.split, index), "actions"), count, self.keep)
+
+        actions = jax.vmap(drawn)(indices)
+        clip = play(self.world, self.split, indices, of_frames(actions, frames))
+        told = {"tokens": clip.tokens, "actions": actions}
+        return self._latents(space, clip.video), told
 
 
 def _merge(batch_size: int, x: Array) -> Array:
@@ -174,4 +201,4 @@ def _write(ring: Array, new: Array, slot: Array) -> Array:
     return jax.lax.dynamic_update_slice(ring, parts, start)
 
 
-__all__ = ["LatentPool", "RenderState", "WorldClips", "WorldLatents"]
+__all__ = ["LatentPool", "PlayedLatents", "RenderState", "WorldClips", "WorldLatents"]

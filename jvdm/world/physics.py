@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Array, Float
+from jvdm.arrays import Array, Bool, Float
 from jvdm.world.scene import ARENA, FRICTION, MAX_OBJECTS, SHAPES, Scene, World
 
 _BOUNCE = (0.8, 0.45)  # Share of speed kept by a ball, by anything else.
@@ -31,7 +31,24 @@ class Trajectory(NamedTuple):
     pair_impulse: Float[Array, "T K K"]
 
 
-def simulate(scene: Scene, world: World, num_frames: int | None = None) -> Trajectory:
+class Commands(NamedTuple):
+    """What is done to objects from outside, before each frame becomes the next one.
+
+    Attributes:
+        given: Where the horizontal velocity is set.
+        velocity: Its x and z in units/s.
+    """
+
+    given: Bool[Array, "T K"]
+    velocity: Float[Array, "T K 2"]
+
+
+def simulate(
+    scene: Scene,
+    world: World,
+    num_frames: int | None = None,
+    commands: Commands | None = None,
+) -> Trajectory:
     """Moves a scene: a scan over frames of a scan over substeps.
 
     Boxes and cans only turn about the vertical and balls roll without slipping, so
@@ -41,21 +58,27 @@ def simulate(scene: Scene, world: World, num_frames: int | None = None) -> Traje
         scene: The state at frame 0.
         world: Frame rate, substeps and gravity.
         num_frames: Frames to record; None is `world.num_frames`.
+        commands: What is done to objects, for as many frames; None is nothing.
     """
     dt = 1.0 / (world.fps * world.substeps)
 
     def substep(state, _):
         return _substep(scene, state, world.gravity, dt)
 
-    def frame(state, _):
-        after, impulses = jax.lax.scan(substep, state, None, length=world.substeps)
+    def frame(state, command):
         position, velocity, rotation = state
+        if command is not None:
+            x, z = (
+                jnp.where(command.given, command.velocity[:, i], velocity[:, 2 * i]) for i in (0, 1)
+            )
+            state = (position, jnp.stack([x, velocity[:, 1], z], -1), rotation)
+        after, impulses = jax.lax.scan(substep, state, None, length=world.substeps)
         summed = [impulse.sum(0) for impulse in impulses]
         return after, Trajectory(position, rotation, velocity, *summed)
 
     start = (scene.position, scene.velocity, scene.rotation)
     length = world.num_frames if num_frames is None else num_frames
-    return jax.lax.scan(frame, start, None, length=length)[1]
+    return jax.lax.scan(frame, start, commands, length=length)[1]
 
 
 def _substep(scene, state, gravity, dt):

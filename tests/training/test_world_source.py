@@ -33,7 +33,7 @@ def test_a_resumed_ring_is_the_uninterrupted_one():
     mesh = data_mesh(1)
     batches, end = draws(SOURCE.start(0, None, mesh), 0, 3)
     resumed = SOURCE.start(3, None, mesh)
-    np.testing.assert_array_equal(end.tokens, resumed.tokens)
+    np.testing.assert_array_equal(end.told["tokens"], resumed.told["tokens"])
     np.testing.assert_array_equal(end.latents.view(jnp.uint16), resumed.latents.view(jnp.uint16))
     assert batches[0]["latents"].shape == (8, 3, 8, 8, 8)
     assert not np.array_equal(batches[0]["tokens"], batches[1]["tokens"])
@@ -47,7 +47,9 @@ def test_a_run_that_goes_on_skips_the_clips_of_the_first():
     mesh = data_mesh(1)
     later = dataclasses.replace(SOURCE, skip=3 * SOURCE.fresh).start(0, None, mesh)
     seen = SOURCE.start(3, None, mesh)
-    after, both = (np.sort(np.asarray(r.tokens).reshape(-1, 64), axis=0) for r in (later, seen))
+    after, both = (
+        np.sort(np.asarray(r.told["tokens"]).reshape(-1, 64), axis=0) for r in (later, seen)
+    )
     np.testing.assert_array_equal(after, both)
 
 
@@ -55,9 +57,12 @@ def test_a_run_that_goes_on_skips_the_clips_of_the_first():
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 def test_two_devices_hold_the_same_clips():
     one, two = (SOURCE.start(0, None, data_mesh(count)) for count in (1, 2))
-    assert two.tokens.shape == (2, 8, 64)
-    assert {shard.data.shape for shard in two.tokens.addressable_shards} == {(1, 8, 64)}
-    rows = [sorted(map(tuple, np.asarray(d.tokens).reshape(-1, 64).tolist())) for d in (one, two)]
+    assert two.told["tokens"].shape == (2, 8, 64)
+    assert {shard.data.shape for shard in two.told["tokens"].addressable_shards} == {(1, 8, 64)}
+    rows = [
+        sorted(map(tuple, np.asarray(d.told["tokens"]).reshape(-1, 64).tolist()))
+        for d in (one, two)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -65,7 +70,8 @@ class Numbered(WorldLatents):
     """A ring of numbers in place of encoded clips: which ones, in which slots, is all there is."""
 
     def _encoded(self, space, indices):
-        return indices.astype(jnp.bfloat16)[:, None, None, None, None], indices[:, None]
+        latents = indices.astype(jnp.bfloat16)[:, None, None, None, None]
+        return latents, {"tokens": indices[:, None]}
 
 
 def numbered(**changes) -> Any:
@@ -80,8 +86,10 @@ def seen(source, mesh, steps, first=0):
     for step in range(first, first + steps):
         batch, data = draw(data, jnp.int32(step), 8)
         batches.append(np.asarray(batch["tokens"])[:, 0])
-        slots.append([np.argwhere(np.asarray(data.tokens).ravel() == n)[0, 0] for n in batches[-1]])
-    return np.array(batches), np.array(slots), np.sort(np.asarray(data.tokens).ravel())
+        slots.append(
+            [np.argwhere(np.asarray(data.told["tokens"]).ravel() == n)[0, 0] for n in batches[-1]]
+        )
+    return np.array(batches), np.array(slots), np.sort(np.asarray(data.told["tokens"]).ravel())
 
 
 @pytest.mark.parametrize("devices", [1, 2])
