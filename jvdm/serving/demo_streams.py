@@ -137,6 +137,9 @@ class LiveStream(Watched):
         pipe: The loaded system.
         job: What is made; it has an end.
         folder: Where the film is.
+
+    Attributes:
+        speed: Frames a second of the last chunk that was computed, without pauses.
     """
 
     def __init__(self, pipe: Pipeline, job: StreamJob, folder: Path) -> None:
@@ -148,6 +151,7 @@ class LiveStream(Watched):
         self.warnings = collections.deque(job.clip.warnings, maxlen=NOTES)
         self.rows: collections.deque[dict[str, Any]] = collections.deque(maxlen=ROWS)
         self.density: collections.deque[dict[str, Any]] = collections.deque(maxlen=CHUNKS)
+        self.speed: float | None = None
         self._next: Prompt | None = None
         self._played = 0.0
 
@@ -187,11 +191,14 @@ class LiveStream(Watched):
                 commands = () if self._next is None else (self._next,)
                 self._next, calls = None, session.run.ready is None
                 self.told += [(session.frames, command.text) for command in commands]
+            began = time.perf_counter()
             session, frames = session.step(*commands)
+            took = time.perf_counter() - began
             after = _tallies(session.run.state.run)
             with self.changed:
                 self.frames = session.frames
                 if calls:
+                    self.speed = len(frames) / took
                     self._note_rows(levels[1:], cycles * self.job.rows.block)
                     cycles += 1
                     self._note_density(summary(_difference(after, before)))
@@ -224,6 +231,7 @@ class LiveStream(Watched):
                 "frames": self.frames,
                 "num_frames": self.job.num_frames,
                 "fps": self.fps,
+                "speed": None if self.speed is None else round(self.speed, 2),
                 "seed": int(self.job.clip.seeds[0]),
                 "bytes": self.path.stat().st_size if self.path.exists() else 0,
                 "told": [{"frame": frame, "prompt": prompt} for frame, prompt in self.told],

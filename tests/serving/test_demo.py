@@ -69,7 +69,7 @@ def test_a_stream_is_made_to_its_end(client, tmp_path):
     path = client.start(**SMALL, duration="4s", attention="draft", density=0.5)
     done = client.until(path, "done")
     assert (done["frames"], done["fps"], done["seed"], done["error"]) == (24, 6.0, 3, None)
-    assert done["told"] == [{"frame": 0, "prompt": PROMPT}]
+    assert done["told"] == [{"frame": 0, "prompt": PROMPT}] and done["speed"] > 1
     frames = frames_of(client, path, tmp_path)
     assert frames.shape == (24, 16, 16, 3) and frames.std() > 5
 

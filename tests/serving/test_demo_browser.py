@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jvdm.serving import demo_streams
 from jvdm.serving.demo import Demo
 from jvdm.serving.limits import Limits
 from jvdm.video import read_video
@@ -129,6 +130,31 @@ def test_a_video_plays_while_it_is_made(page, browser):
     page.until(lambda: page.text("state").startswith("cancelled"))
     assert page["film"].get_attribute("href").startswith("blob:")
     assert browser.get_log("browser") == []
+
+
+def test_what_is_slower_than_it_plays_says_so(page, demo, monkeypatch):
+    made, asked = demo.stream, []
+
+    def slowly(client, settings):
+        asked.append(settings)
+        stream = made(client, settings)
+        session = demo_streams.Session
+
+        class Slow(session):
+            def step(self, *commands):
+                time.sleep(1.0)
+                return session.step(self, *commands)
+
+        monkeypatch.setattr(demo_streams, "Session", Slow)
+        return stream
+
+    monkeypatch.setattr(demo, "stream", slowly)
+    page.fill(seconds="6", steps="4", guidance="1")
+    page["start"].click()
+    page.until(lambda: "so it pauses" in page.text("state"))
+    speed = float(page.text("state").split("; ")[1].split()[0])
+    assert 0 < speed < 6 and "6 are played" in page.text("state")
+    assert (asked[0]["num_inference_steps"], asked[0]["guidance_scale"]) == (4, 1)
 
 
 def test_sparse_attention_is_seen(page):

@@ -72,6 +72,8 @@ async function start() {
     seed: number("seed"),
     attention: at("attention").value || undefined,
     density: number("density"),
+    num_inference_steps: number("steps"),
+    guidance_scale: number("guidance"),
     image: picture ?? undefined,
   };
   const stream = await send("POST", "api/streams", asked);
@@ -134,7 +136,9 @@ function said(stream) {
   if (stream.state !== "running") return `${stream.state}: ${made}`;
   if (stream.frames === 0 && stream.row === 0) return "Reading the prompt, and compiling.";
   if (stream.frames === 0) return `The first clip: row ${stream.row} of ${stream.of}.`;
-  return `Playing: ${made} are made.`;
+  const slow = stream.speed !== null && stream.speed < stream.fps;
+  const pauses = `${stream.speed} frames a second are made and ${stream.fps} are played, so it pauses`;
+  return `Playing: ${made} are made${slow ? `; ${pauses}` : ""}.`;
 }
 
 async function change() {
