@@ -16,6 +16,7 @@ from typing import Any
 
 from jvdm.attention import POLICIES
 from jvdm.errors import ConfigError
+from jvdm.models.regions import Regions
 from jvdm.models.step_cache import CACHES
 from jvdm.recipes import load_file, nearest
 from jvdm.samplers import (
@@ -103,7 +104,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "two_scales": TwoScales(4.0, 3.0, 0.875),
     },
     "policy": POLICIES,
-    "cache": CACHES,
+    "cache": {**CACHES, "regions": Regions()},
     "noise": {
         "shared": SharedNoise(0.2),
         "progressive": ProgressiveNoise(1.0),

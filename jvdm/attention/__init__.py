@@ -9,6 +9,7 @@ from jvdm.attention.dense import Dense, GatedDense
 from jvdm.attention.draft import Draft
 from jvdm.attention.frame_causal import FrameCausal
 from jvdm.attention.fused_windows import FusedWindows
+from jvdm.attention.kept_keys import KeptKeys
 from jvdm.attention.next_block import NextBlock
 from jvdm.attention.oracle import Oracle
 from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
@@ -55,6 +56,7 @@ __all__ = [
     "FusedWindows",
     "GatedDense",
     "KVCache",
+    "KeptKeys",
     "NextBlock",
     "Oracle",
     "Policy",

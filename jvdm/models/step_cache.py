@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree, instances
+from jvdm.attention import Policy
 from jvdm.errors import ConfigError
 from jvdm.samplers import Call, Process
 from jvdm.samplers.process import divide
@@ -78,11 +79,14 @@ class Stack(NamedTuple):
             attention policy in them.
         states: Those of all layers before the call.
         depth: Number of layers.
+        some: `(tokens, places, states)` to tokens `[B, A, D]` at these places i32[A] before and
+            after all layers, and the states of a policy that has the keys of the others.
     """
 
     run: Callable[[Tokens, int, int], tuple[Tokens, PyTree]]
     states: PyTree
     depth: int
+    some: Callable[[Tokens, Int[Array, " A"], PyTree], tuple[Array, Array, PyTree]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +128,10 @@ class StepCache:
         """Returns the rule in the times that a network of this process is told."""
         above, below = model_times(process, (self.above, self.below))
         return dataclasses.replace(self, above=above, below=below)
+
+    def policy(self, given: Policy) -> Policy:
+        """Returns the attention of a network whose attention is `given`: the same."""
+        return given
 
     def init(self, tokens: jax.ShapeDtypeStruct, depth: int) -> Reused:
         """Returns what is kept before the first call.
@@ -404,13 +412,14 @@ def summary(carry: PyTree) -> dict[str, Any]:
 
     Returns:
         `calls` of the network, all branches of guidance together where they are one call, and
-        `computed`, those of them that ran all layers.
+        `computed`, those of them that ran all layers; a call of some tokens counts as their share.
     """
     found = [np.asarray(item.calls) for item in instances(carry, Reused)]
     if not found:
         return {}
     calls, computed = np.sum([count.reshape(-1, 2).sum(0) for count in found], axis=0)
-    return {"calls": int(calls), "computed": int(computed)}
+    whole = float(computed).is_integer()
+    return {"calls": int(calls), "computed": int(computed) if whole else round(float(computed), 2)}
 
 
 CACHES: dict[str, StepCache | None] = {

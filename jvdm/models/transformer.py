@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree
 from jvdm.attention import AttentionCall, Dense, GatedDense, Policy, TokenGrid
-from jvdm.errors import ShapeError
+from jvdm.errors import ConfigError, ShapeError
 from jvdm.features import fold, unfold
 from jvdm.models.attention import Positions, RotaryAxes
 from jvdm.models.carry import Carry
@@ -139,12 +139,16 @@ class Transformer:
             ConfigError: If the policy cannot run on these sizes.
         """
         grid = self._grid(latent_frames, height, width, batch)
-        carry = Carry.first(self.policy, self.depth, grid, positions)
+        carry = Carry.first(self._attention(), self.depth, grid, positions)
         if self.cache is None:
             return carry
         shape = (batch, latent_frames, grid.tokens // latent_frames, self.width)
         tokens = jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype))
         return dataclasses.replace(carry, reused=self.cache.init(tokens, self.depth))
+
+    def _attention(self) -> Policy:
+        """Returns the policy, or what the step cache makes of it."""
+        return self.policy if self.cache is None else self.cache.policy(self.policy)
 
     def _grid(self, frames: int, height: int, width: int, batch: int) -> TokenGrid:
         sizes = (frames, height // self.patch, width // self.patch, batch)
@@ -172,7 +176,7 @@ class Transformer:
         """Returns the way of a call on latents of `sizes` `B, F, H, W`."""
         batch, frames, height, width = sizes
         # Parameters depend on no policy but by its port, and may be made on a grid that it refuses.
-        policy = self.policy
+        policy = self._attention()
         if self.is_initializing():
             policy = GatedDense() if policy.gated else Dense()
         grid = self._grid(frames, height, width, batch)
@@ -217,9 +221,35 @@ class Transformer:
             call = Call(shared.t, shared.t_next, shared.row)
             return Seen(call, shared.modulation, lambda: modulate(tokens, scale, shift), change)
 
-        stack = Stack(lambda *part: run(*part)[:2], carry.layers, self.depth)
+        some = functools.partial(self._some, layer, made, way, shared)
+        stack = Stack(lambda *part: run(*part)[:2], carry.layers, self.depth, some)
         after, states, reused = self.cache.through(stack, tokens, see, carry.reused)
         return after, dataclasses.replace(carry, layers=states, reused=reused)
+
+    def _some(
+        self,
+        layer: type[TransformerLayer],
+        made: Mapping[str, Any],
+        way: Way,
+        shared: Shared,
+        tokens: Float[Array, "B F P D"],
+        places: Int[Array, " A"],
+        states: PyTree,
+    ) -> tuple[Float[Array, "B A D"], Float[Array, "B A D"], PyTree]:
+        """Runs all layers for the tokens at `places`, as frames of one token each; `Stack.some`."""
+        if getattr(shared.text, "section", None) is not None:
+            fix = "use one prompt, or another step cache"
+            raise ConfigError(
+                "some tokens of a video of several prompts", "frames read theirs", fix
+            )
+        flat = tokens.reshape(tokens.shape[0], -1, 1, tokens.shape[3])
+        cosine, sine = (table[places] for table in way.rotary)
+        vectors = shared.modulation[:, places // tokens.shape[2]]
+        shared = shared._replace(modulation=vectors, rotary=(cosine, sine))
+        way = way._replace(carry=dataclasses.replace(way.carry, layers=states), keep=False)
+        mine = flat[:, places]
+        after, states, _ = self._run(layer, made, way, shared, mine, 0, self.depth)
+        return mine[:, :, 0], after[:, :, 0], states
 
     def _run(
         self,
