@@ -1,6 +1,7 @@
 """A film that is written while it is made, and steered by lines of text while it plays.
 
     prompt a small blue box rests    from the next chunk on this is to be seen
+    act push left                    from the next chunk on this is done (--system nfd)
     rewind 2s                        the next chunk is the one of so long ago, as far as --keep
     pause / resume                   no chunk is made meanwhile
     save FILE                        --resume FILE goes on from there
@@ -131,6 +132,11 @@ class Script:
             if line.strip():
                 self._typed.put(line.strip())
 
+    @property
+    def timed(self) -> tuple[str, ...]:
+        """The lines whose times have not come yet."""
+        return tuple(line for _, line in self._timed)
+
     def due(self, frames: int) -> Iterator[str]:
         """Yields the lines that are to be carried out after so many frames."""
         while (line := self.wait(0.0, frames)) is not None:
@@ -171,7 +177,7 @@ def check_line(line: str) -> None:
     try:
         command_of(line)
     except ConfigError as error:
-        why = "a line is: prompt TEXT, rewind 2s, pause, resume, save FILE, or stop"
+        why = "a line is: prompt TEXT, act NAME, rewind 2s, pause, resume, save FILE, or stop"
         raise ConfigError(error.what, why, "write it as one of them") from error
 
 
@@ -234,7 +240,7 @@ class Play:
             return session
         now = self.playout.frames / self.playout.fps
         outputs.say(f"{line!r:.80} is carried out at {now:.2f} s of the film", *session.unknown)
-        if verb in ("prompt", "rewind"):
+        if verb in ("prompt", "act", "rewind"):
             self._note(line)
         return session
 

@@ -16,7 +16,7 @@ from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, slug
 from jvdm.options import StreamOptions, check_weights, resolve, shown_defaults
 from jvdm.pipeline import load, streaming
-from jvdm.pipeline.session import Session, load_session, read_session
+from jvdm.pipeline.session import Act, Session, command_of, load_session, read_session
 from jvdm.settings import Settings
 
 __all__ = ["StreamOptions", "run", "shown_defaults", "text"]
@@ -60,6 +60,10 @@ def run(options: StreamOptions) -> dict[str, Any]:
 
     last = None if job.last_begin is None else max(job.last_begin - begun, 0)
     script = live.Script(options.at, job.clip.settings.fps, _typed(), last)
+    commands = [command_of(line) for line in script.timed if line.split()[0] == "act"]
+    for command in commands:
+        if isinstance(command, Act):
+            streaming.check_action(job, command.name)
     return live.film(resolved, pipe, job, begin, name=name, script=script, save=save)
 
 

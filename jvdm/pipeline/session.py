@@ -49,11 +49,18 @@ class Rewind:
     seconds: float
 
 
-Command = Prompt | Rewind
+@dataclasses.dataclass(frozen=True)
+class Act:
+    """From the next chunk on this is done, for a network that was trained with actions."""
+
+    name: str
+
+
+Command = Prompt | Rewind | Act
 
 
 def command_of(line: str) -> Command:
-    """Returns the command that a line is: `prompt a small blue box rests`, `rewind 2s`.
+    """Returns the command that a line is: `prompt a small blue box rests`, `act stop`, `rewind 2s`.
 
     Raises:
         ConfigError: If it is none.
@@ -63,7 +70,9 @@ def command_of(line: str) -> Command:
         return Prompt(rest.strip())
     if verb == "rewind" and rest.strip():
         return Rewind(seconds_of("rewind", rest))
-    why = "a command is: prompt TEXT, or rewind 2s"
+    if verb == "act" and rest.strip():
+        return Act(rest.strip())
+    why = "a command is: prompt TEXT, act NAME, or rewind 2s"
     raise ConfigError(f"{line.strip()!r:.80} is no command", why, "write it as one of them")
 
 
@@ -105,6 +114,11 @@ class Session:
         """What is told of the next chunk."""
         return [entry.prompt for entry in self.run.told if entry.frame <= self.frames][-1]
 
+    @property
+    def action(self) -> str | None:
+        """What is done while the next chunk comes to be; None of a network without actions."""
+        return self.run.told[-1].action
+
     def step(self, *commands: Command | str) -> tuple["Session", HostFrames]:
         """Carries out commands and makes the next chunk.
 
@@ -133,8 +147,11 @@ class Session:
         command = command_of(command) if isinstance(command, str) else command
         if isinstance(command, Rewind):
             return self._back(seconds_of("rewind", command.seconds))
+        if isinstance(command, Act):
+            acting = [streaming.acting(self.job, said, command.name) for said in self.run.told]
+            return dataclasses.replace(self, run=self.run._replace(told=tuple(acting)))
         ids, unknown = streaming.ids_of(self.job.clip, command.text)
-        told = streaming.tell(self.pipe, self.job, self.frames, command.text, ids)
+        told = streaming.tell(self.pipe, self.job, self.frames, command.text, ids, self.action)
         later = tuple(entry for entry in self.run.told if entry.frame > self.frames)
         run = self.run._replace(told=(told, *later))
         return dataclasses.replace(self, run=run, unknown=(*self.unknown, *unknown))
@@ -171,6 +188,7 @@ class Session:
             **_identity(self.pipe, self.job),
             "settings": _settings(self.job),
             "told": [[entry.frame, entry.prompt] for entry in self.run.told],
+            "action": self.action,
             "frames": self.frames,
             "began": self.run.began,
             "loaded": dict(loaded or {}),
@@ -226,6 +244,7 @@ def load_session(
     frames, began = (
         checked(int, about.get(name), name, path, _FIX) for name in ("frames", "began")
     )
+    action = checked(str | None, about.get("action"), "action", path, _FIX)
     if not told:
         raise WeightsError(f"{path} tells no prompt", "", _FIX)
     known = {field.name for field in dataclasses.fields(Request)}
@@ -243,7 +262,7 @@ def load_session(
         why = f"the video is to have {job.num_frames}, so that nothing is left to be made"
         raise ConfigError(what, why, "say a longer one: duration='60s' (--duration 60s)")
     entries = tuple(
-        streaming.tell(pipe, job, at, text, streaming.ids_of(job.clip, text)[0])
+        streaming.tell(pipe, job, at, text, streaming.ids_of(job.clip, text)[0], action)
         for at, text in told
     )
     parts = _restored(pipe, job, entries[0].conditions, arrays, path)

@@ -52,11 +52,13 @@ class Telling(NamedTuple):
         frame: The first frame whose chunk is made with it.
         conditions: What the network is told.
         prompt: The prompt that this is.
+        action: What is done while its frames come to be, where the network is told so.
     """
 
     frame: int
     conditions: Conditions
     prompt: str
+    action: str | None = None
 
 
 class Prompted(NamedTuple):
@@ -187,6 +189,10 @@ def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
         f"a cache that the policy {type(policy).__name__} does not keep": (
             "later chunks read earlier ones from it: --sampling.policy cached_causal keeps one",
             keeps(rows) and policy.slots(np.zeros(1, int))[0] < 0,
+        ),
+        f"actions and {rows.buffer} latent frames in work": (
+            f"an action is that of a chunk, which has {rows.block}: --system nfd has no others",
+            bool(actions_of(clip.system)) and rows.buffer != rows.block,
         ),
         "a clip for the channel port": ("it says what is in one clip", clip.channel is not None),
         f"num_frames {last}": ("a video has one frame or more", last is not None and last < 1),
@@ -346,9 +352,44 @@ def compile_programs(pipe: "Pipeline", job: StreamJob, run: Stream) -> None:
     programs.compile_together(lowerings)
 
 
-def tell(pipe: "Pipeline", job: StreamJob, frame: int, prompt: str, ids: Any) -> Telling:
-    """Returns what the network is told of a prompt from a frame on."""
-    return Telling(frame, pipe.conditions(dataclasses.replace(job.clip, ids=ids)), prompt)
+def tell(
+    pipe: "Pipeline", job: StreamJob, frame: int, prompt: str, ids: Any, action: str | None = None
+) -> Telling:
+    """Returns what the network is told of a prompt from a frame on, and of the first action."""
+    said = Telling(frame, pipe.conditions(dataclasses.replace(job.clip, ids=ids)), prompt)
+    names = actions_of(job.clip.system)
+    return acting(job, said, action or names[0]) if names else said
+
+
+def actions_of(system: Any) -> tuple[str, ...]:
+    """Returns the actions that the network of a system can be told."""
+    return getattr(system.model, "actions", ())
+
+
+def check_action(job: StreamJob, action: str) -> tuple[str, ...]:
+    """Returns the actions that the network of a stream knows; refuses another one.
+
+    Raises:
+        ConfigError: If it knows none of this name.
+    """
+    names = actions_of(job.clip.system)
+    if action not in names:
+        why = f"this model knows {', '.join(names) or 'none'}"
+        raise ConfigError(f"the action {action!r:.80}", why, "use one that it was trained with")
+    return names
+
+
+def acting(job: StreamJob, said: Telling, action: str) -> Telling:
+    """Returns what the network is told while an action is held.
+
+    Raises:
+        ConfigError: If it knows none of this name.
+    """
+    system, batch = job.clip.system, job.clip.shape.batch
+    names = check_action(job, action)
+    held = jnp.full((batch * len(system.branches), job.rows.buffer), names.index(action))
+    conditions = dataclasses.replace(said.conditions, actions=held)
+    return said._replace(conditions=conditions, action=action)
 
 
 def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFrames]:
@@ -369,7 +410,7 @@ def _made(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFr
     """Returns the stream after a chunk, with what it had handed out before, and its frames."""
     state, latents = run.state, run.ready
     if latents is None:
-        at, now, _ = [entry for entry in run.told if entry.frame <= run.frames][-1]
+        at, now, *_ = [entry for entry in run.told if entry.frame <= run.frames][-1]
         system, params = network(pipe, job)
         if _retells(job.rows) and at > run.began >= 0:
             told = (system, params, now, job.rows, state, _latest(job, run))

@@ -1,0 +1,199 @@
+"""A game that is played frame after frame: actions, caches and guesses of Next-Frame Diffusion."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvdm
+from jvdm import cli
+from jvdm.models.conditions import Conditions
+from jvdm.pipeline import Pipeline, Request, programs, streaming
+from jvdm.pipeline.session import Act, Prompt, begin_session, command_of, load_session
+from jvdm.recipes import load_system
+from jvdm.samplers import Call, accept, speculate, stream
+from jvdm.values import to_data
+from jvdm.weights import read_manifest, safetensors, write_manifest
+from jvdm.world.actions import ACTIONS
+from tests.generate import nano
+
+PROMPT, OTHER = "a large red ball rests", "a small blue box rests"
+MODEL = nano.DIT.clone(ports=("text", "actions"), actions=ACTIONS)
+PLAYED = dataclasses.replace(nano.SYSTEM, model=MODEL)
+LEFT, STOP = Act("push left"), Act("stop")
+
+
+@pytest.fixture(scope="module")
+def played() -> Any:
+    """The random model with a table of actions that has an effect."""
+    params = nano.drawn(PLAYED.init, jax.random.key(0))
+    table = params["model"]["actions_in"]
+    assert table.shape == (len(ACTIONS), MODEL.width) and not np.asarray(table).any()
+    params["model"]["actions_in"] = jax.random.normal(jax.random.key(1), table.shape)
+    return Pipeline(load_system("nfd", PLAYED), params, nano.MANIFEST)
+
+
+def chunks_of(session, count, *commands):
+    """Returns the session after so many chunks, and their frames; commands before the first."""
+    frames = []
+    for _ in range(count):
+        session, more = session.step(*commands)
+        frames.append(more)
+        commands = ()
+    return session, np.concatenate(frames)
+
+
+def begun(played, **settings):
+    return begin_session(played, Request(prompt=PROMPT, seed=0, **settings), keep="2s")
+
+
+def test_a_port_that_was_not_trained_changes_nothing_and_one_that_was_its_own_frame():
+    x = jax.random.normal(jax.random.key(0), (1, 3, 2, 4, 4))
+    t = jnp.full((1, 3), 0.5)
+    params = nano.drawn(PLAYED.init_denoiser, jax.random.key(0))
+    ids = jax.tree.map(jnp.asarray, nano.TEXT.read((PROMPT,))[0])
+    text = PLAYED.told(params, ids).text
+    model = MODEL.clone(depth=1)
+    first = model.init(jax.random.key(0), x, Call.at(t), Conditions(text), None)["params"]
+
+    @jax.jit
+    def said(params, actions):
+        return model.apply({"params": params}, x, Call.at(t), Conditions(text, actions=actions))[0]
+
+    held = jnp.array([[1, 5, 3]])
+    np.testing.assert_array_equal(said(first, held), said(first, -jnp.ones_like(held)))
+    table = jax.random.normal(jax.random.key(1), first["actions_in"].shape)
+    trained = {**first, "actions_in": table}
+    one, other = (np.asarray(said(trained, held.at[0, 2].set(n))) for n in (3, 4))
+    assert np.abs(one[:, 2] - other[:, 2]).max() > 1e-3
+    absent = np.asarray(said(trained, -jnp.ones_like(held)))
+    np.testing.assert_array_equal(absent, said(first, held))
+
+
+def test_a_model_has_the_port_and_its_actions_or_neither():
+    x, t = jnp.zeros((1, 1, 2, 2, 4)), jnp.zeros((1, 1))
+    for model in (nano.DIT.clone(actions=("stop",)), nano.DIT.clone(ports=("text", "actions"))):
+        with pytest.raises(jvdm.ConfigError, match="give both, or neither"):
+            model.apply({"params": {}}, x, Call.at(t), Conditions())
+
+
+def test_an_action_is_done_from_the_next_chunk_on_until_another(played):
+    session, _ = chunks_of(begun(played), 2)
+    assert session.action == "none"
+    acted, left = chunks_of(session, 3, LEFT)
+    assert (session.action, acted.action) == ("none", "push left")
+    _, plain = chunks_of(session, 3)
+    assert (np.abs(left.astype(int) - plain).reshape(3, -1).max(1) > 0).all()
+    _, same = chunks_of(session.after(Act("none")), 3)
+    np.testing.assert_array_equal(same, plain)
+    _, stopped = chunks_of(chunks_of(session, 1, LEFT)[0], 2, STOP)
+    assert (np.abs(stopped.astype(int) - left[4:]).reshape(2, -1).max(1) > 0).all()
+    told, _ = chunks_of(acted, 1, Prompt(OTHER))
+    assert (told.prompt, told.action) == (OTHER, "push left")
+    back = told.after("rewind 1s")
+    assert (back.prompt, back.action) == (PROMPT, "push left")
+
+
+def test_a_saved_game_goes_on_with_its_action(played, tmp_path):
+    session, _ = chunks_of(begun(played), 2, LEFT)
+    session.save(tmp_path / "s.safetensors")
+    again = load_session(played, tmp_path / "s.safetensors")
+    assert again.action == "push left"
+    np.testing.assert_array_equal(chunks_of(again, 2)[1], chunks_of(session, 2)[1])
+
+
+def told_of(session, *actions):
+    """What the network is told of chunks, one action each."""
+    said = session.run.told[-1]
+    return [streaming.acting(session.job, said, action).conditions for action in actions]
+
+
+@pytest.mark.parametrize(
+    ("actions", "right"),
+    [(["stop"] * 4, 4), (["stop", "stop", "push left", "stop"], 2), (["push left", "stop"], 0)],
+    ids=["all", "two", "none"],
+)
+def test_guesses_of_an_action_are_the_frames_that_would_be_made_and_leave_no_trace(
+    played, actions, right
+):
+    """With a cache: what was dropped is in no key or value of what goes on."""
+    session, _ = chunks_of(begun(played), 3)
+    job, state = session.job, session.run.state
+    network = streaming.network(played, job)
+
+    def step(state, told):
+        return programs.stream_chunk(*network, told, job.rows, state)
+
+    (guess,) = told_of(session, "stop")
+    taken, kept = accept(speculate(step, state, guess, 4), told_of(session, *actions))
+    plain = list(stream(step, state, told_of(session, *actions)))
+    assert len(kept) == right
+    for made, (_, expected) in zip(kept, plain, strict=False):
+        np.testing.assert_array_equal(made, expected)
+    expected = plain[right - 1][0] if right else state
+    jax.tree.map(np.testing.assert_array_equal, _numbers(taken), _numbers(expected))
+    rest = list(stream(step, taken, told_of(session, *actions[right:])))
+    for (_, made), (_, expected) in zip(rest, plain[right:], strict=True):
+        np.testing.assert_array_equal(made, expected)
+
+
+def _numbers(state):
+    """A state whose keys are numbers."""
+
+    def plain(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(plain, state)
+
+
+def test_chunks_of_a_game_are_one_program_and_a_state_of_one_size(played):
+    session = begun(played)
+    sizes = []
+    for chunk in range(40):
+        session, _ = session.step(Act(ACTIONS[chunk % len(ACTIONS)]))
+        if chunk in (2, 39):
+            arrays = [x.nbytes for x in jax.tree.leaves((session.run.state, session.run.decoder))]
+            sizes.append((arrays, programs.stream_chunk._cache_size()))
+    assert sizes[0] == sizes[1]
+
+
+@pytest.fixture(scope="module")
+def folder(played, tmp_path_factory):
+    """Weights of the same model."""
+    path = nano.write_weights(tmp_path_factory.mktemp("played"))
+    model = {"model": to_data(MODEL)}
+    manifest = read_manifest(path)
+    components = {**manifest.components, **model}
+    write_manifest(path, dataclasses.replace(manifest, components=components))
+    safetensors.save(path / "model.safetensors", played.params["model"], dtype="float32")
+    return path
+
+
+def test_the_command_takes_actions_as_lines(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+
+    def run(*options, system: str | None = "nfd", weights=folder):
+        words = ["stream", PROMPT, "--seed", "0", "--weights", str(weights), "--duration", "1s"]
+        words += ["--output", str(tmp_path / "film.mp4"), "--json", *options]
+        words += ["--system", system] if system else []
+        return cli.main(words), capsys.readouterr()
+
+    code, said = run("--at", "0.4s", "act push left")
+    assert code == 0 and "'act push left' is carried out at 0.42 s" in said.err
+    for options, changes, message in (
+        (("--at", "0.4s", "act jump"), {}, "the action 'jump'; this model knows none, push left"),
+        (("--at", "0.4s", "act stop"), {"weights": "nano"}, "this model knows none; use one"),
+        ((), {"system": None}, "3 latent frames in work; an action is that of a chunk"),
+    ):
+        code, said = run(*options, **changes)
+        assert code == 2 and message in said.err
+
+
+def test_lines_of_actions_are_commands():
+    assert command_of("act push left\n") == LEFT
+    with pytest.raises(jvdm.ConfigError, match="is no command; .*act NAME"):
+        command_of("act ")
