@@ -56,8 +56,9 @@ class Segments:
 
     def width(self, t: NoiseLevels) -> NoiseLevels:
         """Returns how long the whole segment of each frame is; that of a clean one is the last."""
-        grid, rest = jnp.asarray(self.edges[:-1], jnp.float32), t[..., None] - _SAME
-        return jnp.min(jnp.where(grid > rest, grid, grid[0]), -1) - self.end(t)
+        grid = jnp.asarray(self.edges[:-1], jnp.float32)[None, None]
+        above = jnp.where(grid > t[..., None] - _SAME, grid, self.edges[0])
+        return jnp.min(above, -1) - self.end(t)
 
     def next(self, t: NoiseLevels) -> NoiseLevels:
         """Returns the next point of each frame."""
@@ -76,7 +77,7 @@ class Segments:
 
 def below(t: NoiseLevels, levels: tuple[float, ...]) -> NoiseLevels:
     """Returns the largest of `levels` that is below each frame's level; 0 of a clean frame."""
-    grid = jnp.asarray(levels, jnp.float32)
+    grid = jnp.asarray(levels, jnp.float32)[None, None]
     return jnp.max(jnp.where(grid < t[..., None] - _SAME, grid, 0.0), -1)
 
 
