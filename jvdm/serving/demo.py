@@ -200,7 +200,7 @@ class Demo:
 
     def _begin(self, client: str, watched: Watched) -> None:
         """Puts it into the line of the device; the oldest that has ended goes."""
-        watched.make_room = self.jobs.make_room
+        watched.make_room, watched.others_wait = self.jobs.make_room, self.jobs.streams_wait
         feed = self.jobs.stream(client, watched.steps())
         with self._lock:
             self._tidy()

@@ -35,6 +35,8 @@ AHEAD_S = 2.0
 """Seconds of film that are made before they are watched."""
 LOST_S = 20.0
 """Who has not asked for so long is gone; what was made for them ends."""
+SLACK_S = 60.0
+"""Seconds that a film may be watched later than it plays, in all, while others wait for a place."""
 ROWS, CHUNKS, NOTES = 48, 120, 8
 """Last rows, chunks and warnings that are shown."""
 FILM = "stream.mp4"
@@ -52,6 +54,7 @@ class Watched:
         error: What, why and fix, where it failed.
         ahead: What was asked for before it and has not ended.
         make_room: Called before a run, so that compiled programs do not fill memory.
+        others_wait: Whether others wait for its place in memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,6 +64,7 @@ class Watched:
         self.changed = threading.Condition()
         self.stopped, self.ahead = False, 0
         self.make_room: Callable[[Job], None] = lambda job: None
+        self.others_wait: Callable[[], bool] = lambda: False
         self._feed: Any = None
         self._asked = time.monotonic()
 
@@ -240,16 +244,26 @@ class LiveStream(Watched):
             }
 
     def _paced(self, steps: Iterator[HostFrames]) -> Iterator[np.ndarray]:
-        """Yields frames, no further than `AHEAD_S` before where they are watched."""
-        made = 0
+        """Yields frames, no further than `AHEAD_S` before where they are watched.
+
+        Raises:
+            ConfigError: If the film is watched much later than it plays, and others wait.
+        """
+        made, paused = 0, 0.0
         for chunk in steps:
             made += len(chunk)
             yield from chunk
+            began = time.monotonic()
             with self.changed:
                 while made > (self._played + AHEAD_S) * self.fps and not self.stopped:
+                    late = paused + time.monotonic() - began - made / self.fps
+                    if late > SLACK_S and self.others_wait():
+                        what = f"the film was watched {late:.0f} s later than it plays"
+                        raise ConfigError(what, "others wait for its place", "start it again")
                     if self.lost:
                         self.stopped = True
                     self.changed.wait(0.25)
+            paused += time.monotonic() - began
             if self.stopped:
                 return
 

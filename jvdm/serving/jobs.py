@@ -277,6 +277,11 @@ class Jobs:
         self._worker.join(grace_s + patience_s)
         return not self._worker.is_alive()
 
+    def streams_wait(self) -> bool:
+        """Returns whether streams wait for a place in memory."""
+        with self._changed:
+            return any(isinstance(item, Feed) and item.id not in self._feeds for item in self._line)
+
     def when_idle(self) -> contextlib.AbstractContextManager[None]:
         """Lets a check inside count with the memory that is free when nothing runs.
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -205,6 +206,22 @@ def test_who_has_gone_is_not_waited_for(address, demo):
     other.until(waiting, "done")
     wait_until_free(demo)
     assert {gone("GET", path)["state"] for path in left} == {"cancelled"}
+
+
+def test_who_watches_slowly_gives_way_to_those_who_wait(address, demo, monkeypatch):
+    slow, other = Client(address, 1), Client(address, 2)
+    held = [slow.start(**SMALL, duration="40s") for _ in range(2)]
+    for path in held:
+        slow.until(path, "running", query="?played=0", frames=13)
+    monkeypatch.setattr(demo_streams, "SLACK_S", -3.0)  # after 13 frames or more: a second at most
+    time.sleep(1.0)
+    assert [slow("GET", f"{path}?played=0")["state"] for path in held] == ["running"] * 2
+    other.until(other.start(**SMALL, duration="1s"), "done")
+    errors = [slow("GET", f"{path}?played=0")["error"] for path in held]
+    assert "others wait for its place" in [error["why"] for error in errors if error is not None]
+    for path in held:
+        slow("DELETE", path)
+    wait_until_free(demo)
 
 
 def test_streams_of_several_take_turns(address, monkeypatch):
