@@ -1,6 +1,5 @@
 """Next-Frame Diffusion: a game that is played frame after frame, each under an action.
 
-jvdm train configs/nfd.py --workdir work/nfd --num-steps 1200 --source.pool 2048
 jvdm stream "a large red ball rests" --weights work/nfd/weights --system nfd --at 1s "act push left"
 
 Paper: Playing with Transformer at 30+ FPS via Next-Frame Diffusion, arXiv:2506.01380.
@@ -12,7 +11,22 @@ speculation (`jvdm.samplers.speculate`): chunks of a guess follow each other, so
 taken have the bits of those that would have been made; theirs are one batch at equal levels. Not
 here: their consistency distillation. The cache holds 2 latent frames, all that the nano model
 knows; theirs has 32.
-Gain: not measured yet.
+Gain: trained for minutes on two CPU cores, films follow .64 to .71 of the pushes that true films
+show in .86 to .89.
+
+.venv/bin/python -m tests.systems.played_motion work/nfd/weights 28
+`configs/nfd.py` for 1,200 steps and on to step 3,600 of 4,800 (`--source.pool 2048`), about 10
+minutes on two CPU cores that others shared, jax 0.10.2. Share of 28 films of a ball in which it
+goes as it was told for two chunks, and how far on average, in widths of the picture:
+
+                  played           world
+    push left     .71 (-.086)      .86 (-.140)
+    push right    .64 (+.079)      .89 (+.177)
+    stop          .68 (+.000)     1.00 (+.000)
+    none          .68 (-.001)     1.00 (+.000)
+
+After the first 1,200 steps pushes were followed in .14 and .36 of 14 films. Turns of the camera and
+pushes in depth were not measured, nor was a GPU; a stream made 278 frames/s meanwhile.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ LEFT, STOP = Act("push left"), Act("stop")
 @pytest.fixture(scope="module")
 def played() -> Any:
     """The random model with a table of actions that has an effect."""
-    params = nano.drawn(PLAYED.init, jax.random.key(0))
+    params: Any = nano.drawn(PLAYED.init, jax.random.key(0))
     table = params["model"]["actions_in"]
     assert table.shape == (len(ACTIONS), MODEL.width) and not np.asarray(table).any()
     params["model"]["actions_in"] = jax.random.normal(jax.random.key(1), table.shape)
@@ -53,11 +53,11 @@ def begun(played, **settings):
 def test_a_port_that_was_not_trained_changes_nothing_and_one_that_was_its_own_frame():
     x = jax.random.normal(jax.random.key(0), (1, 3, 2, 4, 4))
     t = jnp.full((1, 3), 0.5)
-    params = nano.drawn(PLAYED.init_denoiser, jax.random.key(0))
+    params: Any = nano.drawn(PLAYED.init_denoiser, jax.random.key(0))
     ids = jax.tree.map(jnp.asarray, nano.TEXT.read((PROMPT,))[0])
     text = PLAYED.told(params, ids).text
     model = MODEL.clone(depth=1)
-    first = model.init(jax.random.key(0), x, Call.at(t), Conditions(text), None)["params"]
+    first: Any = model.init(jax.random.key(0), x, Call.at(t), Conditions(text), None)["params"]
 
     @jax.jit
     def said(params, actions):

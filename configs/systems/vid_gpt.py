@@ -1,0 +1,33 @@
+"""ViD-GPT and Ca2-VDM: chunks of frames with the finished ones as a cached prompt.
+
+jvdm stream "a large red ball rolls to the left" --system vid_gpt --duration 20s
+
+Paper: ViD-GPT: Introducing GPT-style Autoregressive Generation in Video Diffusion Models,
+arXiv:2406.10981.
+Claim: long videos without making frames again that are finished, by causal attention whose keys and
+values all steps of the next chunk share.
+Ours: chunks of three latent frames (theirs 8), one after the other, attention that never looks
+ahead, not within a chunk either, and a queue of six finished latent frames (theirs 25). A chunk is
+shown once more when it is finished, which writes its keys and values. They are kept without
+positions, and the oldest of the queue follows the others, so that places stay those of training as
+with their cyclic embeddings. Their spatial attention to a prefix and their training, in which
+prefixes are perturbed and told to be clean, are not here; `configs/tiny_t2v_causal.py` trains with
+clean prefixes.
+Gain: not measured yet.
+"""
+
+import dataclasses
+
+from jvdm.attention import CachedCausal
+from jvdm.samplers import AutoregressiveMatrix, CachedMatrix
+from jvdm.system import System
+
+CHUNK, KEPT = 3, 6  # latent frames; together the 9 of the shipped model
+
+
+def system(base: System) -> System:
+    """Returns `base` in chunks that read a cache."""
+    matrix = CachedMatrix(AutoregressiveMatrix(CHUNK), lookback=KEPT)
+    policy = CachedCausal(frames=KEPT, rotary="read")
+    sampling = dataclasses.replace(base.sampling, matrix=matrix, policy=policy)
+    return dataclasses.replace(base, sampling=sampling)
