@@ -17,7 +17,7 @@ SHORT = ["--weights", "nano", "--num-inference-steps", "2", "--output", "out.mp4
 RUN: dict[str, list[str]] = {
     r"generate .* --system (wave|mine\.py)": NANO,
     r"generate .* --sampling\.matrix lag": NANO,
-    r"stream .* --duration 60s --then": [*SHORT, "--duration", "2s"],
+    r"stream .* --duration 60s --then": [*SHORT, "--duration", "21s"],
     r"plan wan-1\.3b-480p --on h200x8": [],
     r"(inspect FOLDER|inspect)$": [],
     r"doctor": [],
