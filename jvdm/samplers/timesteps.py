@@ -110,6 +110,47 @@ class SegmentStarts:
 
 
 @dataclass(frozen=True)
+class StreamStarts:
+    """Any row of a wave whose chunks are a segment apart: where jumps in a stream's buffer begin.
+
+    A chunk that waits is pure noise and one that is done is clean; neither is trained, since
+    neither moves.
+
+    Attributes:
+        levels: Levels above 0, `each` for a segment, from noise on; all chunks have the same place
+            in their segments.
+        chunk: Latent frames of a chunk; the last may be shorter.
+        each: Levels of a segment.
+        full: Share of clips with as many chunks in work as there can be, as a stream always has.
+
+    Reference: StreamDiT, arXiv:2507.03745, multistep distillation.
+    """
+
+    levels: tuple[float, ...]
+    chunk: int = 2
+    each: int = 1
+    full: float = 0.5
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns levels that rise from chunk to chunk, by segments."""
+        levels, segments = jnp.asarray(self.levels, jnp.float32), len(self.levels) // self.each
+        chunk, last = jnp.arange(latent_frames) // self.chunk, (latent_frames - 1) // self.chunk
+        ends = sorted((segments - 1, last))
+
+        def clip(key: Key) -> TrainTimes:
+            draws = jax.random.uniform(key, (3,))
+            most = ends[0] + _uniform_integer(draws[0], ends[1] - ends[0] + 1)
+            any_row = _uniform_integer(draws[0], segments + last)
+            made = jnp.where(draws[2] < self.full, most, any_row) - chunk
+            moving = (made >= 0) & (made < segments)
+            place = made * self.each + _uniform_integer(draws[1], self.each)
+            t = jnp.where(made < 0, levels[0], jnp.where(moving, levels[place], 0.0))
+            return TrainTimes(t, moving.astype(jnp.float32))
+
+        return _per_clip(clip, key, batch)
+
+
+@dataclass(frozen=True)
 class Independent:
     """One logit-normal level per frame, so that any row of any matrix is met.
 

@@ -20,13 +20,19 @@ from jvdm.keys import named
 from jvdm.models.conditions import Conditions
 from jvdm.pipeline.loading import manifest_of, ready, system_of
 from jvdm.pricing import stored_shapes
-from jvdm.samplers import ClassifierFree, FlowMap
+from jvdm.samplers import ClassifierFree, FlowMap, LagMatrix
 from jvdm.samplers.denoiser import Call, make_denoiser
 from jvdm.samplers.guidance import UNCONDITIONAL
 from jvdm.samplers.process import corrupt, expand, mix
 from jvdm.samplers.rules import ExplicitLevels
 from jvdm.samplers.segments import Segments, divided, follow
-from jvdm.samplers.timesteps import CleanPrefix, Mixture, SegmentStarts, TimestepSampler
+from jvdm.samplers.timesteps import (
+    CleanPrefix,
+    Mixture,
+    SegmentStarts,
+    StreamStarts,
+    TimestepSampler,
+)
 from jvdm.system import System, rules_of
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.objective import TrainCall
@@ -69,6 +75,10 @@ class Distillation:
     """Guidance scale of the teacher; its own rule when left out."""
     given: float = 0.0
     """Share of clips with clean frames, at the beginning or both ends, to go on from pictures."""
+    source: Literal["data", "stream"] = "data"
+    """Whether all frames of a clip have one level, or its chunks are a segment apart."""
+    chunk: int = 2
+    """Latent frames of a chunk of a stream."""
     loss_kind: Literal["mse", "huber"] = "mse"
     """How an error counts."""
 
@@ -77,6 +87,8 @@ class Distillation:
         divided(np.array([max(self.edges, default=1.0), 0.0]), self.edges, self.micro)
         if self.target not in TARGETS:
             raise ConfigError(f"target is {self.target!r}", f"known are {', '.join(TARGETS)}", "")
+        if self.chunk < 1:
+            raise ConfigError(f"chunk is {self.chunk}", "a chunk has a frame at least", "use 2")
         if not 0 <= self.given <= 1:
             raise ConfigError(f"given is {self.given:g}", "it is a share", "use 0 to 1")
 
@@ -123,7 +135,10 @@ class Distillation:
     def rows(self, segments: Segments) -> TimestepSampler:
         """Returns what draws levels of clips."""
         inside = TARGETS[self.target].inside
-        starts = SegmentStarts(segments.points[:-1] if inside else segments.edges[:-1])
+        levels = segments.points[:-1] if inside else segments.edges[:-1]
+        starts: TimestepSampler = SegmentStarts(levels)
+        if self.source == "stream":
+            starts = StreamStarts(levels, self.chunk, segments.micro if inside else 1)
         return Mixture((starts, CleanPrefix(starts)), (1.0 - self.given, self.given))
 
     def jump(
@@ -176,9 +191,14 @@ class Distillation:
 
     @property
     def rules(self) -> dict[str, Any]:
-        """Process, prediction and sampling, for the manifest: the edges, without guidance."""
+        """Process, prediction and sampling, for the manifest: the edges, without guidance.
+
+        A stream's chunks are made one jump apart.
+        """
+        wave = {"matrix": LagMatrix(lag=1, block=self.chunk)} if self.source == "stream" else {}
         sampling = dataclasses.replace(
             self.system.sampling,
+            **wave,
             levels=ExplicitLevels(self.edges),
             solver=FlowMap(),
             guidance=ClassifierFree(1.0),

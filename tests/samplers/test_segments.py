@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ConfigError
-from jvdm.samplers import DPMSolverPP2M, Euler, rectified_flow, sample
+from jvdm.samplers import DPMSolverPP2M, Euler, explicit_levels, rectified_flow, sample
 from jvdm.samplers.levels import linspace_levels, shift_levels
-from jvdm.samplers.matrices import synchronous
+from jvdm.samplers.matrices import lag_matrix, synchronous, times
 from jvdm.samplers.segments import Segments, divided, follow
-from jvdm.samplers.timesteps import SegmentStarts
+from jvdm.samplers.timesteps import SegmentStarts, StreamStarts
 from tests.training.flow_toy import exact
 
 GRID = np.asarray(shift_levels(linspace_levels(960), 8.0), np.float64)
 EDGES = (1.0, 0.96, 8 / 9, 8 / 11, 0.0)
 SEGMENTS = divided(GRID, EDGES, 4)
-LEVELS = np.float32([0.0, 0.001, 0.3, 0.5, 8 / 11, 0.75, 8 / 9, 0.9, 0.96, 0.97, 1.0])
+LEVELS = np.array([0.0, 0.001, 0.3, 0.5, 8 / 11, 0.75, 8 / 9, 0.9, 0.96, 0.97, 1.0], np.float32)
 
 
 def brute_force(t, grid):
@@ -100,8 +100,32 @@ def test_frames_that_stand_keep_their_bits_and_are_shown_at_their_own_levels():
 
 
 def test_starts_are_equally_frequent_and_equal_within_a_clip():
-    times = SegmentStarts(EDGES[:-1])(jax.random.key(0), 4000, 3)
-    t = np.asarray(times.t)
-    assert (t == t[:, :1]).all() and np.asarray(times.loss_mask).all()
+    drawn = SegmentStarts(EDGES[:-1])(jax.random.key(0), 4000, 3)
+    t = np.asarray(drawn.t)
+    assert (t == t[:, :1]).all() and np.asarray(drawn.loss_mask).all()
     counts = np.array([np.isclose(t[:, 0], edge).sum() for edge in EDGES[:-1]])
     assert counts.sum() == 4000 and (abs(counts - 1000) < 110).all()  # four standard deviations
+
+
+def test_rows_of_a_stream_are_those_of_its_matrix():
+    edges, frames = (1.0, 0.75, 0.5, 0.25, 0.0), 7
+    matrix = lag_matrix(explicit_levels(edges), frames, lag=1, block=2)
+    rows = np.asarray(times(matrix))
+    moves = (rows[:-1] != rows[1:]).astype(int)
+    drawn = StreamStarts(edges[:-1], chunk=2, full=0.0)(jax.random.key(0), 2000, frames)
+    t, mask = np.asarray(drawn.t), np.asarray(drawn.loss_mask)
+    which = (t[:, None] == rows[None, :-1]).all(2)
+    assert (which.sum(1) == 1).all()
+    np.testing.assert_array_equal(mask, moves[which.argmax(1)])
+    counts = which.sum(0)
+    assert len(counts) == 7 and (abs(counts - 2000 / 7) < 63).all()  # four standard deviations
+    full = StreamStarts(edges[:-1], chunk=2, full=1.0)(jax.random.key(0), 100, frames)
+    assert np.asarray(full.loss_mask).all()  # four chunks, four segments
+    assert (np.asarray(full.t)[:, ::2] == [0.25, 0.5, 0.75, 1.0]).all()
+
+
+def test_all_chunks_of_a_stream_are_at_one_place_of_their_segments():
+    levels = (1.0, 0.9, 0.6, 0.5, 0.4, 0.2)
+    drawn = StreamStarts(levels, chunk=1, each=2, full=1.0)(jax.random.key(0), 200, 3)
+    found = {tuple(np.round(row, 4).tolist()) for row in np.asarray(drawn.t, np.float64)}
+    assert found == {(0.4, 0.6, 1.0), (0.2, 0.5, 0.9)}
