@@ -17,11 +17,11 @@ files in base64. It answers 202 with the `id` of a job. Then
 
 Clients take turns: one is whoever has a key, or an address where there is none or one for all. What
 a proxy says of addresses is not believed, so behind one give everybody a key. Jobs of equal shape
-and settings that wait together are made in one call: then a video may differ from that of
-`jvdm generate` by rounding (--max-batch 1 makes each alone). Every error is `{"error": {"what", "why", "fix", "code"}}`: 422 for what cannot be made, 429 with
-Retry-After while too many wait. After SIGTERM or Ctrl-C the job that runs is finished within
---grace-s, or saved as latents; it and all that wait are made by the next server of the same
---workdir. The exit code is 75 then, or 130.
+and settings that wait together are made in one call: then a video may differ from that of `jvdm
+generate` by rounding (--max-batch 1 makes each alone). Every error is `{"error": {"what", "why",
+"fix", "code"}}`: 422 for what cannot be made, 429 with Retry-After while too many wait. After
+SIGTERM or Ctrl-C the job that runs is finished within --grace-s, or saved as latents; it and all
+that wait are made by the next server of the same --workdir. The exit code is 75 then, or 130.
 """
 
 import dataclasses
