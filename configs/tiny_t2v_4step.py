@@ -2,12 +2,16 @@
 
 jvdm train configs/tiny_t2v_4step.py --workdir work/tiny_t2v_4step
 Its four jumps end where sixteen steps of the teacher do, with its guidance of 2.5: 4 calls of the
-network for 32. The way of the teacher is made anew for every clip (`segment`): with 2,000 steps
-that gives more than a consistency target (`--objective.target consistency --objective.micro 16`),
-whose jumps from the edges are taught last, by jumps from points that are never sampled. Three of
-ten clips have clean frames, so that pictures and clips can be given. No network is made but by
-this file: whatever else the shipped weights hold goes along.
-Not measured yet.
+network for 32. The teacher's way is made anew for every clip (`segment`), and only jumps that are
+sampled are learnt. `--objective.target consistency --objective.micro 16` costs half as much a step
+(6 forward passes for 11), and spends most of it on points inside of segments. On a flow that is
+known (`tests/training/test_distillation.py`) 600 steps of each reach energy distances of .0035 and
+.0042, four steps of the teacher .0065. Three of ten clips have clean frames, so that pictures and
+clips can be given. `--objective.source stream` makes a student of `streamdit`.
+
+`jvdm plan tiny_t2v_4step --on h200`: 7.2e13 operations a step and 1.4 GB beside what the backward
+pass keeps; at the 24.7 % of the teacher's training that is .3 s, 1,600 steps in 8 minutes. Neither
+this time nor the student's quality has been measured yet.
 """
 
 import dataclasses
