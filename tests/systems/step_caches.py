@@ -20,6 +20,7 @@ import numpy as np
 import jvdm
 from configs.systems import magcache
 from jvdm.fidelity import psnr
+from jvdm.models.regions import Regions
 from jvdm.models.step_cache import FirstBlockCache, MagCache, StepCache, TeaCache
 from jvdm.pipeline import Request
 
@@ -42,6 +43,10 @@ CACHES: dict[str, StepCache] = {
     "first block .2": FirstBlockCache(threshold=0.2),
     "mag .06": dataclasses.replace(magcache.TINY_T2V, threshold=0.06),
     "mag .12": dataclasses.replace(magcache.TINY_T2V, threshold=0.12),
+    "regions .5": Regions(longest=100),
+    "regions .5, in turn": Regions(longest=100, impatience=100.0),
+    "regions .5, .1": Regions(longest=100, impatience=0.1),
+    "regions .25": Regions(longest=100, share=0.25),
     "mag .24": dataclasses.replace(magcache.TINY_T2V, threshold=0.24),
 }
 
@@ -52,10 +57,17 @@ def with_cache(pipe: jvdm.Pipeline, cache: StepCache | None) -> jvdm.Pipeline:
     return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
 
 
-def made(pipe: jvdm.Pipeline, steps: int) -> tuple[np.ndarray, dict[str, int]]:
-    """Returns the clips of all prompts, 0..1, and what the cache did."""
-    seeds = tuple(range(len(PROMPTS)))
-    videos: Any = pipe(list(PROMPTS), seed=seeds, num_inference_steps=steps)
+def made(pipe: jvdm.Pipeline, steps: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns the clips of all prompts, 0..1, and what the cache did.
+
+    Regions make them one by one, for they have one focus for all clips of a call.
+    """
+    seeds, videos = tuple(range(len(PROMPTS))), []
+    size = 1 if isinstance(pipe.system.sampling.cache, Regions) else len(PROMPTS)
+    for first in range(0, len(PROMPTS), size):
+        some: Any = slice(first, first + size)
+        together: Any = pipe(list(PROMPTS[some]), seed=seeds[some], num_inference_steps=steps)
+        videos += together
     frames = np.stack([video.frames for video in videos])
     return frames.astype(np.float32) / 255, videos[0].record["cache"]
 
@@ -90,9 +102,9 @@ def measure(weights: str = "tiny_t2v", steps: int = 16) -> None:
     pipe = jvdm.load(weights)
     same, fine = made(pipe, steps)[0], made(pipe, 4 * steps)[0]
 
-    def shown(name: str, calls: int, frames: np.ndarray) -> None:
+    def shown(name: str, calls: float, frames: np.ndarray) -> None:
         near = [float(psnr(jnp.asarray(frames), jnp.asarray(x)).mean()) for x in (same, fine)]
-        print(f"{name:18} {calls:5d}  {near[0]:6.2f}  {near[1]:6.2f}", flush=True)
+        print(f"{name:18} {calls:5.4g}  {near[0]:6.2f}  {near[1]:6.2f}", flush=True)
 
     print("cache               rows    same    fine")
     shown("none", steps, same)
@@ -102,7 +114,7 @@ def measure(weights: str = "tiny_t2v", steps: int = 16) -> None:
             continue
         frames, did = made(with_cache(pipe, cache), steps)
         shown(name, did["computed"], frames)
-        counts.add(did["computed"])
+        counts.add(round(did["computed"]))
     for count in sorted(counts - {steps}, reverse=True):
         shown("fewer steps", count, made(pipe, count)[0])
 
