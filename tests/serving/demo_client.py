@@ -48,6 +48,12 @@ class Client:
         assert self.status == 200, stream
         return f"/api/streams/{stream['id']}"
 
+    def end(self, *paths: str) -> None:
+        """Cancels streams, and waits until they have ended."""
+        for path in paths:
+            self("DELETE", path)
+            self.until(path, *ENDED)
+
     def until(self, path: str, *states: str, query: str = "", frames: int = 0) -> Any:
         """Asks until it is in one of the states, and has so many frames."""
         end = time.monotonic() + 120
