@@ -13,7 +13,7 @@ positions, and the oldest of the queue follows the others, so that places stay t
 with their cyclic embeddings. Their spatial attention to a prefix and their training, in which
 prefixes are perturbed and told to be clean, are not here; `configs/tiny_t2v_causal.py` trains with
 clean prefixes.
-Gain: not measured yet.
+Gain: not measured.
 """
 
 import dataclasses
