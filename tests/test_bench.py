@@ -1,6 +1,5 @@
 """The bench of a network: what it times, and what sparse attention costs in fidelity."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from jvdm import bench, cli
-from jvdm.attention import POLICIES
+from jvdm.attention import POLICIES, AdaSpa
 from jvdm.errors import ConfigError
 from jvdm.models import stand_in
 from jvdm.samplers import Call
@@ -54,8 +53,7 @@ def test_what_a_policy_found_is_as_old_as_in_a_run(monkeypatch):
     monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
     shape, video = SHAPES["toy"], []
     monkeypatch.setattr(bench.stand_in, "program", lambda model: _watched(model, video))
-    policies = {("dense", 1.0): POLICIES["dense"]}
-    policies["adaspa", 0.25] = dataclasses.replace(POLICIES["adaspa"], density=0.25)
+    policies = {("dense", 1.0): POLICIES["dense"], ("adaspa", 0.25): AdaSpa(density=0.25)}
     _, row = bench.rows_of_model({"toy": shape}, policies, 0)
     assert list(row["phases"]) == ["dense", "search", "reuse", "again"]
     *before, last = video[1:]

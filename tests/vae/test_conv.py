@@ -125,5 +125,5 @@ def test_doubled_sides_are_convolved_as_repeated_cells_are():
     repeated = x.repeat(2, 2).repeat(2, 3)
     given = plain.init(jax.random.key(1), repeated)["params"]
     given = {"params": {**given, "bias": jnp.arange(7.0)}}
-    wanted = plain.apply(given, repeated)
-    np.testing.assert_allclose(doubling.apply(given, x), wanted, rtol=0, atol=1e-5)
+    wanted, found = plain.apply(given, repeated), doubling.apply(given, x)
+    np.testing.assert_allclose(jnp.asarray(found), jnp.asarray(wanted), rtol=0, atol=1e-5)
