@@ -5,8 +5,9 @@ Its four jumps end where sixteen steps of the teacher do, with its guidance of 2
 network for 32. The teacher's way is made anew for every clip (`segment`), and only jumps that are
 sampled are learnt. `--objective.target consistency --objective.micro 16` costs half as much a step
 (6 forward passes for 11), and spends most of it on points inside of segments. On a flow that is
-known (`tests/training/test_distillation.py`) 600 steps of each reach energy distances of .0035 and
-.0042, four steps of the teacher .0065. Three of ten clips have clean frames, so that pictures and
+known (`tests/training/test_distillation.py`) 600 steps of each reach energy distances of .0049 and
+.0047, four steps of the teacher .0065: that is no order between them, and which is better here is
+not measured. Three of ten clips have clean frames, so that pictures and
 clips can be given. `--objective.source stream` makes a student of `streamdit`.
 
 `jvdm plan tiny_t2v_4step --on h200`: 7.2e13 operations a step and 1.4 GB beside what the backward
