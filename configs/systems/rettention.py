@@ -13,7 +13,8 @@ Gain: at density .1 PSNR 34.6 dB to dense on `nano`, the same lists without stat
 
 jvdm attention --weights nano --height 128 --width 128 --block 4 --policies rettention
 Measured as `draft_attention` was, on two busy CPU cores, eight steps; PSNR in dB and SSIM to dense
-at each density of the rows between. The ablation changes one field:
+at each density of the rows between. The ablation changes one
+field, in a script that is not kept:
 
     density                 0.5          0.25         0.1
     as it is                33.1 .967    34.0 .970    34.6 .971
