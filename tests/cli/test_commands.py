@@ -49,8 +49,8 @@ ELSEWHERE = {
 }
 """Run by a test of their own, smaller or with other names."""
 NOT_RUN = {
-    r"train configs/(vae|reader|tiny_t2v)\.py": "minutes to hours on an accelerator: planned by "
-    "tests/training/test_recipes.py",
+    r"train configs/(vae|reader|tiny_t2v(_4step)?)\.py": "minutes to hours on an accelerator: "
+    "planned by tests/training/test_recipes.py",
     r"generate --mesh ring=8": "eight devices: tests/parallel has four of one CPU",
     r"([a-z]+|generate --stream)$": "names a verb or a flag, no whole command",
 }
