@@ -11,9 +11,8 @@ not measured. Three of ten clips have clean frames, so that pictures and
 clips can be given. `--objective.source stream` makes a student of `streamdit`.
 
 `jvdm plan tiny_t2v_4step --on h200`: 7.2e13 operations a step and 1.4 GB beside what the backward
-pass keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2, commit e6dc7b6, whose learning rate
-was 2e-4): 230 ms a step, 556 clips/s, 31.5 % model FLOP utilisation, 345 s and 108 s before the
-first step; the loss fell from .073 to .037.
+pass keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2): 230 ms a step, 556 clips/s, 31.5 %
+model FLOP utilisation, 345 s and 108 s before the first step; the loss fell from .073 to .037.
 """
 
 import dataclasses

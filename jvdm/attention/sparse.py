@@ -16,8 +16,8 @@ from jvdm.errors import ConfigError
 from pallas_kernels import BlockMask, TileOrder, best_blocks
 
 Mine = TypeVar("Mine", bound="Sparse")
-Shares = tuple[Any, ...]
-"""Numbers `[rows of a run][layers][heads]`, tuples of tuples; an axis of one entry serves all."""
+Shares = tuple[Any, ...] | list[Any]
+"""Numbers `[rows of a run][layers][heads]`; an axis of one entry serves all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Sparse(Policy):
         for name in ("dense_layers", "block", "recall_queries"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", "it is a number, 0 or more")
+        object.__setattr__(self, "shares", _tuples(self.shares))  # lists have no hash
         if self.shares:
             check_shares(self.shares)
             if self.equal:
@@ -72,7 +73,7 @@ class Sparse(Policy):
     @property
     def densities(self) -> Float[np.ndarray, "R L N"]:
         """The density of rows, layers and heads; an axis of one entry serves all."""
-        return _densities(self.density, self.shares)
+        return _densities(self.density, _tuples(self.shares))
 
     @property
     def is_dense(self) -> bool:
@@ -220,6 +221,11 @@ class Sparse(Policy):
 
     def _dense(self: Mine) -> Mine:
         return dataclasses.replace(self, density=1.0, shares=())
+
+
+def _tuples(table: Any) -> Any:
+    """Returns a table whose lists are tuples, as deep as they go."""
+    return tuple(map(_tuples, table)) if isinstance(table, list | tuple) else table
 
 
 _WHOLES = {"rows": "run has", "layers": "network has", "heads": "layer has"}

@@ -90,7 +90,9 @@ class FlowMatching:
         actions: Int[Array, "B F"] | None = None,
     ) -> Latents:
         """Returns what the network predicts of `x` at levels `t`."""
-        told = dataclasses.replace(self.system.told(params, tokens), actions=actions)
+        told = self.system.told(params, tokens)
+        if actions is not None:
+            told = dataclasses.replace(told, actions=actions)
         network = self.system.predict(params, told)
         return ask(network, self.system.process, x, Call.at(t), None)[0]
 

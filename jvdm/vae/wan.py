@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.features import fold, unfold
-from jvdm.parallel import read
+from jvdm.parallel import read, token_parts
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
 from jvdm.vae.conv import Carry, DoublingConv, Features, Past, VideoConv
 
@@ -147,6 +147,9 @@ class Up(nn.Module):
             pairs = pairs.reshape(batch, frames, *cells, 2, channels // 2)
             pairs = jnp.moveaxis(pairs, -2, 2).reshape(batch, 2 * frames, *cells, channels // 2)
             x = jnp.concatenate([x[:, :count], pairs], 1)
+        if token_parts() > 1:  # rows between cells would lie on two devices
+            x = x.repeat(2, 2).repeat(2, 3)
+            return VideoConv(self.features, (1, 3, 3), dtype=self.dtype, name="space")(x)
         return DoublingConv(self.features, self.dtype, name="space")(x)
 
 
