@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +73,7 @@ class Sparse(Policy):
     @property
     def densities(self) -> Float[np.ndarray, "R L N"]:
         """The density of rows, layers and heads; an axis of one entry serves all."""
-        return _densities(self.density, _tuples(self.shares))
+        return _densities(self.density, cast("tuple[Any, ...]", self.shares))
 
     @property
     def is_dense(self) -> bool:

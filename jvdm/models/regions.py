@@ -109,10 +109,7 @@ class Regions(StepCache):
             what, fix = "regions over a mesh that splits tokens", "use data, fsdp or branch"
             raise ConfigError(what, "each device would have others to run", fix)
         call, flat = see(None).call, (tokens.shape[0], -1, tokens.shape[3])
-        row = jnp.stack([call.row.index, call.row.frame])
-        again = jnp.all(row == kept.row)
-        needs = self._needs(call, jnp.zeros(call.t.shape), kept)
-        needs = jnp.where(again, kept.computes, needs)
+        row, again, needs = self._decided(call, jnp.zeros(call.t.shape), kept)
         moves = jnp.repeat(jnp.any(call.t != call.t_next, 0), tokens.shape[2])
         old = kept.change[0].reshape(flat)
 

@@ -193,9 +193,7 @@ class StepCache:
             change, tokens = after - tokens, after
         seen = see(change)
         error, signal = self.judge(seen, kept)
-        row = jnp.stack([seen.call.row.index, seen.call.row.frame])
-        again = jnp.all(row == kept.row)
-        needs = jnp.where(again, kept.computes, self._needs(seen.call, error, kept))
+        row, again, needs = self._decided(seen.call, error, kept)
         old = jax.tree.map(lambda leaf: leaf[self.first :], stack.states)
 
         def compute() -> tuple[Tokens, PyTree, Array, Array]:
@@ -218,6 +216,17 @@ class StepCache:
         )
         calls = kept.calls + jnp.stack([jnp.float32(1), needs.astype(jnp.float32)])
         return tokens, rest, Reused(changes, at, error, age, signal, row, needs, calls)
+
+    def _decided(
+        self, call: Call, error: Float[Array, "B F"], kept: Reused
+    ) -> tuple[Int[Array, " 2"], Bool[Array, ""], Bool[Array, ""]]:
+        """Returns the row of a call, whether it is that of the last call, and whether it computes.
+
+        All calls of a row do the same.
+        """
+        row = jnp.stack([call.row.index, call.row.frame])
+        again = jnp.all(row == kept.row)
+        return row, again, jnp.where(again, kept.computes, self._needs(call, error, kept))
 
     def _needs(self, call: Call, error: Float[Array, "B F"], kept: Reused) -> Bool[Array, ""]:
         """Returns whether the first call of a row computes.

@@ -19,6 +19,7 @@ from jvdm.values import to_data
 from jvdm.weights import read_manifest, safetensors, write_manifest
 from jvdm.world.actions import ACTIONS
 from tests.generate import nano
+from tests.generate.test_session import steps
 
 PROMPT, OTHER = "a large red ball rests", "a small blue box rests"
 MODEL = nano.DIT.clone(ports=("text", "actions"), actions=ACTIONS)
@@ -34,16 +35,6 @@ def played() -> Any:
     assert table.shape == (len(ACTIONS), MODEL.width) and not np.asarray(table).any()
     params["model"]["actions_in"] = jax.random.normal(jax.random.key(1), table.shape)
     return Pipeline(load_system("nfd", PLAYED), params, nano.MANIFEST)
-
-
-def chunks_of(session, count, *commands):
-    """Returns the session after so many chunks, and their frames; commands before the first."""
-    frames = []
-    for _ in range(count):
-        session, more = session.step(*commands)
-        frames.append(more)
-        commands = ()
-    return session, np.concatenate(frames)
 
 
 def begun(played, **settings):
@@ -81,28 +72,28 @@ def test_a_model_has_the_port_and_its_actions_or_neither():
 
 
 def test_an_action_is_done_from_the_next_chunk_on_until_another(played):
-    session, _ = chunks_of(begun(played), 2)
+    session, _ = steps(begun(played), 2)
     assert session.action == "none"
-    acted, left = chunks_of(session, 3, LEFT)
+    acted, left = steps(session, 3, LEFT)
     assert (session.action, acted.action) == ("none", "push left")
-    _, plain = chunks_of(session, 3)
+    _, plain = steps(session, 3)
     assert (np.abs(left.astype(int) - plain).reshape(3, -1).max(1) > 0).all()
-    _, same = chunks_of(session.after(Act("none")), 3)
+    _, same = steps(session.after(Act("none")), 3)
     np.testing.assert_array_equal(same, plain)
-    _, stopped = chunks_of(chunks_of(session, 1, LEFT)[0], 2, STOP)
+    _, stopped = steps(steps(session, 1, LEFT)[0], 2, STOP)
     assert (np.abs(stopped.astype(int) - left[4:]).reshape(2, -1).max(1) > 0).all()
-    told, _ = chunks_of(acted, 1, Prompt(OTHER))
+    told, _ = steps(acted, 1, Prompt(OTHER))
     assert (told.prompt, told.action) == (OTHER, "push left")
     back = told.after("rewind 1s")
     assert (back.prompt, back.action) == (PROMPT, "push left")
 
 
 def test_a_saved_game_goes_on_with_its_action(played, tmp_path):
-    session, _ = chunks_of(begun(played), 2, LEFT)
+    session, _ = steps(begun(played), 2, LEFT)
     session.save(tmp_path / "s.safetensors")
     again = load_session(played, tmp_path / "s.safetensors")
     assert again.action == "push left"
-    np.testing.assert_array_equal(chunks_of(again, 2)[1], chunks_of(session, 2)[1])
+    np.testing.assert_array_equal(steps(again, 2)[1], steps(session, 2)[1])
 
 
 def told_of(session, *actions):
@@ -120,7 +111,7 @@ def test_guesses_of_an_action_are_the_frames_that_would_be_made_and_leave_no_tra
     played, actions, right
 ):
     """With a cache: what was dropped is in no key or value of what goes on."""
-    session, _ = chunks_of(begun(played), 3)
+    session, _ = steps(begun(played), 3)
     job, state = session.job, session.run.state
     network = streaming.network(played, job)
 
