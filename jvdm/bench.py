@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jvdm import comparison, families, scaling
+from jvdm import comparison, families, pace, scaling
 from jvdm.arrays import Array, Latents, PyTree
 from jvdm.attention import POLICIES, Policy, Sparse, summary
 from jvdm.attention.tally import Tally
@@ -45,14 +45,19 @@ ROWS = 50
 class BenchOptions:
     """Times attention, a network with it, or published families, on this device or on all."""
 
-    what: Literal["attention", "model", "families", "parallel", "systems", "tune"] = "attention"
+    what: Literal["attention", "model", "families", "streams", "parallel", "systems", "tune"] = (
+        "attention"
+    )
     """attention: kernels on random lists; model: forward passes of a network; families: published
-    networks of random weights, beside those of Diffusers; parallel: on one device and on all;
-    systems: videos by published systems and by the plain model, with their price in fidelity;
-    tune: tile sizes of the kernels, the cheapest of which go into a table."""
+    networks of random weights, beside those of Diffusers; streams: chunks of endless videos at
+    published sizes; parallel: on one device and on all; systems: videos by published systems and
+    by the plain model, with their price in fidelity; tune: tile sizes of the kernels, the cheapest
+    of which go into a table."""
     shape: tuple[str, ...] = ()
     """Shapes by name; the smallest on a CPU, else that of Wan 1.3B at 480p, if left out; of
-    families that and LTX-Video 2B."""
+    families that and LTX-Video 2B, of streams all."""
+    chunks: int = 100
+    """Of streams, the chunks that are timed after the first ones."""
     peers: bool = True
     """Whether Diffusers is timed beside families in the same run, where it is installed."""
     densities: tuple[float, ...] = ()
@@ -94,9 +99,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
     Returns:
         `settings`, `device`, `jax`, `outputs`, why a peer was not measured (`missing`) and `rows`:
-        those of `pallas_kernels.attention.bench`, of `rows_of_model`, of `jvdm.families.rows` or
-        of `jvdm.scaling.rows`, with `shape`, its name; or of `pallas_kernels.attention.tune` or
-        `jvdm.comparison.rows`.
+        those of `pallas_kernels.attention.bench`, of `rows_of_model`, of `jvdm.families.rows`, of
+        `jvdm.pace.rows` or of `jvdm.scaling.rows`, with `shape`, its name; or of
+        `pallas_kernels.attention.tune` or `jvdm.comparison.rows`.
 
     Raises:
         ConfigError: If there is no such shape or policy, it cannot run, or there is one device;
@@ -116,6 +121,10 @@ def run(options: BenchOptions) -> dict[str, Any]:
         absent = {"diffusers": families.missing() if options.peers else "not asked for"}
         rows = families.rows(names, peers=not absent["diffusers"])
         total = len(names) * len(families.PARTS)
+    elif options.what == "streams":
+        if options.chunks < 1:
+            raise ConfigError(f"{options.chunks} chunks", "one or more are timed", "use 100")
+        rows, total = pace.rows(names, options.chunks), len(names)
     elif options.what == "parallel":
         if jax.device_count() == 1:
             why = "several are timed beside one"
@@ -206,6 +215,8 @@ def text(result: Mapping[str, Any]) -> str:
         lines += [bench.told(), *map(bench.told, result["rows"])]
     elif result["settings"]["what"] == "families":
         lines += [families.told(), *map(families.told, result["rows"])]
+    elif result["settings"]["what"] == "streams":
+        lines += [pace.told(), *map(pace.told, result["rows"])]
     elif result["settings"]["what"] == "tune":
         lines += map(tune.told, result["rows"])
         name = Path(result["outputs"][-1]).resolve()
@@ -319,6 +330,8 @@ def _names(options: BenchOptions) -> tuple[str, ...]:
         known, small = families.FAMILIES, "wan-tiny"
     if options.what == "families":
         large = families.COMPARED
+    if options.what == "streams":
+        known, small, large = pace.STREAMS, "stream-tiny", pace.COMPARED
     names = options.shape or ((small,) if jax.default_backend() == "cpu" else large)
     for name in names:
         if name not in known:

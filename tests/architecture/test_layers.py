@@ -36,7 +36,7 @@ LAYERS = (
     ("pictures", "prompts"),
     ("pipeline",),
     ("evaluation", "families", "training"),
-    ("experiment", "options", "scaling", "targets"),
+    ("experiment", "options", "pace", "scaling", "targets"),
     ("comparison", "live", "works"),
     (
         "bench",

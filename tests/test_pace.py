@@ -1,0 +1,48 @@
+"""The bench of streams: what a chunk takes, whether that grows, and at which sizes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jvdm import cli, pace
+
+
+def test_chunks_are_timed_after_the_cache_is_full_and_hold_as_much_at_the_end(tmp_path, capsys):
+    given = ["bench", "streams", "--chunks", "5", "--output", str(tmp_path)]
+    assert cli.main(given) == 0
+    (row,) = json.loads((tmp_path / "streams.json").read_text())["rows"]
+    assert (row["shape"], row["calls"], row["frames"]) == ("stream-tiny", 5, 4)  # four and a write
+    assert 0 < row["denoise_seconds"] < row["seconds"] <= row["slowest"]
+    assert row["fps"] == pytest.approx(4 / row["seconds"])
+    keys_and_values = 2 * 2 * 4 * 4 * 128 * 4  # of two layers, four frames of four tokens
+    assert row["held"] == row["held_later"] > keys_and_values
+    assert "stream-tiny           5       4" in capsys.readouterr().out
+
+
+def test_growth_is_the_slope_of_a_straight_line_and_noise_its_error():
+    times = [0.1 + 2e-3 * index for index in range(50)]
+    assert pace.line(times) == pytest.approx((2e-3, 0), abs=1e-12)
+    noise = np.random.default_rng(0).normal(size=400)
+    slope, error = pace.line(list(1 + 1e-2 * noise))
+    assert abs(slope) < 3 * error < 2e-5
+    assert pace.line([1.0, 2.0]) == (0.0, float("inf"))
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("streamdit-4b-512p", 4.0e9), ("nfd-310m", 310e6), ("wan-1.3b-480p", 1.42e9)],
+)
+def test_networks_have_as_many_parameters_as_published_ones(name, parameters):
+    _, shapes = pace.system_of(pace.STREAMS[name])
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["model"]))
+    assert count == pytest.approx(parameters, rel=0.02)
+
+
+def test_no_chunks_and_unknown_streams_are_refused(tmp_path, capsys):
+    given = ["bench", "streams", "--output", str(tmp_path)]
+    assert cli.main([*given, "--chunks", "0"]) == 2
+    assert "0 chunks" in capsys.readouterr().err
+    assert cli.main([*given, "--shape", "nfd-310"]) == 2
+    assert "nfd-310m" in capsys.readouterr().err
