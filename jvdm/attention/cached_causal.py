@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, Int
-from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from jvdm.attention.blocks import LARGEST
+from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Row
 from pallas_kernels import BlockMask
@@ -147,18 +148,25 @@ class CachedCausal(Policy):
         first = row.frame - self._moved(row)
         return (first + jnp.arange(len(positions))).astype(jnp.float32)
 
+    def attend(self, q, k, v, state: KVCache, call: AttentionCall, among: Among):
+        """Attends in blocks of whole frames, of as many slots as kernels want."""
+        keys, values, mask, state = self.attended(q, k, v, state, call)
+        out = among(_in_slots(q, call.grid), keys, values, mask)
+        frames = out.reshape(out.shape[0], call.grid.frames, -1, *out.shape[2:])
+        return frames[:, :, : call.grid.tokens_per_frame].reshape(q.shape), state
+
     def attended(self, q, k, v, state: KVCache, call: AttentionCall):
         """Puts the cache before the window, then writes the frames that the row says."""
         turned = call.turn(k)
         cached, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (state.k, state.v))
         if self.rotary == "read":
             cached = call.turn(cached, self._places(state, call.row))
-        keys = jnp.concatenate([cached, turned], 1)
+        keys = _in_slots(jnp.concatenate([cached, turned], 1), call.grid)
         mask, _ = self.select(q, keys, v, state, call)
         frames = self._window(call)
         slots = jnp.where(call.row.write, self.slots(frames), self.frames)
         state = state.write(k if self.rotary == "read" else turned, v, frames, slots)
-        return keys, jnp.concatenate([values, v], 1), mask, state
+        return keys, _in_slots(jnp.concatenate([values, v], 1), call.grid), mask, state
 
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
         """Allows, of the keys of cache and window, those before the window and of no later block.
@@ -167,6 +175,7 @@ class CachedCausal(Policy):
         the ring as long as it is there.
         """
         frames, per_frame = self._window(call), call.grid.tokens_per_frame
+        size = slots_of(per_frame)
         twice = self._is_pinned & (
             state.frames[:, None] == state.frames[None, ~self._is_pinned]
         ).any(1)
@@ -175,8 +184,11 @@ class CachedCausal(Policy):
         inside = self.free | (block[:, None] >= block[None])
         before = jnp.broadcast_to(held[None], (len(frames), len(held)))
         allowed = jnp.concatenate([before, inside], 1)[None, None]
-        sizes: Any = {"q_len": q.shape[1], "kv_len": k.shape[1]}
-        sizes |= {"block_q": per_frame, "block_kv": per_frame}
+        sizes: Any = {"q_len": len(frames) * size, "kv_len": k.shape[1]}
+        sizes |= {"block_q": size, "block_kv": size}
+        if size > per_frame:
+            lengths = jnp.full((1, allowed.shape[3]), per_frame, jnp.int32)
+            sizes |= {"kv_lengths": lengths}
         return BlockMask.from_dense(allowed, **sizes), state
 
     def _window(self, call: AttentionCall) -> Int[Array, " W"]:
@@ -199,3 +211,16 @@ class CachedCausal(Policy):
         if self.rotary == "write":
             return jnp.zeros((), jnp.int32)
         return jnp.maximum(row.frame - self.frames, 0)
+
+
+def slots_of(tokens: int) -> int:
+    """Returns the slots of a frame of so many tokens: whole blocks, unless it is a small one."""
+    return tokens if tokens <= LARGEST // 2 else -(-tokens // LARGEST) * LARGEST
+
+
+def _in_slots(x: Float[Array, "B L N D"], grid: TokenGrid) -> Float[Array, "B S N D"]:
+    """Pads every frame to its slots."""
+    per_frame = grid.tokens_per_frame
+    frames = x.reshape(x.shape[0], -1, per_frame, *x.shape[2:])
+    short = ((0, 0), (0, 0), (0, slots_of(per_frame) - per_frame), (0, 0), (0, 0))
+    return jnp.pad(frames, short).reshape(x.shape[0], -1, *x.shape[2:])

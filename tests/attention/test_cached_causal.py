@@ -1,5 +1,6 @@
 """The cache of keys and values: which slot, which frames are seen, which places they have."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from jvdm.attention import AttentionCall, CachedCausal, KVCache, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Call
+from pallas_kernels import block_sparse_attention, dense_attention
 
 GRID = TokenGrid(frames=2, height=1, width=1, head_dim=1)
 
@@ -114,3 +116,28 @@ def test_writing_twice_is_writing_once_and_nothing_else_is_touched():
 def test_caches_that_hold_nothing_are_refused(fields):
     with pytest.raises(ConfigError, match="a cache of .* latent frames"):
         CachedCausal(**fields).init(GRID)
+
+
+def test_frames_of_many_tokens_fill_whole_blocks_and_padding_is_never_seen():
+    grid = TokenGrid(frames=2, height=7, width=10, heads=2, head_dim=8)
+    policy, masks = CachedCausal(frames=3), []
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2 * 70, 2, 8))
+
+    def among(q, k, v, mask):
+        masks.append(mask)
+        return block_sparse_attention(q, k, v, mask)
+
+    def call_at(first):
+        row = Call.at(jnp.zeros((1, 2))).row
+        row = row._replace(frame=jnp.int32(first), write=jnp.array([True, False]))
+        return AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), grid)
+
+    _, state = policy.attend(q, k, v, policy.init(grid), call_at(0), among)
+    out, _ = policy.attend(q, k, v, state, call_at(1), among)
+    assert (masks[1].block_q, masks[1].q_len, masks[1].kv_len) == (128, 2 * 128, 5 * 128)
+    # The first frame of the window sees the cached one and itself, the second one all three.
+    for frame, keys in ((0, 2), (1, 3)):
+        mine = slice(70 * frame, 70 * (frame + 1))
+        k_seen, v_seen = (jnp.concatenate([x[:, :70], x], 1)[:, : 70 * keys] for x in (k, v))
+        expected = dense_attention(q[:, mine], k_seen, v_seen)
+        np.testing.assert_allclose(out[:, mine], expected, rtol=1e-5, atol=1e-5)
