@@ -90,10 +90,15 @@ class VideoDiT(Transformer, nn.Module):
     unroll: int = 1
     dtype: str = "bfloat16"
 
+    @property
+    def channels_out(self) -> int:
+        """Numbers of a latent cell that come out."""
+        return self.latent_channels
+
     @nn.compact
     def __call__(
         self, x: Latents, call: Call, conditions: Conditions, carry: Carry | None = None
-    ) -> tuple[Latents, Carry]:
+    ) -> tuple[Float[Array, "B F H W _"], Carry]:
         """Predicts the velocity `noise - clean` of every latent.
 
         Args:
@@ -139,7 +144,7 @@ class VideoDiT(Transformer, nn.Module):
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
         shift, scale = jnp.split(constrain(vectors, "batch"), 2, -1)
         y = modulate(tokens, scale, shift)
-        size = self.patch**2 * self.latent_channels
+        size = self.patch**2 * self.channels_out
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
         return self._unpatched(y, height, width)
 

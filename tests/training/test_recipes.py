@@ -5,12 +5,22 @@ import numpy as np
 import pytest
 
 from jvdm.attention import FrameCausal
-from jvdm.configs import my_videos, nano, nano_vae, nfd, reader, tiny_t2v, tiny_t2v_causal, vae
+from jvdm.configs import (
+    art_v,
+    my_videos,
+    nano,
+    nano_vae,
+    nfd,
+    reader,
+    tiny_t2v,
+    tiny_t2v_causal,
+    vae,
+)
 from jvdm.configs import vae_decoder as decoder
 from jvdm.experiment import describe
 from jvdm.weights.folder import EMBEDDED, read_manifest
 
-RECIPES = (my_videos, nano, nano_vae, nfd, reader, tiny_t2v, tiny_t2v_causal, vae, decoder)
+RECIPES = (my_videos, nano, nano_vae, nfd, art_v, reader, tiny_t2v, tiny_t2v_causal, vae, decoder)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__.split(".")[-1])
