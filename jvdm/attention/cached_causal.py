@@ -2,20 +2,23 @@
 
 import dataclasses
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, Int
 from jvdm.attention.blocks import LARGEST
-from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
+from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Row
 from pallas_kernels import BlockMask
+from pallas_kernels.block_mask import TIME_BITS
 
 EMPTY = -1  # frame of a slot that holds none
+NEVER = BlockMask.MAX_TIME  # time of a frame that none sees
 
 
 @typing.no_type_check
@@ -74,6 +77,13 @@ class KVCache:
         """
         gone = (self.frames >= first) & (self.frames < last)
         return KVCache(self.k, self.v, jnp.where(gone, EMPTY, self.frames))
+
+
+class Made(NamedTuple):
+    """Keys `[B, L, N, D]` of the frames of a window, as a cache keeps them, and values."""
+
+    k: Float[Array, "*depth B L N D"]
+    v: Float[Array, "*depth B L N D"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,25 +158,28 @@ class CachedCausal(Policy):
         first = row.frame - self._moved(row)
         return (first + jnp.arange(len(positions))).astype(jnp.float32)
 
-    def attend(self, q, k, v, state: KVCache, call: AttentionCall, among: Among):
-        """Attends in blocks of whole frames, of as many slots as kernels want."""
-        keys, values, mask, state = self.attended(q, k, v, state, call)
-        out = among(_in_slots(q, call.grid), keys, values, mask)
-        frames = out.reshape(out.shape[0], call.grid.frames, -1, *out.shape[2:])
-        return frames[:, :, : call.grid.tokens_per_frame].reshape(q.shape), state
-
     def attended(self, q, k, v, state: KVCache, call: AttentionCall):
-        """Puts the cache before the window, then writes the frames that the row says."""
+        """Puts the cache before the window, whose own keys and values are handed on."""
         turned = call.turn(k)
         cached, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (state.k, state.v))
         if self.rotary == "read":
             cached = call.turn(cached, self._places(state, call.row))
-        keys = _in_slots(jnp.concatenate([cached, turned], 1), call.grid)
+        keys = jnp.concatenate([cached, turned], 1)
         mask, _ = self.select(q, keys, v, state, call)
-        frames = self._window(call)
-        slots = jnp.where(call.row.write, self.slots(frames), self.frames)
-        state = state.write(k if self.rotary == "read" else turned, v, frames, slots)
-        return keys, _in_slots(jnp.concatenate([values, v], 1), call.grid), mask, state
+        kind = state.k.dtype
+        made = Made((k if self.rotary == "read" else turned).astype(kind), v.astype(kind))
+        return keys, jnp.concatenate([values, v], 1), mask, made
+
+    def joined(self, states: KVCache, made: Made, row: Row) -> KVCache:
+        """Writes the frames that the row says, if any, to the caches of all layers."""
+
+        def write(states: KVCache) -> KVCache:
+            frames = row.frame + jnp.arange(len(row.write), dtype=jnp.int32)
+            slots = jnp.where(row.write, self.slots(frames), self.frames)
+            put = jax.vmap(KVCache.write, (0, 0, 0, None, None))
+            return put(states, made.k, made.v, frames, slots)
+
+        return jax.lax.cond(jnp.any(row.write), write, lambda states: states, states)
 
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
         """Allows, of the keys of cache and window, those before the window and of no later block.
@@ -175,21 +188,14 @@ class CachedCausal(Policy):
         the ring as long as it is there.
         """
         frames, per_frame = self._window(call), call.grid.tokens_per_frame
-        size = slots_of(per_frame)
         twice = self._is_pinned & (
             state.frames[:, None] == state.frames[None, ~self._is_pinned]
         ).any(1)
         held = (state.frames >= 0) & (state.frames < call.row.frame) & ~twice
-        block = frames // self.block
-        inside = self.free | (block[:, None] >= block[None])
-        before = jnp.broadcast_to(held[None], (len(frames), len(held)))
-        allowed = jnp.concatenate([before, inside], 1)[None, None]
-        sizes: Any = {"q_len": len(frames) * size, "kv_len": k.shape[1]}
-        sizes |= {"block_q": size, "block_kv": size}
-        if size > per_frame:
-            lengths = jnp.full((1, allowed.shape[3]), per_frame, jnp.int32)
-            sizes |= {"kv_lengths": lengths}
-        return BlockMask.from_dense(allowed, **sizes), state
+        block = jnp.zeros_like(frames) if self.free else frames // self.block
+        time = block - block[0]  # of frames of the window; what is cached is before all of them
+        times = jnp.concatenate([jnp.where(held, 0, NEVER), time])
+        return _seen(time, times, per_frame), state
 
     def _window(self, call: AttentionCall) -> Int[Array, " W"]:
         """Returns the absolute frames of the window."""
@@ -213,14 +219,30 @@ class CachedCausal(Policy):
         return jnp.maximum(row.frame - self.frames, 0)
 
 
-def slots_of(tokens: int) -> int:
-    """Returns the slots of a frame of so many tokens: whole blocks, unless it is a small one."""
-    return tokens if tokens <= LARGEST // 2 else -(-tokens // LARGEST) * LARGEST
+def _seen(q: Int[Array, " W"], kv: Int[Array, " K"], per_frame: int) -> BlockMask:
+    """Returns the mask of frames that see those whose time is not after theirs.
 
+    Blocks are frames where these are small; else what kernels like best, and times decide where a
+    block has tokens of several frames.
+    """
+    sizes: Any = {"q_len": len(q) * per_frame, "kv_len": len(kv) * per_frame}
+    if per_frame <= LARGEST // 2:
+        sizes |= {"block_q": per_frame, "block_kv": per_frame}
+        return BlockMask.from_dense((q[:, None] >= kv[None])[None, None], **sizes)
 
-def _in_slots(x: Float[Array, "B L N D"], grid: TokenGrid) -> Float[Array, "B S N D"]:
-    """Pads every frame to its slots."""
-    per_frame = grid.tokens_per_frame
-    frames = x.reshape(x.shape[0], -1, per_frame, *x.shape[2:])
-    short = ((0, 0), (0, 0), (0, slots_of(per_frame) - per_frame), (0, 0), (0, 0))
-    return jnp.pad(frames, short).reshape(x.shape[0], -1, *x.shape[2:])
+    def placed(times: Array) -> tuple[Array, Array, Array]:
+        """Places of tokens, and the first and last time of each block."""
+        tokens = np.arange(len(times) * per_frame) // per_frame
+        starts = np.arange(0, len(tokens), LARGEST)
+        first, last = (reduce.reduceat(tokens, starts) for reduce in (np.minimum, np.maximum))
+        frames = np.arange(len(times))
+        within = (frames >= first[:, None]) & (frames <= last[:, None])
+        of_blocks = jnp.where(within, times[None], NEVER), jnp.where(within, times[None], -1)
+        coords = jnp.where(times < NEVER, times << TIME_BITS, -1)
+        return jnp.repeat(coords, per_frame)[None], of_blocks[0].min(1), of_blocks[1].max(1)
+
+    q_coords, oldest, newest = placed(q)
+    kv_coords, first, last = placed(kv)
+    sizes |= {"q_coords": q_coords, "kv_coords": kv_coords, "causal_time": True}
+    listed, partial = newest[:, None] >= first[None], oldest[:, None] < last[None]
+    return BlockMask.from_dense(listed[None, None], partial[None, None], **sizes)

@@ -163,13 +163,26 @@ class Policy(Protocol):
         call: AttentionCall,
         among: Among,
     ) -> tuple[Float[Array, "B L N D"], PyTree]:
-        """Returns attended values, and the next state.
+        """Returns attended values, and the next state, or what `joined` makes it of.
 
         A policy that joins the results of several attentions writes this; others `attended`, or
         `select` alone.
         """
         k, v, mask, state = self.attended(q, k, v, state, call)
         return among(q, k, v, mask), state
+
+    def joined(self, states: PyTree, made: PyTree, row: Row) -> PyTree:
+        """Returns the next states of all layers, stacked, after the last of them.
+
+        A policy whose state is large, and changes little, writes this: layers then hand on what
+        is new, and nothing is copied that stays.
+
+        Args:
+            states: Those before the call.
+            made: What `attend` returned in every layer.
+            row: The row of the call.
+        """
+        return made
 
     def attended(
         self,

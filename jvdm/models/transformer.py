@@ -287,6 +287,7 @@ class Transformer:
         if len(parts) == 1 and way.carry.reused is None:
             layers = stack(self.depth, parts[0][0], name="layers")
             tokens, (states, features) = layers(tokens, inputs, shared)
+            states = parts[0][0].joined(way.carry.layers, states, shared.row)
         else:
             own = {
                 kind: tree["layers"] for kind, tree in self.variables.items() if "layers" in tree
@@ -327,9 +328,9 @@ def _divided(
     for policy, count in parts:
         own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (variables, inputs))
         layers = stack(count, policy, parent=None)
-        tokens, output = layers.apply(own[0], tokens, own[1], shared)
+        tokens, (made, features) = layers.apply(own[0], tokens, own[1], shared)
         first += count
-        outputs.append(output)
+        outputs.append((policy.joined(own[1][1], made, shared.row), features))
     return tokens, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
 

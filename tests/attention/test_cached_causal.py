@@ -23,9 +23,16 @@ def seen(policy, state, first, write=(False, False)):
     row = Call.at(jnp.zeros((1, 2))).row._replace(frame=jnp.int32(first), write=jnp.array(write))
     call = AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), GRID, turn=turn)
     k = (first + jnp.arange(2.0)).reshape(1, 2, 1, 1)
-    keys, values, mask, state = policy.attended(k, k, -k, state, call)
+    keys, values, mask, made = policy.attended(k, k, -k, state, call)
+    state = after(policy, state, made, row)
     np.testing.assert_array_equal(values[:, -2:], -k)
     return np.asarray(keys).ravel(), np.asarray(mask.token_mask())[0, 0], state, row
+
+
+def after(policy, state, made, row):
+    """The next state of the only layer."""
+    states, made = jax.tree.map(lambda leaf: leaf[None], (state, made))
+    return jax.tree.map(lambda leaf: leaf[0], policy.joined(states, made, row))
 
 
 @pytest.mark.parametrize(
@@ -118,9 +125,10 @@ def test_caches_that_hold_nothing_are_refused(fields):
         CachedCausal(**fields).init(GRID)
 
 
-def test_frames_of_many_tokens_fill_whole_blocks_and_padding_is_never_seen():
+@pytest.mark.parametrize("block", [1, 2])
+def test_frames_of_many_tokens_are_seen_as_a_whole_in_blocks_that_kernels_like(block):
     grid = TokenGrid(frames=2, height=7, width=10, heads=2, head_dim=8)
-    policy, masks = CachedCausal(frames=3), []
+    policy, masks = CachedCausal(frames=3, block=block), []
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2 * 70, 2, 8))
 
     def among(q, k, v, mask):
@@ -132,11 +140,13 @@ def test_frames_of_many_tokens_fill_whole_blocks_and_padding_is_never_seen():
         row = row._replace(frame=jnp.int32(first), write=jnp.array([True, False]))
         return AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), grid)
 
-    _, state = policy.attend(q, k, v, policy.init(grid), call_at(0), among)
-    out, _ = policy.attend(q, k, v, state, call_at(1), among)
-    assert (masks[1].block_q, masks[1].q_len, masks[1].kv_len) == (128, 2 * 128, 5 * 128)
-    # The first frame of the window sees the cached one and itself, the second one all three.
-    for frame, keys in ((0, 2), (1, 3)):
+    state = policy.init(grid)
+    _, made = policy.attend(q, k, v, state, call_at(0), among)
+    state = after(policy, state, made, call_at(0).row)
+    out, _ = policy.attend(q, k, v, state, call_at(2), among)
+    assert masks[1].block_q == masks[1].block_kv == 128
+    # Frame 0 is cached; a frame of the window sees it and those of its block or before.
+    for frame, keys in ((0, 2 if block == 1 else 3), (1, 3)):
         mine = slice(70 * frame, 70 * (frame + 1))
         k_seen, v_seen = (jnp.concatenate([x[:, :70], x], 1)[:, : 70 * keys] for x in (k, v))
         expected = dense_attention(q[:, mine], k_seen, v_seen)
