@@ -13,7 +13,7 @@ from pallas_kernels import BlockMask, block_mass, block_sparse_attention, explai
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
-from pallas_kernels.attention.mosaic_gpu.tiles import prepare
+from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.xla import queries_gradient
 from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
@@ -136,6 +136,35 @@ def test_every_tile_is_computed_once_and_workers_have_equal_work():
     counts = np.asarray(mask.kv_counts).reshape(-1)
     work, plain = (np.sum(x.reshape(-1, 8), 0) for x in (counts[order], counts))
     assert np.ptp(work) < 0.06 * work.mean() < np.ptp(plain)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_parts_of_lists_have_every_pair_once_and_join_to_the_whole(case, parts):
+    mask, (q, k, v, *_) = problem(case, "float32")
+    split = in_parts(mask, 2, parts).check()
+    pairs = np.asarray(split.token_mask()).reshape(2, parts, -1, mask.q_len, mask.kv_len)
+    whole = np.broadcast_to(mask.token_mask(), (2, *pairs.shape[2:]))
+    np.testing.assert_array_equal(pairs.sum(1), whole)
+    counts = np.asarray(split.kv_counts).reshape(2, parts, -1)
+    assert np.max(np.ptp(counts, 1)) <= 1
+    q_rows, k_rows, v_rows = (jnp.repeat(x, parts, 0) for x in (q, k, v))
+    options: Any = {"return_lse": True, "implementation": "reference"}
+    out, lse = block_sparse_attention(q_rows, k_rows, v_rows, split, **options)
+    made = joined(out, lse, parts)
+    expected = block_sparse_attention(q, k, v, mask, **options)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), made, expected)
+
+
+def test_lists_are_divided_where_processors_would_wait():
+    few = BlockMask.full(336, 33 * 384, 128, 128)  # a frame of a game, after 32 others
+    assert parts_of(few, 16, 132, forward_sizes(few)) in (5, 8)
+    some = BlockMask.full(4_680, 32_760, 128, 128)  # three frames of Wan 1.3B, after 18 others
+    assert parts_of(some, 12, 132, forward_sizes(some)) == 2
+    many = BlockMask.full(32_768, 32_768, 128, 128)
+    assert parts_of(many, 12, 132, forward_sizes(many)) == 1
+    one = BlockMask.full(336, 128, 128, 128)  # nothing to divide
+    assert parts_of(one, 1, 132, forward_sizes(one)) == 1
 
 
 def both_passes(q, k, v, d_out, d_lse, mask):

@@ -18,7 +18,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
     ForwardSizes,
     mass_stages,
 )
-from pallas_kernels.attention.mosaic_gpu.tiles import prepare
+from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.xla import queries_gradient
 from pallas_kernels.block_mask import BlockMask
@@ -81,8 +81,11 @@ class MosaicGPU:
         """Returns attended values and the log-sum-exp of the scores."""
         blocks, inputs = (mask.block_q, mask.block_kv), (_padded(q), _padded(k), _padded(v))
         sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks, inputs[0].shape[3])
-        work = prepare(mask, q.shape[0], q.shape[2], self._processors, sizes)
-        out, lse = forward(*inputs, work, scale, self._processors)
+        batch, heads, processors = q.shape[0], q.shape[2], self._processors
+        parts = parts_of(mask, batch * heads, processors, sizes)
+        mask = in_parts(mask, batch, parts)
+        work = prepare(mask, batch * parts, heads, processors, sizes)
+        out, lse = joined(*forward(*inputs, work, scale, processors, parts), parts)
         return out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
 
     def backward(

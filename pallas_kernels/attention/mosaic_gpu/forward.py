@@ -48,7 +48,8 @@ def forward(
     work: Work,
     scale: float,
     processors: int,
-) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N L"]]:
+    parts: int,
+) -> tuple[Float[Array, "P Q N D"], Float[Array, "P N L"]]:
     """Returns attended values and the log-sum-exp of the scores, up to the end of the last tile.
 
     Args:
@@ -58,9 +59,11 @@ def forward(
         work: What is attended to.
         scale: Factor of the scores, positive.
         processors: Streaming multiprocessors of the device.
+        parts: Of every list; each has rows of its own in `work`, and in what is returned.
     """
     lists, tiles, kinds = work
-    batch, _, heads, size = q.shape
+    batch, count, heads, size = q.shape
+    batch *= parts
     groups, length = tiles.groups, lists.q_limits.shape[1] * tiles.q
 
     def shared(*shape: int) -> Any:
@@ -70,7 +73,7 @@ def forward(
         "block_sparse_attention_forward",
         functools.partial(_kernel, _Options(tiles, kinds, scale * LOG2E, processors)),
         (
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, count, heads, size), q.dtype),
             jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
         ),
         [
@@ -136,9 +139,10 @@ def _kernel(options: _Options, *refs: Any) -> None:
 
 
 class _Tile(NamedTuple):
-    """One tile of queries."""
+    """One tile of queries, with a part of what it attends to."""
 
     batch: Any
+    sequence: Any  # row of queries and keys, of which `batch` is a part
     head: Any
     index: Any
     row: tuple[Any, Any, Any]  # of the lists
@@ -157,7 +161,8 @@ class _Group:
         self.workers = options.processors * tiles.groups
         self.first = processor * tiles.groups + index
         self.per_head = refs.lists.q_limits.shape[1]
-        self.total = refs.q.shape[0] * refs.q.shape[2] * self.per_head
+        self.parts = refs.out.shape[0] // refs.q.shape[0]
+        self.total = refs.out.shape[0] * refs.q.shape[2] * self.per_head
         self.threads = 128 * tiles.parts + 32
         k_stages, v_stages = tiles.k_stages, tiles.v_stages
         base = FIRST_BARRIER + index * (k_stages + v_stages + 1)
@@ -186,7 +191,8 @@ class _Group:
             lax.div(index, self.tiles.q_split),
         )
         steps = lists.counts[row] * self.tiles.kv_split
-        return _Tile(batch, head, index, row, steps, (turn & 1) == 1)
+        whole = lax.div(batch, self.parts) if self.parts > 1 else batch
+        return _Tile(batch, whole, head, index, row, steps, (turn & 1) == 1)
 
     # What loads
 
@@ -201,7 +207,7 @@ class _Group:
             head = lax.div(tile.head, shared_heads)
             sync(self.q_free, self.threads)
             rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
-            source = refs.q.at[tile.batch, rows, tile.head]
+            source = refs.q.at[tile.sequence, rows, tile.head]
             plgpu.copy_gmem_to_smem(source, refs.q_tile.at[self.index], refs.q_full.at[self.index])
 
             def load_keys(step: Any) -> Any:
@@ -213,7 +219,7 @@ class _Group:
                 index = block * split + lax.rem(place, split)
                 sync(self.k_free(done + step), self.threads)
                 rows, full = pl.ds(index * kv, kv), refs.k_full.at[slot]
-                source = refs.k.at[tile.batch, rows, head]
+                source = refs.k.at[tile.sequence, rows, head]
                 plgpu.copy_gmem_to_smem(source, refs.k_tiles.at[slot], full)
                 if self.kinds.masked:
                     source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
@@ -223,7 +229,7 @@ class _Group:
             def load_values(step: Any, index: Any) -> None:
                 slot = self.v_slot(done + step)
                 sync(self.v_free(done + step), self.threads)
-                source = refs.v.at[tile.batch, pl.ds(index * kv, kv), head]
+                source = refs.v.at[tile.sequence, pl.ds(index * kv, kv), head]
                 plgpu.copy_gmem_to_smem(source, refs.v_tiles.at[slot], refs.v_full.at[slot])
 
             def advance(step: Any, index: Any) -> Any:  # keys are one step ahead of values

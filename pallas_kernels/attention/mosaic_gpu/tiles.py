@@ -1,11 +1,12 @@
 """What a kernel computes at a time, and what it reads of a mask, as arrays that it can index."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
 from pallas_kernels.block_mask import BlockMask
@@ -92,6 +93,72 @@ class Work(NamedTuple):
     lists: Lists
     tiles: Tiles
     kinds: Kinds
+
+
+MOST_PARTS = 8  # of a list
+STARTED = 2  # tiles of keys that would be computed while one of queries is begun and ended
+JOINED = 0.03  # of all time, that it takes to join one more part
+
+
+def parts_of(mask: BlockMask, sequences: int, processors: int, sizes: ForwardSizes) -> int:
+    """Returns into how many parts lists are divided, so that no processor waits long.
+
+    Few queries and many keys (streams, short videos) have fewer tiles than there are processors.
+
+    Args:
+        mask: Its lists count as full.
+        sequences: Heads of all rows of the batch.
+        processors: Streaming multiprocessors of the device.
+        sizes: Of its tiles.
+    """
+    tiles = Tiles.of(mask, sizes)
+    width, workers = mask.kv_indices.shape[3], processors * tiles.groups
+    count = sequences * mask.grid[0] * tiles.q_split
+
+    def time(parts: int) -> float:
+        turns = -(-count * parts // workers)
+        return turns * (width * tiles.kv_split / parts + STARTED) * (1 + JOINED * (parts - 1))
+
+    return min(range(1, min(MOST_PARTS, max(width, 1)) + 1), key=time)
+
+
+def in_parts(mask: BlockMask, batch: int, parts: int) -> BlockMask:
+    """Returns the mask of a batch whose rows are `parts` each, with as many parts of every list."""
+    if parts == 1:
+        return mask
+    indices, counts = mask.kv_indices[:, None], mask.kv_counts[:, None]
+    ends = counts * np.arange(parts + 1)[None, :, None, None] // parts
+    begin, lengths = ends[:, :-1], ends[:, 1:] - ends[:, :-1]
+    most = -(-indices.shape[4] // parts)
+    entries = begin[..., None] + np.arange(most)[None, None, None, None]
+    ids = jnp.take_along_axis(indices, jnp.minimum(entries, indices.shape[4] - 1), 4)
+
+    def rows(x: Array) -> Array:
+        return jnp.broadcast_to(x, (batch, *x.shape[1:])).reshape(-1, *x.shape[2:])
+
+    def repeated(x: Array | None) -> Array | None:
+        return x if x is None or len(x) == 1 else jnp.repeat(x, parts, 0)
+
+    full = mask.kv_full_counts
+    if full is not None:
+        full = rows(jnp.clip(full[:, None] - begin, 0, lengths))
+    rest = ("q_lengths", "kv_lengths", "q_coords", "kv_coords")
+    same: dict[str, Any] = {name: repeated(getattr(mask, name)) for name in rest}
+    lists = {"kv_indices": rows(ids), "kv_counts": rows(lengths), "kv_full_counts": full}
+    return dataclasses.replace(mask, **lists, **same)
+
+
+def joined(
+    out: Float[Array, "P Q N D"], lse: Float[Array, "P N L"], parts: int
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N L"]]:
+    """Returns what the parts of a list attend to together."""
+    if parts == 1:
+        return out, lse
+    out, lse = (x.reshape(-1, parts, *x.shape[1:]) for x in (out, lse))
+    total = jax.nn.logsumexp(lse, 1)
+    share = jnp.exp(lse - jnp.where(total > -jnp.inf, total, 0.0)[:, None])[..., : out.shape[2]]
+    values = jnp.einsum("bpnq,bpqnd->bqnd", share, out.astype(jnp.float32))
+    return values.astype(out.dtype), total
 
 
 def prepare(mask: BlockMask, batch: int, heads: int, processors: int, sizes: ForwardSizes) -> Work:
