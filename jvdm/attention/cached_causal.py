@@ -182,24 +182,25 @@ class CachedCausal(Policy):
         return jax.lax.cond(jnp.any(row.write), write, lambda states: states, states)
 
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
+        """Returns the mask, which is that of all layers."""
+        known = call.common is not None
+        return call.common if known else self.common(state, call.row, call.grid), state
+
+    def common(self, state: KVCache, row: Row, grid: TokenGrid) -> BlockMask:
         """Allows, of the keys of cache and window, those before the window and of no later block.
 
         A frame of the window that is cached already is read from the window, and a pinned one from
         the ring as long as it is there.
         """
-        frames, per_frame = self._window(call), call.grid.tokens_per_frame
+        frames = row.frame + jnp.arange(grid.frames, dtype=jnp.int32)
         twice = self._is_pinned & (
             state.frames[:, None] == state.frames[None, ~self._is_pinned]
         ).any(1)
-        held = (state.frames >= 0) & (state.frames < call.row.frame) & ~twice
+        held = (state.frames >= 0) & (state.frames < row.frame) & ~twice
         block = jnp.zeros_like(frames) if self.free else frames // self.block
         time = block - block[0]  # of frames of the window; what is cached is before all of them
         times = jnp.concatenate([jnp.where(held, 0, NEVER), time])
-        return _seen(time, times, per_frame), state
-
-    def _window(self, call: AttentionCall) -> Int[Array, " W"]:
-        """Returns the absolute frames of the window."""
-        return call.row.frame + jnp.arange(call.grid.frames, dtype=jnp.int32)
+        return _seen(time, times, grid.tokens_per_frame)
 
     @property
     def _is_pinned(self) -> np.ndarray:

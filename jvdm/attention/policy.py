@@ -68,6 +68,7 @@ class AttentionCall(NamedTuple):
         grid: Layout of the tokens (static).
         order: Order that the tokens of every frame are in; None is raster order (static).
         turn: Gives keys of whole frames their rotary positions (static).
+        common: What the policy chose for all layers of the call, if it does (`Policy.common`).
         gate: `[B, L, N, D]`, what the layer says of a second term of a policy that is `gated`;
             None where its weights have no such port, which is zeros.
     """
@@ -78,6 +79,7 @@ class AttentionCall(NamedTuple):
     grid: TokenGrid
     order: TileOrder | None = None
     turn: Turn = _as_they_are
+    common: PyTree = None
     gate: Float[Array, "B L N D"] | None = None
 
 
@@ -145,6 +147,10 @@ class Policy(Protocol):
     def slots(self, frames: Int[Array | np.ndarray, " W"]) -> Int[Array, " W"]:
         """Returns where in its state it keeps the keys of each frame that a row writes, or -1."""
         return jnp.full(len(frames), -1)
+
+    def common(self, state: PyTree, row: Row, grid: TokenGrid) -> PyTree:
+        """Returns what it chooses once for all layers of a call, by the state of the first."""
+        return None
 
     def init(self, grid: TokenGrid) -> PyTree:
         """Returns the state of one layer before the first row.

@@ -50,7 +50,10 @@ class Way(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all layers of one call are given; `text` is the prompt as these layers read it."""
+    """What all layers of one call are given.
+
+    `text` is the prompt as these layers read it, `common` what their policy chose for all of them.
+    """
 
     modulation: Float[Array, "B F 6 D"]
     rotary: Rotary
@@ -58,6 +61,7 @@ class Shared(NamedTuple):
     row: Row
     t: NoiseLevels
     t_next: NoiseLevels
+    common: PyTree = None
 
 
 class TransformerLayer(nn.Module):
@@ -84,7 +88,8 @@ class TransformerLayer(nn.Module):
     def _attention_call(self, index: Int[Array, ""], shared: Shared) -> AttentionCall:
         """Returns what the policy is told of layer `index`."""
         turn = self.positions.turning(shared.rotary, self.grid, self.dtype)
-        return AttentionCall(index, shared.row, shared.t, self.grid, self.order, turn)
+        given = (index, shared.row, shared.t, self.grid, self.order, turn, shared.common)
+        return AttentionCall(*given)
 
 
 class Transformer:
@@ -283,17 +288,22 @@ class Transformer:
             layers = layer_stack(layer, count, self.remat, self.unroll)
             return layers(policy=policy, **fields, **named)
 
+        def told(policy: Policy, states: PyTree) -> Shared:
+            first = jax.tree.map(operator.itemgetter(0), states)
+            return shared._replace(common=policy.common(first, shared.row, way.grid))
+
         parts = way.policy.in_layers(self.depth)
         if len(parts) == 1 and way.carry.reused is None:
-            layers = stack(self.depth, parts[0][0], name="layers")
-            tokens, (states, features) = layers(tokens, inputs, shared)
-            states = parts[0][0].joined(way.carry.layers, states, shared.row)
+            policy, states = parts[0][0], way.carry.layers
+            layers = stack(self.depth, policy, name="layers")
+            tokens, (made, features) = layers(tokens, inputs, told(policy, states))
+            states = policy.joined(states, made, shared.row)
         else:
             own = {
                 kind: tree["layers"] for kind, tree in self.variables.items() if "layers" in tree
             }
             parts = _between(parts, first, end)
-            tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, shared, first)
+            tokens, (states, features) = _divided(stack, parts, own, tokens, inputs, told, first)
         handed_on(tokens)
         if features is not None:
             features = features[jnp.array(self.collect)]
@@ -320,7 +330,7 @@ def _divided(
     variables: PyTree,
     tokens: Array,
     inputs: PyTree,
-    shared: Any,
+    told: Callable[[Policy, PyTree], Shared],
     first: int,
 ) -> tuple[Array, PyTree]:
     """Runs layers from `first` on, one policy after the other; returns tokens and all outputs."""
@@ -328,6 +338,7 @@ def _divided(
     for policy, count in parts:
         own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (variables, inputs))
         layers = stack(count, policy, parent=None)
+        shared = told(policy, own[1][1])
         tokens, (made, features) = layers.apply(own[0], tokens, own[1], shared)
         first += count
         outputs.append((policy.joined(own[1][1], made, shared.row), features))
