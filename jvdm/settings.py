@@ -236,8 +236,15 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
         rule = getattr(sampling, part)
         rules = rule.values() if isinstance(rule, Mapping) else (rule,)
         if any(number not in getattr(one, "__dataclass_fields__", ()) for one in rules):
+            fixed = [getattr(one, number, None) for one in rules]
+            if all(own == value for own in fixed):
+                continue
             why = f"the {part} of this system is {type(rule).__name__}, which has no {number}"
             fix = f"leave it out, or choose another {part} with --sampling.{part}"
+            if None not in fixed:
+                had = " and ".join(map(str, fixed))
+                why = f"the {part} of this system are those that its weights were made for: {had}"
+                fix = f"use {had}, or choose other {part} with --sampling.{part}"
             if part == "policy":
                 why = "the attention of this system has no density"
                 fix = "choose a policy that has one: attention='draft' (--attention draft)"

@@ -1,5 +1,6 @@
 """Every request that cannot be run is refused before any work, with the fix in the message."""
 
+import dataclasses
 import hashlib
 
 import jax.numpy as jnp
@@ -77,6 +78,23 @@ def test_values_that_cannot_be_used(values, message):
     with pytest.raises(ConfigError, match=message) as caught:
         job(**values)
     assert caught.value.exit_code == 2
+
+
+def test_weights_of_so_many_steps_take_their_own_number_alone():
+    """A student of two jumps: its levels are explicit, and two steps are what they have."""
+    levels = samplers.ExplicitLevels((1.0, 0.7, 0.0))
+    sampling = dataclasses.replace(SYSTEM.sampling, levels=levels)
+    student = dataclasses.replace(SYSTEM, sampling=sampling)
+    asked = Request(prompt=("a red ball rests",), seed=(0,))
+    plain, same = (
+        prepare(dataclasses.replace(asked, num_inference_steps=count), student, MANIFEST)
+        for count in (None, 2)
+    )
+    assert plain.settings == same.settings and same.settings.num_inference_steps == 2
+    np.testing.assert_array_equal(plain.matrix.levels, same.matrix.levels)
+    told = "num_inference_steps is 3; .* those that its weights were made for: 2; use 2"
+    with pytest.raises(ConfigError, match=told):
+        prepare(dataclasses.replace(asked, num_inference_steps=3), student, MANIFEST)
 
 
 def test_the_empty_prompt_is_no_prompt():
