@@ -25,8 +25,12 @@ field, in a script that is not kept:
 
 The statistics do the work, and the ramp adds half a decibel to 1.6. That fewer listed blocks are no
 worse says that the rest, which is of the last full row, carries the result. Full rows cost: the
-achieved density is .69 to .83. A draft at density .25 has 32.4 dB with .63. No time was measured on
-a GPU.
+achieved density is .69 to .83. A draft at density .25 has 32.4 dB with .63.
+
+On one H200 (jax 0.11.2), random weights at the sizes of Wan 1.3B and structured attention, 75,600
+tokens, `jvdm bench model --shape wan-1.3b-720p --policies rettention --densities .1`: a dense row
+takes 1.954 s, one of the density .133 .709 s, 2.76 times as fast, a full one that keeps statistics
+2.419 s, so that a run of 50 rows gains 1.86; PSNR 20.4 dB, SSIM .761.
 """
 
 import dataclasses

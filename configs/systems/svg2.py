@@ -29,7 +29,13 @@ still.
 
 Padding: a cluster leaves half a block empty on average, so that at 75,600 tokens 100 clusters of
 queries in blocks of 128 and 500 of keys in blocks of 64 compute 1.3 times the pairs of the density,
-by count. Its time on a GPU was not measured.
+by count.
+
+On one H200 (jax 0.11.2), random weights at the sizes of Wan 1.3B and structured attention, 75,600
+tokens, `jvdm bench model --shape wan-1.3b-720p --policies svg2`: a dense row (full lists of our
+kernel) takes 1.954 s, one at a density of .273 1.262 s, 1.55 times as fast, and a run of 50 rows
+1.44 times: the first row, of 50 rounds of k-means, takes 6.1 s. Recall .939, PSNR 25.6 dB, SSIM
+.919; a draft at .277 takes .961 s, with 23.1 dB.
 """
 
 import dataclasses

@@ -12,6 +12,11 @@ Gain: without training a draft with no dense part (`draft_attention`); trained i
 jvdm attention --weights nano --height 128 --width 128 --block 4 --densities .25 --policies vsa
 Measured as `draft_attention` was, on two busy CPU cores: PSNR 32.4 dB, SSIM .954 to dense, recall
 of the two sparse layers .79 .78, those of the draft, with its dense rows and layer.
+
+On one H200 (jax 0.11.2), random weights at the sizes of Wan 1.3B and structured attention, 75,600
+tokens, `jvdm bench model --shape wan-1.3b-720p --policies vsa --densities .1`: a dense row (full
+lists of our kernel) takes 1.954 s, one at a density of .131, a dense first layer counted, .685 s,
+2.85 times as fast; recall .49, PSNR 21.6 dB, SSIM .810, without the training that it is made for.
 """
 
 import dataclasses
