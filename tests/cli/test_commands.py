@@ -39,6 +39,7 @@ ELSEWHERE = {
     r"bench families": "test_families.py",
     r"bench (attention|model|tune)": "test_bench.py",
     r"bench parallel": "test_scaling.py",
+    r"bench streams": "test_pace.py",
     r"bench systems": "test_comparison.py",
     r"serve": "serving/test_serve.py",
     r"demo": "serving/test_demo.py",
