@@ -20,6 +20,7 @@ from jvdm.attention.sparse import Sparse
 from jvdm.attention.spectral_blend import SpectralBlend
 from jvdm.attention.svg2 import SVG2
 from jvdm.attention.tally import Tally, summary
+from jvdm.attention.temporal_swin import TemporalSwin
 from jvdm.attention.tile_before import TileBefore
 from jvdm.attention.vsa import VSA
 from jvdm.attention.window import Window
@@ -39,6 +40,7 @@ POLICIES: Mapping[str, Policy] = {
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
     "spectral_blend": SpectralBlend(),
+    "temporal_swin": TemporalSwin(),
 }
 """What can be chosen by name."""
 
@@ -66,6 +68,7 @@ __all__ = [
     "Sparse",
     "SpectralBlend",
     "Tally",
+    "TemporalSwin",
     "TileBefore",
     "TokenGrid",
     "Window",

@@ -1,5 +1,6 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, PyTree
-from jvdm.attention import Dense, Policy
+from jvdm.attention import Dense, Policy, TemporalSwin
 from jvdm.errors import ConfigError
 from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
@@ -15,6 +16,7 @@ from jvdm.models.conditions import ChannelCondition, Conditions
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
+from jvdm.models.state_space import Mamba2, TokenScan
 from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
 from jvdm.parallel import constrain
@@ -22,9 +24,10 @@ from jvdm.samplers import Call
 
 
 class VideoDiTLayer(TransformerLayer):
-    """Self-attention, cross-attention to the prompt, feed-forward; adaLN per frame."""
+    """Self-attention or a scan, cross-attention to the prompt, feed-forward; adaLN per frame."""
 
     mlp_ratio: int
+    scan: Mamba2 | None
 
     @nn.compact
     def __call__(
@@ -45,8 +48,14 @@ class VideoDiTLayer(TransformerLayer):
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
         call = self._attention_call(index, shared)
         y = modulate(x, scale_a, shift_a).reshape(flat)
-        y, state = mixer(y, shared.rotary, state, call)
-        x = x + gate(y.reshape(x.shape), gate_a)
+        mixed = []
+        if self.scan is None or self.scan.beside:
+            attended, state = mixer(y, shared.rotary, state, call)
+            mixed.append(attended)
+        if self.scan is not None:
+            scan = TokenScan(self.scan, self.head_dim, self.grid, self.dtype, name="scan")
+            mixed.append(scan(y, index))
+        x = x + gate(functools.reduce(jnp.add, mixed).reshape(x.shape), gate_a)
 
         if shared.text is not None:
             reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
@@ -70,7 +79,8 @@ class VideoDiT(Transformer, nn.Module):
     of clean, noisy and frozen frames is a legal input. Prompts enter by
     cross-attention, known frames by the `channel` port, positions by rotary
     embedding. Actions (the `actions` port) modulate the frame that comes to be under them, as in
-    Next-Frame Diffusion (arXiv:2506.01380). Parameters are float32, products run in `dtype`.
+    Next-Frame Diffusion (arXiv:2506.01380). With a `scan` layers read all tokens in linear time,
+    beside their attention or without it. Parameters are float32, products run in `dtype`.
     """
 
     width: int = 384
@@ -84,6 +94,7 @@ class VideoDiT(Transformer, nn.Module):
     ports: tuple[str, ...] = ("text",)
     actions: tuple[str, ...] = ()
     policy: Policy = Dense()
+    scan: Mamba2 | None = None
     cache: StepCache | None = None
     collect: tuple[int, ...] = ()
     remat: Remat = "matmuls"
@@ -136,9 +147,20 @@ class VideoDiT(Transformer, nn.Module):
 
         vectors = constrain(modulation.reshape(b, f, 6, self.width), "batch")
         shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next)
-        made = {"mlp_ratio": self.mlp_ratio}
+        made = {"mlp_ratio": self.mlp_ratio, "scan": self.scan}
         tokens, carry = self._layers(VideoDiTLayer, made, tokens, way, shared)
         return self._head(tokens, time, h, w), carry
+
+    def _attention(self) -> Policy:
+        """Returns the policy; a scan reads a whole clip in both directions."""
+        policy = super()._attention()
+        if self.scan is not None:
+            self.scan.check(self.scan.expand * self.width, self.head_dim)
+        if self.scan is not None and type(policy) not in (Dense, TemporalSwin):
+            what = f"the attention {type(policy).__name__} beside a scan of all tokens"
+            why = "the scan reads all tokens of a call, whatever its attention leaves out"
+            raise ConfigError(what, why, "use dense or temporal_swin, or a model without scans")
+        return policy
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)

@@ -25,9 +25,10 @@ import numpy as np  # noqa: E402
 
 import jvdm  # noqa: E402
 from jvdm import samplers  # noqa: E402
-from jvdm.attention import CachedCausal, Draft  # noqa: E402
+from jvdm.attention import CachedCausal, Draft, TemporalSwin  # noqa: E402
 from jvdm.models import Conditions, TextStates, VideoDiT  # noqa: E402
 from jvdm.models.low_rank import Adapted  # noqa: E402
+from jvdm.models.state_space import Mamba2  # noqa: E402
 from jvdm.models.wan import WanDiT  # noqa: E402
 from jvdm.parallel import mesh_of, place, replicate, split_batch, using  # noqa: E402
 from jvdm.parallel.collectives import sent  # noqa: E402
@@ -49,6 +50,7 @@ NETWORKS: dict[str, Any] = {
     "lora": DIT,
     "draft": DIT.clone(policy=Draft(0.3, block=4)),
     "cached": DIT.clone(policy=CachedCausal(frames=3)),
+    "scans": DIT.clone(policy=TemporalSwin((2, 2, 2)), scan=Mamba2(8, chunk=16, review=(2, 2, 2))),
     "wan": WanDiT(**SIZES, head_dim=12, mlp_width=64),
 }
 LEVELS = ShiftedLevels(2, 2.0)()
@@ -63,6 +65,7 @@ TABLES = {
     "rest": (
         ("train draft", "ring=4,sequence=2"),
         ("train wan", "data=2,fsdp=2,tensor=2"),
+        ("train scans", "ring=2,sequence=4"),
         ("sample draft", "branch=2,ring=2,sequence=2"),
         ("sample cached", "branch=2,fsdp=2,sequence=2"),
         ("sample lora", "fsdp=2,tensor=4"),
@@ -87,6 +90,7 @@ TABLES = {
         ("train wan", "fsdp=2,sequence=2,tensor=2"),
         ("sample wan", "branch=2,sequence=2,tensor=2"),
         ("sample draft", "sequence=4,tensor=2"),
+        ("train scans", "data=2,sequence=2,tensor=2"),
         ("stages", "stage=2,branch=2,data=2"),
         ("stages", "stage=2,branch=2,fsdp=2"),
     ),
@@ -206,10 +210,11 @@ def pipeline(mesh, **system):
 
 
 def stages(_, mesh):
-    """Returns the frames of two videos of three blocks, by layers in stages."""
-    asked = {"seed": 3, "num_inference_steps": 2, "num_frames": 45, "num_videos": 2}
+    """Returns the latents and frames of two videos of three blocks, by layers in stages."""
+    asked: Any = {"seed": 3, "num_inference_steps": 2, "num_frames": 45, "num_videos": 2}
     pipe = pipeline(mesh, system="dualparal")
-    return {"frames": np.asarray(pipe("a red ball", output_type="np", **asked))}
+    made = pipe.advance(pipe.start(pipe.prepare(Request(prompt="a red ball", **asked)))).state.x
+    return {"latents": np.asarray(made), "frames": np.asarray(pipe.decode(made))}
 
 
 def batch(count, mesh):
