@@ -15,12 +15,14 @@ from jvdm.configs import (
     tiny_t2v,
     tiny_t2v_causal,
     vae,
+    vin,
 )
 from jvdm.configs import vae_decoder as decoder
 from jvdm.experiment import describe
 from jvdm.weights.folder import EMBEDDED, read_manifest
 
-RECIPES = (my_videos, nano, nano_vae, nfd, art_v, reader, tiny_t2v, tiny_t2v_causal, vae, decoder)
+SMALL = (nano, nano_vae, nfd, art_v, vin)
+RECIPES = (*SMALL, my_videos, reader, tiny_t2v, tiny_t2v_causal, vae, decoder)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__.split(".")[-1])
