@@ -3,8 +3,9 @@
 A row of the matrix (`StaircaseMatrix`) takes a step with one block. Where layers lie on several
 devices (the axis `stage` of the mesh), blocks follow each other through them: while the last stage
 finishes one, the stages before have those of the next rows in work. A block enters when what it
-reads is settled: itself and the block before it. So every result is that of one device, bit for
-bit; what a row costs is a stage.
+reads is settled: itself and the block before it. So stages have the bits of one device; what a row
+costs is a stage. With `branch` or `data` beside them a device has fewer rows to multiply, which XLA
+may do by another kernel: then latents differ by a rounding, as without stages.
 """
 
 import dataclasses

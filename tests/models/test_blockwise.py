@@ -36,10 +36,10 @@ TOLD = Conditions(TextStates(STATES, jnp.array([5, 3])))
 
 
 @functools.cache
-def parameters():
+def parameters(depth):
     told = Conditions(TextStates(STATES[:1], jnp.array([5])))
     frame = jnp.zeros((1, 1, 4, 4, 4)), Call.at(jnp.zeros((1, 1)))
-    params = drawn(DIT.init, jax.random.key(0), *frame, told)["params"]
+    params = drawn(DIT.clone(depth=depth).init, jax.random.key(0), *frame, told)["params"]
     return jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(3), leaf.shape), params
     )
@@ -49,7 +49,7 @@ def made(model, matrix, mesh=None, noise=None):
     """The latents of a run with a solver of two steps and guidance."""
     rules = Sampling(None, None, solver=DPMSolverPP2M(), guidance=ClassifierFree(2.0))
     system = System(TEXT, model, VAE, sampling=rules).only("model", *OF_A_ROW, "noise")
-    params, shape = {"model": parameters()}, (1, matrix.latent_frames, 4, 4, 4)
+    params, shape = {"model": parameters(model.depth)}, (1, matrix.latent_frames, 4, 4, 4)
     params = params if mesh is None else place(params, mesh)
     state = programs.begin(system, matrix, np.array([3], np.uint32), noise, (), shape, mesh)
     for row in range(matrix.num_rows):
@@ -57,18 +57,24 @@ def made(model, matrix, mesh=None, noise=None):
     return np.asarray(state.x)
 
 
+MATRIX = StaircaseMatrix(2, 2)(LEVELS, FRAMES)
+
+
 @functools.cache
-def alone():
-    return made(BlockWise(DIT, 2, 2), validate(StaircaseMatrix(2, 2)(LEVELS, FRAMES)))
+def alone(depth):
+    return made(BlockWise(DIT.clone(depth=depth), 2, 2), MATRIX)
 
 
 @pytest.mark.slow
-def test_stages_have_the_bits_of_one_device():
-    """Two stages for three blocks: at the ends there are fewer blocks than stages."""
-    mesh = mesh_of("stage=2,branch=2")
-    matrix = StaircaseMatrix(2, 2)(LEVELS, FRAMES)
-    np.testing.assert_array_equal(made(BlockWise(DIT, 2, 2), matrix, mesh), alone())
-    assert np.isfinite(alone()).all()
+@pytest.mark.parametrize(
+    ("depth", "mesh"), [(2, "stage=2"), (2, "stage=2,branch=2"), (4, "stage=4")]
+)
+def test_stages_have_the_bits_of_one_device(depth, mesh):
+    """Three blocks: two stages have fewer of them at the ends, four at all times."""
+    devices = jax.devices()[: 2 if mesh == "stage=2" else 4]
+    found = made(BlockWise(DIT.clone(depth=depth), 2, 2), MATRIX, mesh_of(mesh, devices))
+    np.testing.assert_array_equal(found, alone(depth))
+    assert np.isfinite(found).all()
 
 
 def test_a_single_block_is_a_video_made_at_once():
@@ -79,10 +85,9 @@ def test_a_single_block_is_a_video_made_at_once():
 
 def test_a_block_reads_the_first_frames_of_the_next():
     """The second block reads keys of the third; the first was done before the third came."""
-    matrix = StaircaseMatrix(2, 2)(LEVELS, FRAMES)
     noise = jax.random.normal(jax.random.key(5), (1, FRAMES, 4, 4, 4))
     one, other = (
-        made(BlockWise(DIT, 2, 2), matrix, noise=x) for x in (noise, noise.at[:, 6:].add(1.0))
+        made(BlockWise(DIT, 2, 2), MATRIX, noise=x) for x in (noise, noise.at[:, 6:].add(1.0))
     )
     moved = np.abs(one - other).max((0, 2, 3, 4))
     assert (moved[6:] > 0.1).all() and (moved[4:6] > 1e-4).all()

@@ -30,14 +30,22 @@ def test_a_mesh_begins_with_the_same_noise_and_ends_with_the_same_video(tmp_path
 
 @pytest.mark.slow
 def test_stages_make_the_frames_of_one_device_and_refuse_what_they_cannot_split(tmp_path):
-    """Two layers on two stages, and the two branches of guidance: three blocks of latent frames."""
+    """Two layers on two stages, and the two branches of guidance: three blocks of latent frames.
+
+    Stages have the bits of one device (`tests/models/test_blockwise.py`). With `branch=2` a device
+    has half of the rows, which XLA multiplies by another kernel (`patch_in` differs first).
+    """
     folder, made = write_weights(tmp_path), []
     asked = {"seed": 3, "num_inference_steps": 2, "num_frames": 45}
     for mesh in (None, "stage=2,branch=2"):
         pipe = jvdm.load(folder, system="dualparal", mesh=mesh, dtype="float32", progress=False)
-        made.append(pipe("a red ball", output_type="np", **asked))
-    assert len(made[0]) == 45 and np.ptp(made[0]) > 10
-    np.testing.assert_array_equal(made[0], made[1])
+        run = pipe.start(pipe.prepare(Request(prompt="a red ball", **asked)))
+        latents = pipe.advance(run).state.x
+        made.append((np.asarray(latents), pipe.decode(latents)[0]))
+    (latents, frames), (same, shown) = made
+    np.testing.assert_allclose(latents, same, atol=1e-5)
+    assert np.abs(frames.astype(int) - shown).max() <= 1
+    assert len(frames) == 45 and np.ptp(frames) > 10
     plain = jvdm.load(folder, mesh="stage=2,branch=2", dtype="float32", progress=False)
     with pytest.raises(ConfigError, match="use --system dualparal"):
         plain.prepare(Request(prompt="a red ball", **asked))
