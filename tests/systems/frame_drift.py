@@ -1,14 +1,17 @@
 """How films of art_v drift away from what stays the same: the table of the system.
 
-python -m tests.systems.frame_drift [STEPS GUIDANCE] WEIGHTS...
+python -m tests.systems.frame_drift STEPS GUIDANCE WEIGHTS[:told=NUMBER]...
 
 Each WEIGHTS are those of `configs/art_v.py` or of one of its ablations. Films of the world with a
 camera that rests are gone on with from their first latent frame alone. Where the true film does not
 change, what is made should not either: `error` is the mean distance there, in levels of 255, to the
 true film after its own autoencoder, at the beginning and the end of 64 frames. `motion` is the
 change from frame to frame elsewhere over that of the true film: 0 is a picture that is frozen.
+`copied` is the mean of the mask at noise level `LEVEL` behind true frames, in cells that are still
+and in others. A number beside WEIGHTS is the level that finished frames are told.
 """
 
+import dataclasses
 import sys
 import warnings
 from typing import Any
@@ -19,12 +22,15 @@ import numpy as np
 
 import jvdm
 from jvdm.pipeline.request import Given
+from jvdm.samplers import Call, Stabilised
+from jvdm.samplers.process import corrupt
 from jvdm.world.clips import clips
 from jvdm.world.scene import World
 from jvdm.world.vocabulary import WORDS
 
 FILMS, FIRST, MADE = 24, 100, 64  # films, index of the first in split `test`, frames made
 WINDOWS = {"frames 1-8": slice(1, 9), "29-36": slice(29, 37), "57-64": slice(57, 65)}
+LEVEL = 0.5
 STILL = 1 / 255  # most that a place of the true film changes that counts as one that does not
 
 
@@ -52,6 +58,28 @@ def row_of(made: np.ndarray, true: np.ndarray, still: np.ndarray) -> dict[str, f
     return found
 
 
+def copied(pipe: Any, sentences: list[str], latents: np.ndarray, still: np.ndarray) -> str:
+    """Returns the mean mask: how little the velocity is the network's own, by what is copied."""
+    system, model = pipe.system, pipe.system.model
+    clean, t = jnp.asarray(latents), jnp.full(latents.shape[:2], LEVEL)
+    told = system.told(pipe.params, jnp.asarray(system.text.read(tuple(sentences))[0]))
+    noise = jax.random.normal(jax.random.key(0), clean.shape)
+    shown = model.references(clean, jnp.zeros_like(t), clean[:, :1], jnp.zeros_like(t[:, :1]))
+    given = (corrupt(system.process, clean, t, noise), Call.at(t), told)
+
+    @jax.jit
+    def said(params: Any, references: Any) -> Any:
+        return model.apply({"params": params}, *given, references, method="beside")[0]
+
+    moved = (shown, shown._replace(copied=shown.copied + 1.0))
+    one, other = (np.asarray(said(pipe.params["model"], shown)) for shown in moved)
+    mask = LEVEL * (one - other)[:, 1:].mean(-1)
+    rows, columns = mask.shape[2:]
+    cells = still.reshape(len(still), rows, -1, columns, still.shape[2] // columns)
+    cells = np.broadcast_to(np.all(cells, axis=(2, 4))[:, None], mask.shape)
+    return f"copied {mask[cells].mean():.2f} and {mask[~cells].mean():.2f}"
+
+
 def main(steps: int, guidance: float, folders: list[str]) -> None:
     """Prints a row for each weights folder."""
     sentences, video = films()
@@ -59,14 +87,20 @@ def main(steps: int, guidance: float, folders: list[str]) -> None:
     rules: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
     rules |= {"num_frames": MADE + 1, "seed": 100, "progress": False, "output_type": "latent"}
     print(f"{still.mean():.2f} of the places of {FILMS} films never change", flush=True)
-    for folder in folders:
+    for named in folders:
+        folder, _, told = named.partition(":told=")
         pipe = jvdm.load(folder, system="art_v", progress=False)
+        if told:
+            sampling = dataclasses.replace(pipe.system.sampling, context=Stabilised(float(told)))
+            system = dataclasses.replace(pipe.system, sampling=sampling)
+            pipe = dataclasses.replace(pipe, system=system)
         latents = np.asarray(pipe.encode(video))
         true = pipe.decode(latents).astype(np.float32)
         known = Given(jnp.asarray(latents[:, :1]), (0,))
         made = pipe.decode(np.asarray(pipe(sentences, given=(known,), **rules)))
         row = row_of(made.astype(np.float32), true, still)
-        print(f"{folder:<28}" + "  ".join(f"{key} {x:.2f}" for key, x in row.items()), flush=True)
+        cells = [f"{key} {x:.2f}" for key, x in row.items()]
+        print(f"{named:<28}", *cells, copied(pipe, sentences, latents, still), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def film() -> Any:
 @pytest.fixture(scope="module")
 def whole(film) -> Any:
     """The same, where every call sees all frames."""
-    rules = {"matrix": AutoregressiveMatrix(), "context": Stabilised(0.05)}
+    rules = {"matrix": AutoregressiveMatrix(), "context": Stabilised(0.1)}
     sampling = dataclasses.replace(film.system.sampling, **rules)
     return dataclasses.replace(film, system=dataclasses.replace(film.system, sampling=sampling))
 
