@@ -114,7 +114,7 @@ def windowed(
     def one(given: tuple[Array, ...]) -> Array:
         q, k, v, number = given
         scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
-        same = (number[:, None] == number[None]) & (number > 0)[None]
+        same = number[:, None] == number[None]
         scores = jnp.where(same[None, None], scores / math.sqrt(q.shape[-1]), -1e30)
         shares = jax.nn.softmax(scores, -1).astype(v.dtype)
         return jnp.einsum("bnqk,bknd->bqnd", shares, v)

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvdm.attention import AttentionCall, Dense, TemporalSwin, TokenGrid
 from jvdm.attention.temporal_swin import windowed
+from jvdm.errors import ConfigError
+from jvdm.parallel import attention
+from jvdm.samplers import Call
 from pallas_kernels import dense_attention
 
 SIDES = (5, 3, 4)
@@ -45,3 +49,25 @@ def test_gradients_stay_within_windows():
     places = [np.array(place) for place in itertools.product(*map(range, SIDES))]
     window = [tuple((place + [2, 1, 1]) // [4, 2, 2]) for place in places]
     assert [value > 0 for value in gradient] == [one == window[17] for one in window]
+
+
+def attended(policy, layer, q=Q, k=K, v=V):
+    """What a policy makes of the tokens in a layer."""
+    one = Call.at(jnp.ones((2, SIDES[0])))
+    call = AttentionCall(jnp.int32(layer), one.row, one.t, TokenGrid(*SIDES, 2))
+    return policy.attend(q, k, v, None, call, attention)[0]
+
+
+def test_windows_shift_in_odd_layers_and_one_of_all_tokens_is_full_attention():
+    layers = [attended(TemporalSwin((4, 2, 2)), layer) for layer in range(3)]
+    np.testing.assert_array_equal(layers[0], layers[2])
+    np.testing.assert_allclose(layers[0], masked((4, 2, 2), (0, 0, 0)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layers[1], masked((4, 2, 2), (2, 1, 1)), rtol=1e-4, atol=1e-5)
+    for layer in range(2):
+        whole = attended(TemporalSwin(SIDES), layer)
+        np.testing.assert_allclose(whole, attended(Dense(), layer), rtol=1e-4, atol=1e-5)
+
+
+def test_windows_of_some_tokens_are_refused():
+    with pytest.raises(ConfigError, match="windows among 24 of 60 tokens"):
+        attended(TemporalSwin(), 0, Q[:, :24], K[:, :24], V[:, :24])

@@ -144,6 +144,19 @@ def test_turning_the_video_turns_what_the_layer_of_that_order_says():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_video_that_is_turned_round_is_read_by_the_other_scan():
+    run, params = scan_of(SCAN, TokenGrid(2, 2, 4))
+    inside = dict(params["params"])
+    for name in ("taps", "common_taps", "rate", "step"):
+        inside[name] = inside[name][::-1]
+    columns = inside["in"]["kernel_3"]  # the steps of both scans
+    swapped = jnp.roll(columns, columns.shape[1] // 2, 1)
+    inside["in"] = {**inside["in"], "kernel_3": swapped}
+    x = jax.random.normal(jax.random.key(1), (1, 16, 16))
+    ours = run({"params": inside}, x[:, ::-1], jnp.int32(2))[:, ::-1]
+    np.testing.assert_allclose(ours, run(params, x, jnp.int32(2)), rtol=1e-4, atol=1e-5)
+
+
 def test_an_overview_tells_the_first_token_of_a_scan_what_comes_last():
     """Without one the scan to the end has not seen it; only the one to the beginning has."""
     x = jax.random.normal(jax.random.key(1), (1, 24, 16))
