@@ -78,8 +78,8 @@ def test_what_the_mask_takes_is_the_frame_before_and_the_first_frame_has_none():
     velocity = np.asarray(_apply(MODEL, out, X, t, TOLD))
     x0 = np.asarray(X) - 0.5 * velocity
     np.testing.assert_allclose(x0[:, 1::2], X[:, :-1:2], rtol=1e-4, atol=1e-4)
-    steep = (np.asarray(X)[:, 2] - np.asarray(X)[:, 1]) / LEAST_LEVEL
-    assert np.abs(velocity[:, 2] - steep).max() > 1e-2, "a frame at level .5 is no data to copy"
+    shut = np.asarray(_apply(MODEL, params, X, t, TOLD))
+    np.testing.assert_allclose(velocity[:, 2], shut[:, 2], rtol=1e-4, atol=1e-4)  # 1 is noisy
     near = np.asarray(_apply(MODEL, out, X, t.at[:, 1].set(0.2), TOLD))
     np.testing.assert_allclose(near[:, 2], (X[:, 2] - X[:, 1] / 0.8) / LEAST_LEVEL, rtol=1e-4)
     assert np.abs(velocity[:, 0]).max() < 1e3
