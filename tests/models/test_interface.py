@@ -60,6 +60,19 @@ def test_all_chunks_read_key_frames_and_others_are_those_of_their_chunk():
     assert readers(alone.clone(overlap=0), 4) == [3, 4, 5, 6]  # chunks 0-2, 3-5, 4-6
 
 
+def test_chunks_read_the_prompt_to_its_end_and_no_further():
+    """Of five states and of three; the interface itself, without layers, reads none."""
+    model, text = MODEL.clone(blocks=0), TOLD.text
+    params, t = parameters(model), jnp.full((2, 3), 0.8)
+
+    @jax.jit
+    def told(states):
+        return _apply(model, params, X[:, :3], t, Conditions(text.replace(states=states)))
+
+    changed = np.asarray(told(text.states.at[:, 4].add(1.0)) - told(text.states))
+    assert np.abs(changed[1]).max() > 1e-3 and not changed[0].any()
+
+
 def test_one_chunk_without_tokens_is_the_network_itself():
     alone, plain = MODEL.clone(tokens=0), VideoDiT(**SIZES)
     params = parameters(alone)
