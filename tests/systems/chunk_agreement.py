@@ -1,12 +1,15 @@
 """How well chunks of a video agree that is made without a prompt: the table of the system vin.
 
 python -m tests.systems.chunk_agreement STEPS FRAMES WEIGHTS[:FIELD=NUMBER]...
+python -m tests.systems.chunk_agreement operations
 
 Each WEIGHTS are those of `configs/vin.py` or of an ablation; a field of the network may be changed.
 Nothing is asked for, so that only the tokens and shared frames say what a chunk shows. `agree` is
 the cosine between the colours (masses of twelve hues) of a picture and of the one 24 frames later,
 less that between different videos; eight latent frames make four chunks. `seam` is the median
 change at borders of chunks over the median change elsewhere. True films are those of the world.
+
+`operations` counts those of a call at about the sizes of the paper, beside full attention.
 """
 
 import dataclasses
@@ -19,6 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jvdm
+from jvdm.models import Conditions, TextStates, VideoDiT
+from jvdm.models.interface import InterfaceDiT
+from jvdm.products import product_flops
+from jvdm.samplers import Call
 from jvdm.world.clips import clips
 from jvdm.world.scene import World
 
@@ -54,6 +61,26 @@ def true_row(frames: int, borders: list[int]) -> str:
     return row_of(255 * np.asarray(film), borders)
 
 
+def _call(model: Any, x: Any, call: Call, text: TextStates) -> Any:
+    return lambda params: model.apply({"params": params}, x, call, Conditions(text), None)[0]
+
+
+def operations() -> None:
+    """Prints operations of a call, chunks of 20 latent frames of 24 x 40 cells sharing 8."""
+    sizes: Any = {"width": 4096, "depth": 28, "head_dim": 128, "rotary_axes": (32, 48, 48)}
+    chunks = InterfaceDiT(**sizes, chunk=20, overlap=8, tokens=512, blocks=4, stride=5)
+    text = TextStates(jnp.zeros((1, 256, 4096)), jnp.full((1,), 256))
+    for frames in (20, 80, 160, 320):
+        x, call = jnp.zeros((1, frames, 24, 40, 16)), Call.at(jnp.ones((1, frames)))
+        counts = []
+        for model in (VideoDiT(**sizes), chunks):
+            made = (model.init, jax.random.key(0), x, call, Conditions(text))
+            params = jax.eval_shape(*made)["params"]
+            counts.append(product_flops(_call(model, x, call, text), params) / 1e12)
+        full, mine = counts
+        print(f"{frames} latent frames: {full:.0f} and {mine:.0f} Tflop, {mine / full:.2f}")
+
+
 def main(steps: int, frames: int, folders: list[str]) -> None:
     """Prints a row for each weights folder."""
     rules: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 1.0, "seed": 0}
@@ -74,5 +101,8 @@ def main(steps: int, frames: int, folders: list[str]) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "frames are more")
+    if sys.argv[1:] == ["operations"]:
+        operations()
+        sys.exit()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
