@@ -175,9 +175,9 @@ class Darker(Hook):
 """
 
 
-def test_levels_that_are_written_down_have_no_number_of_steps(loaded):
+def test_levels_that_are_written_down_have_their_own_number_of_steps(loaded):
     pipe = loaded(None, sampling={"levels": "explicit"})
-    with pytest.raises(jvdm.ConfigError, match="num_inference_steps is 3.*no num_steps"):
+    with pytest.raises(jvdm.ConfigError, match="num_inference_steps is 3.*made for: 4; use 4"):
         pipe.prepare(Request(prompt=PROMPT, num_inference_steps=3))
     with pytest.raises(jvdm.ConfigError, match="leads to a condition.*--channel"):
         latents_of(loaded(None, sampling={"process": "biased"}))
