@@ -12,6 +12,7 @@ changes nothing.
 """
 
 import collections
+import contextlib
 import functools
 import os
 import queue
@@ -28,6 +29,7 @@ from jvdm import outputs
 from jvdm.errors import ConfigError, JvdmError
 from jvdm.options import Resolved, stream_record
 from jvdm.pipeline import Pipeline
+from jvdm.pipeline.foresight import Foresight
 from jvdm.pipeline.session import Session, command_of
 from jvdm.pipeline.streaming import StreamJob
 from jvdm.settings import seconds_of
@@ -201,19 +203,29 @@ class Play:
         self.script, self.playout, self.stopped, self.save = script, playout, stopped, save
         self.told: dict[str, str] = {}
         """Lines that changed the film, by their times: with them, it is made again."""
+        self.ahead: dict[str, int] = {}
+        """What was made before it was asked for, where a system does so (`Foresight`)."""
         self._ended = self._paused = False
 
     def chunks(self, session: Session) -> Iterator[np.ndarray]:
         """Yields the frames of every chunk; what was yielded is saved, if it is to be."""
-        while not session.done and not self.stopped():
-            for line in self.script.due(self.playout.frames):
-                session = self._after(session, line)
-            if self._ended:
-                break
-            session, frames = session.step()
-            self.playout.arrived(time.perf_counter(), len(frames))
-            yield frames
-            self.save(session)
+        with contextlib.ExitStack() as closing:
+            foresight = None
+            if session.job.ahead:
+                foresight = Foresight(session.pipe, session.job)
+                closing.callback(foresight.close)
+            while not session.done and not self.stopped():
+                for line in self.script.due(self.playout.frames):
+                    session = self._after(session, line)
+                if self._ended:
+                    break
+                session, frames = session.step(foresight=foresight)
+                self.playout.arrived(time.perf_counter(), len(frames))
+                if foresight is not None:
+                    foresight.follow(session.run)
+                    self.ahead = foresight.as_data()
+                yield frames
+                self.save(session)
         if self.told and not session.done:
             self._note("stop")
         for line in self.script.left():
@@ -316,11 +328,12 @@ def film(
         measuring(show=True) as stages,
     ):
         with stop.later():
-            record_of = functools.partial(stream_record, options, pipe, job, play.told)
+            record_of = functools.partial(stream_record, options, pipe, job, play)
             record = outputs.save_stream(files[0], chunks(), fps, record_of)
         stop.check()
     seconds = {"load": pipe.load_seconds, **stages.seconds}
-    delivery = {**play.playout.as_data(), "held_bytes": sum(job.held) * (1 + job.kept)}
+    held = sum(job.held) * (1 + job.kept + job.ahead)
+    delivery = {**play.playout.as_data(), "held_bytes": held, **play.ahead}
     return {"videos": [record.as_data()], "seconds": seconds, "delivery": delivery}
 
 
@@ -348,4 +361,13 @@ def text(delivery: Mapping[str, Any]) -> str:
         f"{delivery['stalled']:.2f} s of standing still; "
         f"a chunk takes {delivery['chunk_median']:.3f} s (95 %: {delivery['chunk_p95']:.3f} s); "
         f"{delivery['held_bytes'] / 1e6:.1f} MB are held"
+    ) + _ahead_text(delivery)
+
+
+def _ahead_text(delivery: Mapping[str, Any]) -> str:
+    if "chunks_ahead" not in delivery:
+        return ""
+    return (
+        f"; {delivery['chunks_ahead']} chunks ({delivery['calls_ahead']} calls of the network) "
+        f"were made before they were asked for, {delivery['chunks_dropped']} in vain"
     )

@@ -6,7 +6,7 @@ import secrets
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jvdm import record as records
 from jvdm.errors import ConfigError
@@ -224,15 +224,26 @@ def recorded(options: RunOptions, job: Job, index: int) -> dict[str, Any]:
     }
 
 
+@runtime_checkable
+class Played(Protocol):
+    """What steered a film, by its times, and what was made ahead of it."""
+
+    told: dict[str, str]
+    ahead: dict[str, int]
+
+
 def stream_record(
     options: RunOptions,
     pipe: Pipeline,
     job: streaming.StreamJob,
-    at: Mapping[str, str],
+    played: Played,
     frames: int,
 ) -> records.Record:
-    """Returns the record of a stream of which so many frames are written, steered by lines."""
-    made = streaming.record(pipe, job)
+    """Returns the record of a stream of which so many frames are written, as it was played."""
+    made, at = streaming.record(pipe, job), played.told
+    if played.ahead:
+        about = {**made.system["stream"], **played.ahead}
+        made = dataclasses.replace(made, system={**made.system, "stream": about})
     settings = {**recorded(options, job.clip, 0), "num_frames": frames}
     settings |= {"stream": True, "then": options.then, "prompt_at": options.prompt_at}
     resume = getattr(options, "resume", None)

@@ -21,6 +21,7 @@ from jvdm.arrays import PyTree
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.parallel import replicate
 from jvdm.pipeline import programs, streaming
+from jvdm.pipeline.foresight import Foresight
 from jvdm.pipeline.request import Request
 from jvdm.pipeline.streaming import HostFrames, Stream, StreamJob
 from jvdm.reading import checked, parse_json
@@ -112,15 +113,21 @@ class Session:
     @property
     def prompt(self) -> str:
         """What is told of the next chunk."""
-        return [entry.prompt for entry in self.run.told if entry.frame <= self.frames][-1]
+        return streaming.told_at(self.run, self.frames).prompt
 
     @property
     def action(self) -> str | None:
         """What is done while the next chunk comes to be; None of a network without actions."""
         return self.run.told[-1].action
 
-    def step(self, *commands: Command | str) -> tuple["Session", HostFrames]:
+    def step(
+        self, *commands: Command | str, foresight: Foresight | None = None
+    ) -> tuple["Session", HostFrames]:
         """Carries out commands and makes the next chunk.
+
+        Args:
+            *commands: Commands, or lines that are some.
+            foresight: What may have made the chunk already.
 
         Returns:
             The session after it, and its frames, uint8 `[T, H, W, 3]`.
@@ -134,7 +141,8 @@ class Session:
         if self.done:
             why = f"{self.job.num_frames} frames were asked for, and they are made"
             raise ConfigError("the next chunk was asked for", why, "ask for no num_frames")
-        run, frames = streaming.next_chunk(self.pipe, self.job, self.run)
+        ahead = () if foresight is None else (foresight,)
+        run, frames = streaming.next_chunk(self.pipe, self.job, self.run, *ahead)
         past = (*self.past, self.run)[-self.job.kept :] if self.job.kept else ()
         return dataclasses.replace(self, run=run, past=past, unknown=()), frames
 

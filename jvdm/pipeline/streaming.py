@@ -40,6 +40,7 @@ from jvdm.stages import stage
 from jvdm.system import OF_A_ROW
 
 if TYPE_CHECKING:
+    from jvdm.pipeline.foresight import Foresight
     from jvdm.pipeline.pipeline import Pipeline
 
 HostFrames = UInt8[np.ndarray, "T height width 3"]
@@ -80,6 +81,8 @@ class StreamJob:
         num_frames: Frames of the video; None is without an end.
         held: Bytes that it holds between two chunks.
         kept: Chunks whose states are kept, to go back to them.
+        ahead: Chunks that are made at most before anybody says what is told with them, while
+            others are shown (`Foresight`).
     """
 
     clip: Job
@@ -88,6 +91,7 @@ class StreamJob:
     num_frames: int | None
     held: pricing.Held
     kept: int = 0
+    ahead: int = 0
 
     @property
     def last_begin(self) -> int | None:
@@ -162,7 +166,8 @@ def prepare_stream(
     size = pricing.Size(1, frames, clip.settings.height, clip.settings.width)
     kept = 0 if keep is None else seconds_of("keep", keep) * clip.settings.fps
     kept = math.ceil(kept / (system.vae.strides[0] * rows.block))
-    held = pricing.check_stream(clip.system, size, clip.matrix, kept)
+    ahead = _ahead(sampling.matrix, rows)
+    held = pricing.check_stream(clip.system, size, clip.matrix, kept + ahead)
     latest = 4 * rows.rewrite * math.prod(clip.shape[2:])
     held = held._replace(window=held.window + latest)
     if isinstance(sampling.matrix, SynchronousMatrix):
@@ -170,7 +175,17 @@ def prepare_stream(
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))
     told, unknown = _told(clip, rows, last, name, later)
     clip = dataclasses.replace(clip, warnings=(*clip.warnings, *unknown))
-    return StreamJob(clip, rows, told, last, held, kept)
+    return StreamJob(clip, rows, told, last, held, kept, ahead)
+
+
+def _ahead(matrix: Any, rows: StreamRows) -> int:
+    """Returns how many chunks are made ahead of what is told."""
+    ahead = getattr(matrix, "ahead", 0)
+    if ahead < 0 or ahead and _retells(rows):
+        what = f"{ahead} chunks of a stream are to be made ahead"
+        why = "there are 0 or more, and none where another prompt changes what a cache holds"
+        raise ConfigError(what, why, "use --sampling.matrix.ahead 0")
+    return ahead
 
 
 def _check(clip: Job, rows: StreamRows, last: int | None) -> None:
@@ -392,13 +407,26 @@ def acting(job: StreamJob, said: Telling, action: str) -> Telling:
     return said._replace(conditions=conditions, action=action)
 
 
-def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFrames]:
+def told_at(run: Stream, frame: int) -> Telling:
+    """Returns what is told with the chunk that begins at a frame, if nobody says anything more."""
+    return [entry for entry in run.told if entry.frame <= frame][-1]
+
+
+def next_chunk(
+    pipe: "Pipeline", job: StreamJob, run: Stream, foresight: "Foresight | None" = None
+) -> tuple[Stream, HostFrames]:
     """Makes the next chunk; the stream that it is given stays valid.
+
+    Args:
+        pipe: The loaded system.
+        job: What is made.
+        run: Where the stream is.
+        foresight: What may have made it already.
 
     Raises:
         NumericsError: If a latent or a frame is not finite.
     """
-    made, frames = _made(pipe, job, run) if run.rest is None else (run, run.rest)
+    made, frames = (run, run.rest) if run.rest is not None else _made(pipe, job, run, foresight)
     count = len(frames)
     if job.num_frames is not None:
         count = min(count, job.num_frames - run.frames)
@@ -406,11 +434,13 @@ def next_chunk(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, H
     return made._replace(frames=run.frames + count, rest=rest), frames[:count]
 
 
-def _made(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFrames]:
+def _made(
+    pipe: "Pipeline", job: StreamJob, run: Stream, foresight: "Foresight | None"
+) -> tuple[Stream, HostFrames]:
     """Returns the stream after a chunk, with what it had handed out before, and its frames."""
     state, latents = run.state, run.ready
     if latents is None:
-        at, now, *_ = [entry for entry in run.told if entry.frame <= run.frames][-1]
+        at, now, *_ = told_at(run, run.frames)
         system, params = network(pipe, job)
         if _retells(job.rows) and at > run.began >= 0:
             told = (system, params, now, job.rows, state, _latest(job, run))
@@ -420,7 +450,8 @@ def _made(pipe: "Pipeline", job: StreamJob, run: Stream) -> tuple[Stream, HostFr
             return programs.stream_chunk(system, params, told, job.rows, state, mesh=pipe.mesh)
 
         with stage("denoise"):
-            ((state, latents),) = samplers.stream(step, state, [now])
+            made = None if foresight is None else foresight.take(run, now)
+            ((state, latents),) = [made] if made else samplers.stream(step, state, [now])
     with stage("decode"):
         coder, params = pipe.coder()
         decoded = programs.decode_piece(coder, params, latents, run.decoder, mesh=pipe.mesh)

@@ -1,6 +1,8 @@
 """A game that is played frame after frame: actions, caches and guesses of Next-Frame Diffusion."""
 
 import dataclasses
+import json
+import time
 from typing import Any
 
 import jax
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 import jvdm
-from jvdm import cli
+from jvdm import cli, live
+from jvdm.live import Play, Playout, Script
 from jvdm.models.conditions import Conditions
 from jvdm.pipeline import Pipeline, Request, programs, streaming
 from jvdm.pipeline.session import Act, Prompt, begin_session, command_of, load_session
@@ -152,6 +155,59 @@ def test_chunks_of_a_game_are_one_program_and_a_state_of_one_size(played):
     assert sizes[0] == sizes[1]
 
 
+def filmed(played, ahead, *lines, frames=45, lag=0.0):
+    """The frames of a film that lines steer, and what was made ahead of them."""
+    matrix = dataclasses.replace(played.system.sampling.matrix, ahead=ahead)
+    sampling = dataclasses.replace(played.system.sampling, matrix=matrix)
+    pipe = dataclasses.replace(played, system=dataclasses.replace(played.system, sampling=sampling))
+    play = Play(Script(dict(lines), 12.0), Playout(12.0, 0.0))
+    made = []
+    for part in play.chunks(begun(pipe, num_frames=frames)):
+        made.append(part)
+        time.sleep(lag)  # so that guesses are made, whether they are right or not
+    return np.concatenate(made), play.ahead
+
+
+def test_a_film_with_guesses_has_the_frames_of_one_without(played):
+    """Chunks of four frames after one: a line at 1 s is that of the fifth chunk."""
+    lines = (("0.9s", "act push left"), ("1.9s", "act stop"), ("2.9s", "rewind 1s"))
+    plain, none = filmed(played, 0, *lines)
+    assert none == {} and len(plain) == 45 + 12
+    found, counts = filmed(played, 3, *lines, lag=0.05)
+    np.testing.assert_array_equal(found, plain)
+    # The first chunk, and those after the three lines, nobody could have made.
+    chunks = 1 + 56 // 4
+    assert counts["chunks_ahead"] == chunks - 4 and counts["chunks_dropped"] >= 3
+    rows = counts["calls_ahead"] // counts["chunks_ahead"]
+    assert rows == 4 and counts["calls_dropped"] == rows * counts["chunks_dropped"]
+
+
+def test_guesses_end_with_the_film_and_count_in_what_is_held(played):
+    _, counts = filmed(played, 4, frames=13)
+    assert counts["chunks_ahead"] == 3 and counts["chunks_dropped"] == 0
+    matrix = played.system.sampling.matrix
+    for fields, message in (
+        ({"ahead": -1}, "-1 chunks of a stream"),
+        ({"rewrite": 1}, "another prompt changes what a cache holds"),
+    ):
+        rules = {"matrix": dataclasses.replace(matrix, **fields)}
+        sampling = dataclasses.replace(played.system.sampling, **rules)
+        system = dataclasses.replace(played.system, sampling=sampling)
+        with pytest.raises(jvdm.ConfigError, match=message):
+            begun(dataclasses.replace(played, system=system))
+
+
+def test_a_guess_that_fails_is_an_error_where_it_is_needed_only(played, monkeypatch):
+    def broken(step, state, told, count):
+        raise jvdm.NumericsError("a guess", "it is none", "")
+
+    monkeypatch.setattr("jvdm.pipeline.foresight.speculate", broken)
+    with pytest.raises(jvdm.NumericsError, match="a guess"):
+        filmed(played, 2)
+    lines = [(f"{(1 + 4 * n) / 12 - 0.02:.4f}s", f"act {ACTIONS[1 + n % 2]}") for n in range(3)]
+    assert len(filmed(played, 2, *lines, frames=13)[0]) == 13
+
+
 @pytest.fixture(scope="module")
 def folder(played, tmp_path_factory):
     """Weights of the same model."""
@@ -175,6 +231,10 @@ def test_the_command_takes_actions_as_lines(folder, tmp_path, capsys, monkeypatc
 
     code, said = run("--at", "0.4s", "act push left")
     assert code == 0 and "'act push left' is carried out at 0.42 s" in said.err
+    result = json.loads(said.out)
+    stream = result["videos"][0]["system"]["stream"]
+    assert stream["chunks_ahead"] == result["delivery"]["chunks_ahead"] == 2
+    assert "2 chunks (8 calls of the network) were made before" in live.text(result["delivery"])
     for options, changes, message in (
         (("--at", "0.4s", "act jump"), {}, "the action 'jump'; this model knows none, push left"),
         (("--at", "0.4s", "act stop"), {"weights": "nano"}, "this model knows none; use one"),
