@@ -10,7 +10,29 @@ Ours: both branches in every layer of the one network (`scan` and `policy` of `V
 is a bidirectional Mamba2 in four orders by turns; its overview is the means of boxes of tokens,
 read first and alone, so that it costs a state and no token. The paper names no sizes of its blocks,
 and these are ours. A network without scans runs with its windows alone.
-Gain: not measured yet.
+Gain: after 400 steps of equal clips the loss of `configs/lingen.py` on other clips is .440, where
+full attention has .509; a GPU and long clips were not measured.
+
+.venv/bin/python -m tests.systems.equal_steps 400
+Two CPU cores that others shared, jax 0.10.2, 17 minutes: one seed, 1,024 clips of 64 x 64 pixels,
+400 steps of 16; the loss is of 256 clips of split `test`, of equal noise and levels, with the
+standard error of the difference over draws of these, not over seeds:
+
+                                parameters   loss    more than nano
+    full attention (nano)          565,664  .5090
+    as many parameters             731,552  .5059   -.0032 (+-.0002)
+    lingen                         760,250  .4404   -.0686 (+-.0005)
+    without review tokens          760,250  .4399   -.0691 (+-.0005)
+    without windows                649,466  .4544   -.0547 (+-.0004)
+    one order for all layers       760,250  .4489   -.0602 (+-.0004)
+
+This is the beginning of a training, where the paper too finds that its blocks adapt faster; what is
+left after a long one is not known. Windows and orders have the paper's sign. Review tokens have
+none here: three layers that scan 48 tokens in both directions reach every token without them.
+
+Pitfalls: a scan reads all tokens of a call, so causal and cached attention, and step caches that
+run some tokens, are refused beside it. Over devices that share tokens heads are traded, and what
+all heads read (`2 state` numbers of a token) is gathered.
 """
 
 import dataclasses
