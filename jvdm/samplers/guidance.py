@@ -460,9 +460,11 @@ def _check_weights(names: tuple[str, ...], weights: PyTree) -> None:
         )
     sums = values.sum(axis=0)
     if np.abs(sums - 1.0).max() > 1e-4:
-        wrong = sums.flat[np.abs(sums - 1.0).argmax()]
+        place = np.unravel_index(np.abs(sums - 1.0).argmax(), sums.shape)
+        of = dict(zip(("sample", "frame"), place, strict=False)) if sums.ndim == 2 else {}
+        where = "".join(f" of {name} {int(i)}" for name, i in of.items())
         raise ConfigError(
-            f"guidance weights sum to {wrong:g}",
+            f"guidance weights{where} sum to {sums[place]:g}",
             "with another sum than 1, noise and data of a step no longer fit together",
             "give the branch without condition one minus the other weights",
         )

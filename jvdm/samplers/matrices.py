@@ -376,24 +376,35 @@ def validate(matrix: TimestepMatrix, process: Process | None = None) -> Timestep
 
 def _check_levels(levels: np.ndarray, process: Process | None) -> None:
     grids = levels.reshape(levels.shape[0], -1)
-    if not np.isfinite(grids).all() or (np.diff(grids, axis=0) > 0).any():
+    rises = ~np.isfinite(grids)
+    rises[1:] |= grids[1:] > grids[:-1]
+    if rises.any():
+        place, value = _place(levels, rises)
         raise ConfigError(
-            "the noise levels do not descend",
+            f"the noise levels do not descend: {place} is {value:g}",
             "a grid goes from noise to clean",
             "sort it from 1 to 0, or use linspace_levels",
         )
-    if (grids[-1] != 0).any():
+    left = (grids != 0) & (np.arange(len(grids)) == len(grids) - 1)[:, None]
+    if left.any():
+        place, value = _place(levels, left)
+        why, fix = f"it is {place}, and a run ends at exactly 0", "append 0 to the grid"
+        raise ConfigError(f"the last noise level is {value:g}", why, fix)
+    beyond = grids > process.t_max * (1 + 1e-6) if process is not None else np.zeros(0, bool)
+    if process is not None and beyond.any():
+        place, value = _place(levels, beyond)
         raise ConfigError(
-            f"the last noise level is {grids[-1].max():g}",
-            "a run ends at exactly 0",
-            "append 0 to the grid",
-        )
-    if process is not None and grids.max() > process.t_max * (1 + 1e-6):
-        raise ConfigError(
-            f"a noise level is {grids.max():g}",
-            f"the process of this system ends at {process.t_max:g}",
+            f"a noise level is {value:g}",
+            f"the process of this system ends at {process.t_max:g}, and it is {place}",
             f"use levels of 0 to {process.t_max:g}",
         )
+
+
+def _place(levels: np.ndarray, bad: np.ndarray) -> tuple[str, float]:
+    """Says where the first bad level of a grid is, and what it is."""
+    row, frame = (int(i) for i in np.argwhere(bad)[0])
+    of = f" of frame {frame}" if levels.ndim > 1 else ""
+    return f"level {row} of {len(levels) - 1}{of}", float(levels.reshape(bad.shape)[row, frame])
 
 
 def _refuse(bad: np.ndarray, what: str, fix: str, first_row: int = 0) -> None:

@@ -180,7 +180,7 @@ def test_weights_must_sum_to_one():
     with pytest.raises(ConfigError, match=r"sum to 1\.5"):
         Weighted(("unconditional", "prompt"), (0.5, 1.0))
     per_frame = jnp.stack([jnp.full((2, 3), -1.0), jnp.full((2, 3), 2.0).at[1, 2].set(4.0)])
-    with pytest.raises(ConfigError, match="sum to 3"):
+    with pytest.raises(ConfigError, match="of sample 1 of frame 2 sum to 3"):
         Weighted(("unconditional", "prompt"), per_frame)
     with pytest.raises(ConfigError, match=r"\(2,\) for 3 branches"):
         Weighted(("unconditional", "prompt", "style"), (0.0, 1.0))

@@ -118,7 +118,7 @@ def test_frames_that_are_kept_at_a_level_keep_it_when_the_others_start_later():
 def test_the_process_bounds_the_levels():
     matrix = synchronous(jnp.array([1.5, 0.5, 0.0]), 2)
     assert validate(matrix) is matrix and validate(matrix, edm()) is matrix
-    with pytest.raises(ConfigError, match="a noise level is 1.5; the process .* ends at 1"):
+    with pytest.raises(ConfigError, match="is 1.5; .* ends at 1, and it is level 0 of 2"):
         validate(matrix, rectified_flow())
 
 
@@ -220,9 +220,13 @@ PLANTED = {
         dict(window=2, start=GOOD.start.at[2:].set(1), write=GOOD.write.at[5, 0].set(True)),
         "row 2, frame 0.*outside of its window|row 5, frame 0.*written.*outside",
     ),
-    "grid up": (dict(levels=LEVELS[::-1]), "do not descend"),
-    "grid nan": (dict(levels=LEVELS.at[2].set(jnp.nan)), "do not descend"),
-    "grid end": (dict(levels=LEVELS + 0.125), "last noise level is 0.125"),
+    "grid up": (dict(levels=LEVELS[::-1]), "do not descend: level 1 of 4 is 0.25"),
+    "grid nan": (dict(levels=LEVELS.at[2].set(jnp.nan)), "do not descend: level 2 of 4 is nan"),
+    "grid end": (dict(levels=LEVELS + 0.125), "last noise level is 0.125; it is level 4 of 4,"),
+    "grid of a frame": (
+        dict(levels=jnp.stack([LEVELS] * 3, 1).at[3, 1].set(0.9)),
+        "do not descend: level 3 of 4 of frame 1 is 0.9",
+    ),
 }
 
 
