@@ -28,6 +28,10 @@ goes as it was told for two chunks, and how far on average, in widths of the pic
 
 After the first 1,200 steps pushes were followed in .14 and .36 of 14 films. Turns of the camera and
 pushes in depth were not measured, nor was a GPU; a stream made 278 frames/s meanwhile.
+With `--weights nano --seed 0 --duration 20s` a film of 31 chunks has the same pixels with four
+chunks ahead as with none (`--sampling.matrix.ahead 0`): 30 chunks, 270 calls of the network, were
+made or begun before they were asked for. What that gains was not measured: the machine was busy
+(191 and 216 frames/s without, 321 and 142 with).
 """
 
 import dataclasses
