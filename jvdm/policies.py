@@ -5,16 +5,17 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
 from jvdm import record
-from jvdm.attention import POLICIES, Sparse, summary
+from jvdm.attention import POLICIES, Sparse, SparseVDiT, summary
 from jvdm.comparison import price, timed
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, write_text
-from jvdm.pipeline import Pipeline, Request, load
+from jvdm.pattern_search import Cost, said, search, with_policy, written
+from jvdm.pipeline import Request, load
 from jvdm.recipes import nearest
 from jvdm.stages import measuring, stage
 
@@ -53,7 +54,15 @@ class PoliciesOptions:
     num_inference_steps: int | None = None
     """Denoising steps; default that of the model."""
     output: Path = Path("out/policies")
-    """Folder for policies.json."""
+    """Folder for policies.json, or patterns.json of a search."""
+    table: Path | None = None
+    """Table of patterns of `sparse_vdit`; without one all its heads have the same."""
+    search: Literal["none", "sparse_vdit"] = "none"
+    """Instead of measuring, tries patterns of blocks, of the sizes `densities`, in every head
+    while the prompts are made, and writes a table of them."""
+    cost: Cost = "blocks"
+    """What a search weighs errors against: blocks that are computed, or the time that attention
+    takes on this device."""
 
 
 def run(options: PoliciesOptions) -> dict[str, Any]:
@@ -68,14 +77,18 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
         ConfigError: If a policy is not sparse, or cannot run on these sizes.
     """
     probe_writable(options.output)
-    variants = _variants(options)
+    searches = options.search != "none"
+    variants = {} if searches else _variants(options)
     pipe = load(options.weights)
     names = ("height", "width", "num_frames", "num_inference_steps")
     asked = {name: getattr(options, name) for name in names}
     seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
     request = Request(**asked, prompt=options.prompts, seed=seeds)
+    if searches:
+        table = search(pipe, request, options.densities, options.block, options.cost)
+        return written(table, options.output / "patterns.json")
     for policy in variants.values():
-        _with_policy(pipe, policy).prepare(request)
+        with_policy(pipe, policy).prepare(request)
     result: dict[str, Any] = {
         "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
         "weights": dict(pipe.identity),
@@ -85,7 +98,7 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     dense, path = None, options.output / "policies.json"
     with measuring(True), stage("policies", total=1 + len(variants), unit="run") as bar:
         for (name, density), policy in {("dense", 1.0): POLICIES["dense"], **variants}.items():
-            end, seconds = timed(_with_policy(pipe, policy), request)
+            end, seconds = timed(with_policy(pipe, policy), request)
             frames = jnp.asarray(pipe.decode(end.state.x))
             dense = frames if dense is None else dense
             near = {key: float(value) for key, value in price(frames, dense).items()}
@@ -98,6 +111,8 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
 
 def text(result: Mapping[str, Any]) -> str:
     """Returns the table, and where the file is."""
+    if "patterns" in result:
+        return said(result)
     lines = ["policy   asked  density  recall    PSNR    SSIM  seconds"]
     for row in result["rows"]:
         kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
@@ -124,11 +139,8 @@ def _variants(options: PoliciesOptions) -> dict[tuple[str, float], Any]:
         if name not in sparse:
             what = f"a sparse policy called {name!r} was asked for"
             raise ConfigError(what, "there is none", nearest(name, sparse))
-        found[name, density] = dataclasses.replace(sparse[name], density=density, **shared)
+        policy = dataclasses.replace(sparse[name], density=density, **shared)
+        if isinstance(policy, SparseVDiT) and options.table is not None:
+            policy = dataclasses.replace(policy, table=str(options.table))
+        found[name, density] = policy
     return found
-
-
-def _with_policy(pipe: Pipeline, policy: Any) -> Pipeline:
-    """Returns the pipeline with another attention policy."""
-    sampling = dataclasses.replace(pipe.system.sampling, policy=policy)
-    return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))

@@ -17,6 +17,7 @@ from jvdm.attention.radial import Radial
 from jvdm.attention.random_blocks import Random
 from jvdm.attention.rettention import Rettention
 from jvdm.attention.sparse import Sparse
+from jvdm.attention.sparse_vdit import PatternSearch, SparseVDiT
 from jvdm.attention.spectral_blend import SpectralBlend
 from jvdm.attention.svg2 import SVG2
 from jvdm.attention.tally import Tally, summary
@@ -36,6 +37,7 @@ POLICIES: Mapping[str, Policy] = {
     "adaspa": AdaSpa(),
     "svg2": SVG2(),
     "rettention": Rettention(),
+    "sparse_vdit": SparseVDiT(),
     "random": Random(),
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
@@ -61,11 +63,13 @@ __all__ = [
     "KeptKeys",
     "NextBlock",
     "Oracle",
+    "PatternSearch",
     "Policy",
     "Radial",
     "Random",
     "Rettention",
     "Sparse",
+    "SparseVDiT",
     "SpectralBlend",
     "Tally",
     "TemporalSwin",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
@@ -132,6 +132,13 @@ class Policy(Protocol):
             ConfigError: If the policy cannot run in so many layers.
         """
         return ((self, depth),)
+
+    def check_weights(self, digests: Mapping[str, str]) -> None:
+        """Refuses weights, of whose files these are the sha256, if it was made for others.
+
+        Raises:
+            ConfigError: If it was.
+        """
 
     def order(self, grid: TokenGrid) -> TileOrder | None:
         """Returns the order in which it wants the tokens of every frame; None is raster order.

@@ -275,12 +275,12 @@ class Pipeline:
         """Checks a request and settles what it leaves open; computes nothing.
 
         Raises:
-            ConfigError: If a value cannot be used.
-            ShapeError: If a size does not fit; DeviceMemoryError: if it cannot be held.
+            ConfigError, ShapeError, DeviceMemoryError: If it cannot be used, fit, or be held.
         """
         check = together.prepare if isinstance(self.system.vae, Mapping) else prepare
         job = check(request, self.system, self.manifest, parts(self.mesh))
         check_rows(self.mesh, job.batch, job.system.branches_at_once, job.system.by_stages)
+        job.system.network.policy.check_weights(self.identity)
         return job
 
     def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Any:

@@ -37,7 +37,7 @@ LAYERS = (
     ("pipeline",),
     ("evaluation", "families", "training"),
     ("experiment", "options", "pace", "scaling", "targets"),
-    ("comparison", "live", "works"),
+    ("comparison", "live", "pattern_search", "works"),
     (
         "bench",
         "convert",

@@ -1,0 +1,168 @@
+"""Patterns of blocks that know nothing of queries and keys, and tables of them, head by head."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jvdm.arrays import Bool, Float, Int
+from jvdm.attention.blocks import Blocks
+from jvdm.errors import ConfigError
+
+PATTERNS = ("diagonal", "crossing", "stripe")
+"""Near in the sequence; near in place, in all frames; some columns for all queries."""
+FIELDS = ("weights", "grid", "block", "counts", "costs", "errors", "columns")
+
+
+def candidates(counts: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+    """Returns what a head may do but attend to everything: skip, or a pattern of so many blocks.
+
+    Example:
+        >>> candidates((8,))
+        (('skip', 0), ('diagonal', 8), ('crossing', 8), ('stripe', 8))
+    """
+    return (("skip", 0), *((name, count) for count in counts for name in PATTERNS))
+
+
+def near(blocks: Blocks, count: int, across: bool = False) -> Bool[np.ndarray, "Q K"]:
+    """Marks `count` blocks around each, fewer on one side at the ends of the sequence.
+
+    Args:
+        blocks: The blocks.
+        count: Blocks of a row, in 1..`blocks.count`.
+        across: Whether the sequence goes place by place, through all frames of each, instead of
+            frame by frame: Sparse-vDiT's multi-diagonal pattern.
+    """
+    place = np.arange(blocks.count)
+    if across:
+        place = place.reshape(blocks.tiles[0], -1).T.ravel()
+    first = np.clip(np.arange(blocks.count) - count // 2, 0, blocks.count - count)
+    marked = np.zeros((blocks.count, blocks.count), bool)
+    marked[place[:, None], place[first[:, None] + np.arange(count)]] = True
+    return marked
+
+
+def pattern(blocks: Blocks, name: str, count: int) -> Bool[np.ndarray, "Q K"]:
+    """Returns a pattern of `count` blocks in a row; the columns of a stripe are spread evenly."""
+    if name == "skip":
+        return np.zeros((blocks.count, blocks.count), bool)
+    if name == "stripe":
+        columns = np.arange(count) * blocks.count // count
+        return np.broadcast_to(np.isin(np.arange(blocks.count), columns), 2 * (blocks.count,))
+    return near(blocks, count, across=name == "crossing")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatternTable:
+    """What a search found out of every head of a network, on one grid.
+
+    Attributes:
+        weights: Fingerprint of the weights.
+        grid: Latent frames, rows and columns of the tokens.
+        block: Tokens of a block.
+        counts: Blocks in a row of a pattern, of every size that was tried.
+        costs: What each of `candidates` costs, 1 is dense.
+        errors: `[layers][heads][candidates]`, mean square of the change of the head's output, over
+            that of the outputs of all heads of the layer.
+        columns: `[layers][heads][largest count]`, blocks of keys by the attention that they
+            receive, of which a stripe has the first.
+    """
+
+    weights: str
+    grid: tuple[int, int, int]
+    block: int
+    counts: tuple[int, ...]
+    costs: tuple[float, ...]
+    errors: Float[np.ndarray, "layers N candidates"]
+    columns: Int[np.ndarray, "layers N M"]
+
+    @classmethod
+    def read(cls, text: str) -> "PatternTable":
+        """Reads a table from its JSON text, or from the file of that name.
+
+        Raises:
+            ConfigError: If there is no such file, or it is no table.
+        """
+        fix = "make one: jvdm attention --search sparse_vdit"
+        try:
+            found: Any = json.loads(text if text.startswith("{") else Path(text).read_text())
+            known: dict[str, Any] = {name: found[name] for name in FIELDS}
+            known |= {name: tuple(known[name]) for name in ("grid", "counts", "costs")}
+            known["errors"] = np.asarray(known["errors"], np.float64)
+            known["columns"] = np.asarray(known["columns"], np.int64)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            why = f"it cannot be read ({error!r:.120})"
+            raise ConfigError(f"the table of patterns {text:.80}", why, fix) from error
+        table = cls(**known)
+        errors, columns = table.errors, table.columns
+        fits = errors.ndim == columns.ndim == 3 and errors.shape[:2] == columns.shape[:2]
+        tried = len(candidates(table.counts))
+        if not fits or errors.shape[2] != tried or not np.isfinite(errors).all():
+            why = f"errors are {errors.shape}, columns {columns.shape}, for {tried} patterns"
+            raise ConfigError(f"the table of patterns {text:.80}", why, fix)
+        return table
+
+    def text(self) -> str:
+        """Returns the table as JSON."""
+        told = {name: getattr(self, name) for name in FIELDS}
+        told["errors"] = [[[float(f"{x:.4g}") for x in n] for n in m] for m in self.errors]
+        told["columns"] = self.columns.tolist()
+        return json.dumps(told)
+
+    def check(self, blocks: Blocks) -> None:
+        """Raises `ConfigError` if the table was made on another grid or for other heads."""
+        grid = blocks.grid
+        mine = (*self.grid, self.errors.shape[1], self.block)
+        theirs = (grid.frames, grid.height, grid.width, grid.heads, blocks.size)
+        if mine != theirs or self.columns.max() >= blocks.count:
+            names = "{0} x {1} x {2} tokens, {3} heads, blocks of {4}".format
+            raise ConfigError(
+                f"a table of patterns of {names(*mine)}",
+                f"this run has {names(*theirs)}",
+                "search again at this size: jvdm attention --search sparse_vdit",
+            )
+
+    def chosen(self, density: float, blocks: Blocks, first: int) -> Int[np.ndarray, "layers N"]:
+        """Returns what every head does, an index of `candidates`, -1 for all blocks.
+
+        That of least error plus weighted cost, all blocks (no error, cost 1) included; one weight
+        for all heads, the lowest that keeps to the density.
+
+        Args:
+            density: Mean share of blocks over heads of the layers that count, at most.
+            blocks: The blocks.
+            first: The first layer that counts; those before it list all blocks.
+
+        Raises:
+            ConfigError: If all heads together cannot save so much.
+        """
+        shares = np.array([count / blocks.count for _, count in candidates(self.counts)] + [1.0])
+        costs = np.array([*self.costs, 1.0])
+        errors = np.pad(self.errors[first:], ((0, 0), (0, 0), (0, 1)))
+
+        def taken(weight: float) -> Int[np.ndarray, "layers N"]:
+            return (errors + weight * costs).argmin(-1)
+
+        low, high = 1e-9, 1e9
+        for _ in range(80):
+            middle = float(np.sqrt(low * high))
+            fits = shares[taken(middle)].mean() <= density + 1e-9
+            low, high = (low, middle) if fits else (middle, high)
+        mine = taken(high)
+        if shares[mine].mean() > density + 1e-9:
+            raise ConfigError(
+                f"density {density:g} of this table of patterns",
+                f"the least of its patterns come to {shares[mine].mean():.3g}",
+                "use more, or search with smaller densities",
+            )
+        mine = np.where(mine == len(costs) - 1, -1, mine)
+        return np.pad(mine, ((first, 0), (0, 0)), constant_values=-1)
+
+
+def fingerprint(digests: Mapping[str, str]) -> str:
+    """Returns what says which weights they are, of the sha256 of their files."""
+    files = sorted(value for name, value in digests.items() if not name.endswith(".json"))
+    return ".".join(value[:16] for value in files)

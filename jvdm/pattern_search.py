@@ -1,0 +1,145 @@
+"""The search of Sparse-vDiT: dense runs that try every pattern of every head, and their table."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm import record
+from jvdm.arrays import instances
+from jvdm.attention import Blocks, PatternSearch, TokenGrid, blocks_of
+from jvdm.attention.patterns import PatternTable, candidates, fingerprint, pattern
+from jvdm.attention.sparse_vdit import Trials
+from jvdm.errors import ConfigError
+from jvdm.files import write_text
+from jvdm.pipeline import Pipeline, Request
+from jvdm.stages import stage
+from pallas_kernels import block_sparse_attention
+
+Cost = Literal["blocks", "time"]
+REPEATS = 5
+"""Timed calls, of which the median counts."""
+
+
+def with_policy(pipe: Pipeline, policy: Any) -> Pipeline:
+    """Returns the pipeline with another attention policy."""
+    sampling = dataclasses.replace(pipe.system.sampling, policy=policy)
+    return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
+
+
+def search(
+    pipe: Pipeline, request: Request, densities: tuple[float, ...], block: int, cost: Cost
+) -> PatternTable:
+    """Returns what every pattern does to every head, summed over rows, prompts and branches.
+
+    The first of two runs finds the columns of the stripes.
+
+    Args:
+        pipe: The model, and how it is sampled.
+        request: What is made meanwhile; the size is that of the table.
+        densities: Shares of the blocks that are tried as the sizes of a pattern, below 1.
+        block: Tokens of a block; 0 chooses.
+        cost: What a pattern costs (`costs_of`).
+
+    Raises:
+        ConfigError: If the densities are no such shares.
+    """
+    grid = grid_of(pipe, request)
+    blocks = blocks_of(grid, block)
+    counts = tuple(sorted({round(share * blocks.count) for share in densities}, reverse=True))
+    if not counts or not 1 <= counts[-1] <= counts[0] < blocks.count:
+        why = f"they are {counts} of {blocks.count} blocks"
+        fix = "give shares above 0 and below 1, as --densities 0.5 0.25 0.1"
+        raise ConfigError(f"patterns of densities {densities}", why, fix)
+    policy, trials = PatternSearch(block=blocks.size, counts=counts), cast("Any", None)
+    with stage("search", total=2, unit="run") as bar:
+        for _ in range(2):
+            searching = with_policy(pipe, policy)
+            run = searching.start(searching.prepare(request))
+            searching.compile(run)
+            found = instances(searching.advance(run).state.carry, Trials)
+            parts = [np.sum([np.asarray(x) for x in one], 0) for one in zip(*found, strict=True)]
+            trials = Trials(*map(jnp.asarray, parts))
+            policy = dataclasses.replace(policy, columns=policy.best_columns(trials))
+            bar.update()
+    power = np.maximum(np.asarray(trials.power), 1e-30)
+    errors = np.asarray(trials.errors) / power[:, None, None]
+    return PatternTable(
+        weights=fingerprint(pipe.identity),
+        grid=(grid.frames, grid.height, grid.width),
+        block=blocks.size,
+        counts=counts,
+        costs=costs_of(blocks, counts, cost),
+        errors=errors.astype(np.float64),
+        columns=np.asarray(policy.columns),
+    )
+
+
+def grid_of(pipe: Pipeline, request: Request) -> TokenGrid:
+    """Returns the layout of the tokens of a call of the network."""
+    job = pipe.prepare(request)
+    model: Any = pipe.system.model
+    settings, strides = job.settings, job.system.vae.strides
+    height, width = (
+        side // (stride * model.patch)
+        for side, stride in zip((settings.height, settings.width), strides[1:], strict=True)
+    )
+    heads = model.width // model.head_dim
+    window = job.matrix.window
+    return TokenGrid(window, height, width, 1, heads, model.head_dim, model.dtype)
+
+
+def costs_of(blocks: Blocks, counts: tuple[int, ...], cost: Cost) -> tuple[float, ...]:
+    """Returns what each pattern costs, a dense head being 1.
+
+    Args:
+        blocks: The blocks.
+        counts: Blocks of a row.
+        cost: "blocks" that are computed, or "time" that the kernel of this device takes for them
+            at this size, the median of five calls over that of lists of everything.
+    """
+    tried = candidates(counts)
+    if cost == "blocks":
+        return tuple(round(count / blocks.count, 4) for _, count in tried)
+    masks = [blocks.mask(pattern(blocks, *one)[None, None], max(one[1], 1)) for one in tried]
+    grid = blocks.grid
+    shape = (3, 1, blocks.count * blocks.size, grid.heads, grid.head_dim)
+    q, k, v = jax.random.normal(jax.random.key(0), shape, grid.dtype)
+    attend = jax.jit(block_sparse_attention)
+
+    def seconds(mask: Any) -> float:
+        took = []
+        for _ in range(1 + REPEATS):  # the first compiles
+            start = time.perf_counter()
+            jax.block_until_ready(attend(q, k, v, mask))
+            took.append(time.perf_counter() - start)
+        return float(np.median(took[1:]))
+
+    dense = seconds(blocks.everything())
+    return tuple(round(seconds(mask) / dense, 4) for mask in masks)
+
+
+def written(table: PatternTable, place: Path) -> dict[str, Any]:
+    """Writes a table; returns what is to be said of it: the mean error of each pattern by layer."""
+    write_text(place, table.text() + "\n")
+    return {
+        "device": record.device(),
+        "patterns": [f"{name} {count}" for name, count in candidates(table.counts)],
+        "costs": list(table.costs),
+        "errors": table.errors.round(4).tolist(),
+        "outputs": [str(place)],
+    }
+
+
+def said(result: Mapping[str, Any]) -> str:
+    """Returns cost and error of every pattern, the mean over heads of each layer."""
+    layers = np.asarray(result["errors"]).mean(1)
+    lines = ["pattern         cost  error by layer, 1 is that of no output"]
+    for i, (name, cost) in enumerate(zip(result["patterns"], result["costs"], strict=True)):
+        lines.append(f"{name:14} {cost:5.3f}  " + " ".join(f"{x:.2f}" for x in layers[:, i]))
+    return "\n".join([*lines, "", *result["outputs"]])
