@@ -1,5 +1,6 @@
 """Which blocks of keys each block of queries attends to, as lists that are data."""
 
+import contextlib
 import dataclasses
 import functools
 import typing
@@ -84,7 +85,6 @@ class BlockMask:
             >>> mask.kv_counts.tolist(), float(mask.density)
             ([[[1, 2]]], 0.75)
         """
-        blocks = jnp.asarray(blocks)
         found = cls(jnp.zeros((1, 1, 0, 0), jnp.int32), jnp.zeros((1, 1, 0), jnp.int32), **fields)
         if blocks.shape[2:] != found.grid:
             raise ValueError(
@@ -92,8 +92,11 @@ class BlockMask:
                 f"in blocks of {found.block_q} and {found.kv_len} keys in blocks of "
                 f"{found.block_kv} are {found.grid[0]} x {found.grid[1]}"
             )
-        width = max_blocks or blocks.shape[3]
-        indices, counts, full_counts = _lists(blocks, partial, width)
+        width, here = max_blocks or blocks.shape[3], contextlib.nullcontext()
+        if isinstance(blocks, np.ndarray) and not isinstance(partial, jax.Array):
+            here = jax.ensure_compile_time_eval()  # lists that are known here are constants
+        with here:
+            indices, counts, full_counts = _lists(jnp.asarray(blocks), partial, width)
         lists = {"kv_indices": indices, "kv_counts": counts, "kv_full_counts": full_counts}
         return dataclasses.replace(found, **lists)
 
@@ -180,19 +183,18 @@ class BlockMask:
         first = np.minimum.reduceat(time, np.arange(0, length, block_kv))[None]
         last = np.maximum.reduceat(time, np.arange(0, length, block_kv))[None]
         blocks, partial = newest >= first, oldest < last
-        with jax.ensure_compile_time_eval():  # lists that are known here are constants
-            coords = jnp.asarray(time[None] << TIME_BITS, jnp.int32)
-            return cls.from_dense(
-                blocks[None, None],
-                partial[None, None],
-                q_coords=coords,
-                kv_coords=coords,
-                block_q=block_q,
-                block_kv=block_kv,
-                q_len=length,
-                kv_len=length,
-                causal_time=True,
-            )
+        coords = jnp.asarray(time[None] << TIME_BITS, jnp.int32)
+        return cls.from_dense(
+            blocks[None, None],
+            partial[None, None],
+            q_coords=coords,
+            kv_coords=coords,
+            block_q=block_q,
+            block_kv=block_kv,
+            q_len=length,
+            kv_len=length,
+            causal_time=True,
+        )
 
     @property
     def grid(self) -> tuple[int, int]:

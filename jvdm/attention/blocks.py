@@ -5,7 +5,6 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -83,8 +82,7 @@ class Blocks:
 
     def everything(self) -> BlockMask:
         """Returns the mask of all tokens, for a sequence with padding."""
-        with jax.ensure_compile_time_eval():
-            return self.mask(np.ones((1, 1, self.count, self.count), bool))
+        return self.mask(np.ones((1, 1, self.count, self.count), bool))
 
     def pool(self, x: Float[Array, "B L N D"]) -> Float[Array, "B N Q D"]:
         """Returns the float32 mean of the tokens of each block."""

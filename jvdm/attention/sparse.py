@@ -181,7 +181,6 @@ class Sparse(Policy):
             return None, state.add(1.0, 1.0, dense=True)
         blocks = blocks_of(call.grid, self.block)
         marked, width = self.choose(q, k, v, call, blocks)
-        marked = jnp.asarray(marked)
         if self.dense_above < 1:
             noisy = (call.t > self.dense_above)[:, blocks.frames]
             marked, width = marked | noisy[:, None, :, None], None

@@ -29,14 +29,20 @@ class TemporalSwin(Policy):
     ours.
     """
 
-    window: Sides = (8, 4, 4)
+    window: Sequence[int] = (8, 4, 4)
     """Latent frames, rows and columns of tokens."""
 
-    def init(self, grid: TokenGrid):
-        """Refuses windows without tokens; there is no state."""
-        if min(self.window) < 1:
+    def __post_init__(self) -> None:
+        """Makes a tuple of the sides.
+
+        Raises:
+            ConfigError: If there are not three, or one has no token.
+        """
+        object.__setattr__(self, "window", tuple(self.window))
+        if len(self.window) != 3 or min(self.window) < 1:
             what = f"windows of {' x '.join(map(str, self.window))} tokens"
-            raise ConfigError(what, "every side has at least one", "use sides of 1 and more")
+            why = "there are three sides, and every one has at least one token"
+            raise ConfigError(what, why, "use sides of 1 and more, as 8 4 4")
 
     def select(self, q, k, v, state, call: AttentionCall):
         """Is not asked: windows are attended to one by one."""
@@ -66,7 +72,7 @@ def windowed(
     v: Float[Array, "B L N D"],
     *,
     sides: Sides,
-    window: Sides,
+    window: Sequence[int],
     shift: Sequence[Any],
 ) -> Float[Array, "B L N D"]:
     """Returns attention among the tokens whose `(place + shift) // window` is the same.
