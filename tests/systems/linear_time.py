@@ -21,7 +21,7 @@ from jvdm.models.attention import RotaryAxes, SelfAttention
 from jvdm.models.state_space import Mamba2, TokenScan
 from jvdm.samplers import Call
 
-HEAD, SIDE, LONGEST = 64, 32, 16_384
+HEAD, SIDE, LONGEST = 64, 32, 8_192
 
 
 def seconds(width: int, frames: int, linear: bool) -> float:
