@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float
-from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
+from jvdm.attention.policy import Among, AttentionCall, Policy
 from jvdm.errors import ConfigError
 from jvdm.parallel.exchange import by_heads
 

@@ -71,3 +71,9 @@ def test_windows_shift_in_odd_layers_and_one_of_all_tokens_is_full_attention():
 def test_windows_of_some_tokens_are_refused():
     with pytest.raises(ConfigError, match="windows among 24 of 60 tokens"):
         attended(TemporalSwin(), 0, Q[:, :24], K[:, :24], V[:, :24])
+
+
+@pytest.mark.parametrize("window", [(0, 2, 2), (2, 2)])
+def test_windows_without_tokens_are_refused(window):
+    with pytest.raises(ConfigError, match=f"windows of {' x '.join(map(str, window))} tokens"):
+        TemporalSwin(window)

@@ -209,7 +209,6 @@ def test_operations_are_linear_in_frames():
         ({"scan": Mamba2(state=0)}, "state 0.*at least 1"),
         ({"scan": Mamba2(review=(2, 0, 2))}, "review 0.*at least 1"),
         ({"head_dim": 24, "scan": Mamba2(beside=False)}, "64 features.*heads of 24"),
-        ({"policy": TemporalSwin((0, 2, 2))}, "windows of 0 x 2 x 2"),
         ({"cache": Regions(), "policy": Dense()}, "KeptKeys beside a scan"),
     ],
 )
