@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from jvdm import policies as measured
 from jvdm.attention import Draft, Window
 from tests.systems.test_systems import PROMPT, latents_of
 
-SIZE = {"height": 32, "width": 64}  # 2 x 4 tokens in each of three frames
+SIZE: Any = {"height": 32, "width": 64}  # 2 x 4 tokens in each of three frames
 pytestmark = pytest.mark.filterwarnings("ignore:height x width")
 
 
