@@ -18,10 +18,11 @@ Gain: no speed was measured; pixels change 1.36 and 1.48 times the median at bor
 Measured with the shipped `nano` (`--weights nano --num-frames 109`: six blocks, 48 rows), seeds 0
 and 1: the change of pixels at the borders of blocks is 1.36 and 1.48 of the median change; that
 model was trained on windows of 3 latent frames.
-Latents on a CPU in float32, 45 frames: two and four stages of a random model, and the three of
-`nano` with and without `branch=2`, have the bits of one device (`tests/models/test_blockwise.py`).
-`branch=2` moves those of the random model by 2.4e-7 at most (of 2.9), with stages or without: a
-device has half of the rows, which XLA multiplies by another kernel. Speed was not measured.
+Latents on a CPU in float32, 45 frames: two and four stages of a random model have the bits of one
+device (`tests/models/test_blockwise.py`; so had three of `nano`, by a script that is not kept).
+`branch=2` moves those of random models by 2.4e-7 to 7.2e-7 (of 2.9): a device has half of the rows,
+which XLA fuses and multiplies otherwise. Bits are those of a compiler: without its simplification
+of algebra two stages alone differed by 7.2e-7. Speed was not measured.
 """
 
 import dataclasses

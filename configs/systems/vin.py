@@ -13,7 +13,8 @@ neighbours share, which are what a chunk knows of the one before and are mixed a
 their own sequence, so that layers do not write to them; training mixes shared frames too. Other
 networks see the whole video at once.
 Gain: .84 of the operations of full attention over 160 latent frames, but 1.09 over 80; mixed
-frames take seams of `configs/vin.py` from 1.80 to 1.52. What the tokens gain was not measured.
+frames take seams of `configs/vin.py` from 1.80 to 1.52. The tokens gain nothing in 600 steps: loss
+.377, without them .374.
 
 python -m tests.systems.chunk_agreement operations
 Counted from the traced program, without a time, for a width of 4096 and 512 tokens (theirs), 28

@@ -5,7 +5,7 @@ devices (the axis `stage` of the mesh), blocks follow each other through them: w
 finishes one, the stages before have those of the next rows in work. A block enters when what it
 reads is settled: itself and the block before it. So stages have the bits of one device; what a row
 costs is a stage. With `branch` or `data` beside them a device has fewer rows to multiply, which XLA
-may do by another kernel: then latents differ by a rounding, as without stages.
+may do by another kernel: then latents differ by a rounding, mostly as without stages.
 """
 
 import dataclasses
