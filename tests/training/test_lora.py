@@ -40,7 +40,7 @@ wan_lora: Any = importlib.import_module("jvdm.configs.families.wan_lora")
 pytestmark = pytest.mark.slow
 SIZE = {"height": 32, "width": 64, "num_frames": 5}
 STEPS = 24
-CLIPS = 180  # so many that not all are encoded before a stop is heard
+CLIPS = 400  # so many that not all are encoded before a stop is heard
 
 
 def films(folder, count=5, fps=16.0):
