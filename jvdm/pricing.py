@@ -62,16 +62,19 @@ class Price(NamedTuple):
             all devices.
         cache_bytes: What the network remembers from row to row, such as keys and values of every
             layer, branch and kept latent frame. Every device holds all of it.
+        made_bytes: Of that, what a row makes anew while it reads the old one; a cache of keys and
+            values is written where it lies.
     """
 
     rows: int
     operations: float
     split_bytes: int
     cache_bytes: int
+    made_bytes: int
 
     def on_device(self, devices: int = 1) -> int:
-        """Returns the bytes that a device needs; a row reads a cache and makes the next one."""
-        return self.split_bytes // devices + 2 * self.cache_bytes
+        """Returns the bytes that a device needs."""
+        return self.split_bytes // devices + self.cache_bytes + self.made_bytes
 
 
 class Held(NamedTuple):
@@ -106,7 +109,9 @@ def price(system: System, size: Size, matrix: Matrix, shape_of: ShapeOf | None =
     # The latents, the noise that they began as, and what a row makes of them.
     latents = 3 * device_bytes(_empty(shape)) + 2 * device_bytes(state.solver)
     calls = _calls(matrix)
-    return Price(calls, calls * operations, latents + 2 * largest, device_bytes(state.carry))
+    kept = device_bytes(state.carry)
+    made = kept if _cache_of(system) is None else 0
+    return Price(calls, calls * operations, latents + 2 * largest, kept, made)
 
 
 def held(system: System, size: Size) -> Held:

@@ -98,7 +98,7 @@ def test_a_cache_costs_what_its_arrays_do(dtype, sink, execution):
     assert large == 2 * 2 * 4 * 5 * (2 * 4 * 2 * 16) * {"float32": 4, "bfloat16": 2}[dtype]
     assert 0 <= found.cache_bytes - large < 500
     # every device has the whole cache: the carry is not split
-    assert found.on_device(2) - found.on_device(1) // 2 == found.cache_bytes
+    assert found.on_device(2) - found.split_bytes // 2 == found.cache_bytes
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_one_that_does(memory):
