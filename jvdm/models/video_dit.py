@@ -72,6 +72,19 @@ def _gates_open(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) ->
     return jnp.zeros(shape, dtype).at[jnp.array([2, 5])].set(0.3)
 
 
+def _places(rows: int, columns: int, waves: int) -> Float[Array, "P E"]:
+    """Returns where in a frame each token is, `[rows x columns, 4 waves]`, whatever its size.
+
+    A side of the frame is half a turn of the first wave, one turn of the second and so on.
+    Rotary positions are relative: where all is noise, they tell no token on which side it is.
+    """
+    turns = jnp.pi * (jnp.arange(waves) + 1)
+    sides = ((jnp.arange(size) + 0.5)[:, None] / size * turns[None] for size in (rows, columns))
+    waves_of = [jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1) for angles in sides]
+    down, across = jnp.repeat(waves_of[0], columns, 0), jnp.tile(waves_of[1], (rows, 1))
+    return jnp.concatenate([down, across], -1)
+
+
 class VideoDiT(Transformer, nn.Module):
     """Diffusion transformer over latent videos (Peebles and Xie, arXiv:2212.09748).
 
@@ -91,6 +104,8 @@ class VideoDiT(Transformer, nn.Module):
     patch: int = 2
     rotary_axes: tuple[int, int, int] = (16, 24, 24)
     rotary_base: float = 100.0
+    position_waves: int = 0
+    """Waves along each side of a frame that tell a token where in the frame it is; 0 for none."""
     ports: tuple[str, ...] = ("text",)
     actions: tuple[str, ...] = ()
     policy: Policy = Dense()
@@ -132,6 +147,10 @@ class VideoDiT(Transformer, nn.Module):
         way = self._way(x.shape[:4], call, carry)
         embed = Linear((self.width,), self.dtype, bias=True, name="patch_in")
         (tokens,) = embed(self._patches(x))
+        if self.position_waves:
+            port = Linear((self.width,), self.dtype, scale=0.0, name="position_in")
+            (places,) = port(_places(h // self.patch, w // self.patch, self.position_waves))
+            tokens = tokens + places[None, None]
         channel = conditions.channel
         if self.is_initializing() and "channel" in self.ports and channel is None:
             channel = ChannelCondition(x, jnp.zeros(x.shape[:-1], bool))

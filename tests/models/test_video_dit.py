@@ -11,6 +11,7 @@ import pytest
 from jvdm.attention import FrameCausal
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.models import ChannelCondition, Conditions
+from jvdm.models.video_dit import _places
 from jvdm.samplers import Call
 from tests.generate.nano import drawn
 from tests.models.small import DIT, SHAPE, conditions, latents, parameters, runner
@@ -186,3 +187,26 @@ def test_bad_inputs_are_named():
     with pytest.raises(ConfigError, match="channel condition.*ports text"):
         told = Conditions(conditions().text, channel)
         DIT.apply({"params": parameters()}, latents(), Call.at(T), told)
+
+
+def test_where_all_tokens_are_alike_only_absolute_places_tell_them_apart():
+    even = jnp.broadcast_to(latents()[:, :1, :1, :1], SHAPE)
+    placed = DIT.clone(position_waves=2)
+    params = drawn(placed.init, jax.random.key(1), latents(), Call.at(T), conditions())["params"]
+    assert not np.any(params["position_in"]["kernel"])  # begins as the network without it
+
+    def apart(kernel, axis):
+        given = params | {"position_in": {"kernel": kernel}}
+        out = runner(placed)(given, even, T, conditions())
+        squares = out.reshape(*SHAPE[:2], 2, 2, 2, 2, -1)  # patches of two by two cells
+        return np.abs(np.diff(squares, axis=axis)).max()
+
+    shape = params["position_in"]["kernel"].shape
+    for axis in (2, 4):
+        assert apart(jnp.zeros(shape), axis) < 1e-4
+        assert apart(jax.random.normal(jax.random.key(2), shape), axis) > 1e-2
+
+
+def test_a_place_is_a_share_of_the_frame_whatever_its_size():
+    small, large = (np.asarray(_places(size, size, 3)).reshape(size, size, -1) for size in (2, 6))
+    np.testing.assert_allclose(small, large[1::3, 1::3], atol=1e-6)
