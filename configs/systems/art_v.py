@@ -4,7 +4,8 @@ jvdm stream "a large red ball rests" --weights work/art_v/weights --system art_v
 
 Paper: ART.V: Auto-Regressive Text-to-Video Generation with Diffusion Models, arXiv:2311.18834.
 Claim: motions between two frames suffice to make videos of any length; trained on four GPUs in two
-weeks, a model drifts less by masked diffusion, references that are noised and an anchor.
+weeks, a model drifts less by masked diffusion, and coheres by its first frame as an anchor. That
+references are noised against drift is not in its abstract: unverified.
 Ours: the network of `configs/art_v.py` (`NextFrameDiT`): a latent frame at a time, beside the two
 before it and the first of the video, a mask that copies the frame before, and finished frames that
 are told a little noise, as they had it in training (ours are scaled and not noised). Four frames

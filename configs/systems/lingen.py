@@ -4,8 +4,9 @@ jvdm generate "a large red ball rolls to the left" --weights work/lingen/weights
 
 Paper: LinGen: Towards High-Resolution Minute-Length Text-to-Video Generation with Linear
 Computational Complexity, arXiv:2412.09856.
-Claim: up to 15 times fewer operations than a DiT of 4B parameters and 11.5 times less time at 68 s
-of 512 pixels on one H100, at a quality that people prefer in 75.6 % of pairs.
+Claim: up to 15 times fewer operations and 11.5 times less time than a DiT, at a quality that is
+preferred in 75.6 % of pairs, and videos of minutes on one GPU. That this is at 68 s of 512 pixels
+on an H100, with 4B parameters, is not in its abstract: unverified.
 Ours: both branches in every layer of the one network (`scan` and `policy` of `VideoDiT`). The scan
 is a bidirectional Mamba2 in four orders by turns; its overview is the means of boxes of tokens,
 read first and alone, so that it costs a state and no token. The paper names no sizes of its blocks,

@@ -3,11 +3,11 @@
 jvdm stream "a large red ball rests" --weights work/nfd/weights --system nfd --at 1s "act push left"
 
 Paper: Playing with Transformer at 30+ FPS via Next-Frame Diffusion, arXiv:2506.01380.
-Claim: more than 30 frames a second of a game on one A100 with 310M parameters, by a cache of keys
-and values, few steps and speculation.
-Ours: the rows (a latent frame is finished before the next begins), the cache, actions through the
-modulation, finished frames that are told a little noise (ours are scaled and not noised), and
-speculation: while frames are written and lines are waited for, up to four chunks are made as if the
+Claim: more than 30 frames a second of a game on one A100 with 310M parameters, by attention that
+is causal in blocks, few steps of a consistency model and speculation.
+Ours: the rows (a latent frame is finished before the next begins), a cache of keys and values,
+which their abstract does not name, actions through the modulation, finished frames that are told a
+little noise (ours are scaled and not noised), and speculation: while frames are written and lines are waited for, up to four chunks are made as if the
 action were held (`jvdm.pipeline.foresight`). They follow each other, so that those that are taken
 have the bits of those that would have been made; theirs are one batch at equal levels. Not here:
 their consistency distillation. The cache holds 2 latent frames, all that the nano model knows;

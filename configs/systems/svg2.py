@@ -4,7 +4,7 @@ jvdm generate "a large red ball rolls to the left" --system svg2 --density 0.25
 
 Paper: Sparse VideoGen2: Accelerate Video Generation with Sparse Attention via Semantic-Aware
 Permutation, arXiv:2505.18875.
-Claim: HunyuanVideo 2.30 and Wan 2.1 1.89 times as fast, up to PSNR 30 and 26 dB.
+Claim: HunyuanVideo up to 2.30 and Wan 2.1 up to 1.89 times as fast, a PSNR of up to 30 and 26 dB.
 Ours: k-means of queries and keys of every head on the device, from the centroids of the row before;
 every cluster lies in short blocks of its own, and the top-p is the largest that the density allows
 (`jvdm.attention.SVG2`; the authors' share of .9 is `--sampling.policy.mass 0.9`).

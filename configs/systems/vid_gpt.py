@@ -3,9 +3,10 @@
 jvdm stream "a large red ball rolls to the left" --system vid_gpt --duration 20s
 
 Paper: ViD-GPT: Introducing GPT-style Autoregressive Generation in Video Diffusion Models,
-arXiv:2406.10981.
-Claim: long videos without making frames again that are finished, by causal attention whose keys and
-values all steps of the next chunk share.
+arXiv:2406.10981; Ca2-VDM: Efficient Autoregressive Video Diffusion Model with Causal Generation and
+Cache Sharing, arXiv:2411.16375.
+Claim: long videos of chunks that read all finished frames as a prompt, and are made faster as their
+keys and values are cached (the first); one such cache for all steps of a chunk (the second).
 Ours: chunks of three latent frames (theirs 8), one after the other, attention that never looks
 ahead, not within a chunk either, and a queue of six finished latent frames (theirs 25). A chunk is
 shown once more when it is finished, which writes its keys and values. They are kept without
