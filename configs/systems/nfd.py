@@ -7,11 +7,11 @@ Claim: more than 30 frames a second of a game on one A100 with 310M parameters, 
 is causal in blocks, few steps of a consistency model and speculation.
 Ours: the rows (a latent frame is finished before the next begins), a cache of keys and values,
 which their abstract does not name, actions through the modulation, finished frames that are told a
-little noise (ours are scaled and not noised), and speculation: while frames are written and lines are waited for, up to four chunks are made as if the
-action were held (`jvdm.pipeline.foresight`). They follow each other, so that those that are taken
-have the bits of those that would have been made; theirs are one batch at equal levels. Not here:
-their consistency distillation. The cache holds 2 latent frames, all that the nano model knows;
-theirs has 32.
+little noise (ours are scaled and not noised), and speculation: while frames are written and lines
+are waited for, up to four chunks are made as if the action were held (`jvdm.pipeline.foresight`).
+They follow each other, so that those that are taken have the bits of those that would have been
+made; theirs are one batch at equal levels. Not here: their consistency distillation. The cache
+holds 2 latent frames, all that the nano model knows; theirs has 32.
 Gain: trained for minutes on two CPU cores, films follow .64 to .71 of the pushes that true films
 show in .86 to .89.
 
