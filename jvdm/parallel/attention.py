@@ -36,6 +36,8 @@ SPLIT = ("branch", *TOKENS, "tensor")
 itself; over branches cuDNN's kernel refused what XLA made of it (two H200, jax 0.11.2)."""
 BLOCK = 128
 """Tokens of a block of full lists, where a part has so many."""
+LISTS = ("kv_indices", "kv_counts", "kv_full_counts")
+"""Fields of a mask that have something for every block of queries of every head."""
 
 
 def attention(
@@ -68,7 +70,7 @@ def attention(
     tokens = PartitionSpec(way.batch, present(mesh, TOKENS), present(mesh, ("tensor",)))
     lists, static = way.lists(mask)
     body = functools.partial(_on_a_device, way=way, static=static, return_lse=return_lse)
-    specs = (tokens, tokens, tokens, {name: way.spec_of(lists[name]) for name in lists})
+    specs = (tokens, tokens, tokens, {name: way.spec_of(name, lists[name]) for name in lists})
     sums: Any = PartitionSpec(tokens[0], tokens[2], tokens[1]) if return_lse else None
     island = jax.shard_map(
         body, mesh=mesh, in_specs=specs, out_specs=(tokens, sums), check_vma=False
@@ -176,28 +178,59 @@ class _Way:
         return -(-self.lengths[side] // self.units[side]) * self.units[side] // self.ring
 
     def lists(self, mask: BlockMask | None) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Returns the arrays of a mask, heads padded, and its other fields."""
+        """Returns the arrays of a mask, padded so that they divide, and its other fields.
+
+        Over a ring they reach to the end of its last part: no query there has a list, and no key
+        counts.
+        """
         if mask is None:
             return {}, {}
-        arrays, static = {}, {}
+        arrays: dict[str, Array] = {}
+        static: dict[str, Any] = {}
         for field in dataclasses.fields(mask):
             value = getattr(mask, field.name)
             if field.metadata.get("static"):
                 static[field.name] = value
             elif value is not None:
                 arrays[field.name] = value
-        for name in ("kv_indices", "kv_counts", "kv_full_counts"):
+        for name in LISTS:
             if name in arrays and arrays[name].shape[1] > 1:
-                short = [(0, 0)] * arrays[name].ndim
-                short[1] = (0, -arrays[name].shape[1] % self.head_parts)
-                arrays[name] = jnp.pad(arrays[name], short, mode="edge")
+                more = -arrays[name].shape[1] % self.head_parts
+                arrays[name] = _longer(arrays[name], 1, more, "edge")
+        if self.ring == 1:
+            return arrays, static
+        rows, columns = (self.ring * self.chunk(side) // self.blocks[side] for side in (0, 1))
+        ends = dict.fromkeys(LISTS, (2, rows)) | {"q_lengths": (1, rows)}
+        ends |= {"q_coords": (1, rows * self.blocks[0]), "kv_coords": (1, columns * self.blocks[1])}
+        for name, (axis, size) in ends.items():
+            if name in arrays:
+                more, nothing = size - arrays[name].shape[axis], -1 if "coords" in name else 0
+                arrays[name] = _longer(arrays[name], axis, more, constant_values=nothing)
+        if columns * self.blocks[1] > self.lengths[1]:
+            ends_at = self.lengths[1] - self.blocks[1] * np.arange(columns)
+            usual = jnp.asarray(np.clip(ends_at, 0, self.blocks[1])[None], jnp.int32)
+            given = arrays.get("kv_lengths", usual)
+            arrays["kv_lengths"] = jnp.minimum(
+                usual, _longer(given, 1, columns - given.shape[1], constant_values=0)
+            )
         return arrays, static
 
-    def spec_of(self, leaf: Array) -> PartitionSpec:
-        """Returns how an array of a mask is split: videos and heads, unless one serves all."""
+    def spec_of(self, name: str, leaf: Array) -> PartitionSpec:
+        """Returns how an array of a mask is split: over a ring a device has those of its queries.
+
+        Videos and heads are split unless one serves all.
+        """
         batch = self.batch if leaf.shape[0] > 1 else None
-        by_head = leaf.ndim > 2 and leaf.shape[1] > 1
-        return PartitionSpec(batch, present(self.mesh, ("tensor", "sequence")) if by_head else None)
+        ring = present(self.mesh, ("ring",))
+        if name in LISTS:
+            heads = present(self.mesh, ("tensor", "sequence")) if leaf.shape[1] > 1 else None
+            return PartitionSpec(batch, heads, ring)
+        return PartitionSpec(batch, ring if name.startswith("q_") else None)
+
+
+def _longer(x: Array, axis: int, more: int, mode: str = "constant", **fill: Any) -> Array:
+    """Returns an array with so many more entries at the end of an axis."""
+    return jnp.pad(x, [(0, more if one == axis else 0) for one in range(x.ndim)], mode, **fill)
 
 
 def _on_a_device(
@@ -210,14 +243,14 @@ def _on_a_device(
     return_lse: bool,
 ) -> tuple[Array, Array | None]:
     """Attends with the tokens and heads of one device."""
-    mask: BlockMask | None = BlockMask(**lists, **static) if lists else None
     if way.sequence > 1:
         trade = functools.partial(jax.lax.all_to_all, axis_name="sequence", tiled=True)
         q, k, v = (trade(x, split_axis=2, concat_axis=1) for x in (q, k, v))
     if way.ring > 1:
-        out, lse = _around(q, k, v, mask, way)
+        out, lse = _around(q, k, v, lists, static, way)
     else:
         length, (queries, keys) = q.shape[1], way.lengths
+        mask = BlockMask(**lists, **static) if lists else None
         parts = (q[:, :queries], k[:, :keys], v[:, :keys])
         out, lse = _attend(*parts, mask, way, return_lse)
         more = (0, length - queries)
@@ -252,17 +285,27 @@ def _on_tpus(mesh: Mesh | None) -> bool:
     return mesh is not None and getattr(mesh.devices.flat[0], "platform", "none") == "tpu"
 
 
-def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> tuple[Array, Array]:
+def _around(
+    q: Array,
+    k: Array,
+    v: Array,
+    lists: dict[str, Array],
+    static: dict[str, Any],
+    way: _Way,
+) -> tuple[Array, Array]:
     """Attends to the keys of all devices of the ring, those that are there first."""
     mine = jax.lax.axis_index("ring")
     places = [(i, (i + 1) % way.ring) for i in range(way.ring)]
-    whole = None if mask is None else _whole(mask, way)
+    sources = (mine - np.arange(way.ring)) % way.ring
+    masks = jax.vmap(functools.partial(_part, lists, static, way))(sources)
+    # Keys that set out before the lists are there would hold up what chooses them: a device sends
+    # one thing after the other.
+    k, v, masks = jax.lax.optimization_barrier((k, v, masks))
 
     # The backward pass makes the scores of a part again instead of keeping them.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def attended(q: Array, k: Array, v: Array, source: Array) -> tuple[Array, Array]:
-        part = _full(source, way) if whole is None else _part(whole, mine, source, way)
-        both: Any = _attend(q, k, v, part, way, return_lse=True)
+    def attended(q: Array, k: Array, v: Array, mask: BlockMask) -> tuple[Array, Array]:
+        both: Any = _attend(q, k, v, mask, way, return_lse=True)
         return both[0].astype(jnp.float32), both[1]
 
     joined: Any = None
@@ -270,69 +313,33 @@ def _around(q: Array, k: Array, v: Array, mask: BlockMask | None, way: _Way) -> 
         here = (k, v)
         if turn + 1 < way.ring:  # on their way while these are computed with
             k, v = (jax.lax.ppermute(x, "ring", places) for x in (k, v))
-        found = attended(q, here[0], here[1], (mine - turn) % way.ring)
+        found = attended(q, *here, jax.tree.map(lambda x: x[turn], masks))  # noqa: B023
         joined = found if joined is None else merge(*joined, *found)
     return joined[0].astype(q.dtype), joined[1]
 
 
-def _full(source: Array, way: _Way) -> BlockMask:
-    """Returns full lists of the keys of part `source` that are no padding."""
-    queries, keys = way.chunk(0), way.chunk(1)
-    held = jnp.clip(way.lengths[1] - source * keys, 0, keys)
-    return BlockMask.full(queries, keys, *way.blocks, kv_count=held)
-
-
-def _whole(mask: BlockMask, way: _Way) -> tuple[dict[str, Array], BlockMask]:
-    """Returns maps, lengths and places by name, padded to whole parts of the ring, and the mask."""
-    listed = mask.to_dense()
-    maps = {"listed": listed}
-    if mask.kv_full_counts is not None:
-        full = dataclasses.replace(mask, kv_counts=mask.kv_full_counts).to_dense()
-        maps["partial"] = listed & ~full
-    counts = [way.chunk(side) * way.ring // way.blocks[side] for side in (0, 1)]
-    for name, x in maps.items():
-        short = (0, counts[0] - x.shape[2]), (0, counts[1] - x.shape[3])
-        maps[name] = jnp.pad(x, ((0, 0), (0, 0), *short))
-    sides = (("q", mask.q_lengths, mask.q_coords), ("kv", mask.kv_lengths, mask.kv_coords))
-    for side, (name, lengths, coords) in enumerate(sides):
-        block, length = way.blocks[side], way.lengths[side]
-        usual = np.clip(length - block * np.arange(counts[side]), 0, block).astype(np.int32)[None]
-        if lengths is not None:
-            short = jnp.pad(lengths, ((0, 0), (0, counts[side] - lengths.shape[1])))
-            usual = jnp.minimum(usual, short)
-        maps[f"{name}_lengths"] = jnp.asarray(usual)
-        if coords is not None:
-            short = (0, counts[side] * block - coords.shape[1])
-            maps[f"{name}_coords"] = jnp.pad(coords, ((0, 0), short), constant_values=-1)
-    return maps, mask
-
-
 def _part(
-    whole: tuple[dict[str, Array], BlockMask], mine: Array, source: Array, way: _Way
+    lists: dict[str, Array], static: dict[str, Any], way: _Way, source: Int[Array, ""]
 ) -> BlockMask:
-    """Returns the lists of the queries of part `mine` and the keys of part `source`."""
-    maps, mask = whole
+    """Returns the lists of the queries of this device among the keys of part `source`."""
     queries, keys = way.chunk(0), way.chunk(1)
-    rows, columns = queries // way.blocks[0], keys // way.blocks[1]
-
-    def cut(x: Array, axis: int, place: Array, size: int) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, place * size, size, axis)
-
-    blocks = [
-        cut(cut(maps[name], 2, mine, rows), 3, source, columns) if name in maps else None
-        for name in ("listed", "partial")
-    ]
-    rest = {
-        "q_lengths": cut(maps["q_lengths"], 1, mine, rows),
-        "kv_lengths": cut(maps["kv_lengths"], 1, source, columns),
+    columns = keys // way.blocks[1]
+    sizes: dict[str, Any] = {"q_len": queries, "kv_len": keys}
+    if not lists:  # all keys that are no padding
+        held = jnp.clip(way.lengths[1] - source * keys, 0, keys)
+        return BlockMask.full(queries, keys, *way.blocks, kv_count=held)
+    ids = lists["kv_indices"] - source * columns
+    entry, width = np.arange(ids.shape[3])[None, None, None], min(ids.shape[3], columns)
+    here = (ids >= 0) & (ids < columns)
+    kept = {name: here & (entry < lists[name][..., None]) for name in LISTS[1:] if name in lists}
+    counts = {name: jnp.sum(among, 3, dtype=jnp.int32) for name, among in kept.items()}
+    last = (~kept["kv_counts"]).astype(jnp.int32)  # in their order, full ones first
+    ids = jax.lax.sort((last, ids), dimension=3, num_keys=1, is_stable=True)[1][..., :width]
+    ids = jnp.where(entry[..., :width] < counts["kv_counts"][..., None], ids, 0)
+    of_keys = {"kv_lengths": columns, "kv_coords": keys}
+    rest = {name: lists[name] for name in ("q_lengths", "q_coords") if name in lists} | {
+        name: jax.lax.dynamic_slice_in_dim(lists[name], source * size, size, 1)
+        for name, size in of_keys.items()
+        if name in lists
     }
-    for name, place, size in (("q_coords", mine, queries), ("kv_coords", source, keys)):
-        if name in maps:
-            rest[name] = cut(maps[name], 1, place, size)
-    static: dict[str, Any] = {"q_len": queries, "kv_len": keys, "causal_time": mask.causal_time}
-    static |= {"block_q": mask.block_q, "block_kv": mask.block_kv}
-    width = min(mask.kv_indices.shape[3], columns)
-    listed: Any = blocks[0]
-    # Blocks of padding have no keys; kernels want at least one in a list that they walk.
-    listed = listed & (rest["kv_lengths"] > 0)[:, None, None]
-    return BlockMask.from_dense(listed, blocks[1], max_blocks=width, **rest, **static)
+    return BlockMask(ids, **counts, **rest, **(static | sizes))
