@@ -148,6 +148,9 @@ def _matrices(
     asked: Any = every(request.matrix, parts)
     rule = next(iter(parts.values())).sampling.matrix
     if request.matrix is None and isinstance(rule, LagMatrix):
+        if rule.first_block is not None:
+            what, why = f"a first block of {rule.first_block}", "blocks of modalities are seconds"
+            raise ConfigError(what, why, "leave first_block out, or give a matrix for each")
         lengths = {
             name: part.vae.strides[0] / getattr(part.vae, "rate", settings.fps)
             for name, part in parts.items()

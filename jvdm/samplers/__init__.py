@@ -56,6 +56,7 @@ from jvdm.samplers.joint import (
     noise_of,
     waves_in_seconds,
 )
+from jvdm.samplers.layouts import from_times, joined, trapezoid_matrix
 from jvdm.samplers.levels import (
     beta_levels,
     exp_shift_levels,
@@ -110,6 +111,7 @@ from jvdm.samplers.rules import (
     ShiftedLevels,
     StepLevels,
     SynchronousMatrix,
+    TrapezoidMatrix,
     TruncatedMatrix,
     WindowedMatrix,
 )
@@ -229,6 +231,7 @@ __all__ = [
     "TimestepMatrix",
     "TimestepSampler",
     "TrainTimes",
+    "TrapezoidMatrix",
     "TruncatedMatrix",
     "TwoScales",
     "Unguided",
@@ -254,6 +257,7 @@ __all__ = [
     "exponential_levels",
     "freeze",
     "from_index",
+    "from_times",
     "fused",
     "fused_carry",
     "guided",
@@ -263,6 +267,7 @@ __all__ = [
     "hooked",
     "initial_noise",
     "invert",
+    "joined",
     "karras_levels",
     "lag_matrix",
     "linear_quadratic_levels",
@@ -298,6 +303,7 @@ __all__ = [
     "synchronous",
     "thousandths",
     "times",
+    "trapezoid_matrix",
     "trig_flow",
     "truncate",
     "uniform_lambda_levels",

@@ -112,7 +112,13 @@ def from_index(
 
 
 def lag_matrix(
-    levels: Float[Array, " levels"], latent_frames: int, lag: int = 0, block: int = 1
+    levels: Float[Array, " levels"],
+    latent_frames: int,
+    lag: int = 0,
+    block: int = 1,
+    *,
+    first_block: int | None = None,
+    prefix: int = 0,
 ) -> TimestepMatrix:
     """Lets every block of frames start `lag` rows after the block before it.
 
@@ -125,13 +131,16 @@ def lag_matrix(
         latent_frames: Number of latent frames `F`.
         lag: Rows between neighbouring blocks.
         block: Latent frames per block; the last block may be shorter.
+        first_block: Latent frames of the first block; None is `block`. A causal autoencoder makes
+            its first latent frame of one picture: blocks of 1, 4, 4, ... keep it by itself.
+        prefix: Latent frames before the first block, which are given clean and frozen.
 
     Returns:
-        Matrix with `S + lag * (ceil(F / block) - 1)` steps.
+        Matrix with `S + lag * (blocks - 1)` steps.
 
     Raises:
-        ConfigError: If `lag` is negative, `block` or `latent_frames` not positive, or there
-            are more than `MAX_CELLS` cells.
+        ConfigError: If `lag` is negative, a block or `latent_frames` not positive, no frame follows
+            the prefix, or there are more than `MAX_CELLS` cells.
 
     Reference: AR-Diffusion (arXiv:2503.07418) and SkyReels-V2 (arXiv:2504.13074)
     generate these rows with counters; the closed form is ours.
@@ -140,16 +149,23 @@ def lag_matrix(
         >>> times(lag_matrix(jnp.array([1.0, 0.5, 0.0]), 2, lag=1)).tolist()
         [[1.0, 1.0], [0.5, 1.0], [0.0, 0.5], [0.0, 0.0]]
     """
-    if lag < 0 or block < 1 or latent_frames < 1:
+    first = block if first_block is None else first_block
+    if lag < 0 or min(block, first, latent_frames) < 1:
         raise ConfigError(
-            f"lag {lag}, block {block}, {latent_frames} latent frames",
+            f"lag {lag}, block {block}, first block {first}, {latent_frames} latent frames",
             "a wave needs lag 0 or more, and at least one frame per block and per video",
             "reverse the frame order to start from the last frame",
         )
+    if not 0 <= prefix < latent_frames:
+        what, why = f"a prefix of {prefix} of {latent_frames} latent frames", "a wave follows it"
+        raise ConfigError(what, why, f"use 0 to {latent_frames - 1}")
     steps = levels.shape[0] - 1
-    rows = np.arange(count_rows(steps, latent_frames, lag * ((latent_frames - 1) // block)) + 1)
-    blocks = np.arange(latent_frames) // block
-    return from_index(levels, np.clip(rows[:, None] - lag * blocks[None], 0, steps))
+    last = max(-(-(latent_frames - prefix - first) // block), 0)
+    rows = np.arange(count_rows(steps, latent_frames, lag * last) + 1)
+    frames = np.arange(latent_frames) - prefix
+    blocks = np.maximum((frames - first) // block + 1, 0)
+    index = np.clip(rows[:, None] - lag * blocks[None], 0, steps)
+    return from_index(levels, np.where(frames < 0, steps, index))
 
 
 def count_rows(steps: int, latent_frames: int, waiting: int = 0) -> int:

@@ -15,6 +15,7 @@ import jax
 from jvdm.arrays import Array, Float, no_type_check
 from jvdm.errors import ConfigError
 from jvdm.samplers.diffusers_levels import diffusers_levels, read_scheduler, tokens_mu
+from jvdm.samplers.layouts import trapezoid_matrix
 from jvdm.samplers.levels import (
     beta_levels,
     exp_shift_levels,
@@ -241,14 +242,36 @@ class LagMatrix:
     Attributes:
         lag: Rows between neighbouring blocks (static).
         block: Latent frames per block (static).
+        first_block: Latent frames of the first block, None for `block` (static).
     """
 
     lag: int = dataclasses.field(metadata=_STATIC)
     block: int = dataclasses.field(default=1, metadata=_STATIC)
+    first_block: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
         """Returns the matrix."""
-        return lag_matrix(levels, latent_frames, self.lag, self.block)
+        sizes = (self.lag, self.block)
+        return lag_matrix(levels, latent_frames, *sizes, first_block=self.first_block)
+
+
+@no_type_check
+@_rule
+@dataclass(frozen=True)
+class TrapezoidMatrix:
+    """Both ends of the video first, the middle last (`trapezoid_matrix`).
+
+    Attributes:
+        lag: Rows between neighbouring blocks (static).
+        block: Latent frames per block, from either end (static).
+    """
+
+    lag: int = dataclasses.field(default=1, metadata=_STATIC)
+    block: int = dataclasses.field(default=1, metadata=_STATIC)
+
+    def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
+        """Returns the matrix."""
+        return trapezoid_matrix(levels, latent_frames, self.lag, self.block)
 
 
 @no_type_check
@@ -259,13 +282,16 @@ class AutoregressiveMatrix:
 
     Attributes:
         block: Latent frames per block (static).
+        first_block: Latent frames of the first block, None for `block` (static).
     """
 
     block: int = dataclasses.field(default=1, metadata=_STATIC)
+    first_block: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
         """Returns the matrix."""
-        return lag_matrix(levels, latent_frames, levels.shape[0] - 1, self.block)
+        wave = LagMatrix(levels.shape[0] - 1, self.block, self.first_block)
+        return wave(levels, latent_frames)
 
 
 @no_type_check

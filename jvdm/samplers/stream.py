@@ -172,7 +172,7 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
     if isinstance(rule, SynchronousMatrix):
         rule = LagMatrix(-(-steps // max(1, min(window - 1, steps))))
     if isinstance(rule, AutoregressiveMatrix):
-        rule = LagMatrix(steps, rule.block)
+        rule = LagMatrix(steps, rule.block, rule.first_block)
     if not isinstance(rule, LagMatrix):
         raise ConfigError(
             f"the matrix {type(rule).__name__} was to be streamed",
@@ -180,6 +180,10 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
             "stream a wave (--sampling.matrix lag) or block by block (autoregressive); pictures "
             "that begin a stream need no matrix",
         )
+    if rule.first_block not in (None, rule.block):
+        what = f"a first block of {rule.first_block} latent frames in a stream of {rule.block}"
+        why = "every chunk of a stream is one block; what begins it is a clip"
+        raise ConfigError(what, why, "leave first_block out")
     in_work = -(-steps // max(1, rule.lag)) * rule.block
     context = max(context, window - in_work) // rule.block * rule.block
     rows = stream_rows(levels, rule.lag, rule.block, context, kept=kept)

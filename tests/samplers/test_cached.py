@@ -101,6 +101,7 @@ def test_what_makes_a_clip_makes_a_stream():
         LagMatrix(2): (2, 9, 1, 5),
         LagMatrix(2, block=3): (2, 12, 3, 0),
         LagMatrix(4, block=3): (4, 9, 3, 3),
+        LagMatrix(4, block=3, first_block=3): (4, 9, 3, 3),
         AutoregressiveMatrix(2): (8, 8, 2, 6),
         WindowedMatrix(LagMatrix(2), 6): (2, 6, 1, 2),
         WindowedMatrix(LagMatrix(2)): (2, 4, 1, 0),
@@ -116,6 +117,8 @@ def test_what_makes_a_clip_makes_a_stream():
             continue
         assert found == expected, rule
         assert np.asarray(rows.cycle.write).sum() == (rows.block if found[0] % 2 else 0), rule
+    with pytest.raises(ConfigError, match="a first block of 1 latent frames in a stream of 4"):
+        of(AutoregressiveMatrix(4, first_block=1))
     with pytest.raises(ConfigError, match="TruncatedMatrix was to be streamed"):
         of(TruncatedMatrix(SynchronousMatrix(), 0.5))
 
