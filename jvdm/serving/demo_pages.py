@@ -12,7 +12,8 @@
     DELETE /api/galleries/ID                     ends it
 
 Errors are those of `jvdm serve`. Who knows the name of a stream may steer it. Those who take turns
-are keys or addresses, as `Guard` tells them apart: what a request says of itself does not count.
+are keys or addresses, as `Guard` tells them apart; browsers behind one take the turns of it, by the
+name that the page gives each (`X-Visitor`).
 """
 
 import asyncio

@@ -16,7 +16,8 @@ files in base64. It answers 202 with the `id` of a job. Then
     GET    /health  /metrics        for schedulers and for Prometheus; / is this text
 
 Clients take turns: one is whoever has a key, or an address where there is none or one for all. What
-a proxy says of addresses is not believed, so behind one give everybody a key. Jobs of equal shape
+a proxy says of addresses is not believed, so behind one give everybody a key. People of one client
+share its turns evenly if each sends a name of its own as the header X-Visitor. Jobs of equal shape
 and settings that wait together are made in one call: then a video may differ from that of `jvdm
 generate` by rounding (--max-batch 1 makes each alone). Every error is `{"error": {"what", "why",
 "fix", "code"}}`: 422 for what cannot be made, 429 with Retry-After while too many wait. After

@@ -247,7 +247,8 @@ def test_streams_of_several_take_turns(address, monkeypatch):
 
 def test_several_names_give_no_more_turns(address, demo):
     """A client with many streams is one client, whatever its requests say of it."""
-    crowd = [Client(address, 1, **{"X-Client": f"{i}", "X-Forwarded-For": f"{i}"}) for i in "abcd"]
+    said = ("X-Client", "X-Forwarded-For", "X-Visitor")
+    crowd = [Client(address, 1, **dict.fromkeys(said, name)) for name in "abcd"]
     paths = [one.start(**SMALL, duration="40s") for one in crowd]
     for one, path in zip(crowd[:2], paths, strict=False):
         one.until(path, "running", query="?played=0", frames=13)
@@ -259,6 +260,21 @@ def test_several_names_give_no_more_turns(address, demo):
     assert [stream["state"] for stream in now] == ["cancelled", "running", "queued", "queued"]
     other("DELETE", waiting)
     crowd[1].end(*paths[1:])
+    wait_until_free(demo)
+
+
+def test_people_behind_one_address_take_turns(address, demo):
+    """Who came later with one stream is before the third stream of who came first."""
+    first, second = (Client(address, 1, **{"X-Visitor": name}) for name in ("one", "two"))
+    held = [first.start(**SMALL, duration="40s") for _ in range(2)]
+    for path in held:
+        first.until(path, "running", query="?played=0", frames=13)
+    third, other = first.start(**SMALL, duration="40s"), second.start(**SMALL, duration="40s")
+    first("DELETE", held[0])
+    second.until(other, "running", query="?played=0", frames=13)
+    assert first("GET", third)["state"] == "queued"
+    second("DELETE", other)
+    first.end(*held[1:], third)
     wait_until_free(demo)
 
 

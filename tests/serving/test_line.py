@@ -43,6 +43,32 @@ def test_clients_have_equal_shares_and_their_own_order(items):
         assert all(counts[name] >= max(counts.values()) - 1 for name in waits)
 
 
+PEOPLE = st.lists(st.sampled_from(["a", "a x", "a y", "b", "b x", "c"]), max_size=20)
+
+
+@hypothesis.given(PEOPLE)
+def test_visitors_divide_the_turns_of_their_client(names):
+    """And get no more of them: clients are served as if each were one person."""
+    line, alone = filled([(name, 0) for name in names]), Line()
+    for place, name in enumerate(names):
+        alone.add(name[0], (name[0], place))
+    ahead = {item: line.ahead(item[0], item) for item in line}
+    taken = emptied(line)
+    assert [ahead[item] for item in taken] == list(range(len(names)))
+    assert [name[0] for name, _ in taken] == [name for name, _ in emptied(alone)]
+    for client in "abc":
+        own = [name for name, _ in taken if name[0] == client]
+        for end in range(len(own)):
+            counts = {name: own[:end].count(name) for name in own}
+            waits = [name for name in own[end:]]
+            assert all(counts[name] >= max(counts.values()) - 1 for name in waits)
+
+
+def test_a_client_has_what_its_visitors_wait_for():
+    line = filled([("a x", 0), ("a y", 1), ("b", 2)])
+    assert (line.count("a x"), line.count("a"), line.count("b"), len(line)) == (2, 2, 1, 3)
+
+
 def test_an_item_that_is_not_ready_is_passed_and_one_that_does_not_suit_is_not():
     line = filled([("a", 0), ("a", 1), ("b", 2)])
     assert line.take(ready=lambda item: item[1] != 0) == ("a", 1)

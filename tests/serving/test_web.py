@@ -78,6 +78,17 @@ def test_a_key_is_needed_and_says_whose_turn_it_is():
     assert addresses == ["10.0.0.1", "10.0.0.2"]
 
 
+def test_visitors_of_an_address_are_told_apart_and_say_nothing_of_the_address():
+    guard, host = web.Guard(inside), {"host": "localhost"}
+    names = [
+        answered(guard, client=address, **host, **{"x-visitor": said})[2]["client_key"]
+        for address, said in (("10.0.0.1", "b c"), ("10.0.0.1", "d"), ("10.0.0.2", "10.0.0.1 d"))
+    ]
+    assert [name.partition(" ")[0] for name in names] == ["10.0.0.1", "10.0.0.1", "10.0.0.2"]
+    assert len(set(names)) == 3 and all(name.count(" ") == 1 for name in names)
+    assert answered(guard, client="10.0.0.1", **host)[2]["client_key"] == "10.0.0.1"
+
+
 def test_too_many_at_once_are_sent_away(monkeypatch):
     guard = web.Guard(inside)
     monkeypatch.setattr(web, "MOST_AT_ONCE", 0)

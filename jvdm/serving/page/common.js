@@ -1,7 +1,17 @@
 // What both pages use: calls to the server, its errors, and which page is open.
 
 const key = new URLSearchParams(location.search).get("key") ?? "";
-const headers = key ? { Authorization: `Bearer ${key}` } : {};
+const headers = { "X-Visitor": visitor(), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+
+// A name of this browser, by which people behind one address take turns.
+function visitor() {
+  const made = Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-");
+  try {
+    return (localStorage.visitor ??= made);
+  } catch {
+    return made; // a browser may forbid it
+  }
+}
 
 export class Refused extends Error {
   constructor({ what, why, fix }) {
