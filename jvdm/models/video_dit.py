@@ -148,7 +148,7 @@ class VideoDiT(Transformer, nn.Module):
         embed = Linear((self.width,), self.dtype, bias=True, name="patch_in")
         (tokens,) = embed(self._patches(x))
         if self.position_waves:
-            port = Linear((self.width,), self.dtype, scale=0.0, name="position_in")
+            port = Linear((self.width,), self.dtype, scale=0.5, name="position_in")
             (places,) = port(_places(h // self.patch, w // self.patch, self.position_waves))
             tokens = tokens + places[None, None]
         channel = conditions.channel
