@@ -199,7 +199,7 @@ class Sparse(Policy):
         """Returns the tally with a call among the blocks of a mask."""
         seen: Any = jnp.nan
         if self.recall_queries:
-            seen = recall(q, k, v, blocks, mask, self.recall_queries)
+            seen = recall(q, k, blocks, mask, self.recall_queries)
         return tally.add(density(blocks, mask), seen, dense=False)
 
     def choose(

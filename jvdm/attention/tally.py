@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Float, PyTree, instances
 from jvdm.attention.blocks import Blocks
-from pallas_kernels import BlockMask, block_mass, block_sparse_attention
+from pallas_kernels import BlockMask
 
 
 class Tally(NamedTuple):
@@ -40,35 +41,36 @@ class Tally(NamedTuple):
 
 def density(blocks: Blocks, mask: BlockMask) -> Float[Array, ""]:
     """Returns the share of all pairs of tokens, padding left out, that a mask lists."""
-    share = blocks.lengths.astype(np.float32) / blocks.grid.tokens
-    return jnp.mean(mask.to_dense().astype(jnp.float32) @ share @ share)
+    share = jnp.asarray(blocks.lengths / blocks.grid.tokens, jnp.float32)
+    entry = np.arange(mask.kv_indices.shape[3])[None, None, None]
+    said = jnp.where(entry < mask.kv_counts[..., None], share[mask.kv_indices], 0.0)
+    return jnp.mean(jnp.sum(said, -1) @ share)
 
 
 def recall(
     q: Float[Array, "B L N D"],
     k: Float[Array, "B L N D"],
-    v: Float[Array, "B L N D"],
     blocks: Blocks,
     mask: BlockMask,
     queries: int,
 ) -> Float[Array, ""]:
     """Estimates the share of dense attention that lies on the listed blocks.
 
-    From `queries` queries, drawn once for all layers and rows; their dense log-sum-exp and
-    the mass of every block of keys (`block_mass`) cost `queries / L` of the products of dense
-    attention. The mean over them, heads and batch rows is unbiased.
+    From `queries` queries, drawn once for all layers and rows; their dense attention, summed over
+    every block of keys, costs `queries / (2 L)` of the products of all. The mean over them, heads
+    and batch rows is unbiased.
     """
     held = np.flatnonzero(blocks.holds)
     count = min(queries, len(held))
     chosen = np.sort(np.random.default_rng(0).choice(held, count, replace=False))
-    asked = q[:, chosen]
-    few = BlockMask.full(count, q.shape[1], count, blocks.size)
-    short = jnp.asarray(blocks.lengths[None], jnp.int32)
-    few = dataclasses.replace(few, kv_lengths=short)
-    lse = block_sparse_attention(asked, k, v, few, return_lse=True, implementation="reference")[1]
-    mass = block_mass(asked, k, lse, 1, blocks.size, kv_lengths=short)
-    listed = mask.to_dense()[:, :, chosen // blocks.size]
-    return jnp.mean(jnp.sum(jnp.where(listed, mass, 0.0), -1))
+    scores = jnp.einsum("bqnd,blnd->bnql", q[:, chosen], k, preferred_element_type=jnp.float32)
+    scores = jnp.where(blocks.holds[None, None, None], scores * q.shape[3] ** -0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, -1).reshape(*scores.shape[:3], blocks.count, blocks.size)
+    rows, lists = chosen // blocks.size, {"kv_full_counts": None}
+    for name in ("kv_indices", "kv_counts"):
+        lists[name] = getattr(mask, name)[:, :, rows]
+    listed = dataclasses.replace(mask, **lists).to_dense()
+    return jnp.mean(jnp.sum(jnp.where(listed, weights.sum(-1), 0.0), -1))
 
 
 def summary(carry: PyTree) -> dict[str, Any]:

@@ -14,6 +14,8 @@ _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\]<=)")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")  # all of an axis, or a part of it
 
 
 class _Computation(NamedTuple):
@@ -83,10 +85,21 @@ def _bytes_of(line: str, result: str, kind: str) -> int:
     ]
     # The tuple of an asynchronous one holds what goes in and what comes out.
     size = max(sizes) if "-start(" in line else sum(sizes)
-    group = _GROUP.search(line)
-    count = 2 if group is None else len(group[1].split(",")) if group[1] else int(group[3])
+    count = _devices(line)
     if kind == "collective-permute":
         return size
     if kind == "reduce-scatter":
         return size * (count - 1) if "-start(" not in line else size * (count - 1) // count
     return (2 if kind == "all-reduce" else 1) * size * (count - 1) // count
+
+
+def _devices(line: str) -> int:
+    """Returns how many devices a collective is among, 2 if it does not say so.
+
+    XLA lists them, counts them, or names axes of a mesh.
+    """
+    if mesh := _MESH.search(line):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        return math.prod(int(part or sizes[axis]) for axis, part in _AXIS.findall(mesh[2]))
+    group = _GROUP.search(line)
+    return 2 if group is None else len(group[1].split(",")) if group[1] else int(group[3])

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvdm.attention import AttentionCall, Draft, TokenGrid
 from jvdm.parallel import attention, data_mesh, mesh_of, using
+from jvdm.parallel.collectives import sent
+from jvdm.samplers import Call
 from pallas_kernels import BlockMask
 from pallas_kernels.attention.api import LONG_ON_TPU
 
@@ -98,3 +101,26 @@ def test_a_device_of_a_ring_gets_the_lists_of_its_own_queries():
     places = [jax.NamedSharding(mesh, spec) for spec in over]
     program = jax.jit(attended, in_shardings=places).lower(tokens, scores).compile().as_text()
     assert program and "collective-permute" in program and "all-gather" not in program
+
+
+@pytest.mark.parametrize("mesh", ["ring=4", "sequence=4"])
+def test_choosing_blocks_sends_their_means_and_little_more(mesh):
+    """Neither scores nor tokens; the recall is estimated without a message for every query."""
+    grid, heads, size = TokenGrid(8, 16, 16, heads=4, head_dim=8), 4, 16
+    policy, over = Draft(0.25, block=size, recall_queries=64), mesh_of(mesh)
+    spec = jax.P(None, ("ring", "sequence")[mesh[0] == "s"])
+
+    def chosen(q, k):
+        given = Call.at(jnp.full((1, 8), 0.5))
+        call = AttentionCall(jnp.int32(1), given.row, given.t, grid)
+        with using(over):
+            mask, tally = policy.select(q, k, k, policy.init(grid), call)
+        return mask and (mask.kv_indices, mask.kv_counts), tally
+
+    tokens = jax.ShapeDtypeStruct((1, grid.tokens, heads, 8), jnp.float32)
+    lists = jax.NamedSharding(over, jax.P(None, None, *spec[1:]))
+    whole = jax.NamedSharding(over, jax.P())
+    places = {"in_shardings": jax.NamedSharding(over, spec), "out_shardings": (lists, whole)}
+    program = jax.jit(chosen, **places).lower(tokens, tokens).compile().as_text()
+    means, lists_of_64 = grid.tokens // size * heads * 8 * 4, 64 * heads * 32 * 4
+    assert 0 < sum(sent(program or "").values()) < 2 * (means + lists_of_64)

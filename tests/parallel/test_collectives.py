@@ -55,6 +55,34 @@ def test_a_loop_sends_in_every_turn(kind, size):
     }
 
 
+@pytest.mark.parametrize(
+    ("split", "kept", "size"),
+    [
+        (("ring",), (), 3 * BYTES),
+        (("data", "ring"), ("data",), BYTES),
+        (("data", "ring"), (), 3 * BYTES),
+    ],
+)
+def test_what_xla_splits_by_itself_is_counted(split, kept, size):
+    """It names axes of a mesh where a collective is among all devices of them."""
+    mesh = mesh_of("ring=4" if len(split) == 1 else "data=2,ring=2")
+    places = {
+        name: NamedSharding(mesh, P(axes)) for name, axes in zip("io", (split, kept), strict=True)
+    }
+    jitted = jax.jit(jnp.sin, in_shardings=places["i"], out_shardings=places["o"])
+    made = jitted.lower(jax.ShapeDtypeStruct((32, 16), jnp.float32)).compile().as_text() or ""
+    assert ("replica_groups=mesh[" in made) == (not kept)
+    assert sent(made) == {"all-gather": size}
+
+
+@pytest.mark.parametrize(("axes", "parts"), [("'b'", 4), ("'a','b'", 8), ("'b':(1)2", 2)])
+def test_axes_of_a_mesh_say_among_how_many_a_collective_is(axes, parts):
+    groups = f"replica_groups=mesh['a'=2,'b'=4] {{{axes}}}, dimensions={{0}}"
+    line = f"  %gathered = f32[32,16]{{1,0}} all-gather(%x), {groups}"
+    program = f"ENTRY %main (x: f32[8,16]) -> f32[32,16] {{\n{line}\n}}"
+    assert sent(program) == {"all-gather": 4 * BYTES * (parts - 1) // parts}
+
+
 def test_a_program_of_one_device_sends_nothing():
     assert sent(compiled(jnp.sin, jnp.zeros(4))) == {}
 
