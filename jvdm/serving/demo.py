@@ -39,7 +39,7 @@ from jvdm.serving.limits import Limits
 from jvdm.serving.serve import check_installed
 from jvdm.serving.tasks import check_names, remove, size_bytes, without, write_pictures
 from jvdm.serving.web import Ends, WebOptions, listening, run_until_stopped, work_folder
-from jvdm.settings import PICTURE, settings_of
+from jvdm.settings import PICTURE, settings_of, with_numbers
 
 __all__ = ["Demo", "DemoOptions", "run", "shown_defaults", "text"]
 
@@ -231,6 +231,7 @@ class Demo:
             "height": sizes.height,
             "fps": sizes.fps,
             "usual_seconds": min(USUAL_S, seconds),
+            "fast": self._fast(),
             "limits": {"prompt": limits.max_prompt, "seconds": seconds, "picture": picture},
             "attention": list(POLICIES),
             "systems": [
@@ -238,6 +239,21 @@ class Demo:
                 for name, title in usable.items()
             ],
         }
+
+    def _fast(self) -> dict[str, int | None]:
+        """Returns settings that take less time; None is one that this system does not let set."""
+        sampling = self.pipe.system.sampling
+        steps = getattr(sampling.levels, "num_steps", None)
+        fast = {"num_inference_steps": steps and max(1, steps // 2), "guidance_scale": 1}
+
+        def usable(name: str) -> int | None:
+            try:
+                with_numbers(sampling, Request(**{name: fast[name]}))
+            except ConfigError:
+                return None
+            return fast[name]
+
+        return {"steps": usable("num_inference_steps"), "guidance": usable("guidance_scale")}
 
 
 def run(options: DemoOptions) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from PIL import Image
 
 from jvdm import cli
 from jvdm.attention import Tally, summary
+from jvdm.samplers.guidance import Unguided
+from jvdm.samplers.rules import ExplicitLevels
 from jvdm.serving import demo_streams
 from jvdm.serving.demo import Demo
 from jvdm.serving.demo_pages import PAGE
@@ -144,6 +146,17 @@ def test_cancel_frees_the_device(address, demo):
     second("DELETE", running[1])
     second.until(running[1], "cancelled")
     wait_until_free(demo)
+
+
+def test_faster_settings_are_those_that_the_system_lets_one_set(demo, monkeypatch):
+    assert demo.about["fast"] == {"steps": 4, "guidance": 1}
+    sampling = demo.pipe.system.sampling
+    levels, guidance = ExplicitLevels((1.0, 0.5, 0.0)), Unguided()
+    fixed = dataclasses.replace(sampling, levels=levels, guidance=guidance)
+    system = dataclasses.replace(demo.pipe.system, sampling=fixed)
+    pipe = dataclasses.replace(demo.pipe, system=system)
+    monkeypatch.setattr(demo, "pipe", pipe)
+    assert demo._fast() == {"steps": None, "guidance": None}
 
 
 def test_programs_of_many_sizes_do_not_fill_the_memory(client, demo, monkeypatch):

@@ -149,12 +149,19 @@ def test_what_is_slower_than_it_plays_says_so(page, demo, monkeypatch):
         return stream
 
     monkeypatch.setattr(demo, "stream", slowly)
-    page.fill(seconds="6", steps="4", guidance="1")
+    page.fill(seconds="6", seed="1")
     page["start"].click()
     page.until(lambda: "so it pauses" in page.text("state"))
     speed = float(page.text("state").split("; ")[1].split()[0])
     assert 0 < speed < 6 and "6 are played" in page.text("state")
-    assert (asked[0]["num_inference_steps"], asked[0]["guidance_scale"]) == (4, 1)
+    page.until(lambda: page["faster"].is_displayed())
+    assert page.text("faster") == "Begin again with 4 steps, without guidance: faster"
+    page["faster"].click()
+    page.until(lambda: len(asked) == 2)
+    page.until(lambda: "so it pauses" in page.text("state"))
+    assert not page["faster"].is_displayed()
+    settings = [(one.get("num_inference_steps"), one.get("guidance_scale")) for one in asked]
+    assert settings == [(None, None), (4, 1)] and asked[1]["seed"] == 1
 
 
 def test_sparse_attention_is_seen(page):

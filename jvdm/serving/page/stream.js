@@ -8,6 +8,7 @@ const ENDED = ["done", "failed", "cancelled"];
 
 let current = null; // id of the stream that is shown
 let picture = null; // first frame, as base64
+let fastest = false; // whether the stream that is shown has the settings of `about.fast`
 
 class Player {
   // Plays fragments of an MP4 through a MediaSource. Its codec stands in the first of them.
@@ -61,8 +62,11 @@ function joined(first, second) {
 }
 
 async function start() {
-  if (current) await cancel();
-  at("error").textContent = "";
+  await cancel();
+  current = null; // whatever is said of the last one is not shown any more
+  buttons(false);
+  at("slow").hidden = true;
+  at("state").textContent = at("error").textContent = "";
   list("told", []);
   list("notes", []);
   at("save").hidden = true;
@@ -76,6 +80,9 @@ async function start() {
     guidance_scale: number("guidance"),
     image: picture ?? undefined,
   };
+  const { steps, guidance } = about.fast; // null is what cannot be set
+  fastest = steps === null || asked.num_inference_steps <= steps;
+  fastest &&= guidance === null || asked.guidance_scale <= guidance;
   const stream = await send("POST", "api/streams", asked);
   current = stream.id;
   buttons(true);
@@ -107,6 +114,7 @@ async function watch(id) {
 
 function show(stream) {
   at("state").textContent = said(stream);
+  at("slow").hidden = fastest || !slow(stream);
   at("error").textContent = stream.error
     ? [stream.error.what, stream.error.why, stream.error.fix].filter(Boolean).join("\n")
     : "";
@@ -130,15 +138,17 @@ function list(id, texts) {
   at(id).replaceChildren(...lines);
 }
 
+const slow = ({ state, frames, speed, fps }) =>
+  state === "running" && frames > 0 && speed !== null && speed < fps;
+
 function said(stream) {
   if (stream.state === "queued") return `Waiting; ${stream.ahead} came before.`;
   const made = `${stream.frames} frames, ${(stream.frames / stream.fps).toFixed(1)} s`;
   if (stream.state !== "running") return `${stream.state}: ${made}`;
   if (stream.frames === 0 && stream.row === 0) return "Reading the prompt, and compiling.";
   if (stream.frames === 0) return `The first clip: row ${stream.row} of ${stream.of}.`;
-  const slow = stream.speed !== null && stream.speed < stream.fps;
   const pauses = `${stream.speed} frames a second are made and ${stream.fps} are played, so it pauses`;
-  return `Playing: ${made} are made${slow ? `; ${pauses}` : ""}.`;
+  return `Playing: ${made} are made${slow(stream) ? `; ${pauses}` : ""}.`;
 }
 
 async function change() {
@@ -147,6 +157,13 @@ async function change() {
 
 async function cancel() {
   if (current) await send("DELETE", `api/streams/${current}`);
+}
+
+// Begins again with fewer steps and no guidance, for a device that is slower than the film plays.
+function faster() {
+  at("steps").value = about.fast.steps;
+  at("guidance").value = about.fast.guidance;
+  return start();
 }
 
 function failed(error, id) {
@@ -189,6 +206,7 @@ const on = (id, event, act) =>
 on("ask", "submit", start);
 on("change", "click", change);
 on("cancel", "click", cancel);
+on("faster", "click", faster);
 on("drop", "dragover", () => void at("drop").classList.add("over"));
 on("drop", "dragleave", () => void at("drop").classList.remove("over"));
 on("drop", "drop", (event) => {
@@ -202,4 +220,8 @@ at("video").style.aspectRatio = `${about.width} / ${about.height}`;
 at("prompt").maxLength = at("same").maxLength = about.limits.prompt;
 at("seconds").max = about.limits.seconds;
 at("seconds").value = about.usual_seconds;
+at("faster").textContent = `Begin again ${[
+  about.fast.steps && `with ${about.fast.steps} steps`,
+  about.fast.guidance && "without guidance",
+].filter(Boolean).join(", ")}: faster`;
 at("attention").append(...about.attention.map((name) => new Option(name, name)));
