@@ -28,6 +28,7 @@ from jvdm.samplers.guidance import (
     guided_carry,
 )
 from jvdm.samplers.guidance_scales import Cosine, Ramped, TwoScales
+from jvdm.samplers.history import History, WeightedHistory
 from jvdm.samplers.hooks import (
     BackProject,
     Blend,
@@ -184,6 +185,7 @@ __all__ = [
     "GivenMatrix",
     "GradGuide",
     "Guidance",
+    "History",
     "Hook",
     "Independent",
     "Interval",
@@ -237,6 +239,7 @@ __all__ = [
     "Unguided",
     "Unweighted",
     "Weighted",
+    "WeightedHistory",
     "WindowShuffle",
     "WindowedMatrix",
     "ZeroStar",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Shaped
 
-from jvdm.arrays import Array, Bool, Float, Int, PyTree
+from jvdm.arrays import Array, Bool, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import PredictionKind, Process, Values, expand, to_x0_eps
@@ -29,6 +29,18 @@ class Denoised(NamedTuple):
     eps: Array
 
 
+class Draws(NamedTuple):
+    """What addressed noise of a call is drawn from.
+
+    Attributes:
+        key: Stream of the run.
+        samples: i32[B], index of each sample in the whole job.
+    """
+
+    key: Key
+    samples: Int[Array, " B"]
+
+
 class Row(NamedTuple):
     """Where in a run a network is called.
 
@@ -38,12 +50,17 @@ class Row(NamedTuple):
         write: bool[W], frames of the window whose keys and values are to be kept.
         frame: i32[], absolute index of the first frame of the window in its video; a stream
             counts on where `start` stays 0.
+        moving: bool[W], frames that are not frozen in the step; None outside of a run, and behind
+            guidance, which networks need not tell from their levels.
+        draws: What guidance may draw noise from; None likewise.
     """
 
     index: Int[Array, ""]
     start: Int[Array, ""]
     write: Bool[Array, " W"]
     frame: Int[Array, ""]
+    moving: Bool[Array, " W"] | None = None
+    draws: Draws | None = None
 
 
 class Call(NamedTuple):

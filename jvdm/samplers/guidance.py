@@ -66,6 +66,10 @@ class Guidance(Protocol):
             _weighted_sum(weights, [branch.eps for branch in branches]),
         )
 
+    def view(self, branch: str, x: Array, call: Call, process: Process) -> tuple[Array, Call]:
+        """Returns what a branch is shown: the latents at their levels, unless a rule differs."""
+        return x, call
+
     @property
     def remembers(self) -> bool:
         """Whether the rule needs what it said in earlier steps, per frame (static)."""
@@ -97,11 +101,10 @@ def guided(
         process: The corruption process.
     """
     if rule.execution == "sequential":
-        evaluate = functools.partial(
-            _one_by_one, rule, [denoiser_of((name,)) for name in rule.branches]
-        )
+        denoisers = [denoiser_of((name,)) for name in rule.branches]
+        evaluate = functools.partial(_one_by_one, rule, denoisers, process)
     else:
-        evaluate = functools.partial(_together, len(rule.branches), denoiser_of(rule.branches))
+        evaluate = functools.partial(_together, rule, denoiser_of(rule.branches), process)
 
     def follow(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
         if not rule.remembers:
@@ -401,36 +404,45 @@ def _is_number(value: object) -> bool:
 
 
 def _together(
-    count: int, denoiser: Denoiser, x: Array, call: Call, carry: PyTree
+    rule: Guidance, denoiser: Denoiser, process: Process, x: Array, call: Call, carry: PyTree
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates all branches as one batch."""
-    denoised, carry = denoiser(*repeated(x, call, count), carry)
-    parts = (jnp.split(value, count) for value in denoised)
+    denoised, carry = denoiser(*shown(rule, rule.branches, process, x, call), carry)
+    parts = (jnp.split(value, len(rule.branches)) for value in denoised)
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
 
 
-def repeated(x: Array, call: Call, count: int) -> tuple[Array, Call]:
-    """Returns latents and call of a branch-major batch of `count` branches."""
-    t, t_next = (jnp.concatenate([level] * count) for level in (call.t, call.t_next))
-    return jnp.concatenate([x] * count), Call(t, t_next, call.row)
+def shown(
+    rule: Guidance, branches: Sequence[str], process: Process, x: Array, call: Call
+) -> tuple[Array, Call]:
+    """Returns latents and call of a branch-major batch of branches, as networks are told them."""
+    views, calls = zip(*(rule.view(name, x, call, process) for name in branches), strict=True)
+    t = jnp.concatenate([one.t for one in calls])
+    t_next = jnp.concatenate([one.t_next for one in calls])
+    return jnp.concatenate(views), Call(t, t_next, call.row._replace(moving=None, draws=None))
 
 
 def _one_by_one(
-    rule: Guidance, denoisers: list[Denoiser], x: Array, call: Call, carry: PyTree
+    rule: Guidance,
+    denoisers: list[Denoiser],
+    process: Process,
+    x: Array,
+    call: Call,
+    carry: PyTree,
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates the branches that matter, and all where the row is written to a cache."""
     needed = rule.needed(call) | jnp.any(call.row.write)
 
-    def evaluate(branch: Denoiser, carry: PyTree) -> tuple[Denoised, PyTree]:
-        denoised, carry = branch(x, call, carry)
+    def evaluate(name: str, branch: Denoiser, carry: PyTree) -> tuple[Denoised, PyTree]:
+        denoised, carry = branch(*shown(rule, (name,), process, x, call), carry)
         return Denoised(*(value.astype(x.dtype) for value in denoised)), carry
 
     def skip(carry: PyTree) -> tuple[Denoised, PyTree]:
         return Denoised(jnp.zeros_like(x), jnp.zeros_like(x)), carry
 
     said = [
-        jax.lax.cond(needed[i], functools.partial(evaluate, branch), skip, carry[i])
-        for i, branch in enumerate(denoisers)
+        jax.lax.cond(needed[i], functools.partial(evaluate, name, branch), skip, carry[i])
+        for i, (name, branch) in enumerate(zip(rule.branches, denoisers, strict=True))
     ]
     branches, carries = zip(*said, strict=True)
     return list(branches), carries

@@ -11,7 +11,7 @@ from jvdm.arrays import Array, Float, Key, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.samplers.denoiser import Denoised, JointDenoiser, PerFrame
-from jvdm.samplers.guidance import Guidance, remembered, repeated
+from jvdm.samplers.guidance import Guidance, remembered, shown
 from jvdm.samplers.matrices import TimestepMatrix, from_index
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.noise import initial_noise
@@ -106,17 +106,17 @@ def guided_together(
                 'use a rule with execution="batched"',
             )
     names = all_branches(rules)
-    denoiser, count, processes = denoiser_of(names), len(names), every(processes, rules)
+    denoiser, processes = denoiser_of(names), every(processes, rules)
 
     def follow(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
         memory, carry = carry if _remember(rules) else (dict.fromkeys(rules), carry)
-        batch = each(lambda x, call: repeated(x, call, count), x, call)
+        batch = each(lambda rule, *seen: shown(rule, names, *seen), dict(rules), processes, x, call)
         said, carry = denoiser(each(itemgetter(0), batch), each(itemgetter(1), batch), carry)
 
         def combine(
             rule: Guidance, said: Denoised, memory: PerFrame | None, *now: Any
         ) -> tuple[Denoised, PerFrame | None]:
-            parts = zip(*(jnp.split(value, count) for value in said), strict=True)
+            parts = zip(*(jnp.split(value, len(names)) for value in said), strict=True)
             branches = {name: Denoised(*part) for name, part in zip(names, parts, strict=True)}
             own = [branches[name] for name in rule.branches]
             if memory is None:

@@ -21,7 +21,7 @@ import numpy as np
 from jvdm.arrays import Array, Bool, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError
 from jvdm.keys import addressed_normal, named
-from jvdm.samplers.denoiser import Call, Denoiser, JointDenoiser, Row
+from jvdm.samplers.denoiser import Call, Denoiser, Draws, JointDenoiser, Row
 from jvdm.samplers.matrices import TimestepMatrix, level_at
 from jvdm.samplers.modalities import any_of, each, every
 from jvdm.samplers.noise import Address, consecutive
@@ -272,7 +272,8 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"]) -> 
     to_come = jnp.arange(matrix.num_rows)[:, None] >= k
     remaining = jnp.sum((levels[:-1] != levels[1:]) & to_come, axis=0, dtype=jnp.int32)
     moving = (t != t_next) & inside
-    return _Step(Row(k, first, write, frames[first]), t, t_next, moving, in_window(remaining))
+    row = Row(k, first, write, frames[first], moving)
+    return _Step(row, t, t_next, moving, in_window(remaining))
 
 
 def _one_row(denoise: Any, solver: Any, process: Any, matrix: Any, state: State, k: Array) -> State:
@@ -353,7 +354,7 @@ def _context(
         updates=old.updates,
         noise=_noise(*addressed, old, step.row.start),
         remaining=jnp.broadcast_to(step.remaining, shape),
-        row=step.row,
+        row=step.row._replace(draws=Draws(addressed[0], addressed[1].samples)),
     )
 
 

@@ -191,6 +191,9 @@ def _within(call: Call, place: Place, size: Sequence[int]) -> Call:
     )
     start, frame = (first + place.frame for first in (call.row.start, call.row.frame))
     row = call.row._replace(start=start, frame=frame, write=write)
+    if row.moving is not None:
+        moving = jax.lax.dynamic_slice_in_dim(row.moving, place.frame, size[0])
+        row = row._replace(moving=moving)
     return Call(t, t_next, row)
 
 
