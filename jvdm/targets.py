@@ -15,6 +15,9 @@ from jvdm.parallel import mesh_of
 LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 """Environment of a libtpu that has no TPU."""
 
+HOST = (2, 2, 1)
+"""Chips of a host, as libtpu takes them unless told otherwise; smaller shapes are parts of one."""
+
 
 class Machine(NamedTuple):
     """A device, by its data sheet.
@@ -59,9 +62,12 @@ def target(on: str, mesh: str) -> tuple[str, Mesh]:
         raise ConfigError(f"--on is {on!r}", "a TPU has a shape", f"write it like {kind}:2x4")
     for name, value in LIBTPU.items():
         os.environ.setdefault(name, value)
+    sizes = [*map(int, shape.split("x")), 1, 1][:3]
+    bounds = [min(size, most) for size, most in zip(sizes, HOST, strict=True)]
+    small = {} if bounds == list(HOST) else {"chips_per_host_bounds": bounds}
     try:
         with without_flags():
-            devices = topologies.get_topology_desc(on, "tpu").devices
+            devices = topologies.get_topology_desc(on, "tpu", **small).devices
     except (RuntimeError, NotImplementedError) as error:
         fix = "pip install libtpu, and use a shape that it knows"
         raise ConfigError(f"--on is {on!r}", str(error).splitlines()[0], fix) from None

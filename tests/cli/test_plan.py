@@ -3,17 +3,19 @@
 import importlib.util
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from jvdm.cli import main
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.plan import PlanOptions, run, text
 from jvdm.recipes import load_experiment
-from jvdm.targets import LIBTPU, MACHINES
+from jvdm.targets import LIBTPU, MACHINES, target
 
 needs_libtpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu (pip install libtpu)"
@@ -98,6 +100,23 @@ def test_what_does_not_fit_ends_with_2_and_the_axis_to_change(capsys, monkeypatc
 def test_what_cannot_be_planned_is_refused(config, on, mesh, said):
     with pytest.raises(ConfigError, match=said):
         plan(config, on, mesh)
+
+
+@pytest.mark.parametrize(
+    ("on", "bounds"),
+    [("v5e:1x1", [1, 1, 1]), ("v5e:1x4", [1, 2, 1]), ("v5p:2x2x2", None), ("v6e:2x4", None)],
+)
+def test_less_than_a_host_is_a_part_of_one(monkeypatch, on, bounds):
+    """libtpu takes hosts of 2 x 2 chips, and refuses what they do not divide."""
+    asked = {}
+
+    def described(name, platform, **given):
+        asked.update(given)
+        return SimpleNamespace(devices=jax.devices()[:1])
+
+    monkeypatch.setattr(topologies, "get_topology_desc", described)
+    target(on, "auto")
+    assert asked.get("chips_per_host_bounds") == bounds
 
 
 @needs_libtpu

@@ -1,9 +1,12 @@
-"""Kills one of two processes at random points, again and again, and compares with a quiet run.
+"""Kills one of several processes at random points, again and again; compares with a quiet one.
 
-`python -m tests.parallel.kills FOLDER [COUNT]` prints a line for each and ends with 0 if the
-checkpoint at the end has the bits of a run that nobody killed. Too long for the tests.
+`python -m tests.parallel.kills FOLDER [COUNT] [PROCESSES]`, 20 and 2 unless told otherwise, prints
+a line for each and ends with 0 if every one was killed before the run was done, nothing was lost
+that had been saved, and the checkpoint at the end has the bits of a run that nobody killed. Too
+long for the tests: minutes.
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,36 +16,41 @@ import numpy as np
 from jvdm.training.checkpoint import finished_steps, read_checkpoint
 from tests.parallel import several
 
-ARGUMENTS = ("steps=80", "clip=0.02")
+STEPS = 9  # that are done between two points, at most
 
 
-def main(folder: Path, count: int) -> int:
-    """Returns how many arrays differ at the end."""
+def main(folder: Path, count: int, size: int) -> int:
+    """Returns how many arrays differ at the end, 1 at least if anything else went wrong."""
     quiet, killed = folder / "quiet", folder / "killed"
-    assert all(code == 0 for code, _, _ in several.finish(several.start(quiet, 2, *ARGUMENTS)))
+    arguments = (f"steps={STEPS * (count + 1)}", "clip=0.02")
+    assert all(code == 0 for code, _, _ in several.finish(several.start(quiet, size, *arguments)))
     rng, last = np.random.default_rng(0), 0
     for turn in range(count):
         (killed / "heartbeat.json").unlink(missing_ok=True)  # that of the last turn
-        running = several.start(killed, 2, *ARGUMENTS)
-        wanted = last + int(rng.integers(9))  # at 0 it is being prepared
+        running = several.start(killed, size, *arguments)
+        wanted = last + int(rng.integers(STEPS))  # at 0 it is being prepared
         several.wait_for(running, lambda wanted=wanted: several.step_of(killed) >= wanted)
         time.sleep(rng.uniform(0, 0.3))
-        victim = int(rng.integers(2))
+        victim = int(rng.integers(size))
         running[victim].kill()
         ends = several.finish(running)
-        code, _, errors = ends[1 - victim]
-        said = f"process {victim} of 2" in errors and "was lost" in errors
-        # With process 0 its service ends, and JAX may notice first.
-        said |= victim == 0 and "another task died" in errors
+        others = [end for process, end in enumerate(ends) if process != victim]
+        said = [
+            (f"process {victim} of {size}" in errors and "was lost" in errors)
+            # With process 0 its service ends, and JAX may notice first.
+            or (victim == 0 and "another task died" in errors)
+            for _, _, errors in others
+        ]
         steps = finished_steps(killed / "checkpoints")
-        said_so = f"process {victim} killed, the other {code}, said {said}, saved {steps}"
-        print(f"{turn}: {said_so}", flush=True)
+        codes = [code for code, _, _ in others]
+        found = f"process {victim} ended with {ends[victim][0]}, the others with {codes}"
+        print(f"{turn}: {found}, {sum(said)} named it, saved {steps}", flush=True)
         newest = max(steps, default=0)
-        if newest < last or (ends[victim][0] == -9 and (code == 0 or not said)):
-            print(errors)
+        if newest < last or ends[victim][0] != -signal.SIGKILL or 0 in codes or not all(said):
+            print(*(errors for _, _, errors in others), sep="\n")
             return 1
         last = newest
-    ends = several.finish(several.start(killed, 2, *ARGUMENTS))
+    ends = several.finish(several.start(killed, size, *arguments))
     assert all(code == 0 for code, _, _ in ends), ends
     arrays, other = (read_checkpoint(one / "checkpoints")[0] for one in (quiet, killed))
     different = [name for name in arrays if arrays[name].tobytes() != other[name].tobytes()]
@@ -51,4 +59,5 @@ def main(folder: Path, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int((sys.argv[2:] or ["20"])[0])))
+    count, size = (*map(int, sys.argv[2:]), *(20, 2)[len(sys.argv) - 2 :])
+    sys.exit(main(Path(sys.argv[1]), count, size))
