@@ -11,38 +11,15 @@ it reaches: `configs/systems/art_v.py`.
 """
 
 import dataclasses
+from typing import Any
 
 from jvdm.configs import nano
 from jvdm.experiment import Experiment
 from jvdm.models.next_frame import NextFrameDiT
 from jvdm.training.next_frame import NextFrameMatching
-from jvdm.training.world_source import WorldLatents
-
-WORLD = dataclasses.replace(nano.WORLD, num_frames=33)
 
 
 def config() -> Experiment:
     """Returns a run of 40 steps over a small ring of clips."""
-    base = nano.config()
-    model = base.objective.system.model
-    system = dataclasses.replace(
-        base.objective.system,
-        model=NextFrameDiT(
-            width=model.width,
-            depth=model.depth,
-            latent_channels=model.latent_channels,
-            head_dim=model.head_dim,
-            rotary_axes=model.rotary_axes,
-            dtype=model.dtype,
-        ),
-    )
-    defaults = dataclasses.replace(base.package.defaults, num_frames=WORLD.num_frames)
-    packaging = dataclasses.replace(base.package, family="art_v", defaults=defaults)
-    return dataclasses.replace(
-        base,
-        name="art_v",
-        objective=NextFrameMatching(system),
-        source=WorldLatents(WORLD, nano.VAE, nano.VAE_WEIGHTS, pool=256, fresh=2),
-        package=packaging,
-        preview=dataclasses.replace(base.preview, package=packaging),
-    )
+    base: Any = nano.of_films("art_v", 33, NextFrameDiT)
+    return dataclasses.replace(base, objective=NextFrameMatching(base.objective.system))

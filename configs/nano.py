@@ -6,6 +6,9 @@ The nano weights in the package: --num-steps 2500 --source.pool 4096 --source.fr
 3 minutes on ten cores of a server CPU.
 """
 
+import dataclasses
+from typing import Any
+
 from jvdm.configs import nano_vae
 from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
@@ -20,6 +23,33 @@ from jvdm.weights.package import Packaging
 
 VAE, WORLD = nano_vae.VAE, nano_vae.WORLD
 VAE_WEIGHTS = EMBEDDED / "nano"
+
+
+def of_films(name: str, num_frames: int, network: type[VideoDiT], **fields: Any) -> Experiment:
+    """Returns the experiment of another network of nano's sizes, on longer clips.
+
+    Args:
+        name: Of the experiment, and of the family of its weights.
+        num_frames: Pixel frames of a clip.
+        network: Class of the network.
+        fields: Those of its own.
+    """
+    base: Any = config()
+    world = dataclasses.replace(WORLD, num_frames=num_frames)
+    like = base.objective.system.model
+    sizes = ("width", "depth", "latent_channels", "head_dim", "rotary_axes", "dtype")
+    model = network(**{size: getattr(like, size) for size in sizes}, **fields)
+    system = dataclasses.replace(base.objective.system, model=model)
+    defaults = dataclasses.replace(base.package.defaults, num_frames=num_frames)
+    packaging = dataclasses.replace(base.package, family=name, defaults=defaults)
+    return dataclasses.replace(
+        base,
+        name=name,
+        objective=dataclasses.replace(base.objective, system=system),
+        source=WorldLatents(world, VAE, VAE_WEIGHTS, pool=256, fresh=2),
+        package=packaging,
+        preview=dataclasses.replace(base.preview, package=packaging),
+    )
 
 
 def config() -> Experiment:

@@ -266,7 +266,15 @@ class System:
             keeps = ["channel" not in dropped(name) for name in self.branches]
             known = jnp.concatenate([channel.known & keep for keep in keeps])
             channel = ChannelCondition(jnp.concatenate([channel.latents] * len(keeps)), known)
-        return self.told(params, ids, channel, told)
+        conditions = self.told(params, ids, channel, told)
+        if "outline" not in getattr(self.model, "ports", ()):
+            return conditions
+        count = len(self.branches)  # the last branch is told the most
+
+        def last(leaf: Array) -> Array:
+            return jnp.concatenate([jnp.split(leaf, count)[-1]] * count)
+
+        return dataclasses.replace(conditions, outline=jax.tree.map(last, conditions.text))
 
     def denoiser(self, params: PyTree, conditions: Conditions) -> Any:
         """Returns the guided network: a `Denoiser`, of modalities a `JointDenoiser`."""

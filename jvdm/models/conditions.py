@@ -101,6 +101,18 @@ class PictureStates:
 
 @typing.no_type_check
 @flax.struct.dataclass
+class PlanCondition:
+    """Coarse latents of every frame that a call sees, `[B, F, H, W, C]`, and of which clips.
+
+    `known` is bool[B]; a clip that has none is as one of a model without the port.
+    """
+
+    latents: Latents
+    known: Bool[Array, " B"]
+
+
+@typing.no_type_check
+@flax.struct.dataclass
 class Conditions:
     """The ports of a video model; a port that is None has no effect.
 
@@ -114,12 +126,16 @@ class Conditions:
         actions: i32[B, F], what is done while each latent frame comes to be, an index of the
             `actions` of the model; -1 says nothing. Of more frames than a call sees, it sees its
             own.
+        plan: What the frames will roughly be.
+        outline: Prompts that a model makes its plan from, the same in all branches of guidance.
     """
 
     text: TextStates | None = None
     channel: ChannelCondition | None = None
     pictures: PictureStates | None = None
     actions: Int[Array, "B F"] | None = None
+    plan: PlanCondition | None = None
+    outline: TextStates | None = None
 
     @property
     def given(self) -> tuple[str, ...]:

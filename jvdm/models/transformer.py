@@ -52,7 +52,8 @@ class Way(NamedTuple):
 class Shared(NamedTuple):
     """What all layers of one call are given.
 
-    `text` is the prompt as these layers read it, `common` what their policy chose for all of them.
+    `text` is the prompt as these layers read it, `common` what their policy chose for all of them,
+    `plan` what a plan says to every token.
     """
 
     modulation: Float[Array, "B F 6 D"]
@@ -62,6 +63,7 @@ class Shared(NamedTuple):
     t: NoiseLevels
     t_next: NoiseLevels
     common: PyTree = None
+    plan: Float[Array, "B F P E"] | None = None
 
 
 class TransformerLayer(nn.Module):
@@ -250,7 +252,10 @@ class Transformer:
         flat = tokens.reshape(tokens.shape[0], -1, 1, tokens.shape[3])
         cosine, sine = (table[places] for table in way.rotary)
         vectors = shared.modulation[:, places // tokens.shape[2]]
-        shared = shared._replace(modulation=vectors, rotary=(cosine, sine))
+        plan = shared.plan
+        if plan is not None:
+            plan = plan.reshape(len(flat), flat.shape[1], 1, -1)[:, places]
+        shared = shared._replace(modulation=vectors, rotary=(cosine, sine), plan=plan)
         way = way._replace(carry=dataclasses.replace(way.carry, layers=states), keep=False)
         mine = flat[:, places]
         after, states, _ = self._run(layer, made, way, shared, mine, 0, self.depth)
@@ -275,10 +280,15 @@ class Transformer:
         order, frames = way.order, tokens.shape[1]
         tokens = tokens if order is None else order.apply(tokens, 2)
         whole = tokens.shape
+        if shared.plan is not None and order is not None:
+            shared = shared._replace(plan=order.apply(shared.plan, 2))
         if token_parts() > 1:  # over devices, as frames of one token each
             vectors = jnp.repeat(shared.modulation, whole[2], 1)
             shared = shared._replace(modulation=constrain(vectors, "batch", "tokens"))
             tokens = tokens.reshape(whole[0], -1, 1, whole[3])
+            if shared.plan is not None:
+                plan = shared.plan.reshape(*tokens.shape[:3], -1)
+                shared = shared._replace(plan=constrain(plan, "batch", "tokens"))
         tokens = taken(constrain(tokens, "batch", "tokens"))
         fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
         fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}

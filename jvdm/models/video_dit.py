@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Int, Latents, PyTree
 from jvdm.attention import Dense, Policy, TemporalSwin
 from jvdm.errors import ConfigError
+from jvdm.features import rms_normalize
 from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
-from jvdm.models.conditions import ChannelCondition, Conditions
+from jvdm.models.conditions import ChannelCondition, Conditions, PlanCondition
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
@@ -28,6 +29,8 @@ class VideoDiTLayer(TransformerLayer):
 
     mlp_ratio: int
     scan: Mamba2 | None
+    planned: int
+    """How many layers, from the first on, read a plan."""
 
     @nn.compact
     def __call__(
@@ -44,6 +47,8 @@ class VideoDiTLayer(TransformerLayer):
             vectors[:, :, i].astype(self.dtype) for i in range(6)
         )
         flat = (x.shape[0], x.shape[1] * x.shape[2], width)
+        if shared.plan is not None:
+            x = jnp.where(index < self.planned, self._planned(x, shared.plan), x)
 
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
         call = self._attention_call(index, shared)
@@ -65,6 +70,17 @@ class VideoDiTLayer(TransformerLayer):
         y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
         x = constrain(x + gate(y, gate_m), "batch", "tokens")
         return x, (state, x.reshape(flat) if self.keep else None)
+
+    def _planned(self, x: Array, plan: Array) -> Array:
+        """Returns tokens that a plan shifts, scales and adds through a gate, each its own way.
+
+        A plan that says zeros changes nothing (adaptive norm of ARLON, arXiv:2410.20502).
+        """
+        shift, scale, gates = jnp.split(plan.reshape(*x.shape[:3], -1), 3, -1)
+        table = self.param("plan", nn.initializers.zeros, (3, x.shape[-1])).astype(self.dtype)
+        table = table[:, None, None, None]
+        y = rms_normalize(x).astype(self.dtype) * (1.0 + scale + table[0]) + shift + table[1]
+        return x + gates * (1.0 + table[2]) * y
 
 
 def _gates_open(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
@@ -92,8 +108,9 @@ class VideoDiT(Transformer, nn.Module):
     of clean, noisy and frozen frames is a legal input. Prompts enter by
     cross-attention, known frames by the `channel` port, positions by rotary
     embedding. Actions (the `actions` port) modulate the frame that comes to be under them, as in
-    Next-Frame Diffusion (arXiv:2506.01380). With a `scan` layers read all tokens in linear time,
-    beside their attention or without it. Parameters are float32, products run in `dtype`.
+    Next-Frame Diffusion (arXiv:2506.01380); what frames will roughly be (the `plan` port) changes
+    their tokens in the first half of the layers. With a `scan` layers read all tokens in linear
+    time, beside their attention or without it. Parameters are float32, products run in `dtype`.
     """
 
     width: int = 384
@@ -165,8 +182,10 @@ class VideoDiT(Transformer, nn.Module):
             text = text.seen(call.row.frame, f, states)
 
         vectors = constrain(modulation.reshape(b, f, 6, self.width), "batch")
-        shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next)
-        made = {"mlp_ratio": self.mlp_ratio, "scan": self.scan}
+        plan = self._plan(conditions.plan, x) if "plan" in self.ports else None
+        shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next, plan=plan)
+        planned = (self.depth + 1) // 2
+        made = {"mlp_ratio": self.mlp_ratio, "scan": self.scan, "planned": planned}
         tokens, carry = self._layers(VideoDiTLayer, made, tokens, way, shared)
         return self._head(tokens, time, h, w), carry
 
@@ -194,6 +213,17 @@ class VideoDiT(Transformer, nn.Module):
         inputs = jnp.concatenate([channel.latents * known, known], -1)
         port = Linear((self.width,), self.dtype, scale=0.0, name="channel_in")
         return port(self._patches(inputs))[0]
+
+    def _plan(self, plan: PlanCondition | None, x: Latents) -> Float[Array, "B F P E"] | None:
+        """Returns shift, scale and gate of every token, zeros for clips without a plan."""
+        if plan is None and not self.is_initializing():
+            return None
+        plan = plan or PlanCondition(x, jnp.ones(len(x), bool))
+        (hidden,) = Linear((self.width,), self.dtype, bias=True, name="plan_in")(
+            self._patches(plan.latents)
+        )
+        port = Linear((3 * self.width,), self.dtype, scale=0.0, name="plan_out")
+        return port(nn.silu(hidden))[0] * plan.known[:, None, None, None]
 
     def _acted(self, actions: Array | None, call: Call) -> Array:
         """Returns what actions add to the embedding of the levels, `[B | 1, F, D]`."""
