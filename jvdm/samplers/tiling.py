@@ -22,10 +22,11 @@ from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser
 
-Weights = Literal["triangle", "flat", "middle", "later"]
-"""How tiles share a place: `triangle` less towards their ends, `flat` equally; `middle` leaves it
-to the tile that has it nearest to its middle, so that the ends of a tile are context alone, `later`
-to the one that has most before it: with an overlap of half a tile, FIFO-Diffusion's lookahead."""
+Weights = Literal["triangle", "linear", "hann", "flat", "middle", "later"]
+"""How tiles share a place: `triangle` less towards their ends, `linear` where they share alone, `hann`
+by a raised cosine, `flat` equally; `middle` leaves it to the tile that has it nearest to its middle,
+so that the ends of a tile are context alone, `later` to the one that has most before it: with an
+overlap of half a tile, FIFO-Diffusion's lookahead."""
 
 
 class Place(NamedTuple):
@@ -96,8 +97,10 @@ class Tiles:
         """Returns the weight of every tile in each of its places; they sum to 1 over the tiles."""
         whole, size = (frames, height, width), self.size(frames, height, width)
         axes = [
-            _axis_shares(starts, length, count, self.weights)
-            for starts, length, count in zip(self._starts(whole), size, whole, strict=True)
+            _axis_shares(starts, length, count, self.weights, common)
+            for starts, length, count, common in zip(
+                self._starts(whole), size, whole, self._shared, strict=True
+            )
         ]
         shares = np.einsum("af,bh,cw->abcfhw", *axes).reshape(-1, *size)
         times = self._times(len(shares))
@@ -112,20 +115,28 @@ class Tiles:
 
     def _starts(self, whole: Sequence[int]) -> list[np.ndarray]:
         size = self.size(*whole)
-        shared = (self.overlap, self.side_overlap, self.side_overlap)
         return [
             np.append(np.arange(0, count - length, max(length - common, 1)), count - length)
-            for count, length, common in zip(whole, size, shared, strict=True)
+            for count, length, common in zip(whole, size, self._shared, strict=True)
         ]
+
+    @property
+    def _shared(self) -> tuple[int, int, int]:
+        return self.overlap, self.side_overlap, self.side_overlap
 
 
 def _axis_shares(
-    starts: np.ndarray, length: int, count: int, weights: Weights
+    starts: np.ndarray, length: int, count: int, weights: Weights, common: int
 ) -> Float[np.ndarray, "tiles length"]:
     """Returns the weights along one axis."""
     inside = np.arange(length)
-    own = np.ones(length) if weights == "flat" else np.minimum(inside + 1.0, length - inside)
-    own = inside + 1.0 if weights == "later" else own
+    triangle = np.minimum(inside + 1.0, length - inside)
+    own = {
+        "flat": np.ones(length),
+        "later": inside + 1.0,
+        "linear": np.minimum(triangle, common + 1.0),
+        "hann": np.sin(np.pi * (inside + 1.0) / (length + 1.0)) ** 2,
+    }.get(weights, triangle)
     dense = np.zeros((len(starts), count))
     for tile, start in enumerate(starts):
         dense[tile, start : start + length] = own

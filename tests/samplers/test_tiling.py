@@ -1,3 +1,5 @@
+import typing
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -20,6 +22,7 @@ from jvdm.samplers import (
     rectified_flow,
     sample,
 )
+from jvdm.samplers.tiling import Weights
 from tests.samplers.problems import mixture_denoiser, noise_like
 
 FLOW, KEY = rectified_flow(), jax.random.key(0)
@@ -50,7 +53,7 @@ def test_the_weights_of_all_tiles_sum_to_one_in_every_place(data):
     smallest = min([size for size in sizes[1:] if size] or [6])
     overlap = data.draw(st.integers(0, (sizes[0] or 6) - 1))
     side = data.draw(st.integers(0, smallest - 1))
-    weights = data.draw(st.sampled_from(["triangle", "flat", "middle", "later"]))
+    weights = data.draw(st.sampled_from(typing.get_args(Weights)))
     tiles = Tiles(sizes[0], overlap, sizes[1], sizes[2], side, weights)
     sums, size = np.zeros(whole), tiles.size(*whole)
     for corner, share in zip(tiles.places(*whole), tiles.shares(*whole), strict=True):
@@ -86,6 +89,24 @@ def averaged(x, call, carry):
     """A network that sees all frames at once: clean data are the mean of its window."""
     mean = jnp.broadcast_to(x.mean(axis=1, keepdims=True), x.shape)
     return Denoised(mean, x - mean), carry
+
+
+def test_slopes_are_those_of_their_names():
+    """Of the first of two tiles of six that share two, and of a tile in between."""
+    cosine = np.sin(np.pi * np.arange(1, 7) / 7) ** 2
+    expected = {
+        "linear": [1, 1, 1, 1, 2 / 3, 1 / 3],
+        "triangle": [1, 1, 1, 1, 2 / 3, 1 / 3],
+        "hann": [1, 1, 1, 1, *(cosine[4:] / (cosine[4:] + cosine[:2]))],
+    }
+    for name, shares in expected.items():
+        weights: typing.Any = name
+        found = Tiles(6, 2, weights=weights).shares(10, 1, 1)
+        np.testing.assert_allclose(found[0, :, 0, 0], shares, rtol=1e-6)
+        np.testing.assert_allclose(found[1, :, 0, 0], shares[::-1], rtol=1e-6)
+    # Eight frames, of which the last tile shares four: slopes of two frames, not of the tile.
+    late = Tiles(6, 2, weights="linear").shares(8, 1, 1)[0, :, 0, 0]
+    np.testing.assert_allclose(late, [1, 1, 3 / 4, 3 / 5, 2 / 5, 1 / 4], rtol=1e-6)
 
 
 def test_tiles_share_a_place_by_their_weights():
