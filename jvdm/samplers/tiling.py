@@ -23,10 +23,10 @@ from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser
 
 Weights = Literal["triangle", "linear", "hann", "flat", "middle", "later"]
-"""How tiles share a place: `triangle` less towards their ends, `linear` where they share alone, `hann`
-by a raised cosine, `flat` equally; `middle` leaves it to the tile that has it nearest to its middle,
-so that the ends of a tile are context alone, `later` to the one that has most before it: with an
-overlap of half a tile, FIFO-Diffusion's lookahead."""
+"""How tiles share a place: `triangle` less towards their ends, `linear` where they share alone,
+`hann` by a raised cosine, `flat` equally; `middle` leaves it to the tile that has it nearest to its
+middle, so that the ends of a tile are context alone, `later` to the one that has most before it:
+with an overlap of half a tile, FIFO-Diffusion's lookahead."""
 
 
 class Place(NamedTuple):
