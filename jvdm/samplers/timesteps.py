@@ -1,8 +1,7 @@
 """Rows for training: which level each frame of each clip is trained at.
 
-The matrix of a run is in `matrices.py`; here one row of some run is drawn for each clip.
-
-A sampler is a frozen object, called as `sampler(key, batch, latent_frames)` inside the
+The matrix of a run is in `matrices.py`; here one row of some run is drawn for each clip. A sampler
+is a frozen object, called as `sampler(key, batch, latent_frames)` inside the
 jitted step. The draws of a clip are addressed by its index in the batch: another batch
 size does not change them.
 """
@@ -10,7 +9,7 @@ size does not change them.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +58,74 @@ class Synchronous:
         def clip(key: Key) -> Array:
             return _logit_normal(key, self.mean, self.std, 1)
 
-        t = _per_clip(clip, key, batch)
-        return _all_noisy(jnp.broadcast_to(t, (batch, latent_frames)))
+        t = per_clip(clip, key, batch)
+        return all_noisy(jnp.broadcast_to(t, (batch, latent_frames)))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One level per clip, or per frame, by a law of a uniform draw `u`.
+
+    Attributes:
+        law: `uniform` is `u`, `mode` is `1 - u - scale (cos^2(pi u / 2) - 1 + u)`, `cosmap` is
+            `1 - 1 / (tan(pi u / 2) + 1)`, the law of a cosine schedule.
+        scale: Of `mode`: positive is frequent in the middle, negative at both ends.
+        per_frame: Whether frames have levels of their own.
+        stratified: Whether each of the `B` clips of a batch has its own of `B` equal shares of the
+            law, in their order: the gradient varies less (arXiv:2107.00630, appendix I).
+
+    Reference: Esser et al., arXiv:2403.03206, section 3.1.
+
+    Raises:
+        ConfigError: If the scale lies outside, or frames of their own are to be stratified.
+    """
+
+    law: Literal["uniform", "mode", "cosmap"] = "uniform"
+    scale: float = 1.29
+    per_frame: bool = False
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            what, why = f"a mode of scale {self.scale}", "levels would leave 0..1 or turn back"
+            raise ConfigError(what, why, "use -1 to 1.75; 1.29 is usual")
+        if self.per_frame and self.stratified:
+            what, why = "levels of frames in equal shares", "clips of a batch have one share each"
+            raise ConfigError(what, why, "leave per_frame or stratified out")
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns the levels."""
+        count = latent_frames if self.per_frame else 1
+        u = per_clip(lambda key: jax.random.uniform(key, (count,)), key, batch)
+        if self.stratified:
+            u = (jnp.arange(batch, dtype=u.dtype)[:, None] + u) / batch
+        t = {
+            "uniform": u,
+            "mode": 1.0 - u - self.scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u),
+            "cosmap": 1.0 - 1.0 / (jnp.tan(0.5 * jnp.pi * u) + 1.0),
+        }[self.law]
+        return all_noisy(jnp.broadcast_to(jnp.clip(t, 0.0, 1.0), (batch, latent_frames)))
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The levels of `inner`, moved towards noise (`shift_levels`); clean context stays clean.
+
+    Raises:
+        ConfigError: If the shift is not positive.
+    """
+
+    inner: TimestepSampler = Synchronous()
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ConfigError(f"levels shifted by {self.shift}", "", "use a positive number")
+
+    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
+        """Returns the levels."""
+        times = self.inner(key, batch, latent_frames)
+        return times._replace(t=shift_levels(times.t, self.shift))
 
 
 @dataclass(frozen=True)
@@ -84,70 +149,8 @@ class AlongLevels:
             place = jax.random.uniform(key, (1,)) * (len(grid) - 1)
             return jnp.interp(place, jnp.arange(len(grid), dtype=jnp.float32), grid)
 
-        t = _per_clip(clip, key, batch)
-        return _all_noisy(jnp.broadcast_to(t, (batch, latent_frames)))
-
-
-@dataclass(frozen=True)
-class SegmentStarts:
-    """One level per clip, any of these with equal probabilities: where jumps begin.
-
-    Attributes:
-        levels: The levels, above 0.
-    """
-
-    levels: tuple[float, ...]
-
-    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
-        """Returns equal levels within each clip."""
-        levels = jnp.asarray(self.levels, jnp.float32)
-
-        def clip(key: Key) -> Array:
-            return levels[_uniform_integer(jax.random.uniform(key), len(self.levels))]
-
-        t = _per_clip(clip, key, batch)
-        return _all_noisy(jnp.broadcast_to(t[:, None], (batch, latent_frames)))
-
-
-@dataclass(frozen=True)
-class StreamStarts:
-    """Any row of a wave whose chunks are a segment apart: where jumps in a stream's buffer begin.
-
-    A chunk that waits is pure noise and one that is done is clean; neither is trained, since
-    neither moves.
-
-    Attributes:
-        levels: Levels above 0, `each` for a segment, from noise on; all chunks have the same place
-            in their segments.
-        chunk: Latent frames of a chunk; the last may be shorter.
-        each: Levels of a segment.
-        full: Share of clips with as many chunks in work as there can be, as a stream always has.
-
-    Reference: StreamDiT, arXiv:2507.03745, multistep distillation.
-    """
-
-    levels: tuple[float, ...]
-    chunk: int = 2
-    each: int = 1
-    full: float = 0.5
-
-    def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
-        """Returns levels that rise from chunk to chunk, by segments."""
-        levels, segments = jnp.asarray(self.levels, jnp.float32), len(self.levels) // self.each
-        chunk, last = jnp.arange(latent_frames) // self.chunk, (latent_frames - 1) // self.chunk
-        ends = sorted((segments - 1, last))
-
-        def clip(key: Key) -> TrainTimes:
-            draws = jax.random.uniform(key, (3,))
-            most = ends[0] + _uniform_integer(draws[0], ends[1] - ends[0] + 1)
-            any_row = _uniform_integer(draws[0], segments + last)
-            made = jnp.where(draws[2] < self.full, most, any_row) - chunk
-            moving = (made >= 0) & (made < segments)
-            place = made * self.each + _uniform_integer(draws[1], self.each)
-            t = jnp.where(made < 0, levels[0], jnp.where(moving, levels[place], 0.0))
-            return TrainTimes(t, moving.astype(jnp.float32))
-
-        return _per_clip(clip, key, batch)
+        t = per_clip(clip, key, batch)
+        return all_noisy(jnp.broadcast_to(t, (batch, latent_frames)))
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Independent:
         def clip(key: Key) -> Array:
             return _logit_normal(key, self.mean, self.std, latent_frames)
 
-        return _all_noisy(_per_clip(clip, key, batch))
+        return all_noisy(per_clip(clip, key, batch))
 
 
 @dataclass(frozen=True)
@@ -199,10 +202,10 @@ class LagRows:
 
         def clip(key: Key) -> TrainTimes:
             draws = jax.random.uniform(key, (3 + latent_frames,))
-            lag = jnp.asarray(self.lags)[_uniform_integer(draws[0], len(self.lags))]
-            size = jnp.asarray(self.blocks)[_uniform_integer(draws[1], len(self.blocks))]
+            lag = jnp.asarray(self.lags)[uniform_integer(draws[0], len(self.lags))]
+            size = jnp.asarray(self.blocks)[uniform_integer(draws[1], len(self.blocks))]
             block = frames // size
-            row = _uniform_integer(draws[2], self.num_steps + lag * block[-1])
+            row = uniform_integer(draws[2], self.num_steps + lag * block[-1])
             steps_made = row - lag * block
             index = jnp.clip(steps_made, 0, self.num_steps)
             next_index = jnp.clip(steps_made + 1, 0, self.num_steps)
@@ -210,7 +213,7 @@ class LagRows:
             t = levels[index] + way * (levels[next_index] - levels[index])
             return TrainTimes(t, (steps_made < self.num_steps).astype(jnp.float32))
 
-        return _per_clip(clip, key, batch)
+        return per_clip(clip, key, batch)
 
 
 @dataclass(frozen=True)
@@ -241,13 +244,13 @@ class CleanPrefix:
 
         def clip(key: Key) -> Array:
             draws = jax.random.uniform(key, (3,))
-            length = 1 + _uniform_integer(draws[0], latent_frames - 1)
+            length = 1 + uniform_integer(draws[0], latent_frames - 1)
             prefix = frames < jnp.where(draws[1] < self.first_only, 1, length)
             ends = (frames == 0) | (frames == latent_frames - 1)
             use_ends = (draws[2] < self.ends) & (latent_frames > 2)
             return jnp.where(use_ends, ends, prefix)
 
-        clean = _per_clip(clip, named(key, "prefix"), batch)
+        clean = per_clip(clip, named(key, "prefix"), batch)
         return TrainTimes(jnp.where(clean, 0.0, times.t), jnp.where(clean, 0.0, times.loss_mask))
 
 
@@ -275,7 +278,7 @@ class Probabilistic:
             own = (coin if self.per_batch else draws[0]) < self.probability
             return jnp.where(own, draws[2:], draws[1])
 
-        return _all_noisy(_per_clip(clip, named(key, "clips"), batch))
+        return all_noisy(per_clip(clip, named(key, "clips"), batch))
 
 
 @dataclass(frozen=True)
@@ -296,12 +299,12 @@ class NonDecreasing:
 
         def clip(key: Key) -> Array:
             draws = jax.random.uniform(key, (2 + latent_frames,))
-            chosen, level = _uniform_integer(draws[0], latent_frames), draws[1]
+            chosen, level = uniform_integer(draws[0], latent_frames), draws[1]
             below, above = level * draws[2:], level + (1.0 - level) * draws[2:]
             t = jnp.where(frames < chosen, below, jnp.where(frames > chosen, above, level))
             return jnp.sort(t)
 
-        return _all_noisy(_per_clip(clip, key, batch))
+        return all_noisy(per_clip(clip, key, batch))
 
 
 @dataclass(frozen=True)
@@ -326,11 +329,11 @@ class StreamPartitions:
 
         def clip(key: Key) -> Array:
             draws = jax.random.uniform(key, (1 + latent_frames,))
-            size = jnp.asarray(self.blocks)[_uniform_integer(draws[0], len(self.blocks))]
+            size = jnp.asarray(self.blocks)[uniform_integer(draws[0], len(self.blocks))]
             chunk = frames // size
             return (chunk + draws[1:][chunk]) / (chunk[-1] + 1)
 
-        return _all_noisy(_per_clip(clip, key, batch))
+        return all_noisy(per_clip(clip, key, batch))
 
 
 @dataclass(frozen=True)
@@ -388,13 +391,13 @@ class MaskedTasks:
                 frames >= latent_frames - half,
                 frames % self.stride == 0,
                 frames < 0,
-                frames == _uniform_integer(draws[0], latent_frames),
+                frames == uniform_integer(draws[0], latent_frames),
                 draws[1:] < self.share,
             ]
             given = jnp.stack(tasks)[task]
             return given & ~jnp.all(given)
 
-        given = _per_clip(clip, named(key, "tasks"), batch)
+        given = per_clip(clip, named(key, "tasks"), batch)
         return TrainTimes(jnp.where(given, 0.0, times.t), jnp.where(given, 0.0, times.loss_mask))
 
 
@@ -429,7 +432,7 @@ class Mixture:
             for i, sampler in enumerate(self.samplers)
         ]
         log_weights = jnp.log(jnp.asarray(self.weights))
-        choice = _per_clip(
+        choice = per_clip(
             lambda key: jax.random.categorical(key, log_weights),
             named(key, "choice"),
             batch,
@@ -476,7 +479,7 @@ def report_rows(
     return RowDensity(levels, pairs / max(pairs.sum(), 1.0), trained)
 
 
-def _per_clip(draw: Callable[[Key], PyTree], key: Key, batch: int) -> PyTree:
+def per_clip(draw: Callable[[Key], PyTree], key: Key, batch: int) -> PyTree:
     """Calls `draw` for every clip with the clip's own key."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
     return jax.vmap(draw)(keys)
@@ -486,11 +489,12 @@ def _logit_normal(key: Key, mean: float, std: float, count: int) -> Float[Array,
     return jax.nn.sigmoid(mean + std * jax.random.normal(key, (count,), jnp.float32))
 
 
-def _all_noisy(t: NoiseLevels) -> TrainTimes:
+def all_noisy(t: NoiseLevels) -> TrainTimes:
+    """Returns levels of frames that all count for the loss."""
     return TrainTimes(t, jnp.ones_like(t))
 
 
-def _uniform_integer(uniform: Float[Array, ""], count: int | Int[Array, ""]) -> Int[Array, ""]:
+def uniform_integer(uniform: Float[Array, ""], count: int | Int[Array, ""]) -> Int[Array, ""]:
     """Turns a uniform draw from [0, 1) into one of `0..count-1`."""
     # Rounding may take the product up to `count`.
     return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)

@@ -26,13 +26,8 @@ from jvdm.samplers.guidance import UNCONDITIONAL
 from jvdm.samplers.process import corrupt, expand, mix
 from jvdm.samplers.rules import ExplicitLevels
 from jvdm.samplers.segments import Segments, divided, follow
-from jvdm.samplers.timesteps import (
-    CleanPrefix,
-    Mixture,
-    SegmentStarts,
-    StreamStarts,
-    TimestepSampler,
-)
+from jvdm.samplers.starts import SegmentStarts, StreamStarts
+from jvdm.samplers.timesteps import CleanPrefix, Mixture, TimestepSampler
 from jvdm.system import System, rules_of
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.objective import TrainCall

@@ -10,7 +10,7 @@ from jvdm.samplers import DPMSolverPP2M, Euler, explicit_levels, rectified_flow,
 from jvdm.samplers.levels import linspace_levels, shift_levels
 from jvdm.samplers.matrices import lag_matrix, synchronous, times
 from jvdm.samplers.segments import Segments, divided, follow
-from jvdm.samplers.timesteps import SegmentStarts, StreamStarts
+from jvdm.samplers.starts import SegmentStarts, StreamStarts
 from tests.training.flow_toy import exact
 
 GRID = np.asarray(shift_levels(linspace_levels(960), 8.0), np.float64)

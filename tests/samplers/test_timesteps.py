@@ -10,12 +10,14 @@ from jvdm.errors import ConfigError
 from jvdm.samplers import (
     Blockwise,
     CleanPrefix,
+    Drawn,
     Independent,
     LagRows,
     MaskedTasks,
     Mixture,
     NonDecreasing,
     Probabilistic,
+    Shifted,
     StreamPartitions,
     Synchronous,
     TimestepSampler,
@@ -40,6 +42,10 @@ SAMPLERS = {
     "partitions": StreamPartitions(),
     "blockwise": Blockwise(),
     "tasks": MaskedTasks(),
+    "uniform": Drawn(),
+    "mode": Drawn("mode", 0.8),
+    "cosine": Drawn("cosmap", per_frame=True),
+    "shifted": Shifted(CleanPrefix(), 4.0),
     "mixture": Mixture(
         (Synchronous(), Independent(), LagRows(), CleanPrefix()), (2.0, 1.0, 1.0, 1.0)
     ),
@@ -82,6 +88,48 @@ def test_a_clip_does_not_depend_on_the_batch_but_on_the_key(name):
     np.testing.assert_allclose(small, large[:5], rtol=0, atol=2**-23)
     assert len(np.unique(large, axis=0)) > 30
     assert not np.array_equal(small, many(SAMPLERS[name], 5, seed=1)[0])
+
+
+LAWS = {
+    "uniform": (Drawn(), lambda t: t),
+    "mode": (Drawn("mode", 0.8), None),
+    "rare in the middle": (Drawn("mode", -0.9), None),
+    "cosmap": (Drawn("cosmap"), lambda t: 2 / np.pi * np.arctan2(t, 1 - t)),
+    "shifted": (Shifted(Drawn(), 3.0), lambda t: t / (3 - 2 * t)),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_levels_have_the_law_of_their_name(name):
+    sampler, share_below = LAWS[name]
+    t, _ = many(sampler, 8000)
+    np.testing.assert_array_equal(t, t[:, :1].repeat(FRAMES, axis=1))
+    if share_below is None:  # the inverse has no closed form: from the draws of a grid
+        u = np.linspace(1, 0, 20_001)
+        ends = 1 - u - sampler.scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
+        assert (np.diff(ends) > 0).all() and ends[0] == 0 and ends[-1] == 1
+        share_below = lambda t: np.interp(t, ends, 1 - u)  # noqa: E731
+    assert plausible(stats.kstest(t[:, 0], share_below).pvalue)
+
+
+def test_clips_of_a_batch_have_equal_shares_of_a_law():
+    t, _ = many(Drawn(stratified=True), 50)
+    np.testing.assert_array_equal(np.floor(t[:, 0] * 50), np.arange(50))
+    own, _ = many(Drawn(per_frame=True), 50)
+    assert len(np.unique(own)) == own.size
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Drawn("mode", 2.0), "a mode of scale 2"),
+        (lambda: Drawn(per_frame=True, stratified=True), "equal shares"),
+        (lambda: Shifted(Drawn(), 0.0), "shifted by 0"),
+    ],
+)
+def test_laws_that_are_none_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_synchronous_is_logit_normal_and_equal_in_a_clip():
