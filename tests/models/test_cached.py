@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jvdm import samplers
-from jvdm.attention import CachedCausal, FrameCausal
+from jvdm.attention import CachedCausal, Dense, FrameCausal
 from jvdm.samplers import cached, initial_noise, lag_matrix, linspace_levels, windowed
 from tests.models.small import DIT, conditions, parameters
 
@@ -78,19 +78,31 @@ def test_no_frame_knows_what_follows():
     assert (np.abs(other[:, 2:] - plain[:, 2:]).max((0, 2, 3, 4)) > 1e-3).all()
 
 
-def test_a_truncated_cache_never_saw_what_was_dropped():
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_truncated_cache_never_saw_what_was_dropped(block):
     """Bit by bit: the same programs on the same values."""
-    matrix, policy = cached(lag_matrix(LEVELS, FRAMES, 3)), CachedCausal(FRAMES)
-    two = rows(policy, matrix, last=8)  # three steps and a write for each frame
-    four = rows(policy, matrix, two, first=8, last=16)
+    policy = CachedCausal(FRAMES, block=block, rotary="write" if block == 1 else "read")
+    matrix = cached(lag_matrix(LEVELS, FRAMES, 3, block))
+    early = 8 // block  # three steps and a write for each block
+    two = rows(policy, matrix, last=early)
+    four = rows(policy, matrix, two, first=early, last=2 * early)
     assert (np.asarray(four.carry.layers.frames)[0, :4] == [0, 1, 2, 3]).all()
     dropped = four.carry.replace(layers=four.carry.layers.truncate(2))
     assert (np.asarray(dropped.layers.frames)[0] == [0, 1, -1, -1, -1]).all()
-    again = rows(policy, matrix, two._replace(carry=dropped), first=8)
-    kept = rows(policy, matrix, two._replace(carry=four.carry), first=8)
-    plain = rows(policy, matrix, two, first=8)
+    again = rows(policy, matrix, two._replace(carry=dropped), first=early)
+    kept = rows(policy, matrix, two._replace(carry=four.carry), first=early)
+    plain = rows(policy, matrix, two, first=early)
     np.testing.assert_array_equal(again.x, plain.x)
     np.testing.assert_array_equal(kept.x, plain.x)  # later frames are never read too early
+
+
+@pytest.mark.parametrize(("policy", "leaks"), [(FrameCausal(), False), (Dense(), True)], ids=str)
+def test_what_looks_ahead_is_found_out(policy, leaks):
+    """The same comparison as of cached frames, on a wave that feeds the whole video."""
+    whole = lag_matrix(LEVELS, FRAMES, 3)
+    plain = rows(policy, whole).x
+    other = rows(policy, whole, noise=NOISE.at[:, 2].add(1.0)).x
+    assert np.array_equal(other[:, :2], plain[:, :2]) != leaks
 
 
 def test_rewritten_frames_are_those_of_what_is_told_now():

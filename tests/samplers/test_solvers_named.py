@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
@@ -37,7 +38,7 @@ from jvdm.samplers import (
 )
 from jvdm.samplers.process import expand
 from jvdm.samplers.solvers import EDM, SOLVERS
-from tests.samplers.problems import mixture_denoiser, noise_like
+from tests.samplers.problems import MEANS, SHARES, STDS, mixture_denoiser, noise_like
 
 FLOW, COSINE, KEY = rectified_flow(), vp_cosine(), jax.random.key(3)
 NOISE, ROWS = noise_like((2, 4, 8)), 24
@@ -99,7 +100,7 @@ def test_any_monotone_matrix_gives_a_frame_its_own_bits_and_freezes_the_others(n
     np.testing.assert_array_equal(runner(name)(matrix), np.where(frozen, NOISE, together))
 
 
-@each_solver
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("level", [0, 6], ids=["noise", "clean"])
 def test_frozen_frames_keep_their_bits_where_the_network_fails(name, level):
     matrix = pad_rows(lag_matrix(LEVELS, 4, 1), ROWS)
@@ -157,6 +158,27 @@ def test_stochastic_solvers_reach_the_moments_of_the_data(solver):
     assert abs(float(jnp.mean(got))) < 0.02
     # 0.5 % of sampling error and 1 % of 300 steps of first order (3.2 % at 100 steps).
     np.testing.assert_allclose(float(jnp.std(got)), std, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [solver_named("ddpm"), DDPM("large"), solver_named("dpmpp_2m_sde"), DDIM(0.5)],
+    ids=["ddpm", "ddpm, large", "sde", "ddim"],
+)
+@pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
+def test_stochastic_solvers_reach_the_shares_of_a_mixture(solver, process):
+    """Mean and deviation, and how many numbers lie below the places where humps meet."""
+    x, matrix = noise_like((1, 1, 50_000)), synchronous(linspace_levels(200), 1)
+    denoise = mixture_denoiser(process)
+    got = jax.jit(lambda x: sample(denoise, solver, process, matrix, x, KEY).x)(x)
+    mean = float(SHARES @ MEANS)
+    std = float(np.sqrt(SHARES @ (STDS**2 + MEANS**2) - mean**2))
+    # The mean of 50,000 numbers is off by .004, and 200 steps by about 1 %.
+    np.testing.assert_allclose(float(jnp.mean(got)), mean, atol=0.02)
+    np.testing.assert_allclose(float(jnp.std(got)), std, rtol=0.03)
+    for place in (-0.5, 0.3, 0.9):
+        below = float(SHARES @ ndtr((place - MEANS) / STDS))
+        np.testing.assert_allclose(float(jnp.mean(got < place)), below, atol=0.02)
 
 
 @pytest.mark.parametrize("solver", [DDPM("small"), DDPM("large"), Consistency()], ids=str)

@@ -2,6 +2,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,31 @@ def test_a_stream_is_a_long_run_in_the_same_windows(lag, block, context, process
     np.testing.assert_allclose(
         emitted, expected[:, context : context + chunks * block], rtol=1e-5, atol=2e-6
     )
+
+
+@hypothesis.given(
+    st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2), st.integers(0, 30)
+)
+def test_as_many_frames_are_handed_out_as_the_rows_have_finished(block, steps, lag, before, rows):
+    """After `rows` rows of cycles: a block for every `lag` of them, in the long run as well."""
+    lag, context = min(lag, steps), before * block
+    stream_of_rows = stream_rows(linspace_levels(steps), lag, block, context)
+    frames = stream_of_rows.buffer + block * (rows // lag + 1)
+    index = np.asarray(lag_matrix(linspace_levels(steps), frames, lag, block).index)
+    finished = (index[stream_of_rows.ramp.num_rows + rows] == steps).sum()
+    assert finished - context == block * (rows // lag)
+    cycle = np.asarray(stream_of_rows.cycle.index)
+    assert ((cycle[-1] == steps) & (cycle[0] < steps)).sum() == block
+
+
+def test_a_stream_counts_what_it_has_handed_out():
+    rows = stream_rows(LEVELS, 3, 2, context=2)
+    step = functools.partial(stepper(Euler()), rows=rows)
+    handed_out = 0
+    for state, chunk in stream(step, starter(Euler())(rows), [0.0] * 5):
+        handed_out += chunk.shape[1]
+        assert int(state.chunks) * rows.block == handed_out == int(state.run.address.frames[0])
+    assert handed_out == 10
 
 
 def test_every_period_begins_as_the_last_one_ended_one_block_on():
