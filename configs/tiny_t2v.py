@@ -6,7 +6,7 @@ The shipped weights saw 9.0 million draws: the first edition (4,800 steps of 256
 data), then from it 15,248 steps of 512 with these rows in two runs on four NVIDIA H200, 83.3 ms a
 step, 6,150 clips/s, 23.8 % model FLOP utilisation of 990 TFLOP/s, 58 s of preparation; of a rate
 that falls over the second half. One H200 takes 80 ms for 128 clips (24.7 %), and 144 to 149 ms for
-256 (26.3 to 27.3 %). What they reach: the README; what was compared: the model card.
+256 (26.3 to 27.3 %). What they reach: docs/results.md; what was compared: the model card.
 """
 
 from pathlib import Path

@@ -131,9 +131,10 @@ def test_pallas_kernels_runs_without_jvdm_and_flax(run_python):
 
 
 def documented(package: Module) -> set[str]:
-    """Returns the words in code of the package's README and the main one: what is promised."""
-    readmes = (ROOT / "README.md", ROOT / Path(package.path).with_name("README.md"))
-    text = "".join(readme.read_text() for readme in readmes if readme.is_file())
+    """Returns the words in code of the package's README, the main one and docs: promises."""
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    pages += (ROOT / Path(package.path).with_name("README.md"),)
+    text = "".join(page.read_text() for page in pages if page.is_file())
     return set(re.findall(r"\w+", " ".join(re.findall(r"```.*?```|`[^`]*`", text, re.DOTALL))))
 
 

@@ -11,12 +11,13 @@ import pytest
 from jvdm import cli
 from tests.architecture.source import ROOT
 
-PAGES = ("README.md", "CONTRIBUTING.md", "launch/README.md", "pallas_kernels/README.md")
+DOCS = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
+PAGES = ("README.md", *DOCS, "CONTRIBUTING.md", "launch/README.md", "pallas_kernels/README.md")
 NANO = ["--weights", "nano", "--num-inference-steps", "4", "--output", "out"]
 SHORT = ["--weights", "nano", "--num-inference-steps", "2", "--output", "out.mp4"]
 RUN: dict[str, list[str]] = {
     r"generate .* --system (wave|mine\.py)": NANO,
-    r"generate .* --sampling\.matrix lag": NANO,
+    r"generate .* --sampling\.(matrix lag|guidance interval)": NANO,
     r"stream .* --duration 60s --then": [*SHORT, "--duration", "21s"],
     r"plan wan-1\.3b-480p --on h200x8": [],
     r"(inspect FOLDER|inspect)$": [],

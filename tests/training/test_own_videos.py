@@ -1,4 +1,4 @@
-"""Training on one's own videos, by the README's commands; what is refused before step 1."""
+"""Training on one's own videos, by the commands of docs; what is refused before step 1."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from jvdm.weights.folder import digests, embedded, find
 from tests.training import pair, toy
 
 pytest.importorskip("grain")
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "docs/training.md").read_text()
 
 
 def commands(text, word):
