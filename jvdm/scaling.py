@@ -27,6 +27,7 @@ from jvdm.training.step import make_step
 from pallas_kernels.attention.bench import seconds
 
 STEPS = 5  # of training that are timed
+SCALE = 4.0  # of guidance
 
 
 class Part(NamedTuple):
@@ -48,11 +49,13 @@ PARTS: Mapping[str, Part] = {
     "ring": Part("ring"),
     "draft .25": Part("sequence", policy=Draft(density=0.25)),
     "branches": Part("data", each=True),
+    "guided": Part("branch"),
     "training": Part("fsdp", each=True),
 }
 """A call whose tokens are split, with attention in two ways, and with a quarter of its blocks; a
-call of as many branches of guidance as there are devices; a training step of as many videos, with
-parameters and optimizer split."""
+call of as many videos, as branches of guidance may be, as there are devices; one of one video that
+is guided by as many branches; a training step of as many videos, with parameters and optimizer
+split."""
 
 
 class Timed(NamedTuple):
@@ -109,7 +112,12 @@ def _call(family: Family, part: Part, mesh: Mesh) -> Timed:
     given = _videos(family, part, mesh)
 
     def call(params: PyTree, x: Latents, states: Array) -> Latents:
-        return predicted(network, params, x, states)
+        made = predicted(network, params, jnp.repeat(x, len(states) // len(x), 0), states)
+        if len(made) == len(x):
+            return made
+        shares = np.full(len(made), -SCALE / (len(made) - 1), np.float32)
+        shares[0] = 1 + SCALE  # of the first branch, for what the others do not say
+        return jnp.tensordot(shares, made, 1)[None]
 
     with using(mesh):
         compiled = Program(call).lower(params, *given).compile()
@@ -163,6 +171,8 @@ def _step(family: Family, part: Part, mesh: Mesh) -> Timed:
 
 
 def _videos(family: Family, part: Part, mesh: Mesh) -> PyTree:
-    """Returns latents and states where they belong."""
+    """Returns latents and states where they belong; of branches every device gets all."""
     given = inputs(family, jax.device_count() if part.each else 1)
+    if part.axis == "branch":
+        given = given[0], inputs(family, jax.device_count())[1]
     return split_batch(given, mesh) if part.each else replicate(given, mesh)
