@@ -25,6 +25,7 @@ from jvdm.samplers import (
     TimestepMatrix,
     Unguided,
     check_cache,
+    check_weights,
     invert,
     reversed_rows,
 )
@@ -247,6 +248,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     large = _beyond_training(settings, manifest, seen[0] < matrix.window)
     _check_policy(system.network, *seen)
     check_cache(matrix, system.network.policy.slots)
+    check_weights(guidance, matrix)
     rows = sorted((row_from(when, matrix), text) for when, text in settings.switch.items())
     job = Job(
         settings=settings,

@@ -27,7 +27,7 @@ from jvdm.samplers.guidance import (
     guided,
     guided_carry,
 )
-from jvdm.samplers.guidance_scales import Cosine, Ramped, TwoScales
+from jvdm.samplers.guidance_scales import Cosine, Ramped, TwoScales, check_weights
 from jvdm.samplers.history import History, WeightedHistory
 from jvdm.samplers.hooks import (
     BackProject,
@@ -254,6 +254,7 @@ __all__ = [
     "biased",
     "cached",
     "check_cache",
+    "check_weights",
     "consecutive",
     "corrupt",
     "cost",

@@ -4,13 +4,47 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jvdm.arrays import no_type_check
+from jvdm.arrays import Array, no_type_check
 from jvdm.errors import ConfigError
-from jvdm.samplers.denoiser import Call
+from jvdm.samplers.denoiser import Call, Row
 from jvdm.samplers.guidance import BranchWeights, ClassifierFree, Guidance, Scale
+from jvdm.samplers.matrices import TimestepMatrix, times
 
 _rule = jax.tree_util.register_dataclass
+
+
+def check_weights(rule: Guidance, matrix: TimestepMatrix) -> None:
+    """Refuses a rule whose weights do not sum to 1 in a row of a run; asks no network.
+
+    Rules that combine branches in a way of their own are left alone.
+
+    Raises:
+        ConfigError: It names the row and the frame.
+    """
+    if type(rule).combine is not Guidance.combine:
+        return
+    levels, nothing = times(matrix), jnp.zeros(matrix.latent_frames, bool)
+    zero = jnp.zeros((), jnp.int32)
+
+    def total(row: Array, t: Array, t_next: Array) -> Array:
+        call = Call(t[None], t_next[None], Row(row, zero, nothing, zero, t != t_next))
+        over = jnp.atleast_2d(rule.weigh(call).sum(axis=0)) - 1.0
+        worst = jnp.where(over.max(0) > -over.min(0), over.max(0), over.min(0))
+        return jnp.broadcast_to(1.0 + worst, t.shape)
+
+    rows = jnp.arange(matrix.num_rows, dtype=jnp.int32)
+    sums = np.asarray(jax.vmap(total)(rows, levels[:-1], levels[1:]))
+    wrong = (np.abs(sums - 1.0) > 1e-4) & np.asarray(levels[:-1] != levels[1:])
+    if wrong.any():
+        row, frame = (int(place) for place in np.argwhere(wrong)[0])
+        raise ConfigError(
+            f"row {row}, frame {frame}: guidance weights of {type(rule).__name__} sum to "
+            f"{sums[row, frame]:g}",
+            "with another sum than 1, noise and data of a step no longer fit together",
+            "give the branch without condition one minus the other weights",
+        )
 
 
 @no_type_check

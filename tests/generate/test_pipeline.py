@@ -15,6 +15,7 @@ from jvdm.pipeline import Request, programs
 from jvdm.vae import tiling
 from jvdm.video import Video
 from tests.generate.nano import VAE
+from tests.samplers.test_guidance_scales import Forgotten
 
 PROMPT = "a large red ball rolls to the left"
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 32, 3)).astype(np.uint8)
@@ -185,6 +186,13 @@ def test_the_negative_prompt_counts_only_with_guidance(pipe):
     plain = latents_of(pipe, guidance_scale=1.0)
     negative = latents_of(pipe, guidance_scale=1.0, negative_prompt="a blue box")
     np.testing.assert_allclose(plain, negative, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rule_whose_weights_do_not_sum_to_one_is_refused_before_anything_is_made(pipe):
+    sampling = dataclasses.replace(pipe.system.sampling, guidance=Forgotten(3.0))
+    made = dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
+    with pytest.raises(jvdm.ConfigError, match="row ., frame 0: .* of Forgotten sum to 3"):
+        made.prepare(Request(prompt=PROMPT, seed=0))
 
 
 def test_given_noise_replaces_that_of_the_seed(pipe):

@@ -16,6 +16,7 @@ from tests.models.small import DIT, conditions, parameters
 FRAMES, KEY, LEVELS = 5, jax.random.key(4), linspace_levels(3)
 FLOW, TOLD, EULER = samplers.rectified_flow(), conditions(), samplers.Euler()
 OTHER = jax.tree.map(lambda leaf: leaf[::-1], TOLD)
+CLOSE = 1e-5 if jax.default_backend() == "cpu" else 2e-4
 NOISE = jax.jit(lambda: initial_noise(KEY, jnp.arange(2), FRAMES, (4, 4, 4)))()
 
 
@@ -52,14 +53,17 @@ def rows(policy, matrix, state=None, first=0, last=20, noise=NOISE, depth=3, tol
     ids=["one by one", "blocks", "wave, turned when read"],
 )
 def test_cached_equals_recomputed(lag, block, rotary):
-    """To rounding: the sums of softmax and of products run over arrays of other shapes."""
+    """To rounding: the sums of softmax and of products run over arrays of other shapes.
+
+    Devices other than CPUs multiply with fewer digits of float32.
+    """
     whole = lag_matrix(LEVELS, FRAMES, lag, block)
     expected = rows(FrameCausal(block), whole).x
     policy = CachedCausal(frames=FRAMES, block=block, rotary=rotary)
     matrix = samplers.validate(cached(whole))
     assert matrix.window < FRAMES
     found = rows(policy, matrix).x
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(found, expected, rtol=CLOSE, atol=CLOSE)
 
 
 def test_given_frames_are_written_before_others_read_them():

@@ -1,11 +1,31 @@
 """Scales that change along the video and along the run."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jvdm.errors import ConfigError
-from jvdm.samplers import Call, ClassifierFree, Cosine, Ramped, TwoScales, Unguided, Weighted
+from jvdm.samplers import (
+    Call,
+    ClassifierFree,
+    Cosine,
+    History,
+    Interval,
+    PlusPlus,
+    Projected,
+    Ramped,
+    TwoScales,
+    Unguided,
+    Weighted,
+    ZeroStar,
+    check_weights,
+    freeze,
+    lag_matrix,
+    linspace_levels,
+)
 
 T = jnp.array([[0.2, 0.5, 1.0], [0.9, 0.0, 0.4]])
 
@@ -52,3 +72,39 @@ def test_weights_of_frames_are_those_of_the_window():
     np.testing.assert_array_equal(rule.weigh(at(2)), weights[:, :, 2:5])
     whole = rule.weigh(Call.at(jnp.ones((2, 5))))
     np.testing.assert_array_equal(whole, weights)
+
+
+WAVE = freeze(lag_matrix(linspace_levels(4), 3, lag=1), [0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Forgotten(ClassifierFree):
+    """A rule of a user who forgot that weights sum to 1 below the level .5, or from a row on."""
+
+    from_row: int = 99
+
+    def weigh(self, call):
+        off = (call.t < 0.5) | (call.row.index >= self.from_row)
+        scale = jnp.where(off, self.scale, 1.0)
+        return jnp.stack([jnp.zeros_like(scale), scale])
+
+
+def test_weights_of_a_rule_that_do_not_sum_to_one_are_refused_with_row_and_frame():
+    """Frame 1 starts in row 1 at level 1, and is below .5 in row 4; frame 0 never moves."""
+    with pytest.raises(ConfigError, match="row 4, frame 1: .* of Forgotten sum to 3"):
+        check_weights(Forgotten(3.0), WAVE)
+    with pytest.raises(ConfigError, match="row 2, frame 1: .* of Forgotten sum to 3"):
+        check_weights(Forgotten(3.0, 2), WAVE)
+    check_weights(Forgotten(1.0), WAVE)
+    arrays = Weighted(("unconditional", "prompt"), jnp.array([[[-1.0] * 3], [[2.0] * 3]]))
+    rules = [
+        ClassifierFree(3.0),
+        Interval(3.0, 0.2, 0.6),
+        PlusPlus(0.5),
+        ZeroStar(3.0),
+        Cosine(3.0),
+    ]
+    rules += [Projected(3.0), Ramped(1.0, 3.0, 2), TwoScales(3.0, 2.0, 0.5), History(3.0), arrays]
+    for rule in [*rules, Unguided()]:
+        check_weights(rule, WAVE)
