@@ -189,9 +189,9 @@ def test_the_negative_prompt_counts_only_with_guidance(pipe):
 
 
 def test_a_rule_whose_weights_do_not_sum_to_one_is_refused_before_anything_is_made(pipe):
-    sampling = dataclasses.replace(pipe.system.sampling, guidance=Forgotten(3.0))
+    sampling = dataclasses.replace(pipe.system.sampling, guidance=Forgotten(3.0, 1))
     made = dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
-    with pytest.raises(jvdm.ConfigError, match="row ., frame 0: .* of Forgotten sum to 3"):
+    with pytest.raises(jvdm.ConfigError, match="row 1, frame 0: .* of Forgotten sum to 3"):
         made.prepare(Request(prompt=PROMPT, seed=0))
 
 
