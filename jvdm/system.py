@@ -266,19 +266,14 @@ class System:
             keeps = ["channel" not in dropped(name) for name in self.branches]
             known = jnp.concatenate([channel.known & keep for keep in keeps])
             channel = ChannelCondition(jnp.concatenate([channel.latents] * len(keeps)), known)
-        conditions = self.told(params, ids, channel, told)
-        if "outline" not in getattr(self.model, "ports", ()):
-            return conditions
-        count = len(self.branches)  # the last branch is told the most
-
-        def last(leaf: Array) -> Array:
-            return jnp.concatenate([jnp.split(leaf, count)[-1]] * count)
-
-        return dataclasses.replace(conditions, outline=jax.tree.map(last, conditions.text))
+        return self.told(params, ids, channel, told)
 
     def denoiser(self, params: PyTree, conditions: Conditions) -> Any:
         """Returns the guided network: a `Denoiser`, of modalities a `JointDenoiser`."""
         guidance, tiles = every(self.sampling.guidance, self.vae), self.sampling.tiles
+        if "outline" in getattr(self.model, "ports", ()):
+            outline = _of_last(conditions.text, len(self.branches))
+            conditions = dataclasses.replace(conditions, outline=outline)
 
         def denoiser_of(names: Sequence[str]) -> Any:
             told = _branches(conditions, self.branches, names)
@@ -375,6 +370,15 @@ def _in_tile(told: Conditions, tiles: Tiles, place: Place) -> Conditions:
     size = tiles.size(*told.channel.known.shape[1:])
     channel = jax.tree.map(lambda known: cut(known, place, size), told.channel)
     return dataclasses.replace(told, channel=channel)
+
+
+def _of_last(told: PyTree, branches: int) -> PyTree:
+    """Returns what the last branch, which is told the most, is told, for all branches."""
+
+    def last(leaf: Array) -> Array:
+        return jnp.concatenate([jnp.split(leaf, branches)[-1]] * branches)
+
+    return jax.tree.map(last, told)
 
 
 def _branches(conditions: Conditions, every: Sequence[str], names: Sequence[str]) -> Conditions:
