@@ -22,6 +22,7 @@ from jvdm.samplers import (
     advance,
     diffusers_levels,
     edm,
+    from_index,
     make_denoiser,
     rectified_flow,
     spaced_steps,
@@ -95,6 +96,27 @@ def test_every_step_equals_that_of_diffusers(case):
             assert np.isnan(latents).all()  # Diffusers multiplies 0 by an infinite step there
         else:
             assert_equal(state.x, latents)
+
+
+def test_frames_at_levels_of_their_own_are_the_per_token_steps_of_diffusers():
+    """Theirs adds what the scalar step takes away, so its callers hand over the negative."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(STEPS)
+    levels, ahead = scheduler.sigmas.numpy(), np.array([0, 3, 7, STEPS])
+    index = np.clip(np.arange(STEPS + 1)[:, None] + ahead[None], 0, STEPS)
+    matrix = from_index(jnp.asarray(levels), index)
+    noise = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    denoise = make_denoiser(lambda x, call, carry: (jnp.sin(2 * x), carry), FLOW)
+    state = start(Euler(), jnp.asarray(noise), jax.random.key(0))
+    one = jax.jit(functools.partial(advance, denoise, Euler(), FLOW, matrix, num_rows=1))
+    x = torch.from_numpy(noise)
+    for row, timestep in enumerate(scheduler.timesteps):
+        each = torch.from_numpy(levels[index[row]])[None].repeat(2, 1) * 1000
+        told = {"per_token_timesteps": each}
+        x = scheduler.step(-torch.sin(2 * x), timestep, x, **told).prev_sample
+        state = one(state=state, row=row)
+        assert_equal(state.x, x.numpy())
+    np.testing.assert_array_equal(state.x[:, 3], noise[:, 3])
 
 
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
