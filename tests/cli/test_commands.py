@@ -1,5 +1,6 @@
-"""Every command that README, notebooks and CONTRIBUTING show is one, and is run or says why not."""
+"""Every command that README, docs, notebooks, CONTRIBUTING and `--help` show is one and is run."""
 
+import functools
 import json
 import re
 import shlex
@@ -8,8 +9,11 @@ from typing import Any
 
 import pytest
 
+import jvdm
 from jvdm import cli
+from jvdm.video import read_video
 from tests.architecture.source import ROOT
+from tests.systems import step_caches
 
 DOCS = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
 PAGES = ("README.md", *DOCS, "CONTRIBUTING.md", "launch/README.md", "pallas_kernels/README.md")
@@ -57,6 +61,28 @@ NOT_RUN = {
     r"([a-z]+|generate --stream)$": "names a verb or a flag, no whole command",
 }
 """Only parsed, and why."""
+HELP = {
+    "jvdm COMMAND [options]": "cli/test_cli.py",
+    "jvdm COMMAND --help": "cli/test_cli.py",
+    "jvdm train CONFIG [options]": "cli/test_cli.py",
+    "jvdm train CONFIG --help": "cli/test_cli.py",
+}
+"""What `--help` of the command and of its verbs says is to be typed, and where that is done."""
+OTHERS = {
+    r"pip install": "packaging/test_wheel.py",
+    r"python -m jvdm$": "cli/test_cli.py",
+    r"python -m notebooks\.images\.samples": "packaging/test_pages.py",
+    r"python -m tests\.cli\.test_methods": "cli/test_methods.py",
+    r"python -m tests\.mutations": "architecture/test_mutations.py",
+    r"python -m tests\.parallel\.everywhere (few|batch)": "parallel/test_everywhere.py",
+    r"python -m tests\.systems\.step_caches measure": "cli/test_commands.py",
+    r"python -m pallas_kernels\.attention\.tune": "pallas_kernels/test_tables.py",
+    r"python -m pallas_kernels\.attention\.bench": "pallas_kernels/test_bench.py",
+    r"python -m pytest": "",
+    r"make (generate|test|check)": "",
+    r"bash \.ci/run": "",
+}
+"""Programs other than `jvdm`, and the test of each; empty is what CI and its Makefile are."""
 
 
 def commands(text: str) -> list[str]:
@@ -84,6 +110,15 @@ def shown() -> dict[str, str]:
         for line in commands(text):
             found.setdefault(line, name)
     return found
+
+
+def programs(text: str) -> list[str]:
+    """Returns the lines of code that call other programs, without environment and folder."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"(?<!`)`([^`]+)`(?!`)", text)
+    said = [re.sub(r"^(\w+=\S+ )*(\.venv/bin/)?", "", " ".join(line.split())) for line in lines]
+    return [line for line in said if re.match(r"(pip|python\d?|make|bash|curl) ", line)]
 
 
 SHOWN = shown()
@@ -128,6 +163,49 @@ def test_no_line_of_the_tables_is_left_over():
     spoken = {key for command in COMMANDS for key in homes(command)}
     assert used | spoken >= {*RUN, *ELSEWHERE, *NOT_RUN}
     assert all((ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
+
+
+def test_every_command_of_help_is_run(capsys):
+    said = []
+    for words in ([], *([verb] for verb in cli.VERBS)):
+        assert cli.main([*words, "--help"]) == 0
+        text = " ".join(re.sub(r"[\u2500-\u257f]+", " ", capsys.readouterr().out).split())
+        said += re.findall(r"jvdm (?:[a-z]+ )?[A-Z]{4,} (?:--help|\[options\])", text)
+    assert set(said) == set(HELP)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_programs_are_run_too(page):
+    for line in programs((ROOT / page).read_text()):
+        found = [place for key, place in OTHERS.items() if re.match(key, line)]
+        assert found, f"{page} shows it: give {line!r} a line in OTHERS"
+    assert all((ROOT / "tests" / name).exists() for name in OTHERS.values())
+
+
+def test_no_program_is_left_over():
+    lines = [line for page in PAGES for line in programs((ROOT / page).read_text())]
+    assert not [key for key in OTHERS if not any(re.match(key, line) for line in lines)]
+
+
+@pytest.mark.slow
+def test_caches_are_measured_as_docs_say(monkeypatch, capsys):
+    monkeypatch.setattr(step_caches, "PROMPTS", step_caches.PROMPTS[:1])
+    every = {"every 2nd": step_caches.CACHES["every 2nd"]}
+    monkeypatch.setattr(step_caches, "CACHES", every)
+    step_caches.measure("nano", 2)
+    head, plain, cached, fewer = capsys.readouterr().out.splitlines()[-4:]
+    assert head.split() == ["cache", "rows", "same", "fine"]
+    assert float(plain.split()[2]) == 100 > float(cached.split()[3])
+    assert fewer.split()[:3] == ["fewer", "steps", "1"]
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """As it stands, with the small weights for those that it loads."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.setattr(jvdm, "load", functools.partial(jvdm.load, "nano"))
+    exec(compile(code, "README.md", "exec"), {})
+    assert read_video(tmp_path / "ball.mp4").frames.shape == (9, 64, 64, 3)
 
 
 MINE = "def system(base):\n    return base\n"
