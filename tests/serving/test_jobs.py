@@ -1,6 +1,7 @@
 """Jobs: made together and alone, cancelled, refused, kept, and taken up again."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -207,6 +208,32 @@ def test_what_was_left_is_taken_up(jobs_of):
     with pytest.raises(UnknownJob):
         second.status(other)
     assert (first.folder / other).exists() and (first.folder / "notes").exists()
+
+
+@pytest.mark.parametrize(("grace_s", "state"), [(60.0, "done"), (0.0, "queued")])
+def test_what_runs_is_finished_within_the_grace_or_left_with_its_latents(
+    jobs_of, monkeypatch, grace_s, state
+):
+    jobs, begun, closing = jobs_of(), threading.Event(), threading.Event()
+    late = jobs._late
+
+    def noted():
+        begun.set()
+        assert closing.wait(60)
+        return late()
+
+    monkeypatch.setattr(jobs, "_late", noted)
+    name = jobs.submit("a", {"prompt": PROMPT, "seed": 1, **SMALL})
+    assert begun.wait(60)
+    closer = threading.Thread(target=jobs.close, args=(grace_s,))
+    closer.start()
+    while jobs.alive:
+        time.sleep(0.01)
+    closing.set()
+    closer.join(90)
+    assert jobs.status(name).state == state
+    files = files_of(jobs, name)
+    assert "video_0.latents.safetensors" in files and ("video_0.mp4" in files) == (state == "done")
 
 
 def test_programs_of_many_sizes_do_not_fill_the_memory(jobs_of):

@@ -1,6 +1,7 @@
 """The door: addresses, keys, names, bodies, and a server that ends by itself."""
 
 import asyncio
+import ipaddress
 import json
 import socket
 
@@ -8,8 +9,9 @@ import pytest
 
 import jvdm
 from jvdm.serving import web
+from jvdm.serving.demo import DemoOptions
 from jvdm.serving.jobs import Jobs
-from jvdm.serving.serve import ENDS
+from jvdm.serving.serve import ENDS, ServeOptions
 
 KEYS = ("the-first-key-of-this", "the-second-key-of-this")
 
@@ -110,6 +112,18 @@ def test_too_many_at_once_are_sent_away(monkeypatch):
 def test_addresses_that_are_not_listened_on(host, port, said):
     with pytest.raises(jvdm.ConfigError, match=said):
         web.listening(host, port, ())
+
+
+@pytest.mark.parametrize("options", [ServeOptions, DemoOptions])
+def test_nobody_else_can_reach_it_unless_asked(options):
+    with web.listening(options().host, 0, options().keys) as listener:
+        port = listener.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        others = [str(address[4][0]) for address in socket.getaddrinfo(socket.gethostname(), None)]
+        for address in {one for one in others if not ipaddress.ip_address(one).is_loopback}:
+            with pytest.raises(OSError):
+                socket.create_connection((address, port), 5).close()
+        assert ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def test_a_port_is_taken_once():
