@@ -6,6 +6,7 @@ import pytest
 
 from jvdm.attention import FrameCausal
 from jvdm.configs import (
+    arlon,
     art_v,
     lingen,
     my_videos,
@@ -22,7 +23,7 @@ from jvdm.configs import vae_decoder as decoder
 from jvdm.experiment import describe
 from jvdm.weights.folder import EMBEDDED, read_manifest
 
-SMALL = (nano, nano_vae, nfd, art_v, vin, lingen)
+SMALL = (nano, nano_vae, nfd, arlon, art_v, vin, lingen)
 RECIPES = (*SMALL, my_videos, reader, tiny_t2v, tiny_t2v_causal, vae, decoder)
 
 
