@@ -7,6 +7,7 @@ from jvdm.arrays import Array, Bool, Frames, Int
 from jvdm.evaluation import objects, temporal
 from jvdm.evaluation.estimates import Measure
 from jvdm.evaluation.hue import Tracks, track
+from jvdm.world.phrases import RELATIONS
 from jvdm.world.scene import Facts
 
 _STILL_PSNR = 40.0  # dB; about what the autoencoder loses
@@ -25,6 +26,8 @@ def measure_clips(
     """
     tracks = track(frames, facts.color, facts.active)
     kept = objects.permanence(tracks, facts.active, fps)
+    placed, told = objects.relation_right(tracks, facts, relation)
+    aside = relation < RELATIONS.index("behind")
     measures = {
         "colour set": everywhere(objects.color_set_right(tracks, facts.active)),
         "count": everywhere(objects.count_right(tracks, facts.active)),
@@ -35,7 +38,9 @@ def measure_clips(
         "jumped": everywhere(kept.jumped),
         "resized": everywhere(kept.resized),
         "direction": Measure(*objects.direction_right(tracks, facts)),
-        "relation": Measure(*objects.relation_right(tracks, facts, relation)),
+        "relation": Measure(placed, told),
+        "left or right": Measure(placed, told & aside),
+        "behind or in front": Measure(placed, told & ~aside),
     }
     return measures | _motion(frames, tracks, facts, fps)
 

@@ -20,7 +20,8 @@ NO_READER = (
 # A jitted function returns a dictionary sorted by name; people want what matters first.
 _ORDER = (
     *("colour set", "count", "fused", "permanence", "lost", "created", "jumped", "resized"),
-    *("direction", "relation", "reader colours", "reader shape", "reader size", "reader all"),
+    *("direction", "relation", "left or right", "behind or in front"),
+    *("reader colours", "reader shape", "reader size", "reader all"),
     *("verb", "verbs", "speed word", "camera", "gravity", "gravity residual"),
     *("speed, cells per frame", "frame change", "jitter", "seam index"),
     *("model", "copy", "gain", "reconstruction", "kept", "kept, reconstruction"),

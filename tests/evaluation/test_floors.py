@@ -18,10 +18,21 @@ CLIPS = 24
 
 
 @functools.cache
-def floors(name):
+def clips(name):
     drawn = draw(SETS[name], WORLD, CLIPS)
-    measure = jax.jit(functools.partial(measure_clips, fps=WORLD.fps))
-    measures = measure(film(drawn.shot, WORLD), drawn.facts, drawn.relation)
+    return drawn, film(drawn.shot, WORLD)
+
+
+@functools.cache
+def measuring():
+    return jax.jit(functools.partial(measure_clips, fps=WORLD.fps))
+
+
+@functools.cache
+def floors(name, mirrored=False):
+    drawn, frames = clips(name)
+    frames = frames[:, :, :, ::-1] if mirrored else frames
+    measures = measuring()(frames, drawn.facts, drawn.relation)
     return {
         key: estimate(np.asarray(value), np.asarray(counted))
         for key, (value, counted) in measures.items()
@@ -46,3 +57,12 @@ def test_relations_are_read_from_the_first_frames():
     found = floors("R")
     assert found["relation"].mean >= 0.95 and found["relation"].count >= 16
     assert floors("B")["relation"].count == 0
+
+
+def test_mirrored_clips_change_left_and_right_and_keep_what_is_in_front():
+    plain, mirrored = floors("R"), floors("R", mirrored=True)
+    sides, depths = plain["left or right"], plain["behind or in front"]
+    assert sides.mean >= 0.95 and depths.mean >= 0.95 and min(sides.count, depths.count) >= 3
+    assert sides.count + depths.count == plain["relation"].count
+    assert mirrored["left or right"].mean <= 0.05
+    assert mirrored["behind or in front"].mean == depths.mean
