@@ -1,9 +1,9 @@
 """A system changed by names: `--sampling.solver heun`, `--sampling.matrix.lag 4`.
 
-`PART NAME` chooses a rule, `PART.FIELD VALUE` changes one of its numbers; of hooks, which are
-several, `hooks.0.FIELD`. A name is one of `PARTS`, or `FILE.py:Class` or `module:Class` for one's
-own. A rule that is chosen takes over what the one before it had: another guidance keeps the scale,
-another grid the number of steps.
+`PART NAME` chooses a rule, `PART.FIELD VALUE` changes one of its numbers, or a rule in it by its
+name (`matrix windowed`, `matrix.rule lag`); of hooks, which are several, `hooks.0.FIELD`. A name is
+one of `PARTS`, or `FILE.py:Class` or `module:Class` for one's own. A rule that is chosen takes over
+what the one before it had: another guidance keeps the scale, another grid the number of steps.
 """
 
 import ast
@@ -199,6 +199,8 @@ def _changed(old: Any, path: list[str], value: Any, key: str) -> Any:
         why = f"{type(old).__name__} has no {name}"
         raise ConfigError(what, why, f"it has {', '.join(parts) or 'no fields'}")
     now = parts[name]
+    if not deeper and dataclasses.is_dataclass(now):
+        return remade(old, name, _named(key.split(".")[0], value))
     new = _changed(now, deeper, value, key) if deeper else _value(value, now, key)
     return remade(old, name, new)
 

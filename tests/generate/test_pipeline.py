@@ -12,6 +12,7 @@ import jvdm
 from jvdm import prompts, samplers
 from jvdm.parallel.mesh import data_mesh
 from jvdm.pipeline import Request, programs
+from jvdm.pipeline.request import Given
 from jvdm.vae import tiling
 from jvdm.video import Video
 from tests.generate.nano import VAE
@@ -163,6 +164,21 @@ def test_a_video_is_continued_after_its_last_frames(pipe):
     np.testing.assert_allclose(end[:, :2], prefix, rtol=1e-4, atol=1e-4)
     short = latents_of(pipe, video=Video(clip, 12.0), prefix_frames=1)
     np.testing.assert_allclose(short[:, :1], encoded(pipe, clip[-1:]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lag", [0, 3], ids=["together", "from both ends of what is given"])
+def test_frames_are_made_before_and_after_a_clip_that_is_given(pipe, lag):
+    """Temporal outpainting: latent frames in the middle are given, the others begin as noise."""
+    clip = np.random.default_rng(1).integers(0, 256, (9, 16, 32, 3)).astype(np.uint8)
+    middle = jnp.asarray(encoded(pipe, clip))[:, 1:2]
+    levels = samplers.shift_levels(samplers.linspace_levels(3), 2.0)
+    matrix = samplers.pad_rows(samplers.trapezoid_matrix(levels, 3, lag), 6)
+    found = latents_of(pipe, given=(Given(middle, (1,)),), matrix=matrix)
+    np.testing.assert_array_equal(found[:, 1], middle[:, 0])
+    alone = latents_of(pipe, matrix=matrix)
+    for frame in (0, 2):  # both are made, and know what is given
+        assert np.isfinite(found[:, frame]).all()
+        assert not np.allclose(found[:, frame], alone[:, frame], atol=1e-3)
 
 
 def test_a_video_of_another_rate_is_resampled(pipe):

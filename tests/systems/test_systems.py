@@ -106,6 +106,14 @@ def test_every_part_is_chosen_by_name(loaded, pipe):
     assert made.levels == dataclasses.replace(pipe.system.sampling.levels, num_steps=4)
 
 
+def test_a_rule_inside_another_is_chosen_by_name(loaded):
+    chosen = {"matrix": "windowed", "matrix.rule": "lag", "matrix.rule.lag": "2"}
+    made = loaded(None, sampling=chosen | {"matrix.window": "3"}).system.sampling
+    assert made.matrix == samplers.WindowedMatrix(LagMatrix(2), 3)
+    with pytest.raises(jvdm.ConfigError, match="a matrix called 'lagg'.*did you mean lag"):
+        loaded(None, sampling=chosen | {"matrix.rule": "lagg"})
+
+
 NEED_MORE = {(part, name) for part in ("matrix",) for name in ("truncated", "cached")}
 NEED_MORE |= {("process", "edm"), ("process", "biased")}
 WITH_MORE: dict[tuple[str, str], dict[str, str]] = {
