@@ -64,12 +64,12 @@ class Segments:
         """Returns the next point of each frame."""
         return below(t, self.points)
 
-    def way(self, t: NoiseLevels, rows: int) -> Float[Array, "rows B F"]:
-        """Returns the levels of `rows` steps along the points, none past the segment's end.
+    def way(self, t: NoiseLevels, rows: int, stop: NoiseLevels) -> Float[Array, "rows B F"]:
+        """Returns the levels of `rows` steps along the points, none past `stop`.
 
-        Row 0 is `t` itself; `rows + 1` rows in all.
+        Row 0 is `t` itself; `rows + 1` rows in all. A frame that stops where it is stands.
         """
-        rest, stop = [t], self.end(t)
+        rest = [t]
         for _ in range(rows):
             rest.append(jnp.maximum(self.next(rest[-1]), stop))
         return jnp.stack(rest)

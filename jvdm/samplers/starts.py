@@ -32,10 +32,11 @@ class SegmentStarts:
 
 @dataclass(frozen=True)
 class StreamStarts:
-    """Any row of a wave whose chunks are a segment apart: where jumps in a stream's buffer begin.
+    """Any row of a wave whose chunks are segments apart: where jumps in a stream's buffer begin.
 
-    A chunk that waits is pure noise and one that is done is clean; neither is trained, since
-    neither moves.
+    With a lag of all segments one chunk is in work behind true ones, as Causal Forcing trains
+    (thu-ml/Causal-Forcing, consistency stage). A chunk that waits is pure noise and one that is
+    done is clean; neither is trained, since neither moves.
 
     Attributes:
         levels: Levels above 0, `each` for a segment, from noise on; all chunks have the same place
@@ -43,6 +44,7 @@ class StreamStarts:
         chunk: Latent frames of a chunk; the last may be shorter.
         each: Levels of a segment.
         full: Share of clips with as many chunks in work as there can be, as a stream always has.
+        lag: Segments between neighbouring chunks.
 
     Reference: StreamDiT, arXiv:2507.03745, multistep distillation.
     """
@@ -51,11 +53,13 @@ class StreamStarts:
     chunk: int = 2
     each: int = 1
     full: float = 0.5
+    lag: int = 1
 
     def __call__(self, key: Key, batch: int, latent_frames: int) -> TrainTimes:
         """Returns levels that rise from chunk to chunk, by segments."""
         levels, segments = jnp.asarray(self.levels, jnp.float32), len(self.levels) // self.each
         chunk, last = jnp.arange(latent_frames) // self.chunk, (latent_frames - 1) // self.chunk
+        chunk, last = self.lag * chunk, self.lag * last
         ends = sorted((segments - 1, last))
 
         def clip(key: Key) -> TrainTimes:

@@ -4,6 +4,12 @@ A point of the student's grid is drawn, its jump to the end of the segment is co
 target (`targets.py`), and frames without noise count for nothing. Levels belong to frames, so that
 whole clips and the buffers of streams are the same case. Guidance is inside of the target: the
 student is sampled without.
+
+A student of one chunk after the other (`source` stream, `lag` of all segments) learns behind the
+true past, from a teacher that sees it too and nothing of what follows: the consistency stage of
+Causal Forcing (thu-ml/Causal-Forcing). Ends of a teacher that denoises all frames together have
+another law behind a first frame, and so has a student that regresses them, as Self-Forcing
+(arXiv:2506.08009) begins: `tests/training/test_causal_student.py`.
 """
 
 import dataclasses
@@ -71,9 +77,11 @@ class Distillation:
     given: float = 0.0
     """Share of clips with clean frames, at the beginning or both ends, to go on from pictures."""
     source: Literal["data", "stream"] = "data"
-    """Whether all frames of a clip have one level, or its chunks are a segment apart."""
+    """Whether all frames of a clip have one level, or its chunks are segments apart."""
     chunk: int = 2
     """Latent frames of a chunk of a stream."""
+    lag: int = 1
+    """Segments between its chunks; as many as there are make one chunk after the other."""
     loss_kind: Literal["mse", "huber"] = "mse"
     """How an error counts."""
 
@@ -84,6 +92,10 @@ class Distillation:
             raise ConfigError(f"target is {self.target!r}", f"known are {', '.join(TARGETS)}", "")
         if self.chunk < 1:
             raise ConfigError(f"chunk is {self.chunk}", "a chunk has a frame at least", "use 2")
+        if not 1 <= self.lag < len(self.edges):
+            what, most = f"lag is {self.lag}", len(self.edges) - 1
+            why = f"a chunk waits for the one before, and has {most} segments"
+            raise ConfigError(what, why, f"use 1 to {most}")
         if not 0 <= self.given <= 1:
             raise ConfigError(f"given is {self.given:g}", "it is a share", "use 0 to 1")
 
@@ -133,7 +145,8 @@ class Distillation:
         levels = segments.points[:-1] if inside else segments.edges[:-1]
         starts: TimestepSampler = SegmentStarts(levels)
         if self.source == "stream":
-            starts = StreamStarts(levels, self.chunk, segments.micro if inside else 1)
+            each = segments.micro if inside else 1
+            starts = StreamStarts(levels, self.chunk, each, lag=self.lag)
         return Mixture((starts, CleanPrefix(starts)), (1.0 - self.given, self.given))
 
     def jump(
@@ -155,7 +168,7 @@ class Distillation:
         ids = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         denoise = system.denoiser(frozen, system.conditions(frozen, ids))
         carry = system.start(point.x.shape, point.x.shape[1])
-        rows = teacher.segments.way(point.t, steps)
+        rows = teacher.segments.way(point.t, steps, point.s)
         rules = (system.sampling.solver, system.process)
         return follow(denoise, *rules, rows, point.x, key, carry)
 
@@ -167,12 +180,13 @@ class Distillation:
         clean = batch["latents"].astype(jnp.float32)
         row = self.rows(segments)(named(call.key, "rows"), *clean.shape[:2])
         noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
-        point = Point(corrupt(process, clean, row.t, noise), row.t, segments.end(row.t))
+        mask = row.loss_mask * (row.t > 0)
+        stop = jnp.where(mask > 0, segments.end(row.t), row.t)
+        point = Point(corrupt(process, clean, row.t, noise), row.t, stop)
         average = functools.partial(self.jump, call.ema, self.system.told(call.ema, tokens))
         walk = functools.partial(self.walk, call.frozen, tokens, call.key)
         aim = jax.lax.stop_gradient(TARGETS[self.target](point, segments, walk, average))
         landed = self.jump(params, self.system.told(params, tokens), *point)
-        mask = row.loss_mask * (row.t > 0)
         error = (landed - aim) / expand(segments.width(row.t), aim)
         square = jnp.square(error)
         if self.loss_kind == "huber":
@@ -188,9 +202,9 @@ class Distillation:
     def rules(self) -> dict[str, Any]:
         """Process, prediction and sampling, for the manifest: the edges, without guidance.
 
-        A stream's chunks are made one jump apart.
+        A stream's chunks are made as many jumps apart as in training.
         """
-        wave = {"matrix": LagMatrix(lag=1, block=self.chunk)} if self.source == "stream" else {}
+        wave = {"matrix": LagMatrix(self.lag, self.chunk)} if self.source == "stream" else {}
         sampling = dataclasses.replace(
             self.system.sampling,
             **wave,

@@ -17,7 +17,8 @@ class Point(NamedTuple):
     Attributes:
         x: f32[B, F, H, W, C], noisy latents.
         t: f32[B, F], their levels.
-        s: f32[B, F], the ends of their segments; 0 of clean frames.
+        s: f32[B, F], the ends of their segments; `t` of frames that stand: clean ones, and those
+            that wait as noise.
     """
 
     x: Latents
@@ -88,7 +89,7 @@ class Consistency:
 
     def __call__(self, point: Point, segments: Segments, walk: Walk, jump: Jump) -> Latents:
         """Returns the end of the average's jump."""
-        u, x = segments.next(point.t), walk(point, 1)
+        u, x = jnp.maximum(segments.next(point.t), point.s), walk(point, 1)
         return jnp.where(expand(u <= point.s, x), x, jump(x, u, point.s))
 
 

@@ -41,13 +41,15 @@ def test_points_between_edges_are_levels_of_the_teacher_that_is_shifted_once():
 
 def test_the_way_of_a_frame_ends_with_its_segment():
     t = jnp.asarray(LEVELS).reshape(1, -1)
-    way = np.asarray(SEGMENTS.way(t, 4))[:, 0]
+    way = np.asarray(SEGMENTS.way(t, 4, SEGMENTS.end(t)))[:, 0]
     np.testing.assert_array_equal(way[0], LEVELS)
     np.testing.assert_array_equal(way[-1], SEGMENTS.end(t)[0])
     whole = np.isclose(LEVELS[:, None], EDGES[:-1]).any(1)
     moves = (np.diff(way, axis=0) != 0).sum(0)
     assert (moves[whole] == 4).all() and (moves[~whole] < 5).all() and moves[0] == 0
     assert (np.diff(way, axis=0) <= 0).all()
+    stands = np.asarray(SEGMENTS.way(t, 4, SEGMENTS.end(t).at[0, 2].set(t[0, 2])))[:, 0]
+    assert (stands[:, 2] == LEVELS[2]).all() and (np.delete(stands - way, 2, 1) == 0).all()
 
 
 def test_the_length_of_a_segment_is_that_of_all_levels_in_it():
@@ -122,6 +124,25 @@ def test_rows_of_a_stream_are_those_of_its_matrix():
     full = StreamStarts(edges[:-1], chunk=2, full=1.0)(jax.random.key(0), 100, frames)
     assert np.asarray(full.loss_mask).all()  # four chunks, four segments
     assert (np.asarray(full.t)[:, ::2] == [0.25, 0.5, 0.75, 1.0]).all()
+
+
+@pytest.mark.parametrize("lag", [2, 4])
+def test_rows_of_chunks_further_apart_are_those_of_their_matrix(lag):
+    edges, frames = (1.0, 0.75, 0.5, 0.25, 0.0), 6
+    matrix = lag_matrix(explicit_levels(edges), frames, lag=lag, block=2)
+    rows = np.asarray(times(matrix))
+    moves = (rows[:-1] != rows[1:]).astype(int)
+    for full in (0.0, 1.0):
+        drawn = StreamStarts(edges[:-1], chunk=2, full=full, lag=lag)(
+            jax.random.key(0), 2000, frames
+        )
+        t, mask = np.asarray(drawn.t), np.asarray(drawn.loss_mask)
+        which = (t[:, None] == rows[None, :-1]).all(2)
+        assert (which.sum(1) == 1).all() and set(which.argmax(1)) == (
+            set(range(len(rows) - 1)) if full == 0 else set(range(3, 2 * lag + 1))
+        )
+        np.testing.assert_array_equal(mask, moves[which.argmax(1)])
+    assert lag == 2 or (np.asarray(drawn.loss_mask).sum(1) == 2).all()
 
 
 def test_all_chunks_of_a_stream_are_at_one_place_of_their_segments():

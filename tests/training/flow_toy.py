@@ -97,7 +97,7 @@ class Toy(Distillation):
 
     def walk(self, frozen, tokens, key, point, steps):
         """Returns where the teacher gets."""
-        rows = self.taught.segments.way(point.t, steps)
+        rows = self.taught.segments.way(point.t, steps, point.s)
         return follow(exact, Euler(), PROCESS, rows, point.x, key)
 
 

@@ -84,9 +84,9 @@ def walk_of(marks):
 
 def test_a_consistency_target_at_the_border_is_what_the_teacher_says():
     segments, marks = toy.Toy(edges=toy.EVEN, micro=4).taught.segments, []
-    # The last point of a segment, one inside of it, and its first.
-    t = jnp.asarray([[0.8125, 0.875, 1.0]])
-    point = Point(jnp.zeros((1, 3, 1, 1, 2)), t, segments.end(t))
+    # The last point of a segment, one inside of it, its first, and a frame that waits as noise.
+    t = jnp.asarray([[0.8125, 0.875, 1.0, 1.0]])
+    point = Point(jnp.zeros((1, 4, 1, 1, 2)), t, segments.end(t).at[0, 3].set(1.0))
     asked = []
 
     def jump(x, u, s):
@@ -94,9 +94,9 @@ def test_a_consistency_target_at_the_border_is_what_the_teacher_says():
         return x + 1.0
 
     aim = TARGETS["consistency"](point, segments, walk_of(marks), jump)
-    np.testing.assert_array_equal(aim[0, :, 0, 0, 0], [100.0, 101.0, 101.0])
-    np.testing.assert_allclose(asked[0][0], [[0.75, 0.8125, 0.9375]])
-    np.testing.assert_allclose(asked[0][1], [[0.75, 0.75, 0.75]])
+    np.testing.assert_array_equal(aim[0, :, 0, 0, 0], [100.0, 101.0, 101.0, 100.0])
+    np.testing.assert_allclose(asked[0][0], [[0.75, 0.8125, 0.9375, 1.0]])
+    np.testing.assert_allclose(asked[0][1], [[0.75, 0.75, 0.75, 1.0]])
     assert marks == [1]
     aim = TARGETS["segment"](point, segments, walk_of(marks), jump)
     assert marks == [1, 4] and (aim == 100.0).all() and len(asked) == 1
