@@ -9,7 +9,11 @@ Ours: blocks of three latent frames that read the first frame (the sink) and the
 are kept without positions and get those of a window that never moves when they are read. Where
 another prompt is told, all but the sink and the latest frame is forgotten. The authors' window
 holds two latest frames; a ring of a whole block is written at once. Their cut is left out.
-Gain: not measured: no weights with causal attention ship, and others look worse this way.
+Gain: with `nano`, which was not trained causally, a stream of 501 frames has a seam of 2.25 (wave
+1.94), drift 3.27 of 255 (2.22) and motion 1.49 (1.00); no weights with causal attention ship.
+
+jvdm evaluate --weights nano --streams wave infinity_rope --stream-frames 501
+Two busy CPU cores, jax 0.10.2, each system in a run of its own; `fvdm` says what the columns are.
 """
 
 import dataclasses

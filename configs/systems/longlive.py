@@ -8,7 +8,11 @@ Ours: blocks of three latent frames, one after the other, that read the first th
 the latest six from a cache. Where another prompt is told, keys and values of the latest nine are
 made again under it from their latents, the sink keeps its own (`global_sink`). Strictly causal,
 where theirs lets frames that are made again see each other; without their training.
-Gain: not measured: no weights with causal attention ship, and others look worse this way.
+Gain: with `nano`, which was not trained causally, a stream of 501 frames has a seam of 2.33 (wave
+1.94), drift 2.89 of 255 (2.22) and motion 1.89 (1.00); no weights with causal attention ship.
+
+jvdm evaluate --weights nano --streams wave longlive --stream-frames 501
+Two busy CPU cores, jax 0.10.2, each system in a run of its own; `fvdm` says what the columns are.
 """
 
 import dataclasses

@@ -9,7 +9,11 @@ in work, block-causal, and read the finished chunk before them from a cache: eac
 to itself, five, four, three and two chunks, as theirs do. An own row writes a finished chunk, which
 theirs do in the call of the next; their level of .9999 there, the square before the shift of their
 levels and the guidance by chunk are left out.
-Gain: not measured: no weights with causal attention ship, and others look worse this way.
+Gain: with `nano`, which was not trained causally, a stream of 501 frames has a seam of 2.08 (wave
+1.94), drift 3.27 of 255 (2.22) and motion .51 (1.00); no weights with causal attention ship.
+
+jvdm evaluate --weights nano --streams wave magi1 --stream-frames 501
+Two busy CPU cores, jax 0.10.2, each system in a run of its own; `fvdm` says what the columns are.
 """
 
 import dataclasses

@@ -9,7 +9,11 @@ consistency solver, that see each other both ways. They read the latest finished
 one of the film, the anchor, whose keys stand just before it at every length. An own row writes a
 finished block: their second call sees it alone, ours the whole window. Without their training, in
 which half of the steps roll.
-Gain: not measured: no weights of few steps ship, and others look worse this way.
+Gain: with `nano`, which was not trained for few steps, a stream of 501 frames has a seam of 1.68
+(wave 1.94), drift .63 of 255 (2.22) and motion .79 (1.00); what is to be seen in it was not judged.
+
+jvdm evaluate --weights nano --streams wave rolling_forcing --stream-frames 501
+Two busy CPU cores, jax 0.10.2, each system in a run of its own; `fvdm` says what the columns are.
 """
 
 import dataclasses
