@@ -17,33 +17,34 @@ jvdm evaluate --weights nano --streams wave fvdm ar_diffusion streamdit fifo dif
     --stream-frames 501
 Measured on two CPU cores that others shared: the shipped `nano` (64 x 64 pixels, 9 frames), two
 prompts, 8 steps, 501 frames; windows of more than 3 latent frames are longer than its training.
-Calls are of both branches of guidance; `seam` is the largest change between chunks over the median
-change, `drift` the difference of means and deviations of colours between the first and the last 9
-frames in levels of 255, `motion` the change from frame to frame of the last over that of the first,
-PSNR that of the first 9 frames to the clip of the same seed whose frames are made together. The
-wave of lag 2 stands for what needs no method:
+Calls are of both branches of guidance, `calls/s` follow from `frames/s` and the frames of a chunk,
+of the same clock; `seam` is the largest change between chunks over the median change, `drift` the
+difference of means and deviations of colours between the first and the last 9 frames in levels of
+255, `motion` the change from frame to frame of the last over that of the first, PSNR that of the
+first 9 frames to the clip of the same seed whose frames are made together. The wave of lag 2 stands
+for what needs no method:
 
-                         calls/chunk  frames/s  seam  borders  drift  motion  PSNR
-    clip                           -         -  1.26     1.26      -       -     -
-    wave                           2       360  1.94     1.42   2.22    1.00  26.6
-    fvdm                           8       170  2.17     1.41   3.03    1.16  25.4
-    ar_diffusion                   6       171  2.30     1.39   3.26    0.81  25.8
-    streamdit                      4       464  1.99     1.48   1.75    1.17  26.9
-    fifo                           1       249  2.02     1.42   3.01    1.08  25.4
-    diffusion_forcing              4       128  1.98     1.38   3.54    0.75  26.3
+                         calls/chunk  calls/s  frames/s  seam  borders  drift  motion  PSNR
+    clip                           -        -         -  1.26     1.26      -       -     -
+    wave                           2      180       360  1.94     1.42   2.22    1.00  26.6
+    fvdm                           8       85       170  2.17     1.41   3.03    1.16  25.4
+    ar_diffusion                   6      256       171  2.30     1.39   3.26    0.81  25.8
+    streamdit                      4      232       464  1.99     1.48   1.75    1.17  26.9
+    fifo                           1       62       249  2.02     1.42   3.01    1.08  25.4
+    diffusion_forcing              4      128       128  1.98     1.38   3.54    0.75  26.3
 
 `borders` is the median change between chunks over the median change; `clip` has no chunks, it says
 what the decoder's own borders do. No method drifts by more than 4 levels. The same with `tiny_t2v`
 (128 x 128 pixels, 33 frames), 16 steps, on one H200, jax 0.11.2:
 
-                         calls/chunk  frames/s  seam  borders  drift  motion  PSNR
-    clip                           -         -  1.12     1.03      -       -     -
-    wave                           2       658  4.00     1.01   1.46    0.68  32.4
-    fvdm                          16       762  3.25     1.21   0.33    0.29  31.5
-    ar_diffusion                   6       311  1.59     1.22   1.25    0.20  22.4
-    streamdit                      4       933  3.42     0.56   4.31    0.91  29.3
-    fifo                           1       474  2.41     1.10   1.55    0.68  31.9
-    diffusion_forcing              4       477  1.69     1.22   1.26    0.17  22.5
+                         calls/chunk  calls/s  frames/s  seam  borders  drift  motion  PSNR
+    clip                           -        -         -  1.12     1.03      -       -     -
+    wave                           2      329       658  4.00     1.01   1.46    0.68  32.4
+    fvdm                          16      762       762  3.25     1.21   0.33    0.29  31.5
+    ar_diffusion                   6      466       311  1.59     1.22   1.25    0.20  22.4
+    streamdit                      4      466       933  3.42     0.56   4.31    0.91  29.3
+    fifo                           1      118       474  2.41     1.10   1.55    0.68  31.9
+    diffusion_forcing              4      477       477  1.69     1.22   1.26    0.17  22.5
 
 Two prompts say little: on an H100, whose roundings are others, fifo had a motion of .34 and fvdm
 .32; with its blocks in one fused call, whose windows disagree, fifo had .82 and a seam of 6.60.
