@@ -20,7 +20,14 @@ from jvdm.errors import ConfigError
 from jvdm.pipeline import request as of_one
 from jvdm.pipeline.request import BY_NAME, Job, LatentShape, Request
 from jvdm.rows import keep_given, matrix_of, starts_noisy
-from jvdm.samplers import LagMatrix, PromptSwitch, TimestepMatrix, pad_rows, waves_in_seconds
+from jvdm.samplers import (
+    LagMatrix,
+    PromptSwitch,
+    TimestepMatrix,
+    check_weights,
+    pad_rows,
+    waves_in_seconds,
+)
 from jvdm.samplers.modalities import each, every
 from jvdm.settings import PICTURE, check_numbers, settings_of, settled, with_numbers
 from jvdm.system import System
@@ -62,6 +69,8 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
         parts,
         given,
     )
+    for name, part in parts.items():
+        check_weights(part.sampling.guidance, matrix[name])
     window = each(lambda matrix: matrix.window, matrix)
     jax.eval_shape(lambda: system.start(shape, window))  # a policy may refuse the sizes
     estimate = pricing.check(system, size, matrix, devices, shape_of)

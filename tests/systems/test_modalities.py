@@ -21,6 +21,7 @@ from jvdm.samplers import (
     LagMatrix,
     Projected,
     ShiftedLevels,
+    Unguided,
     linspace_levels,
     shift_levels,
     times,
@@ -31,6 +32,7 @@ from jvdm.vae import tiling
 from jvdm.weights import Defaults
 from tests.generate import nano
 from tests.generate.nano import TEXT, VAE, drawn
+from tests.samplers.test_guidance_scales import Forgotten
 
 HOP, CHANNELS = 8, 2
 SHAPE: Any = FrozenDict(video=(1, 3, 2, 2, 4), audio=(1, 6, 1, 1, 3))
@@ -239,6 +241,19 @@ def test_a_callback_may_change_all_of_them_and_no_fewer():
 def test_what_no_modality_or_only_one_could_have_is_refused(settings, error, message):
     with pytest.raises(error, match=message):
         PIPE.prepare(Request(prompt=PROMPT, seed=0, **settings))
+
+
+def test_rules_that_cannot_be_are_refused_for_each():
+    rules = {"guidance": FrozenDict(video=Unguided(), audio=Forgotten(3.0, 0))}
+    first = {"matrix": LagMatrix(1, first_block=1)}
+    for changed, message in (
+        (rules, "row 0, frame .: .* of Forgotten"),
+        (first, "first block of 1"),
+    ):
+        sampling = dataclasses.replace(PIPE.system.sampling, **changed)
+        system = dataclasses.replace(PIPE.system, sampling=sampling)
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(PIPE, system=system).prepare(Request(prompt=PROMPT, seed=0))
 
 
 def test_dicts_for_a_system_of_one_are_refused():
