@@ -8,6 +8,7 @@ the plan counts arrays and the largest product, and says so.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -142,7 +143,11 @@ def _compiled(work: Work, mesh: Mesh) -> Any:
         if not is_out_of_memory(error):
             raise
         what = f"{work.name} does not fit on the mesh {description_of(mesh)}"
-        fix = f"split tokens, videos or parameters further: {' or '.join(_next(mesh))}"
+        sequence, fsdp = _next(mesh)
+        fix = f"split tokens, videos or parameters further: {sequence} or {fsdp}"
+        if needed := re.search(r"\(([\d.]+)G\)", str(error)):  # GiB that the compiler asks for
+            half = float(needed[1]) * 2**30 / 2
+            fix = f"{sequence} halves what is computed: about {half / 1e9:.1f} GB; or use {fsdp}"
         raise DeviceMemoryError(what, str(error).splitlines()[0], fix) from None
 
 

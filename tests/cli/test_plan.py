@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
+from jvdm import works
 from jvdm.cli import main
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.plan import PlanOptions, run, text
@@ -87,6 +88,20 @@ def test_what_does_not_fit_ends_with_2_and_the_axis_to_change(capsys, monkeypatc
     assert error["kind"] == DeviceMemoryError.__name__
     assert "parameters 28.6" in error["what"] and "20.0 GB" in error["why"]
     assert error["fix"].startswith("fsdp=2 halves what parameters take")
+
+
+def test_what_the_compiler_has_no_room_for_ends_with_the_axis_and_what_is_left(monkeypatch):
+    """What libtpu said of a step of tiny_t2v_4step on v5e:1x1."""
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    said += "temporaries (18.33G) exceeds available HBM (15.75G). HLO module: jit_work."
+
+    def refused(*arguments):
+        raise jax.errors.JaxRuntimeError(said)
+
+    step = works.step_of_config
+    monkeypatch.setattr(works, "step_of_config", lambda *given: step(*given)._replace(run=refused))
+    with pytest.raises(DeviceMemoryError, match=r"18.33G.*sequence=2 halves .*about 9.8 GB"):
+        plan("nano", "cpu")
 
 
 @pytest.mark.parametrize(
