@@ -7,7 +7,7 @@ with from their first latent frame, as `frame_drift` says, which also says what 
 are. `away` is how far the colours of the prompt are from where the true film has them, in widths of
 the picture. Rows: `foretold` is the system, `without` the same network without a plan, `true` codes
 are those of the true film, `wrong` and `true wrong` have one code in ten replaced by any; all rows
-if none is named.
+if none is named. `foretold:0.5` has another temperature.
 """
 
 import dataclasses
@@ -84,6 +84,8 @@ def network_of(row: str, model: PlannedDiT, codes: np.ndarray) -> PlannedDiT:
     if row == "true wrong":
         wrong = random.random(codes.shape) < WRONG
         codes = np.where(wrong, random.integers(0, model.codes, codes.shape), codes)
+    if row.startswith("foretold:"):
+        fields["temperature"] = float(row.split(":")[1])
     told = Held(codes) if row.startswith("true") else None
     return ToldDiT(**fields, told=told, wrong=WRONG if row == "wrong" else 0.0)
 
