@@ -1,5 +1,6 @@
 """Guidance by the past: branches that see finished frames less clearly, or not at all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -36,7 +37,7 @@ def veiled(x: Values, call: Call, process: Process, level: Scale) -> tuple[Value
         x: The latents.
         call: The call, within a run.
         process: The corruption process.
-        level: Noise level, 0 (all is seen) to that of pure noise (nothing is).
+        level: Noise level, 0 (all is seen) to pure noise (nothing is); more is pure noise too.
 
     Raises:
         ConfigError: If the call is not one of a run, which says what stands and draws noise.
@@ -45,7 +46,8 @@ def veiled(x: Values, call: Call, process: Process, level: Scale) -> tuple[Value
     if row.moving is None or row.draws is None:
         what, why = "the past was to be noised", "this call of the network is not one of a run"
         raise ConfigError(what, why, "let sample, advance or a stream call it")
-    level = jnp.broadcast_to(jnp.asarray(level, call.t.dtype), call.t.shape)
+    level = jnp.minimum(jnp.asarray(level, call.t.dtype), process.t_max)
+    level = jnp.broadcast_to(level, call.t.shape)
     past = ~row.moving[None] & (call.t < level)
     t = jnp.where(past, call.t, 0.0)
     kept = divide(process.alpha(level), process.alpha(t))
@@ -77,10 +79,16 @@ class History(ClassifierFree):
 
     Reference: Song et al., history-guided video diffusion, arXiv:2502.06764; the order of both
     conditions is that of MAGI-1, arXiv:2505.13211.
+
+    Raises:
+        ConfigError: If the level is known to be negative.
     """
 
     history_scale: Scale = 1.5
     level: Scale = 1.0
+
+    def __post_init__(self) -> None:
+        _check_levels((self.level,))
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -125,7 +133,8 @@ class WeightedHistory(Weighted):
         execution: Whether the branches are one call (static).
 
     Raises:
-        ConfigError: If weights or levels do not fit the names, or weights do not sum to 1.
+        ConfigError: If weights or levels do not fit the names, weights do not sum to 1, or a level
+            is negative.
 
     Reference: Song et al., arXiv:2502.06764, section 4.
     """
@@ -138,6 +147,7 @@ class WeightedHistory(Weighted):
             what = f"{len(self.levels)} levels of the past for {len(self.names)} branches"
             fix = f"give the levels of {', '.join(self.names)}"
             raise ConfigError(what, "each branch sees it at one", fix)
+        _check_levels(self.levels)
 
     def view(self, branch: str, x: Array, call: Call, process: Process) -> tuple[Array, Call]:
         """Returns what a branch is shown."""
@@ -148,3 +158,11 @@ class WeightedHistory(Weighted):
     def settled(self) -> Guidance:
         """Returns itself: a branch of weight 0 is skipped where branches run one by one."""
         return self
+
+
+def _check_levels(levels: Sequence[Scale]) -> None:
+    """Refuses levels that are known and negative, or no numbers."""
+    for level in levels:
+        if isinstance(level, float | int) and not level >= 0:
+            what = f"a branch of guidance sees the past at the level {level}"
+            raise ConfigError(what, "0 shows it as it is, and more hides it", "use 0 to 1")

@@ -122,6 +122,11 @@ def test_without_a_past_it_is_guidance_by_the_prompt():
     assert len(History(3.0, 3.0).settled().branches) == 2
 
 
+def test_more_than_pure_noise_is_pure_noise():
+    x = NOISE.at[:, 0].set(-3.0)
+    np.testing.assert_array_equal(made(History(2.0, 3.0, 7.0), x=x), made(History(2.0, 3.0), x=x))
+
+
 def views(x, call, carry, names):
     """A network that keeps what each branch is shown in each row."""
     seen, told = carry
@@ -223,6 +228,12 @@ def test_what_does_not_fit_is_refused():
         WeightedHistory(("unconditional", "prompt"), (-1.0, 2.0), (1.0,))
     with pytest.raises(ConfigError, match="weights sum to 3"):
         WeightedHistory(("unconditional", "prompt"), (1.0, 2.0), (1.0, 0.0))
+    for make in (
+        lambda: History(2.0, level=-0.1),
+        lambda: WeightedHistory(("unconditional", "prompt"), (-1.0, 2.0), (float("nan"), 0.0)),
+    ):
+        with pytest.raises(ConfigError, match="sees the past at the level"):
+            make()
     denoise = guided(History(2.0), exact, FLOW)
     with pytest.raises(ConfigError, match="this call of the network is not one of a run"):
         denoise(NOISE, Call.at(jnp.ones((2, FRAMES))), None)
