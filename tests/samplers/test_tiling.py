@@ -104,9 +104,9 @@ def test_slopes_are_those_of_their_names():
         found = Tiles(6, 2, weights=weights).shares(10, 1, 1)
         np.testing.assert_allclose(found[0, :, 0, 0], shares, rtol=1e-6)
         np.testing.assert_allclose(found[1, :, 0, 0], shares[::-1], rtol=1e-6)
-    # Eight frames, of which the last tile shares four: slopes of two frames, not of the tile.
-    late = Tiles(6, 2, weights="linear").shares(8, 1, 1)[0, :, 0, 0]
-    np.testing.assert_allclose(late, [1, 1, 3 / 4, 3 / 5, 2 / 5, 1 / 4], rtol=1e-6)
+    # Ten frames, of which the last tile shares six: slopes of one frame, not of the tile.
+    late = Tiles(8, 1, weights="linear").shares(10, 1, 1)[0, :, 0, 0]
+    np.testing.assert_allclose(late, [1, 1, 2 / 3, 0.5, 0.5, 0.5, 0.5, 1 / 3], rtol=1e-6)
 
 
 def test_tiles_share_a_place_by_their_weights():
