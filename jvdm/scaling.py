@@ -48,11 +48,12 @@ PARTS: Mapping[str, Part] = {
     "all-to-all": Part("sequence"),
     "ring": Part("ring"),
     "draft .25": Part("sequence", policy=Draft(density=0.25)),
+    "draft, ring": Part("ring", policy=Draft(density=0.25)),
     "branches": Part("data", each=True),
     "guided": Part("branch"),
     "training": Part("fsdp", each=True),
 }
-"""A call whose tokens are split, with attention in two ways, and with a quarter of its blocks; a
+"""A call whose tokens are split, in two ways, each with a quarter of the blocks of attention too; a
 call of as many videos, as branches of guidance may be, as there are devices; one of one video that
 is guided by as many branches; a training step of as many videos, with parameters and optimizer
 split."""
