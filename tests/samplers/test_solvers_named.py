@@ -113,7 +113,7 @@ def test_frozen_frames_keep_their_bits_where_the_network_fails(name, level):
     np.testing.assert_array_equal(got[:, [0, 2, 3]], failed[:, [0, 2, 3]])
 
 
-@each_solver
+@pytest.mark.parametrize("name", SOLVERS)
 def test_singular_ends_of_the_cosine_are_reached(name):
     got = runner(name, COSINE)(synchronous(LEVELS, 4))
     assert jnp.isfinite(got).all() and 0.3 < float(jnp.std(got)) < 1.5
