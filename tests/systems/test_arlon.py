@@ -11,6 +11,7 @@ import pytest
 import jvdm
 from jvdm.configs import arlon, nano
 from jvdm.models.planned import PlannedDiT
+from jvdm.parallel import mesh_of, place
 from jvdm.pipeline import Pipeline, Request
 from jvdm.pipeline.session import Prompt, begin_session, load_session
 from jvdm.recipes import load_system
@@ -83,6 +84,16 @@ def test_branches_of_guidance_have_one_plan_that_of_the_prompt(film):
     made = latents(deaf)
     np.testing.assert_allclose(made, latents(one), rtol=1e-3, atol=1e-3)
     assert np.abs(made - np.asarray(deaf(OTHER, **asked))).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*more than the 9")
+def test_devices_that_share_a_film_have_its_plan(film):
+    """Each makes it from the noise that it sees: one draw that differs would show."""
+    mesh = mesh_of("branch=2,sequence=2")
+    shared = dataclasses.replace(film, mesh=mesh, params=place(film.params, mesh))
+    # Sums in another order: float32 over six steps of a network of two chunks.
+    np.testing.assert_allclose(latents(shared), latents(film), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*more than the 9")
