@@ -93,7 +93,7 @@ def test_codes_are_of_their_frame_and_say_what_training_saw():
     assert np.any(corner[..., 1] != coded.codes[..., 1])
 
 
-def test_a_code_is_the_nearest_of_the_table_and_its_vector_gets_the_gradient_of_the_latents():
+def test_a_code_is_the_nearest_of_the_table_and_every_part_learns(monkeypatch):
     codes, params = coder()
     bound: Any = codes.bind(params)
     vectors = np.asarray(bound._vectors(X)).reshape(-1, 8)
@@ -101,6 +101,7 @@ def test_a_code_is_the_nearest_of_the_table_and_its_vector_gets_the_gradient_of_
     table = table / np.linalg.norm(table, axis=-1, keepdims=True)
     away = np.linalg.norm(vectors[:, None] - table[None], axis=-1)
     np.testing.assert_array_equal(away.argmin(-1), np.asarray(codes.apply(params, X).codes).ravel())
+    monkeypatch.setattr(latent_codes, "_SPREAD", 0.0)  # it moves the table too
     slopes = jax.grad(lambda p: codes.apply(p, X).loss)(params)["params"]
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes))
     silent = jax.grad(lambda p: codes.apply(p, X).rebuilt.sum())(params)["params"]
@@ -206,6 +207,34 @@ def test_codes_are_drawn_as_they_are_foretold():
         assert (np.abs(shares - expected) < 4 * np.sqrt(expected / 4000)).all()
     likeliest = MODEL.clone(temperature=0.0)
     assert (likeliest.drawn(*given, jnp.broadcast_to(logits, (4000, 4))) == 3).all()
+
+
+def test_the_likeliest_plan_is_what_is_foretold_of_itself():
+    greedy = MODEL.clone(temperature=0.0)
+    codes = runner(greedy)(X, T, TOLD)[1].codes
+    given = (codes, 2, TOLD.text)
+    said = greedy.apply({"params": parameters(greedy)}, *given, method="foretold")
+    np.testing.assert_array_equal(codes, np.argmax(said, -1))
+    assert len(np.unique(codes)) > 2
+
+
+def test_a_window_reads_the_plan_of_its_frames():
+    """One that begins with frame 2: the ring of three frames has it in the last place."""
+    row = Call.at(T[:, :3]).row._replace(frame=jnp.int32(2))
+    call, params = Call.at(T[:, :3])._replace(row=row), {"params": parameters()}
+
+    @jax.jit
+    def both(x):
+        carry = MODEL.start(3, 4, 4, jnp.arange(3.0), 2)
+        said, after = MODEL.apply(params, x, call, TOLD, carry)
+        codes = after.codes[:, jnp.array([2, 0, 1])]
+        rough = LatentCodes(4, 16, width=32, dtype="float32").apply(
+            {"params": parameters()["coder"]}, codes, 4, 4, method="decode"
+        )
+        told = Conditions(TOLD.text, plan=PlanCondition(rough, jnp.ones(2, bool)))
+        return said, MODEL.apply(params, x, call, told, carry.layers, method="along")[0]
+
+    np.testing.assert_allclose(*both(X[:, :3]), rtol=1e-5, atol=1e-5)
 
 
 def test_the_plan_follows_the_outline_and_the_network_its_prompt():
