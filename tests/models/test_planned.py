@@ -228,7 +228,7 @@ def test_a_window_reads_the_plan_of_its_frames():
         carry = MODEL.start(3, 4, 4, jnp.arange(3.0), 2)
         said, after = MODEL.apply(params, x, call, TOLD, carry)
         codes = after.codes[:, jnp.array([2, 0, 1])]
-        rough = LatentCodes(4, 16, width=32, dtype="float32").apply(
+        rough: Any = LatentCodes(4, 16, width=32, dtype="float32").apply(
             {"params": parameters()["coder"]}, codes, 4, 4, method="decode"
         )
         told = Conditions(TOLD.text, plan=PlanCondition(rough, jnp.ones(2, bool)))
