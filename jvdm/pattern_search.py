@@ -1,4 +1,8 @@
-"""The search of Sparse-vDiT: dense runs that try every pattern of every head, and their table."""
+"""Searches for patterns: dense runs that try every one beside what they do.
+
+Sparse-vDiT's writes a table of every head; Efficient-vDiT's says how many reference frames each
+layer needs.
+"""
 
 import dataclasses
 import time
@@ -11,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm import record
-from jvdm.arrays import instances
+from jvdm.arrays import Float, instances
 from jvdm.attention import Blocks, PatternSearch, TokenGrid, blocks_of
+from jvdm.attention.attention_tile import references_of
 from jvdm.attention.patterns import PatternTable, candidates, fingerprint, pattern
 from jvdm.attention.sparse_vdit import Trials
 from jvdm.errors import ConfigError
@@ -59,25 +64,62 @@ def search(
     policy, trials = PatternSearch(block=blocks.size, counts=counts), cast("Any", None)
     with stage("search", total=2, unit="run") as bar:
         for _ in range(2):
-            searching = with_policy(pipe, policy)
-            run = searching.start(searching.prepare(request))
-            searching.compile(run)
-            found = instances(searching.advance(run).state.carry, Trials)
-            parts = [np.sum([np.asarray(x) for x in one], 0) for one in zip(*found, strict=True)]
-            trials = Trials(*map(jnp.asarray, parts))
+            trials = _trials(pipe, request, policy)
             policy = dataclasses.replace(policy, columns=policy.best_columns(trials))
             bar.update()
-    power = np.maximum(np.asarray(trials.power), 1e-30)
-    errors = np.asarray(trials.errors) / power[:, None, None]
     return PatternTable(
         weights=fingerprint(pipe.identity),
         grid=(grid.frames, grid.height, grid.width),
         block=blocks.size,
         counts=counts,
         costs=costs_of(blocks, counts, cost),
-        errors=errors.astype(np.float64),
+        errors=_relative(trials),
         columns=np.asarray(policy.columns),
     )
+
+
+def search_references(
+    pipe: Pipeline, request: Request, densities: tuple[float, ...], block: int, first: int
+) -> dict[str, Any]:
+    """Returns what attention tiles do to every layer, and how many references each one needs.
+
+    Args:
+        pipe: The model, and how it is sampled.
+        request: What is made meanwhile.
+        densities: Mean shares of attention that the layers may take.
+        block: Tokens of a block; 0 chooses.
+        first: The first layer that is not dense.
+
+    Returns:
+        `errors` `[layers][F]`, the mean square change of the outputs of a layer over their own,
+        of 1, 2, .. F references; and `references` by density.
+
+    Raises:
+        ConfigError: If a density is too low for one reference frame.
+    """
+    counts = tuple(range(1, grid_of(pipe, request).frames + 1))
+    policy = PatternSearch(block=block, counts=counts, names=("references",))
+    with stage("search", total=1, unit="run") as bar:
+        errors = _relative(_trials(pipe, request, policy)).mean(1)[:, 1:]
+        bar.update()
+    found = {f"{density:g}": references_of(errors, density, first) for density in densities}
+    return {"errors": errors.round(5).tolist(), "references": found}
+
+
+def _trials(pipe: Pipeline, request: Request, policy: PatternSearch) -> Trials:
+    """Returns what a search adds up in a run, over all phases."""
+    searching = with_policy(pipe, policy)
+    run = searching.start(searching.prepare(request))
+    searching.compile(run)
+    found = instances(searching.advance(run).state.carry, Trials)
+    parts = [np.sum([np.asarray(x) for x in one], 0) for one in zip(*found, strict=True)]
+    return Trials(*map(jnp.asarray, parts))
+
+
+def _relative(trials: Trials) -> Float[np.ndarray, "layers N candidates"]:
+    """Returns the errors over the power of the outputs of their layer."""
+    power = np.maximum(np.asarray(trials.power, np.float64), 1e-30)
+    return np.asarray(trials.errors, np.float64) / power[:, None, None]
 
 
 def grid_of(pipe: Pipeline, request: Request) -> TokenGrid:
@@ -137,7 +179,15 @@ def written(table: PatternTable, place: Path) -> dict[str, Any]:
 
 
 def said(result: Mapping[str, Any]) -> str:
-    """Returns cost and error of every pattern, the mean over heads of each layer."""
+    """Returns cost and error of every pattern, the mean over heads of each layer; or references."""
+    if "references" in result:
+        lines = ["references  error by layer, 1 is that of no output"]
+        for i, errors in enumerate(np.asarray(result["errors"]).T):
+            lines.append(f"{i + 1:10}  " + " ".join(f"{x:.3f}" for x in errors))
+        for density, counts in result["references"].items():
+            mine = " ".join(map(str, counts))
+            lines.append(f"density {density}: --sampling.policy.references {mine}")
+        return "\n".join([*lines, "", *result["outputs"]])
     layers = np.asarray(result["errors"]).mean(1)
     lines = ["pattern         cost  error by layer, 1 is that of no output"]
     for i, (name, cost) in enumerate(zip(result["patterns"], result["costs"], strict=True)):

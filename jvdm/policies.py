@@ -14,7 +14,7 @@ from jvdm.attention import POLICIES, Sparse, SparseVDiT, summary
 from jvdm.comparison import price, timed
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, write_text
-from jvdm.pattern_search import Cost, said, search, with_policy, written
+from jvdm.pattern_search import Cost, said, search, search_references, with_policy, written
 from jvdm.pipeline import Request, load
 from jvdm.recipes import nearest
 from jvdm.stages import measuring, stage
@@ -54,12 +54,13 @@ class PoliciesOptions:
     num_inference_steps: int | None = None
     """Denoising steps; default that of the model."""
     output: Path = Path("out/policies")
-    """Folder for policies.json, or patterns.json of a search."""
+    """Folder for policies.json, or patterns.json or references.json of a search."""
     table: Path | None = None
     """Table of patterns of `sparse_vdit`; without one all its heads have the same."""
-    search: Literal["none", "sparse_vdit"] = "none"
-    """Instead of measuring, tries patterns of blocks, of the sizes `densities`, in every head
-    while the prompts are made, and writes a table of them."""
+    search: Literal["none", "sparse_vdit", "efficient_vdit"] = "none"
+    """Instead of measuring, tries patterns while the prompts are made: of blocks, of the sizes
+    `densities`, in every head, of which it writes a table; or attention tiles in every layer, of
+    which it says how many reference frames each layer needs for these densities."""
     cost: Cost = "blocks"
     """What a search weighs errors against: blocks that are computed, or the time that attention
     takes on this device."""
@@ -84,6 +85,14 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     asked = {name: getattr(options, name) for name in names}
     seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
     request = Request(**asked, prompt=options.prompts, seed=seeds)
+    if options.search == "efficient_vdit":
+        result = search_references(
+            pipe, request, options.densities, options.block, options.dense_layers
+        )
+        path = options.output / "references.json"
+        result = {"weights": dict(pipe.identity), "device": record.device(), **result}
+        write_text(path, json.dumps(result, indent=1) + "\n")
+        return {**result, "outputs": [str(path)]}
     if searches:
         table = search(pipe, request, options.densities, options.block, options.cost)
         return written(table, options.output / "patterns.json")
@@ -111,7 +120,7 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
 
 def text(result: Mapping[str, Any]) -> str:
     """Returns the table, and where the file is."""
-    if "patterns" in result:
+    if "rows" not in result:
         return said(result)
     lines = ["policy   asked  density  recall    PSNR    SSIM  seconds"]
     for row in result["rows"]:

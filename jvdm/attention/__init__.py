@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from jvdm.attention.adaspa import AdaSpa
+from jvdm.attention.attention_tile import AttentionTile
 from jvdm.attention.blocks import Blocks, blocks_of
 from jvdm.attention.cached_causal import CachedCausal, KVCache
 from jvdm.attention.dense import Dense, GatedDense
@@ -38,6 +39,7 @@ POLICIES: Mapping[str, Policy] = {
     "svg2": SVG2(),
     "rettention": Rettention(),
     "sparse_vdit": SparseVDiT(),
+    "attention_tile": AttentionTile(),
     "random": Random(),
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
@@ -52,6 +54,7 @@ __all__ = [
     "VSA",
     "AdaSpa",
     "AttentionCall",
+    "AttentionTile",
     "Blocks",
     "CachedCausal",
     "Dense",

@@ -17,14 +17,16 @@ PATTERNS = ("diagonal", "crossing", "stripe")
 FIELDS = ("weights", "grid", "block", "counts", "costs", "errors", "columns")
 
 
-def candidates(counts: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+def candidates(
+    counts: tuple[int, ...], names: tuple[str, ...] = PATTERNS
+) -> tuple[tuple[str, int], ...]:
     """Returns what a head may do but attend to everything: skip, or a pattern of so many blocks.
 
     Example:
         >>> candidates((8,))
         (('skip', 0), ('diagonal', 8), ('crossing', 8), ('stripe', 8))
     """
-    return (("skip", 0), *((name, count) for count in counts for name in PATTERNS))
+    return (("skip", 0), *((name, count) for count in counts for name in names))
 
 
 def near(blocks: Blocks, count: int, across: bool = False) -> Bool[np.ndarray, "Q K"]:
@@ -45,8 +47,41 @@ def near(blocks: Blocks, count: int, across: bool = False) -> Bool[np.ndarray, "
     return marked
 
 
+def tiled(frames: int, count: int) -> Bool[np.ndarray, "F F"]:
+    """Marks the frames that each attends to: itself and `count` references, which see all.
+
+    Example:
+        >>> round(1 - tiled(8, 1).mean(), 3)  # of frames; .644 of blocks of 128 of 3,600 tokens
+        0.656
+    """
+    references = np.zeros(frames, bool)
+    references[np.arange(count) * frames // count] = True
+    return np.eye(frames, dtype=bool) | references[:, None] | references[None]
+
+
+def most_references(frames: int, density: float) -> int:
+    """Returns the most reference frames whose tiles are no larger a share than the density.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    shares = [tiled(frames, count).mean() for count in range(1, frames + 1)]
+    if shares[0] > density + 1e-9:
+        raise ConfigError(
+            f"attention tiles of density {density:g} over {frames} latent frames",
+            f"one reference frame takes {shares[0]:.3g}",
+            f"use a density of {shares[0]:.3g} or more, or a longer video",
+        )
+    return int(np.searchsorted(shares, density + 1e-9, side="right"))
+
+
 def pattern(blocks: Blocks, name: str, count: int) -> Bool[np.ndarray, "Q K"]:
-    """Returns a pattern of `count` blocks in a row; the columns of a stripe are spread evenly."""
+    """Returns a pattern of `count` blocks in a row; the columns of a stripe are spread evenly.
+
+    Tiles of "references" have as many reference frames instead.
+    """
+    if name == "references":
+        return tiled(blocks.grid.frames, count)[np.ix_(blocks.frames, blocks.frames)]
     if name == "skip":
         return np.zeros((blocks.count, blocks.count), bool)
     if name == "stripe":

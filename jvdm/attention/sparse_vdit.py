@@ -130,6 +130,8 @@ class Trials(NamedTuple):
 class PatternSearch(Sparse):
     """Dense attention that tries every pattern beside it, in all rows and branches of guidance."""
 
+    names: tuple[str, ...] = PATTERNS
+    """The patterns that are tried; "references" are tiles of so many reference frames."""
     counts: tuple[int, ...] = (1,)
     """Blocks in a row of the patterns, of every size that is tried; the largest is the first."""
     columns: tuple[tuple[tuple[int, ...], ...], ...] = ()
@@ -147,7 +149,7 @@ class PatternSearch(Sparse):
     def init(self, grid: TokenGrid) -> Trials:
         """Nothing was tried."""
         blocks = blocks_of(grid, self.block)
-        tried = len(candidates(self.counts))
+        tried = len(candidates(self.counts, self.names))
         shapes = ((), (grid.heads, tried), (grid.heads, blocks.count))
         return Trials(*map(jnp.zeros, shapes))
 
@@ -160,14 +162,15 @@ class PatternSearch(Sparse):
         lse = jnp.where(held[:, :, 0, 0][:, None], lse, -jnp.inf)
         mass = block_mass(q, k, lse, blocks.size, blocks.size, kv_lengths=everything.kv_lengths)
         errors = []
-        for name, count in candidates(self.counts):
-            marked = jnp.asarray(pattern(blocks, name, count))[None, None]
+        for name, count in candidates(self.counts, self.names):
+            listed = pattern(blocks, name, count)
+            marked = jnp.asarray(listed)[None, None]
             if name == "stripe" and self.columns:
                 mine = jnp.asarray(np.asarray(self.columns))[call.layer][:, :count]
                 every = jnp.arange(blocks.count)[None, None]
                 striped = (mine[..., None] == every).any(1)[None, :, None]
                 marked = jnp.broadcast_to(striped, (1, q.shape[2], blocks.count, blocks.count))
-            tried = among(q, k, v, blocks.mask(marked, max(count, 1)))
+            tried = among(q, k, v, blocks.mask(marked, max(int(listed.sum(-1).max()), 1)))
             errors.append(_power(tried.astype(jnp.float32) - out, held))
         made = Trials(_power(out, held).mean(), jnp.stack(errors, -1), mass.sum((0, 2)))
         return out, Trials(*(a + b for a, b in zip(state, made, strict=True)))
