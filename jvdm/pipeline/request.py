@@ -236,9 +236,8 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     ids, unknown = read(system, texts, settings)
     sections, strange = _sections(system, settings, told, len(texts))
     canvas = Canvas(system.vae, shape.batch, *size, manifest.defaults.fps, settings.fit)
-    first = np.asarray(level_at(matrix, matrix.index[0]))
     noisy = starts_noisy(matrix, system.process)
-    known, notes = place(request, canvas, edits=_edits(request, noisy, first))
+    known, notes = place(request, canvas, edits=_edits(request, noisy, matrix))
     channel = read_channel(request.channel, canvas)
     if getattr(system.model, "told_pictures", False):
         known, channel = (), told_of(known, canvas)
@@ -326,12 +325,13 @@ def _seen(system: System, request: Request, canvas: Canvas) -> np.ndarray | None
     return np.stack([system.vision.read(picture) for picture in shown], 1)
 
 
-def _edits(request: Request, noisy: np.ndarray, first: np.ndarray) -> bool:
+def _edits(request: Request, noisy: np.ndarray, matrix: TimestepMatrix) -> bool:
     """Returns whether a run starts from a whole video: at its levels, or at its own noise."""
     if request.invert is None:
         if request.source_prompt is not None:
             what, why = f"source_prompt is {request.source_prompt!r:.80}", "no video is inverted"
             raise ConfigError(what, why, "give invert (--invert 2) and video, or leave it out")
+        first = np.asarray(level_at(matrix, matrix.index[0]))
         return bool((~noisy & (first > 0)).any())
     if request.invert < 0:
         fix = "use 0 for one evaluation a step, or 2 to come nearer"

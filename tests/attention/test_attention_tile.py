@@ -75,8 +75,8 @@ def test_lists_of_every_layer_are_masked_dense_attention_and_so_are_gradients(gr
 
         def sparse(q, k, v, mask=mask):
             blocks = blocks_of(grid, policy.block)
-            out = block_sparse_attention(*map(blocks.ordered, (q, k, v)), mask)
-            return blocks.raster(out)
+            q, k, v = map(blocks.ordered, (q, k, v))
+            return blocks.raster(block_sparse_attention(q, k, v, mask))
 
         np.testing.assert_allclose(sparse(q, k, v), masked(q, k, v, pairs), 1e-5, 3e-6)
         assert abs(float(tally.density) - tiled(grid.frames, count).mean()) < 1e-6
