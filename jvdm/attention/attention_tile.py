@@ -29,8 +29,8 @@ class AttentionTile(Sparse):
 
     equal: ClassVar[str] = "its lists are the same in all rows and heads, and references say layers"
 
-    density: float = 0.5
-    references: tuple[int, ...] = ()
+    density: float = 0.8
+    references: tuple[int, ...] | list[int] = ()
     """Reference frames of every layer, one number for all or one for each; without any all have
     the most that `density` allows."""
 
@@ -73,7 +73,7 @@ class AttentionTile(Sparse):
         if max(self.references) > frames:
             what = f"{max(self.references)} reference frames"
             raise ConfigError(what, f"a call sees {frames}", "use fewer")
-        return self.references
+        return tuple(self.references)
 
 
 def references_of(

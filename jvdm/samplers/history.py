@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +161,8 @@ class WeightedHistory(Weighted):
         return self
 
 
-def _check_levels(levels: Sequence[Scale]) -> None:
-    """Refuses levels that are known and negative, or no numbers."""
+def _check_levels(levels: Sequence[Any]) -> None:
+    """Refuses levels that are known and negative, or no numbers; others may be shapes."""
     for level in levels:
         if isinstance(level, float | int) and not level >= 0:
             what = f"a branch of guidance sees the past at the level {level}"

@@ -118,7 +118,6 @@ NEED_MORE = {(part, name) for part in ("matrix",) for name in ("truncated", "cac
 NEED_MORE |= {("process", "edm"), ("process", "biased")}
 WITH_MORE: dict[tuple[str, str], dict[str, str]] = {
     ("policy", "rettention"): {"policy.density": "0.5"},  # of six blocks
-    ("policy", "attention_tile"): {"policy.density": "0.8"},  # of three frames
     ("cache", "mag"): {"cache.levels": "(0.0, 1.0)", "cache.sizes": "(1.0, 1.5)"},
 }
 RUNS = [
