@@ -11,7 +11,7 @@ arXiv:2505.21070, and FIFO-Diffusion, arXiv:2405.11473.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -51,9 +51,13 @@ class Tiles:
         pairs: Whether tiles of frames go in pairs: what layers remember is handed from each to the
             next, and a tile between two others is evaluated beside both, once as the second of a
             pair and once as the first, of which the mean is taken (DiTCtrl).
+        fused_above: Noise level above which tiles share the places of a frame; up to it a place is
+            left to the tile that has it nearest to its middle (Video Interface Networks,
+            arXiv:2503.17539, mix while frames are noisy). At 0 they always share.
 
     Raises:
-        ConfigError: If a tile is empty, neighbours share a whole one, or pairs are no frames alone.
+        ConfigError: If a tile is empty, neighbours share a whole one, pairs are no frames alone, or
+            the level is outside 0..1.
     """
 
     frames: int | None = None
@@ -63,8 +67,12 @@ class Tiles:
     side_overlap: int = 0
     weights: Weights = "triangle"
     pairs: bool = False
+    fused_above: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.fused_above <= 1:
+            what = f"tiles are fused above the level {self.fused_above:g}"
+            raise ConfigError(what, "levels go from 0, clean, to 1, noise", "use 0 to 1")
         if self.pairs and (self.height or self.width or not self.frames):
             what = f"tiles of {self.frames} frames, {self.height} x {self.width} cells, in pairs"
             why = "a tile is handed what the one before it in time remembers"
@@ -170,22 +178,29 @@ def fused(tiles: Tiles, denoiser_of: Callable[[Place], Denoiser]) -> Denoiser:
         if len(places) == 1:
             return denoiser_of(Place(*jnp.asarray(places[0])))(x, call, carry)
 
-        def add(sums: Denoised, tile: tuple[Array, Array, PyTree]) -> tuple[Denoised, PyTree]:
-            corner, share, carry = tile
+        def add(
+            sums: Denoised, tile: tuple[Array, Array, Array | None, PyTree]
+        ) -> tuple[Denoised, PyTree]:
+            corner, share, own, carry = tile
             place = Place(*corner)
-            said, carry = denoiser_of(place)(cut(x, place, size), _within(call, place, size), carry)
+            told = _within(call, place, size)
+            said, carry = denoiser_of(place)(cut(x, place, size), told, carry)
             weight = share[None, ..., None]
+            if own is not None:
+                noisy = told.t[:, :, None, None, None] > tiles.fused_above
+                weight = jnp.where(noisy, weight, own[None, ..., None])
             return Denoised(
                 *(_add(whole, weight * part, place) for whole, part in zip(sums, said, strict=True))
             ), carry
 
         nothing = Denoised(jnp.zeros_like(x), jnp.zeros_like(x))
-        each = (jnp.asarray(places), jnp.asarray(tiles.shares(*whole)))
+        owned = replace(tiles, weights="middle").shares(*whole) if tiles.fused_above else None
+        each = jax.tree.map(jnp.asarray, (places, tiles.shares(*whole), owned))
         if not tiles.pairs:
             return jax.lax.scan(add, nothing, (*each, carry))
 
         def hand_on(
-            made: tuple[Denoised, PyTree], tile: tuple[Array, Array]
+            made: tuple[Denoised, PyTree], tile: tuple[Array, Array, Array | None]
         ) -> tuple[tuple[Denoised, PyTree], None]:
             return add(made[0], (*tile, made[1])), None
 

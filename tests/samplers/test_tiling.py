@@ -122,6 +122,21 @@ def test_tiles_share_a_place_by_their_weights():
     np.testing.assert_allclose(alone, jnp.stack(expected, axis=1), atol=1e-6)
 
 
+def test_clean_frames_are_left_to_one_tile_where_noisy_ones_are_shared():
+    x, call = NOISE[:, :6], call_of(6)  # levels from .2 to .9
+    either = [
+        np.asarray(fused(tiles, of_everything(averaged))(x, call, None)[0].x0)
+        for tiles in (Tiles(4, 2), Tiles(4, 2, weights="middle"), Tiles(4, 2, fused_above=0.5))
+    ]
+    shared, owned, gated = either
+    noisy = np.asarray(call.t[0]) > 0.5
+    assert noisy[3] and not noisy[2]  # both are in two tiles
+    np.testing.assert_allclose(gated, np.where(noisy[:, None, None, None], shared, owned))
+    assert (shared[:, 2:4] != owned[:, 2:4]).all((0, 2, 3, 4)).all()
+    with pytest.raises(ConfigError, match="fused above the level 2"):
+        Tiles(4, fused_above=2.0)
+
+
 def test_a_tile_is_told_its_place_its_levels_and_its_own_carry():
     tiles, call = Tiles(4, 2, 3, None, 0), call_of(6)
 
