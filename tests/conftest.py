@@ -4,6 +4,7 @@
 missing the annotations are not checked. Compiled programs are kept in `.jax_cache/`.
 """
 
+import ctypes
 import gc
 import importlib.metadata
 import importlib.util
@@ -59,16 +60,22 @@ if importlib.util.find_spec("hypothesis") is not None:
 # Every compiled program is mapped into memory. The whole suite in one process would come close
 # to Linux's limit of 65530 mappings, beyond which the compiler crashes, and hold several GB.
 MANY_MAPPINGS = 10_000
-MAPPINGS = Path("/proc/self/maps")
+MUCH_MEMORY = 2.5e9
+MAPPINGS, PAGES = Path("/proc/self/maps"), Path("/proc/self/statm")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Drops compiled programs after a module when there are many; `.jax_cache/` keeps them."""
     yield
-    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
+    if not MAPPINGS.exists():
+        return
+    resident = int(PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > MUCH_MEMORY or MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # glibc keeps what was freed
 
 
 # These compare with what NumPy, JAX or another program says to the last bits, or run long.

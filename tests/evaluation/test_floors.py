@@ -17,7 +17,6 @@ WORLD = World(height=96, width=96, supersample=1)
 CLIPS = 24
 
 
-@functools.cache
 def clips(name):
     drawn = draw(SETS[name], WORLD, CLIPS)
     return drawn, film(drawn.shot, WORLD)
