@@ -96,13 +96,20 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Explains what the storage below raises, now or about a write before."""
+        """Explains what the storage below raises, now or about a write before.
+
+        Of several processes one may end while others write: what XLA says of that is no matter of
+        the storage, nor for people to mend, and `processes` tells who was lost.
+        """
         try:
             yield
         except Exception as error:  # orbax and tensorstore have many
             # What orbax had not begun to write stays behind, and Python would say so at the end.
             warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
             codes = re.findall(r"os_error_code='(\d+)'", str(error))
+            refused = codes or (isinstance(error, OSError) and error.errno)
+            if processes.process_count() > 1 and not refused:
+                raise
             why = os.strerror(int(codes[-1])) if codes else _first_line(error)
             raise self._unwritten(why) from error
 

@@ -1,15 +1,19 @@
 """Several real processes train as one does, and whatever becomes of one, all of them know."""
 
+import errno
 import json
 import signal
 import time
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 
+from jvdm.errors import CheckpointError
+from jvdm.parallel import processes
 from jvdm.train import train
-from jvdm.training.checkpoint import read_checkpoint
+from jvdm.training.checkpoint import Checkpoints, read_checkpoint
 from jvdm.weights import safetensors
 from tests.parallel import several
 
@@ -118,6 +122,34 @@ def test_where_one_of_four_is_killed_the_others_say_so_and_four_go_on_bit_for_bi
     assert (data, names) == (expected_data, expected_names)
     for key, array in arrays.items():
         np.testing.assert_array_equal(array, expected_arrays[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), ValueError),
+        (OSError(errno.ENOSPC, "No space left on device"), CheckpointError),
+        (ValueError("FAILED: Error writing [os_error_code='28' source='f']"), CheckpointError),
+    ],
+    ids=["lost", "full", "full too"],
+)
+def test_a_process_that_is_lost_while_others_write_is_no_fault_of_the_disk(
+    tmp_path, monkeypatch, error, expected
+):
+    """Nobody is told to mend a folder (exit code 2): the run begins again (`tests.parallel.kills`
+    found it with four processes)."""
+
+    def failed(manager):
+        raise error
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(orbax.checkpoint.CheckpointManager, "wait_until_finished", failed)
+        patch.setattr(processes, "process_count", lambda: 2)
+        with pytest.raises(expected):
+            checkpoints.wait()
+        patch.setattr(processes, "process_count", lambda: 1)
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            checkpoints.wait()
 
 
 @pytest.mark.slow
