@@ -6,7 +6,9 @@ from pallas_kernels.attention import (
     block_sparse_attention,
     dense_attention,
     explain,
+    left_out,
     merge,
+    skipped_blocks,
 )
 from pallas_kernels.attention.windowed import windowed_attention
 from pallas_kernels.block_mask import BlockMask, best_blocks
@@ -21,6 +23,8 @@ __all__ = [
     "block_sparse_attention",
     "dense_attention",
     "explain",
+    "left_out",
     "merge",
+    "skipped_blocks",
     "windowed_attention",
 ]

@@ -34,6 +34,9 @@ class BlockMask:
         q_coords: i32[B, L], place `t << 20 | h << 10 | w` of each query, -1 for none. Read
             only where a block is not attended to in full; None masks nothing there.
         kv_coords: i32[B, L], the same of keys.
+        skip_log2: f32[B, N, Q], at most 0: a listed block is left out where the best score of
+            each of its queries is below the best of the blocks listed before it by more than
+            this, in powers of two. -inf leaves out nothing, None costs nothing.
         block_q: Queries of a block.
         block_kv: Keys of a block.
         q_len: Length of the sequence of queries.
@@ -51,6 +54,7 @@ class BlockMask:
     kv_lengths: Int[Array, "B K"] | None = None
     q_coords: Int[Array, "B L"] | None = None
     kv_coords: Int[Array, "B L"] | None = None
+    skip_log2: Float[Array, "B N Q"] | None = None
     block_q: int = dataclasses.field(default=128, metadata=_STATIC)
     block_kv: int = dataclasses.field(default=128, metadata=_STATIC)
     q_len: int = dataclasses.field(default=0, metadata=_STATIC)
@@ -264,6 +268,10 @@ class BlockMask:
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)[5:]
         }
         rest |= {"block_q": self.block_q * rows, "block_kv": self.block_kv * columns}
+        if self.skip_log2 is not None:  # the most careful of the blocks that are joined
+            short = ((0, 0), (0, 0), (0, -self.grid[0] % rows))
+            limits = jnp.pad(self.skip_log2, short)
+            rest["skip_log2"] = limits.reshape(*limits.shape[:2], -1, rows).min(3)
         return BlockMask.from_dense(joined(listed), ~joined(listed & ~partial), **rest)
 
     def check(self) -> "BlockMask":
@@ -346,6 +354,13 @@ class BlockMask:
         if self.causal_time:
             allowed &= kv_coords >> TIME_BITS <= q_coords >> TIME_BITS
         return allowed
+
+    def marked(self, entries: Bool[Array, "b n Q M"]) -> Bool[Array, "b n Q K"]:
+        """Returns the map of those blocks that some entries of the lists name."""
+        width = jnp.arange(self.kv_indices.shape[3])[None, None, None]
+        counts = entries & (width < self.kv_counts[..., None])
+        place = jnp.where(counts, self.kv_indices, self.grid[1])
+        return _put(jnp.zeros((*counts.shape[:3], self.grid[1]), bool), place, counts)
 
     def _partial(self) -> Bool[Array, "B N Q K"]:
         """Marks the blocks that are not attended to in full."""

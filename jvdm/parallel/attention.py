@@ -37,7 +37,9 @@ itself; over branches cuDNN's kernel refused what XLA made of it (two H200, jax 
 BLOCK = 128
 """Tokens of a block of full lists, where a part has so many."""
 LISTS = ("kv_indices", "kv_counts", "kv_full_counts")
-"""Fields of a mask that have something for every block of queries of every head."""
+"""Fields of a mask that have something for every block of queries of every head: ids and counts."""
+BY_ROW = (*LISTS, "skip_log2")
+"""All fields that do."""
 
 
 def attention(
@@ -193,14 +195,14 @@ class _Way:
                 static[field.name] = value
             elif value is not None:
                 arrays[field.name] = value
-        for name in LISTS:
+        for name in BY_ROW:
             if name in arrays and arrays[name].shape[1] > 1:
                 more = -arrays[name].shape[1] % self.head_parts
                 arrays[name] = _longer(arrays[name], 1, more, "edge")
         if self.ring == 1:
             return arrays, static
         rows, columns = (self.ring * self.chunk(side) // self.blocks[side] for side in (0, 1))
-        ends = dict.fromkeys(LISTS, (2, rows)) | {"q_lengths": (1, rows)}
+        ends = dict.fromkeys(BY_ROW, (2, rows)) | {"q_lengths": (1, rows)}
         ends |= {"q_coords": (1, rows * self.blocks[0]), "kv_coords": (1, columns * self.blocks[1])}
         for name, (axis, size) in ends.items():
             if name in arrays:
@@ -222,7 +224,7 @@ class _Way:
         """
         batch = self.batch if leaf.shape[0] > 1 else None
         ring = present(self.mesh, ("ring",))
-        if name in LISTS:
+        if name in BY_ROW:
             heads = present(self.mesh, ("tensor", "sequence")) if leaf.shape[1] > 1 else None
             return PartitionSpec(batch, heads, ring)
         return PartitionSpec(batch, ring if name.startswith("q_") else None)
@@ -337,7 +339,8 @@ def _part(
     ids = jax.lax.sort((last, ids), dimension=3, num_keys=1, is_stable=True)[1][..., :width]
     ids = jnp.where(entry[..., :width] < counts["kv_counts"][..., None], ids, 0)
     of_keys = {"kv_lengths": columns, "kv_coords": keys}
-    rest = {name: lists[name] for name in ("q_lengths", "q_coords") if name in lists} | {
+    of_queries = ("q_lengths", "q_coords", "skip_log2")
+    rest = {name: lists[name] for name in of_queries if name in lists} | {
         name: jax.lax.dynamic_slice_in_dim(lists[name], source * size, size, 1)
         for name, size in of_keys.items()
         if name in lists

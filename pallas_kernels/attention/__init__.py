@@ -10,6 +10,7 @@ from pallas_kernels.attention.api import (
     refusal,
 )
 from pallas_kernels.attention.kernel import KernelUnavailable
+from pallas_kernels.attention.skipping import left_out, skipped_blocks
 
 __all__ = [
     "Choice",
@@ -18,6 +19,8 @@ __all__ = [
     "block_sparse_attention",
     "dense_attention",
     "explain",
+    "left_out",
     "merge",
     "refusal",
+    "skipped_blocks",
 ]

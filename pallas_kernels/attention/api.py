@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
 from pallas_kernels.attention.reference import masked_attention
+from pallas_kernels.attention.skipping import skipped_blocks
 from pallas_kernels.attention.xla import gather_attention, looped_mass
 from pallas_kernels.block_mask import BlockMask
 
@@ -126,7 +127,8 @@ def block_sparse_attention(
         kernel = kernel.repeating() if deterministic else kernel
         both: Any = attend(kernel, q, k, v, mask, factor)
     elif chosen == "reference":
-        both = masked_attention(q, k, v, mask, factor)
+        skipped = None if mask.skip_log2 is None else skipped_blocks(q, k, mask, factor)
+        both = masked_attention(q, k, v, mask, factor, skipped)
     else:
         both = gather_attention(q, k, v, mask, factor)
     return both if return_lse else both[0]

@@ -40,6 +40,7 @@ class Cudnn:
             ),
             f"some of the {mask.kv_len} keys do not fill a block of {BLOCK}": cut,
             "blocks are attended to in part": mask.by_place,
+            "blocks are skipped by their scores (skip_log2)": mask.skip_log2 is not None,
         }
         return next((reason for reason, true in reasons.items() if true), "") or _missing()
 

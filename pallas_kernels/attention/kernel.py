@@ -97,6 +97,9 @@ def _forward(kernel: Kernel, q: Array, k: Array, v: Array, mask: BlockMask, scal
 
 def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
     q, k, v, mask, out, lse = kept
+    if mask.skip_log2 is not None:
+        what = "a kernel has no gradients where blocks are skipped by their scores (skip_log2)"
+        raise KernelUnavailable(f"{what}; use implementation='xla', or masks without")
     d_out, d_lse = cotangents
     kind = exact(q.dtype)
     delta = jnp.einsum("bqnd,bqnd->bnq", out.astype(kind), d_out.astype(kind))

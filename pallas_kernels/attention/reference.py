@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.block_mask import BlockMask
 
@@ -13,9 +13,16 @@ def masked_attention(
     v: Float[Array, "B K H D"],
     mask: BlockMask,
     scale: float,
+    skipped: Bool[Array, "B N r c"] | None = None,
 ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
-    """Returns attended values and the log-sum-exp of the scores, quadratic in the lengths."""
+    """Returns attended values and the log-sum-exp of the scores, quadratic in the lengths.
+
+    Of listed blocks those that are `skipped` do not count.
+    """
     allowed = mask.token_mask()
+    if skipped is not None:
+        spread = skipped.repeat(mask.block_q, 2).repeat(mask.block_kv, 3)
+        allowed &= ~spread[:, :, : q.shape[1], : k.shape[1]]
     out = jax.nn.dot_product_attention(
         q, k, v, mask=allowed, scale=scale, implementation="xla"
     )  # whose log-sum-exp has no gradient

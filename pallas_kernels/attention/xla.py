@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.reference import exact, per_head
+from pallas_kernels.attention.skipping import left_out
 from pallas_kernels.block_mask import BlockMask
 
 
@@ -19,6 +20,8 @@ class _Row(NamedTuple):
     full_counts: Int[Array, "b n"] | None
     length: Int[Array, " b"] | None
     coords: Int[Array, "b q"] | None
+    limits: Float[Array, "b n"] | None
+    counted: Bool[Array, "b q"]
 
 
 def gather_attention(
@@ -30,7 +33,8 @@ def gather_attention(
 ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
     """Computes one block of queries after the other against the key blocks of its list.
 
-    The backward pass gathers keys and values again, instead of keeping a copy per row.
+    The backward pass gathers keys and values again, instead of keeping a copy per row. What
+    `skip_log2` leaves out is computed all the same.
 
     Returns:
         Attended values and the log-sum-exp of the scores.
@@ -45,6 +49,8 @@ def gather_attention(
             (mask.kv_full_counts, 2),
             (mask.q_lengths, 1),
             (_cut(mask.q_coords, mask.block_q), 1),
+            (mask.skip_log2, 2),
+            (_cut(mask.q_counted, mask.block_q), 1),
         )
     ]
 
@@ -55,7 +61,13 @@ def gather_attention(
         near, said = (jnp.take_along_axis(part, chosen, 2) for part in (keys, values))
         kind = exact(q.dtype)
         scores = jnp.einsum("bnqd,bnmkd->bnqmk", row.q, near, preferred_element_type=kind)
-        weights, lse = _softmax(scores * scale, _allowed(mask, row), (3, 4))
+        scores, allowed = scores * scale, _allowed(mask, row)
+        if row.limits is not None:
+            some = allowed & row.counted[:, None, :, None, None]
+            peaks = jnp.max(jax.lax.stop_gradient(scores), 4, initial=-jnp.inf, where=some)
+            limits = jnp.broadcast_to(row.limits, peaks.shape[:2])
+            allowed &= ~left_out(peaks, limits)[:, :, None, :, None]
+        weights, lse = _softmax(scores, allowed, (3, 4))
         return jnp.einsum("bnqmk,bnmkd->bqnd", weights.astype(v.dtype), said), lse
 
     rows, lse = jax.lax.map(attend, _Row(*by_row))

@@ -42,7 +42,9 @@ class MosaicGPU:
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
-        return self.refusal_of_blocks(q, mask.block_q, mask.block_kv)
+        reason = self.refusal_of_blocks(q, mask.block_q, mask.block_kv)
+        skips = "blocks are skipped by their scores (skip_log2)"
+        return reason or ("" if mask.skip_log2 is None else skips)
 
     def refusal_of_blocks(self, q: Any, block_q: int, block_kv: int) -> str:
         """The same for blocks of a size, without a mask."""

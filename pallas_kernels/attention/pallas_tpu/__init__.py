@@ -78,7 +78,8 @@ class PallasTPU:
             for x, block in ((q, mask.block_q), (k, mask.block_kv), (v, mask.block_kv))
         )
         options = self._options("forward", mask, keys)
-        out, lse = forward(queries, keys, values, pack(mask, options.tiles), scale, options)
+        lists, limits = pack(mask, options.tiles), _limits(mask, q.shape[0], q.shape[2])
+        out, lse = forward(queries, keys, values, lists, scale, options, limits)
         lse = lse.reshape(q.shape[0], q.shape[2], -1)[:, :, : q.shape[1]]
         if mask.q_lengths is not None:
             known = mask.q_counted[:, : q.shape[1]]
@@ -130,6 +131,15 @@ class PallasTPU:
     @property
     def _chip(self) -> str:
         return "an interpreter" if self.interpret else str(pltpu.get_tpu_info().chip_version)
+
+
+def _limits(mask: BlockMask, batch: int, heads: int) -> Float[Array, "X Q"] | None:
+    """Returns `skip_log2` of every query of every head; +inf for those that do not count."""
+    if mask.skip_log2 is None:
+        return None
+    limits = jnp.where(mask.q_counted[:, None], mask.skip_log2.repeat(mask.block_q, 2), jnp.inf)
+    limits = jnp.broadcast_to(limits, (batch, heads, limits.shape[2]))
+    return limits.reshape(-1, limits.shape[2])
 
 
 def _by_head(x: Float[Array, "B L N D"], block: int) -> Float[Array, "X l d"]:

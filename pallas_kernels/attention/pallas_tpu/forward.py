@@ -1,11 +1,13 @@
 """Forward pass."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.pallas_tpu.lists import Lists
@@ -16,6 +18,7 @@ from pallas_kernels.attention.pallas_tpu.walk import (
     Options,
     Part,
     Tile,
+    column,
     over_tiles,
 )
 
@@ -29,6 +32,7 @@ def forward(
     lists: Lists,
     scale: float,
     options: Options,
+    limits: Float[Array, "X Q"] | None = None,
 ) -> tuple[Float[Array, "X Q D"], Float[Array, "X Q"]]:
     """Returns attended values and the log-sum-exp of the scores.
 
@@ -40,9 +44,13 @@ def forward(
         lists: What is attended to.
         scale: Factor of the scores, positive.
         options: How the kernel runs.
+        limits: By how much, in powers of two, the best score of a query must be below its best
+            before, for the products with values of a part of a step to be skipped: where that is
+            so for all queries of a tile. +inf for queries that do not count.
     """
     heads, length, size = q.shape
     tile, factor = options.tiles.q, scale * LOG2E
+    numbers = [] if limits is None else [limits.reshape(heads, -1, 1, tile)]
 
     def body(tile: Tile) -> None:
         (q_ref,), (out, lse) = tile.tiled, tile.outs
@@ -55,7 +63,11 @@ def forward(
             # All products with keys come first: those of a part run under the softmax of another.
             scores = [part.mask(matmul(q_ref[...], part.gathered[0], 1, 1)) for part in parts]
             for x, part in zip(scores, parts, strict=True):
-                _accumulate(x, part.gathered[1], peak, total, acc, factor)
+                step = functools.partial(_accumulate, x, part.gathered[1], peak, total, acc, factor)
+                if limits is None:
+                    step()
+                else:
+                    pl.when(_needed(x, peak, column(tile.numbers[0]), factor))(step)
 
         tile.walk(add)
         _finish(out, lse, peak, total, acc, factor)
@@ -64,7 +76,7 @@ def forward(
         body,
         "block_sparse_attention_forward",
         lists,
-        Operands((q,), (), (k, v), ()),
+        Operands((q,), numbers, (k, v), ()),
         [
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((heads, length // tile, 1, tile), jnp.float32),
@@ -74,6 +86,14 @@ def forward(
         products=2,
     )
     return out, lse.reshape(heads, length)
+
+
+def _needed(scores: Array, peak: Any, limits: Array, factor: float) -> Array:
+    """Returns whether any query has a score that is not far below those before it."""
+    best = scores.max(1, keepdims=True)
+    fall = (best - peak[...]) * factor
+    near = (best > MASKED / 2) & (fall >= limits)
+    return jnp.max(jnp.where(near, 1.0, 0.0)) > 0.0
 
 
 def _accumulate(
