@@ -1,6 +1,7 @@
 """Frame-causal attention whose finished frames are read from a cache of keys and values."""
 
 import dataclasses
+import math
 import typing
 from typing import Any, Literal, NamedTuple
 
@@ -11,10 +12,10 @@ import numpy as np
 
 from jvdm.arrays import Array, Float, Int
 from jvdm.attention.blocks import LARGEST
-from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
+from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Row
-from pallas_kernels import BlockMask
+from pallas_kernels import BlockMask, merge
 from pallas_kernels.block_mask import TIME_BITS
 
 EMPTY = -1  # frame of a slot that holds none
@@ -30,18 +31,24 @@ class KVCache:
         k: `[B, S, P, N, D]`, keys of `S` slots of `P` tokens.
         v: `[B, S, P, N, D]`, values.
         frames: i32[S], absolute index of the frame in each slot, -1 where there is none.
+        places: i32[S], where that frame stands in time: its index and the jumps before it.
+        jump: i32[], by how many places later than their indices frames now are.
+        shot: i32[], first frame of the shot after the last cut, -1 before the first.
     """
 
     k: Float[Array, "B S P N D"]
     v: Float[Array, "B S P N D"]
     frames: Int[Array, " S"]
+    places: Int[Array, " S"]
+    jump: Int[Array, ""]
+    shot: Int[Array, ""]
 
     @classmethod
     def empty(cls, grid: TokenGrid, slots: int) -> "KVCache":
         """Returns a cache without frames, in the number type of the network."""
         shape = (grid.batch, slots, grid.tokens_per_frame, grid.heads, grid.head_dim)
-        nothing = jnp.zeros(shape, grid.dtype)
-        return cls(nothing, nothing, jnp.full(slots, EMPTY, jnp.int32))
+        nothing, none = jnp.zeros(shape, grid.dtype), jnp.full(slots, EMPTY, jnp.int32)
+        return cls(nothing, nothing, none, none, jnp.int32(0), jnp.int32(EMPTY))
 
     def write(
         self,
@@ -59,8 +66,12 @@ class KVCache:
             whole = new.reshape(new.shape[0], len(slots), *old.shape[2:])
             return old.at[:, slots].set(whole.astype(old.dtype), mode="drop")
 
-        held = self.frames.at[slots].set(frames.astype(jnp.int32), mode="drop")
-        return KVCache(put(self.k, k), put(self.v, v), held)
+        frames = frames.astype(jnp.int32)
+        held = self.frames.at[slots].set(frames, mode="drop")
+        places = self.places.at[slots].set(frames + self.jump, mode="drop")
+        return dataclasses.replace(
+            self, k=put(self.k, k), v=put(self.v, v), frames=held, places=places
+        )
 
     def truncate(self, frame: int | Int[Array, ""]) -> "KVCache":
         """Returns the cache without `frame` and those after it, to go on from there otherwise.
@@ -76,7 +87,15 @@ class KVCache:
         where the prompt changes.
         """
         gone = (self.frames >= first) & (self.frames < last)
-        return KVCache(self.k, self.v, jnp.where(gone, EMPTY, self.frames))
+        return dataclasses.replace(self, frames=jnp.where(gone, EMPTY, self.frames))
+
+    def cut(self, frame: int | Int[Array, ""], by: int) -> "KVCache":
+        """Returns the cache of another shot from `frame` on, which is so many places later.
+
+        As from there on all frames have larger places, they see less of what was before, the sink
+        too, and each other as ever (LongLive 2; Infinity-RoPE, arXiv:2511.20649, has a cut of 42).
+        """
+        return dataclasses.replace(self, jump=self.jump + by, shot=jnp.full_like(self.shot, frame))
 
 
 class Made(NamedTuple):
@@ -91,11 +110,11 @@ class CachedCausal(Policy):
     """Frame-causal attention, for matrices whose rows write finished frames (`CachedMatrix`).
 
     A frame attends to its block, to earlier ones of its window, and to all cached frames before
-    the window. Slots have roles: the first `sink` frames of the video stay for ever, `pinned` ones
-    stay until others are pinned, and the others are a ring. Cached equals recomputed (`FrameCausal`
-    on the whole video) as long as no frame has been overwritten: then frames of the cache still
-    know what they saw, which none sees any more (ViD-GPT, arXiv:2406.10981; Self-Forcing,
-    arXiv:2506.08009; sinks: LongLive, arXiv:2509.22622).
+    the window. Slots have roles: the first `sink` frames of the video stay for ever, `pinned` ones,
+    the first after a cut, until the next one, and the others are a ring. Cached equals recomputed
+    (`FrameCausal` on the whole video) as long as no frame has been overwritten: then frames of the
+    cache still know what they saw, which none sees any more (ViD-GPT, arXiv:2406.10981;
+    Self-Forcing, arXiv:2506.08009; sinks: LongLive, arXiv:2509.22622; cuts: arXiv:2605.18739).
     """
 
     frames: int = 32
@@ -103,7 +122,7 @@ class CachedCausal(Policy):
     sink: int = 0
     """How many of them are the first of the video for ever."""
     pinned: int = 0
-    """How many are for frames that are chosen while the video is made (`pin`)."""
+    """How many are for the first frames after a cut, or those that are chosen (`pin`)."""
     block: int = 1
     """Latent frames that see each other freely."""
     rotary: Literal["write", "read"] = "write"
@@ -112,9 +131,15 @@ class CachedCausal(Policy):
     free: bool = False
     """Whether all frames of the window see each other, those of later blocks too: for networks that
     were trained on rolling windows (Rolling Forcing, arXiv:2509.25161)."""
+    weight: float = 1.0
+    """What a frame of the ring weighs: the log of it is added to the scores of its keys. Less than
+    1 and the past is followed less, so that errors add up less (Krea realtime: .3)."""
 
     def init(self, grid: TokenGrid) -> KVCache:
         """Returns an empty cache."""
+        if not 0 <= self.weight < math.inf:
+            what, why = f"frames of a cache weigh {self.weight}", "1 is as much as any other"
+            raise ConfigError(what, why, "use 0, which hides them, or more")
         if self.block < 1 or min(self.sink, self.pinned) < 0 or self._ring < self.block:
             raise ConfigError(
                 f"a cache of {self.frames} latent frames, {self.sink} of them a sink and "
@@ -151,12 +176,32 @@ class CachedCausal(Policy):
 
         empty = state.frames.at[self.sink : self.sink + self.pinned].set(EMPTY)
         held = empty.at[mine].set(jnp.where(there.any(1), frames, EMPTY))
-        return KVCache(put(state.k), put(state.v), held)
+        places = state.places.at[mine].set(state.places[there.argmax(1)])
+        return dataclasses.replace(
+            state, k=put(state.k), v=put(state.v), frames=held, places=places
+        )
 
-    def positions(self, positions: Float[Array, " W"], row: Row) -> Float[Array, " W"]:
-        """Returns absolute places, or those behind the cache."""
-        first = row.frame - self._moved(row)
+    def positions(
+        self, positions: Float[Array, " W"], row: Row, state: KVCache
+    ) -> Float[Array, " W"]:
+        """Returns absolute places, with all jumps before them, or those behind the cache."""
+        first = row.frame + state.jump if self.rotary == "write" else row.frame - self._moved(row)
         return (first + jnp.arange(len(positions))).astype(jnp.float32)
+
+    def attend(self, q, k, v, state: KVCache, call: AttentionCall, among: Among):
+        """Attends to all that is seen, or to the ring and to the rest, and weighs both."""
+        if self.weight == 1:
+            return super().attend(q, k, v, state, call, among)
+        keys, values, mask, made = self.attended(q, k, v, state, call)
+        masks: Any = mask
+        ends = np.multiply((self.sink + self.pinned, self.frames), call.grid.tokens_per_frame)
+        parts = zip(*(jnp.split(x, ends, 1) for x in (keys, values)), strict=True)
+        first, ring, window = parts
+        near = (jnp.concatenate(pair, 1) for pair in zip(first, window, strict=True))
+        out, lse = among(q, *near, masks[0], return_lse=True)
+        past, past_lse = among(q, *ring, masks[1], return_lse=True)
+        less = math.log(self.weight) if self.weight else -math.inf
+        return merge(out, lse, past, past_lse + less)[0], made
 
     def attended(self, q, k, v, state: KVCache, call: AttentionCall):
         """Puts the cache before the window, whose own keys and values are handed on."""
@@ -177,7 +222,13 @@ class CachedCausal(Policy):
             frames = row.frame + jnp.arange(len(row.write), dtype=jnp.int32)
             slots = jnp.where(row.write, self.slots(frames), self.frames)
             put = jax.vmap(KVCache.write, (0, 0, 0, None, None))
-            return put(states, made.k, made.v, frames, slots)
+            states = put(states, made.k, made.v, frames, slots)
+            if not self.pinned:
+                return states
+            shot = states.shot[0]
+            begins = row.write & (shot >= 0) & (frames >= shot) & (frames < shot + self.pinned)
+            pins = jnp.where(begins, self.sink + frames - shot, self.frames)
+            return put(states, made.k, made.v, frames, pins)
 
         return jax.lax.cond(jnp.any(row.write), write, lambda states: states, states)
 
@@ -186,11 +237,13 @@ class CachedCausal(Policy):
         known = call.common is not None
         return call.common if known else self.common(state, call.row, call.grid), state
 
-    def common(self, state: KVCache, row: Row, grid: TokenGrid) -> BlockMask:
+    def common(
+        self, state: KVCache, row: Row, grid: TokenGrid
+    ) -> BlockMask | tuple[BlockMask, BlockMask]:
         """Allows, of the keys of cache and window, those before the window and of no later block.
 
         A frame of the window that is cached already is read from the window, and a pinned one from
-        the ring as long as it is there.
+        the ring as long as it is there. A ring of another weight has a mask of its own.
         """
         frames = row.frame + jnp.arange(grid.frames, dtype=jnp.int32)
         twice = self._is_pinned & (
@@ -200,7 +253,12 @@ class CachedCausal(Policy):
         block = jnp.zeros_like(frames) if self.free else frames // self.block
         time = block - block[0]  # of frames of the window; what is cached is before all of them
         times = jnp.concatenate([jnp.where(held, 0, NEVER), time])
-        return _seen(time, times, grid.tokens_per_frame)
+        if self.weight == 1:
+            return _seen(time, times, grid.tokens_per_frame)
+        slots = np.arange(len(times))
+        ring = (slots >= self.sink + self.pinned) & (slots < self.frames)
+        near, past = (_seen(time, times[part], grid.tokens_per_frame) for part in (~ring, ring))
+        return near, past
 
     @property
     def _is_pinned(self) -> np.ndarray:
@@ -208,10 +266,17 @@ class CachedCausal(Policy):
         return (slots >= self.sink) & (slots < self.sink + self.pinned)
 
     def _places(self, state: KVCache, row: Row) -> Float[Array, " S"]:
-        """Returns where cached frames stand when they are read: sink, pinned ones, ring."""
+        """Returns where cached frames stand when they are read: sink, pinned ones, ring.
+
+        The window does not move: what was before a cut is that much earlier, as long as the ring
+        has some of it.
+        """
         moved = state.frames - jnp.where(state.frames < self.sink, 0, self._moved(row))
         pinned = jnp.minimum(state.frames, np.arange(self.frames))
-        return jnp.where(self._is_pinned, pinned, moved).astype(jnp.float32)
+        back = state.jump + state.frames - state.places
+        ring = (state.frames >= 0) & (np.arange(self.frames) >= self.sink + self.pinned)
+        back = jnp.minimum(back, jnp.where(ring, back, 0).max())
+        return (jnp.where(self._is_pinned, pinned, moved) - back).astype(jnp.float32)
 
     def _moved(self, row: Row) -> Int[Array, ""]:
         """Returns by how many places the ring and the window have moved up."""

@@ -147,8 +147,13 @@ class Policy(Protocol):
         """
         return None
 
-    def positions(self, positions: Float[Array, " W"], row: Row) -> Float[Array, " W"]:
-        """Returns the places in time that the frames of a window have for the network."""
+    def positions(
+        self, positions: Float[Array, " W"], row: Row, state: PyTree
+    ) -> Float[Array, " W"]:
+        """Returns the places in time that the frames of a window have for the network.
+
+        `state` is that of the first layer before the row.
+        """
         return positions
 
     def slots(self, frames: Int[Array | np.ndarray, " W"]) -> Int[Array, " W"]:

@@ -189,7 +189,8 @@ class Transformer:
         grid = self._grid(frames, height, width, batch)
         keep = bool(self.collect) and (carry is None or carry.features is not None)
         carry = Carry.first(policy, self.depth, grid) if carry is None else carry
-        places = policy.positions(carry.window(call.row, frames), call.row)
+        state = jax.tree.map(operator.itemgetter(0), carry.layers)
+        places = policy.positions(carry.window(call.row, frames), call.row, state)
         turns, order = self.turns, policy.order(grid)
         rotary = turns.table(places, grid)
         if order is not None:

@@ -288,24 +288,24 @@ def retell(
     clean: Latents,
     mesh: Mesh | None = None,
 ) -> StreamState:
-    """Makes a cache ready for another prompt: forgets, and writes `clean` again, if any.
+    """Makes a cache ready for another prompt: forgets, cuts, and writes `clean` again, if any.
 
     Of a stream that is younger than `clean`, what there is stands at its end.
     """
-    run = state.run
-    if rows.flush is not None:
-        keep = run.address.frames[0] - rows.flush
-        carry = jax.tree.map(
-            lambda part: part.forget(system.network.policy.sink, keep) if _keeps(part) else part,
-            run.carry,
-            is_leaf=_keeps,
-        )
-        state = state._replace(run=run._replace(carry=carry))
+    run, frame = state.run, state.run.address.frames[0]
+
+    def told(part: Any) -> Any:
+        if _keeps(part) and rows.flush is not None:
+            part = part.forget(system.network.policy.sink, frame - rows.flush)
+        return part.cut(frame, rows.cut) if _keeps(part) and rows.cut is not None else part
+
+    carry = jax.tree.map(told, run.carry, is_leaf=_keeps)
+    state = state._replace(run=run._replace(carry=carry))
     if rows.rewrite:
         denoise = system.denoiser(params, conditions)
-        told = (denoise, system.sampling.solver, system.process, rows)
+        rules = (denoise, system.sampling.solver, system.process, rows)
         with using(mesh):
-            state = samplers.stream_rewrite(*told, state, clean)
+            state = samplers.stream_rewrite(*rules, state, clean)
     return _spread_stream(system, state, mesh)
 
 

@@ -464,8 +464,8 @@ def _made(
 
 
 def _retells(rows: StreamRows) -> bool:
-    """Whether another prompt changes what a cache holds."""
-    return keeps(rows) and (rows.flush is not None or rows.rewrite > 0)
+    """Whether another prompt changes a cache."""
+    return keeps(rows) and (rows.flush, rows.cut, rows.rewrite) != (None, None, 0)
 
 
 def _latest(job: StreamJob, run: Stream) -> Latents:

@@ -138,6 +138,8 @@ class CachedMatrix:
             told another prompt (Infinity-RoPE, arXiv:2511.20649); None keeps all (static).
         rewrite: Latest finished frames that are then written again, as what is told now makes them
             (`rewritten`; static).
+        cut: Places in time that are left out where a stream is told another prompt: a new shot
+            begins, whose first frames the policy pins (LongLive 2: 8); None is no cut (static).
         ahead: Chunks of a stream that are made at most before anybody says what is told with them
             (`jvdm.samplers.speculation`); those of a wrong guess are dropped (static).
     """
@@ -146,6 +148,7 @@ class CachedMatrix:
     lookback: int | None = dataclasses.field(default=None, metadata={"static": True})
     flush: int | None = dataclasses.field(default=None, metadata={"static": True})
     rewrite: int = dataclasses.field(default=0, metadata={"static": True})
+    cut: int | None = dataclasses.field(default=None, metadata={"static": True})
     ahead: int = dataclasses.field(default=0, metadata={"static": True})
 
     def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:

@@ -48,6 +48,7 @@ class StreamRows:
         flush: Latest finished frames that a cache keeps where another prompt is told; None is all
             (static).
         rewrite: Latest finished frames that are then written to it again (static).
+        cut: Places in time that are left out there (`CachedMatrix`); None is no cut (static).
     """
 
     ramp: TimestepMatrix
@@ -56,6 +57,7 @@ class StreamRows:
     context: int = dataclasses.field(metadata={"static": True})
     flush: int | None = dataclasses.field(default=None, metadata={"static": True})
     rewrite: int = dataclasses.field(default=0, metadata={"static": True})
+    cut: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def buffer(self) -> int:
@@ -165,7 +167,7 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
     steps, kept, context = levels.shape[0] - 1, isinstance(rule, CachedMatrix), 0
     retold: dict[str, Any] = {}
     if isinstance(rule, CachedMatrix):
-        retold = {"flush": rule.flush, "rewrite": rule.rewrite}
+        retold = {"flush": rule.flush, "rewrite": rule.rewrite, "cut": rule.cut}
         window, rule = 0, rule.rule
     if isinstance(rule, WindowedMatrix):
         window, context, rule = rule.window or 0, rule.context, rule.rule
@@ -187,18 +189,26 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
     in_work = -(-steps // max(1, rule.lag)) * rule.block
     context = max(context, window - in_work) // rule.block * rule.block
     rows = stream_rows(levels, rule.lag, rule.block, context, kept=kept)
-    return dataclasses.replace(rows, **_checked(rule.block, **retold)) if retold else rows
+    return _retold(rows, **retold) if retold else rows
 
 
-def _checked(block: int, flush: int | None, rewrite: int) -> dict[str, Any]:
-    """Returns how much of a cache stays and is written again where another prompt is told."""
+def _retold(rows: StreamRows, flush: int | None, rewrite: int, cut: int | None) -> StreamRows:
+    """Returns rows with what happens to a cache where another prompt is told."""
+    block = rows.block
     if rewrite < 0 or rewrite % block or flush is not None and flush < 0:
         raise ConfigError(
             f"flush {flush} and rewrite {rewrite} of a stream of blocks of {block}",
             "they count finished frames, and whole blocks are written",
             f"use 0 or more, and a multiple of {block} to rewrite",
         )
-    return {"flush": flush, "rewrite": rewrite}
+    if cut is not None and (cut < 0 or rewrite or rows.buffer != block):
+        raise ConfigError(
+            f"a cut of {cut} places, {rewrite} frames to rewrite and {rows.buffer // block} blocks "
+            "in work",
+            "places grow, a new shot keeps nothing to write again, and none is in both shots",
+            "use 0 or more, rewrite 0, and a block after the other (autoregressive)",
+        )
+    return dataclasses.replace(rows, flush=flush, rewrite=rewrite, cut=cut)
 
 
 def stream_init(

@@ -1,5 +1,7 @@
 """The cache of keys and values: which slot, which frames are seen, which places they have."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_a_sink_keeps_its_place_and_the_ring_moves_up(rotary, places):
     np.testing.assert_allclose(keys, [*places, 4.5, 5.5], rtol=1e-6)
     np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     expected = [3, 4] if rotary == "read" else [4, 5]
-    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row), expected)
+    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row, state), expected)
 
 
 def test_before_the_cache_is_full_places_are_absolute_and_empty_slots_unseen():
@@ -57,7 +59,7 @@ def test_before_the_cache_is_full_places_are_absolute_and_empty_slots_unseen():
     keys, mask, state, row = seen(policy, state, 2, (True, False))
     np.testing.assert_allclose(keys[:2], [0.0, 1.01], rtol=1e-6)
     np.testing.assert_array_equal(mask[0], [1, 1, 0, 1, 0])
-    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row), [2, 3])
+    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row, state), [2, 3])
     # What this window holds is read from the window, though it has been written already.
     np.testing.assert_array_equal(seen(policy, state, 2)[1][1], [1, 1, 0, 1, 1])
     np.testing.assert_array_equal(state.truncate(1).frames, [0, -1, -1])
@@ -86,6 +88,84 @@ def test_pinned_frames_stay_behind_the_sink_until_others_are_pinned(rotary, wher
     np.testing.assert_array_equal(state.v.ravel(), [0, -2, -3, -7, -6])
     np.testing.assert_array_equal(policy.pin(state, jnp.array([7])).frames, [0, 7, -1, 7, 6])
     np.testing.assert_array_equal(policy.pin(state, jnp.array([1, 6])).frames, [0, -1, 6, 7, 6])
+
+
+@pytest.mark.parametrize("rotary", ["read", "write"])
+def test_what_was_before_a_cut_is_that_much_earlier_until_the_ring_has_turned(rotary):
+    policy = CachedCausal(frames=3, sink=1, rotary=rotary)
+    state = policy.init(GRID)
+    for frame in range(4):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.frames, [0, 3, 2])
+    cut = state.cut(4, 8)
+    row = Call.at(jnp.zeros((1, 2))).row._replace(frame=jnp.int32(4))
+    now = 12 if rotary == "write" else 3
+    np.testing.assert_array_equal(policy.positions(jnp.zeros(2), row, cut), [now, now + 1])
+    if rotary == "read":  # sink, ring and window of 3 and 4
+        np.testing.assert_array_equal(policy._places(cut, row), [-8, -6, -7])
+    for frame in range(4, 6):
+        _, _, cut, _ = seen(policy, cut, frame, (True, False))
+    np.testing.assert_array_equal(cut.places, [0, 13, 12])
+    if rotary == "read":  # nothing of the ring is of the shot before
+        np.testing.assert_array_equal(policy._places(cut, row._replace(frame=6)), [0, 2, 1])
+
+
+def test_the_first_frames_after_a_cut_are_pinned_until_the_next():
+    policy = CachedCausal(frames=5, sink=1, pinned=2)
+    state = policy.init(GRID)
+    for frame in range(4):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.frames[1:3], [-1, -1])
+    state = state.cut(4, 8)
+    for frame in range(4, 9):
+        _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.frames, [0, 4, 5, 7, 8])
+    np.testing.assert_array_equal(state.places, [0, 12, 13, 15, 16])
+    np.testing.assert_array_equal(state.v.ravel(), [0, -4, -5, -7, -8])
+    _, _, again, _ = seen(policy, state.cut(9, 8), 9, (True, False))
+    np.testing.assert_array_equal(again.frames[:3], [0, 9, 5])
+
+
+def attended(policy, state, frame, q, k, v):
+    """What a window that begins at a frame reads, without rotary positions."""
+    row = Call.at(jnp.zeros((1, 2))).row._replace(frame=jnp.int32(frame))
+    grid = dataclasses.replace(GRID, head_dim=8)
+    call = AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), grid)
+    return policy.attend(q, k, v, state, call, block_sparse_attention)[0]
+
+
+def test_a_ring_of_a_weight_is_read_as_if_its_keys_were_there_so_often():
+    """Against the softmax of all scores; one key in two is a weight of a half."""
+    policy = CachedCausal(frames=3, sink=1)
+    grid = dataclasses.replace(GRID, head_dim=8)
+    q, k, v = jax.random.normal(jax.random.key(1), (3, 1, 2, 1, 8))
+    kept = jax.random.normal(jax.random.key(2), (2, 1, 3, 1, 8))
+    empty = policy.init(grid)
+    state = empty.write(kept[0], kept[1], jnp.arange(3), jnp.arange(3))
+
+    def expected(weights):
+        """Of the second frame, which sees all five."""
+        keys, values = (
+            jnp.concatenate(pair, 1)[0, :, 0] for pair in zip(kept, (k, v), strict=True)
+        )
+        scores = keys @ q[0, 1, 0] / jnp.sqrt(8.0) + jnp.log(jnp.array(weights))
+        return jax.nn.softmax(scores) @ values
+
+    for weight in (0.3, 2.0):
+        found = attended(dataclasses.replace(policy, weight=weight), state, 3, q, k, v)
+        weights = [1.0, weight, weight, 1.0, 1.0]
+        np.testing.assert_allclose(found[0, 1, 0], expected(weights), rtol=1e-5, atol=1e-6)
+    hidden = dataclasses.replace(policy, weight=0.0)
+    forgotten = attended(policy, state.forget(1, 3), 3, q, k, v)
+    found = attended(hidden, state, 3, q, k, v)
+    np.testing.assert_allclose(found, forgotten, rtol=1e-6, atol=1e-6)
+    louder = 2 * kept + 1
+    other = state.write(louder[0], louder[1], jnp.arange(3), jnp.array([3, 1, 2]))
+    np.testing.assert_array_equal(attended(hidden, other, 3, q, k, v), found)
+    half = dataclasses.replace(policy, weight=0.5)
+    np.testing.assert_array_equal(  # with nothing in the cache
+        attended(half, empty, 0, q, k, v), attended(policy, empty, 0, q, k, v)
+    )
 
 
 def test_what_is_forgotten_is_seen_no_more():
@@ -123,6 +203,12 @@ def test_writing_twice_is_writing_once_and_nothing_else_is_touched():
 def test_caches_that_hold_nothing_are_refused(fields):
     with pytest.raises(ConfigError, match="a cache of .* latent frames"):
         CachedCausal(**fields).init(GRID)
+
+
+@pytest.mark.parametrize("weight", [-0.5, float("inf"), float("nan")])
+def test_weights_that_are_none_are_refused(weight):
+    with pytest.raises(ConfigError, match=f"frames of a cache weigh {weight}"):
+        CachedCausal(weight=weight).init(GRID)
 
 
 @pytest.mark.parametrize("block", [1, 2])

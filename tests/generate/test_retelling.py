@@ -114,6 +114,33 @@ def test_what_is_flushed_leaves_sink_and_latest_frames(cached):
     np.testing.assert_array_equal(found.frames[:, :5], [[0, -1, 2, 3, -1]] * len(found.frames))
 
 
+def test_a_cut_moves_all_that_follows_and_pins_its_first_frames(cached):
+    """Nothing is forgotten: it is eight places further away, and the chunk comes out otherwise."""
+    plain, cut = cached(), cached(**{"matrix.cut": 8, "policy.pinned": 1, "policy.frames": 10})
+    (_, expected, kept), (told, frames, found) = retold(plain), retold(cut)
+    np.testing.assert_array_equal(found.jump, 8)
+    np.testing.assert_array_equal(found.shot, 4)
+    np.testing.assert_array_equal(found.frames[0, :5], [0, -1, 1, 2, 3])
+    np.testing.assert_allclose(found.k[:, :, 2:5], kept.k[:, :, 1:4], atol=1e-5)
+    assert not np.array_equal(expected, frames)
+    after = cache_of(told.run)
+    np.testing.assert_array_equal(after.frames[0, :6], [0, 4, 1, 2, 3, 4])
+    np.testing.assert_array_equal(after.places[0, :6], [0, 12, 1, 2, 3, 12])
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        (ONE_BY_ONE, {"cut": -1}),
+        (ONE_BY_ONE, {"cut": 8, "rewrite": 2}),
+        (samplers.LagMatrix(2), {"cut": 8}),
+    ],
+)
+def test_cuts_that_cannot_be_are_refused(rule, changes):
+    with pytest.raises(jvdm.ConfigError, match=f"a cut of {changes['cut']} places"):
+        samplers.stream_of(samplers.CachedMatrix(rule, **changes), samplers.linspace_levels(3), 4)
+
+
 def test_a_saved_session_knows_what_it_will_rewrite(cached, tmp_path):
     session = cached(**{"matrix.rewrite": 3}).after(Prompt(OTHER))
     session.save(tmp_path / "s.safetensors")
@@ -142,7 +169,7 @@ def test_a_young_stream_rewrites_what_there_is(cached, rule):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"matrix.rewrite": 3}, {"matrix.flush": 1}])
+@pytest.mark.parametrize("changes", [{"matrix.rewrite": 3}, {"matrix.flush": 1, "matrix.cut": 8}])
 def test_nothing_is_compiled_where_another_prompt_is_told(cached, changes, compilations):
     """Also in the second chunk, before there is as much as is written again."""
     pipe = cached(**changes).pipe

@@ -17,6 +17,7 @@ FRAMES, KEY, LEVELS = 5, jax.random.key(4), linspace_levels(3)
 FLOW, TOLD, EULER = samplers.rectified_flow(), conditions(), samplers.Euler()
 OTHER = jax.tree.map(lambda leaf: leaf[::-1], TOLD)
 CLOSE = 1e-5 if jax.default_backend() == "cpu" else 2e-4
+PLACES = jnp.arange(FRAMES, dtype=jnp.float32)
 NOISE = jax.jit(lambda: initial_noise(KEY, jnp.arange(2), FRAMES, (4, 4, 4)))()
 
 
@@ -34,15 +35,17 @@ def row_of(model) -> Any:
     return jax.jit(run)
 
 
-def rows(policy, matrix, state=None, first=0, last=20, noise=NOISE, depth=3, told=TOLD):
-    """The state after some rows; `depth` layers of the network."""
+def rows(
+    policy, matrix, state=None, span=(0, 20), *, noise=NOISE, depth=3, told=TOLD, places=PLACES
+):
+    """The state after some rows; `depth` layers of the network, `places` of the frames in time."""
     model, matrix = DIT.clone(policy=policy, depth=depth), samplers.pad_rows(matrix, 20)
     if state is None:
-        carry = model.start(matrix.window, 4, 4, jnp.arange(FRAMES, dtype=jnp.float32), 2)
+        carry = model.start(matrix.window, 4, 4, places, 2)
         state = samplers.start(EULER, noise, KEY, carry)
     params = parameters()
     params = {**params, "layers": jax.tree.map(lambda leaf: leaf[:depth], params["layers"])}
-    for row in range(first, last):
+    for row in range(*span):
         state = row_of(model)(params, told, matrix, state, np.int32(row))
     return state
 
@@ -88,16 +91,33 @@ def test_a_truncated_cache_never_saw_what_was_dropped(block):
     policy = CachedCausal(FRAMES, block=block, rotary="write" if block == 1 else "read")
     matrix = cached(lag_matrix(LEVELS, FRAMES, 3, block))
     early = 8 // block  # three steps and a write for each block
-    two = rows(policy, matrix, last=early)
-    four = rows(policy, matrix, two, first=early, last=2 * early)
+    two = rows(policy, matrix, span=(0, early))
+    four = rows(policy, matrix, two, span=(early, 2 * early))
     assert (np.asarray(four.carry.layers.frames)[0, :4] == [0, 1, 2, 3]).all()
     dropped = four.carry.replace(layers=four.carry.layers.truncate(2))
     assert (np.asarray(dropped.layers.frames)[0] == [0, 1, -1, -1, -1]).all()
-    again = rows(policy, matrix, two._replace(carry=dropped), first=early)
-    kept = rows(policy, matrix, two._replace(carry=four.carry), first=early)
-    plain = rows(policy, matrix, two, first=early)
+    again = rows(policy, matrix, two._replace(carry=dropped), span=(early, 20))
+    kept = rows(policy, matrix, two._replace(carry=four.carry), span=(early, 20))
+    plain = rows(policy, matrix, two, span=(early, 20))
     np.testing.assert_array_equal(again.x, plain.x)
     np.testing.assert_array_equal(kept.x, plain.x)  # later frames are never read too early
+
+
+@pytest.mark.parametrize("rotary", ["write", "read"])
+def test_a_cut_equals_recomputed_with_places_that_jump(rotary):
+    """The third frame and those after it are seven places later."""
+    whole, policy = lag_matrix(LEVELS, FRAMES, 3), CachedCausal(FRAMES, rotary=rotary)
+    matrix, early = cached(whole), 8  # three steps and a write for each of two frames
+    two = rows(policy, matrix, span=(0, early))
+    cut = two._replace(carry=two.carry.replace(layers=two.carry.layers.cut(2, 7)))
+    found = rows(policy, matrix, cut, span=(early, 20))
+    expected = rows(FrameCausal(), whole, places=PLACES + 7 * (PLACES >= 2)).x
+    np.testing.assert_allclose(found.x, expected, rtol=CLOSE, atol=CLOSE)
+    plain = rows(policy, matrix, two, span=(early, 20)).x
+    np.testing.assert_array_equal(found.x[:, :2], plain[:, :2])
+    assert (np.abs(found.x - plain)[:, 2:].max((0, 2, 3, 4)) > 1e-3).all()
+    none = two._replace(carry=two.carry.replace(layers=two.carry.layers.cut(2, 0)))
+    np.testing.assert_array_equal(rows(policy, matrix, none, span=(early, 20)).x, plain)
 
 
 @pytest.mark.parametrize(("policy", "leaks"), [(FrameCausal(), False), (Dense(), True)], ids=str)

@@ -85,4 +85,4 @@ def test_a_chunk_costs_the_same_at_any_length(cached):
     row = Call.at(jnp.zeros((1, 3))).row._replace(frame=jnp.int32(36))
     one = jax.tree.map(lambda leaf: leaf[0], cache)
     assert sorted(np.asarray(policy._places(one, row)).tolist()) == [0, 1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(policy.positions(jnp.zeros(3), row), [6, 7, 8])
+    np.testing.assert_array_equal(policy.positions(jnp.zeros(3), row, one), [6, 7, 8])

@@ -246,6 +246,13 @@ def test_streams_with_a_cache_say_what_becomes_of_it_where_the_prompt_changes(
         assert len(set(held[block : block + 3])) == 3
 
 
+def test_a_prompt_of_longlive_2_is_a_shot_behind_a_cut():
+    rows, _ = rows_of("longlive_2", steps=4)
+    assert (rows.block, rows.buffer, rows.cut, rows.rewrite) == (8, 8, 8, 0)
+    policy = sampling_of("longlive_2").policy
+    assert (policy.sink, policy.pinned, policy.frames - 16) == (8, 8, 8)  # and the window: 32
+
+
 def test_a_ring_that_holds_no_whole_block_is_refused():
     grid = TokenGrid(3, 2, 2)
     with pytest.raises(jvdm.ConfigError, match="the ring behind .* a whole block"):
