@@ -8,7 +8,7 @@ import numpy as np
 from jvdm import media
 from jvdm.arrays import Float, UInt8
 from jvdm.errors import ConfigError, ShapeError
-from jvdm.settings import Settings
+from jvdm.settings import END, Settings, seconds_of
 from jvdm.video import Fit, Video, fit, read_video
 
 PREFIX_LATENTS = 4  # enough to see how things move, most of a clip stays new
@@ -61,7 +61,7 @@ def place(
     """Reads pictures and says which latent frames they determine.
 
     Args:
-        given: What is given: `image`, `last_image`, `video`, `prefix_frames`.
+        given: What is given: `image`, `last_image`, `video`, `video_at`, `prefix_frames`.
         canvas: Sizes of the run.
         edits: Whether the run starts from a whole video instead of noise.
 
@@ -77,7 +77,9 @@ def place(
     latent_frames = vae.latent_frames(canvas.num_frames)
     known: list[Known] = []
     notes: list[str] = []
-    if given.video is not None:
+    if given.video is not None and given.video_at is not None:
+        known.append(_in_time(given, canvas, notes))
+    elif given.video is not None:
         count = canvas.num_frames if edits else _prefix_length(given, canvas)
         clip = _clip("video", given.video, canvas, notes, last_frames=count)
         if edits and clip.shape[1] < count:
@@ -94,6 +96,7 @@ def place(
         frame = _picture("last_image", given.last_image, canvas, notes)
         still = np.repeat(frame, vae.num_frames(STILL_LATENTS), axis=1)
         known.append(Known(still, (latent_frames - 1,)))
+    _check_room(known, latent_frames)
     return tuple(known), tuple(notes)
 
 
@@ -167,12 +170,20 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 def _check_combination(given: Settings, canvas: Canvas, edits: bool) -> None:
     """Refuses pictures that contradict each other or leave nothing to do."""
-    if given.video is not None and given.image is not None:
+    begins = given.video is not None and given.video_at is None
+    if begins and given.image is not None:
         what = "image and video were both given"
         raise ConfigError(what, "both determine the first frame", "leave one of them out")
     if given.last_image is not None and given.image is None:
         what = "last_image was given without image"
         raise ConfigError(what, "the frames between two pictures are made", "give image as well")
+    if given.video_at is not None and (given.video is None or edits):
+        what = f"video_at is {given.video_at}"
+        why = "the whole video is edited" if edits else "no video was given"
+        raise ConfigError(what, why, "give video, or leave video_at out")
+    if None not in (given.video_at, given.prefix_frames):
+        what = f"prefix_frames is {given.prefix_frames} and video_at {given.video_at}"
+        raise ConfigError(what, "each says which frames are kept", "leave one of them out")
     if given.prefix_frames is not None and (given.video is None or edits):
         what = f"prefix_frames is {given.prefix_frames}"
         why = "the whole video is edited" if edits else "no video was given"
@@ -184,6 +195,53 @@ def _check_combination(given: Settings, canvas: Canvas, edits: bool) -> None:
     if any(some) and canvas.num_frames < needed:
         what = f"num_frames is {canvas.num_frames}"
         raise ShapeError(what, "every frame would be given", f"use {needed} or more")
+
+
+def _in_time(given: Settings, canvas: Canvas, notes: list[str]) -> Known:
+    """Returns the last frames of a video that fit into the result from a time on, or to its end.
+
+    Latents of the middle say what changes: they are encoded behind frames of the video that are
+    not kept, or behind its first one, standing still.
+
+    Raises:
+        ConfigError: If the time is none.
+        ShapeError: If it lies behind the frames that are made, or the video is too short.
+    """
+    vae, stride = canvas.vae, canvas.vae.strides[0]
+    begins = [0, *map(vae.num_frames, range(1, vae.latent_frames(canvas.num_frames)))]
+    lead, fps, at = vae.num_frames(STILL_LATENTS - 1), given.fps or canvas.fps, given.video_at
+    first = 1
+    if at != END:
+        asked = round(seconds_of("video_at", at, zero=True) * fps)
+        if asked >= canvas.num_frames:
+            what, why = f"video_at is {at}", f"the result has {canvas.num_frames / fps:.3g} s"
+            raise ShapeError(what, why, f"use less, or a longer duration, or {END}")
+        first = int(np.argmin(np.abs(np.array(begins) - asked)))
+        if begins[first] != asked:
+            notes.append(f"video: it begins at {begins[first] / fps:.3g} s, where a latent does")
+    room = len(begins) - max(first, 1)  # not all of them
+    clip = _clip("video", given.video, canvas, notes, last_frames=lead + stride * room)
+    count = clip.shape[1]
+    kept = min(room, (count - 1) // stride + 1 if first == 0 else count // stride)
+    if kept < 1:
+        what = f"the video has {count} frames at {canvas.fps:g} per second"
+        raise ShapeError(what, f"{stride} are one latent frame", "give a longer one, or last_image")
+    if first == 0:
+        return Known(clip[:, -vae.num_frames(kept) :], tuple(range(kept)))
+    whole = np.pad(clip, ((0, 0), (lead, 0), (0, 0), (0, 0), (0, 0)), "edge")
+    start = len(begins) - kept if at == END else first
+    return Known(whole[:, -(lead + stride * kept) :], tuple(range(start, start + kept)))
+
+
+def _check_room(known: list[Known], latent_frames: int) -> None:
+    """Refuses pictures that are of the same frames, or of all."""
+    columns = [column for entry in known if not entry.edited for column in entry.columns]
+    if len(set(columns)) < len(columns):
+        what = f"latent frames {', '.join(map(str, sorted(columns)))} are given"
+        raise ConfigError(what, "two say what a frame is", "move video_at, or leave one out")
+    if len(columns) == latent_frames:
+        what = f"a video of {latent_frames} latent frames"
+        raise ShapeError(what, "every frame would be given", "make a longer one (duration)")
 
 
 def _prefix_length(given: Settings, canvas: Canvas) -> int:

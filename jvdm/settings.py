@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ AttentionName = Literal[
 """The names of `jvdm.attention.POLICIES`."""
 SIZE, RULE, PICTURE, TEXT, OTHER = "size", "rule", "picture", "text", "other"
 """Kinds: a size, a number of a rule of sampling, something to look at, other prompts, the rest."""
+END = "end"
+"""A time: that of the last frame."""
 LEAVE_OUT = "change it, or leave it out"
 
 
@@ -96,6 +98,9 @@ class Settings:
     """Picture that is the last frame; needs an image."""
     video: Path | None = _setting(PICTURE)
     """Video whose last frames are continued, or that is edited if the system edits."""
+    video_at: str | None = _setting(OTHER)
+    """When its last frames are to be seen, instead of at the beginning: 2s, or end; what is before
+    and after them is made."""
     invert: int | None = _setting(OTHER)
     """Edit the video from its own noise, which a run backwards finds: refinements of a step."""
     source_prompt: str | None = _setting(TEXT)
@@ -165,7 +170,15 @@ def _texts_of(name: str, texts: Any) -> dict[str, str]:
     return {str(when): typed(name, text, str) for when, text in texts.items()}
 
 
-_READ = {"duration": seconds_of, "switch": _texts_of, "prompt_at": _texts_of}
+def _at(name: str, time: Any) -> str:
+    """Returns the text of a time of the result, which may be its end."""
+    if time != END:
+        seconds_of(name, time, zero=True)
+    return str(time)
+
+
+_READ: dict[str, Callable[[str, Any], Any]] = {"duration": seconds_of, "video_at": _at}
+_READ |= {"switch": _texts_of, "prompt_at": _texts_of}
 
 
 def sections_of(settings: Any) -> tuple[tuple[float, Any], ...]:

@@ -194,15 +194,15 @@ class Pipeline:
             progress: Whether progress bars are drawn.
             **settings: Fields of `jvdm.pipeline.Request`: `negative_prompt`, `height`, `width`,
                 `num_frames`, `duration`, `fps`, `num_inference_steps`, `guidance_scale`, `shift`,
-                `seed` (0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list; drawn
-                and recorded if left out), `num_videos` per prompt; `image`, `last_image` (a file or
-                uint8 RGB `[H, W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at
-                the model's frame rate; pictures may be `PIL.Image`s), `fit`, `prefix_frames`,
-                `channel`; `latents` (starting noise instead of the seed's), `matrix` (timestep
-                matrix instead of the system's); `switch` (other prompts from a noise level or a
-                row on: `{0.6: "a small blue box rests"}` or `{"row8": ...}`); `invert` (a video is
-                edited from its own noise, found in so many refinements) with `source_prompt`;
-                `prompt_at` (prompts of later sections of a clip: `{"4s": "a small blue box"}`).
+                `seed` (0 to 2**32 - 1; video `i` uses `seed + i`, or the `i`-th of a list; drawn if
+                left out), `num_videos` per prompt; `image`, `last_image` (a file or uint8 RGB `[H,
+                W, 3]`), `video` (a file, a `Video`, or uint8 RGB `[T, H, W, 3]` at the model's
+                frame rate; pictures may be `PIL.Image`s), `fit`, `prefix_frames`, `video_at` (when
+                the video is seen: 2s, end), `channel`; `latents` (starting noise instead of the
+                seed's), `matrix` (timestep matrix instead of the system's); `switch` (other prompts
+                from a noise level or a row on: `{0.6: "a small blue box rests"}` or `{"row8":
+                ...}`); `invert` (a video is edited from its own noise, found in so many
+                refinements) with `source_prompt`; `prompt_at` (of sections: `{"4s": "..."}`).
 
         Returns:
             A `Video`, or what `output_type` says; with several prompts or `num_videos` a list

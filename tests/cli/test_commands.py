@@ -21,7 +21,7 @@ NANO = ["--weights", "nano", "--num-inference-steps", "4", "--output", "out"]
 SHORT = ["--weights", "nano", "--num-inference-steps", "2", "--output", "out.mp4"]
 RUN: dict[str, list[str]] = {
     r"generate .* --system (wave|mine\.py)": NANO,
-    r"generate .* --sampling\.(matrix lag|guidance interval)": NANO,
+    r"generate .* --sampling\.(matrix (lag|autoregressive)|guidance interval)": NANO,
     r"stream .* --duration 60s --then": [*SHORT, "--duration", "21s"],
     r"plan wan-1\.3b-480p --on h200x8": [],
     r"(inspect FOLDER|inspect)$": [],
@@ -38,6 +38,7 @@ ELSEWHERE = {
     r"attention --weights nano": "attention/test_policies.py",
     r"convert": "cli/test_convert.py",
     r"generate --weights FOLDER --lora": "weights/test_adapters.py",
+    r"generate .* --video-at": "generate/test_generate.py",
     r"generate .*--attention draft": "systems/test_sparse_systems.py",
     r"generate (--weights|--like|PROMPT)": "generate/test_generate.py",
     r"stream .*--(system|save|resume)": "generate/test_session.py",

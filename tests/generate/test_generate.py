@@ -438,3 +438,18 @@ def test_a_video_is_continued_from_its_file(make, tmp_path):
     (record,) = make(video=path)
     assert record["settings"]["inputs"].keys() == {"video"}
     assert read_video(record["outputs"]["video"]).frames.shape == (9, 16, 32, 3)
+
+
+@pytest.mark.parametrize("at", ["0.45s", "end"])
+def test_what_is_before_and_after_a_video_is_made(make, weights, tmp_path, at):
+    """From the command line, and again from the record."""
+    frames = np.random.default_rng(0).integers(0, 256, (9, 16, 32, 3)).astype(np.uint8)
+    path = Video(frames, 12.0).save(tmp_path / "in.mp4")
+    arguments = ["generate", PROMPT, "--weights", str(weights), "--output", str(tmp_path)]
+    given = ["--seed", "0", "--video", str(path), "--video-at", at, "--num-frames", "13"]
+    assert cli.main([*arguments, *given]) == 0
+    (made,) = tmp_path.glob(f"{STEM}*.json")
+    record = records.read(made)
+    assert record.settings["video_at"] == at and record.settings["inputs"].keys() == {"video"}
+    (again,) = make(None, seed=None, weights=None, like=made)
+    assert contents(again, "video") == [made.with_suffix(".mp4").read_bytes()]

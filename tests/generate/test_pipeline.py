@@ -181,6 +181,35 @@ def test_frames_are_made_before_and_after_a_clip_that_is_given(pipe, lag):
         assert not np.allclose(found[:, frame], alone[:, frame], atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("at", "frames", "count", "kept"),
+    [("0s", 9, 5, (0, 1)), ("0.4s", 13, 8, (2, 3)), ("end", 9, 30, (1, 2))],
+)
+def test_a_video_is_seen_when_it_was_asked_for(pipe, at, frames, count, kept):
+    """Its last frames that fit, encoded behind those before them; the rest is made."""
+    clip = np.random.default_rng(1).integers(0, 256, (count, 16, 32, 3)).astype(np.uint8)
+    found = latents_of(pipe, video=Video(clip, 12.0), video_at=at, num_frames=frames)
+    lead = clip[-(4 * len(kept) + 5) : -4 * len(kept)]
+    lead = np.concatenate([np.repeat(clip[:1], 5 - len(lead), 0), lead])
+    shown = clip if at == "0s" else np.concatenate([lead, clip[-4 * len(kept) :]])
+    expected = encoded(pipe, shown)[:, -len(kept) :]
+    np.testing.assert_allclose(found[:, list(kept)], expected, rtol=1e-4, atol=1e-4)
+    alone = latents_of(pipe, num_frames=frames)
+    made = [frame for frame in range(found.shape[1]) if frame not in kept]
+    assert made and (np.abs(found - alone)[:, made].max((0, 2, 3, 4)) > 1e-3).all()
+
+
+def test_a_video_in_the_middle_may_have_a_first_picture(pipe):
+    clip = np.random.default_rng(1).integers(0, 256, (4, 16, 32, 3)).astype(np.uint8)
+    both = latents_of(pipe, image=IMAGE, video=Video(clip, 12.0), video_at=0.45)
+    video, picture = (
+        latents_of(pipe, video=Video(clip, 12.0), video_at="end"),
+        encoded(pipe, IMAGE[None]),
+    )
+    np.testing.assert_allclose(both[:, :1], picture, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(both[:, 2], video[:, 2])
+
+
 def test_a_video_of_another_rate_is_resampled(pipe):
     clip = np.random.default_rng(1).integers(0, 256, (12, 16, 32, 3)).astype(np.uint8)
     doubled = Video(np.repeat(clip, 2, axis=0), 24.0)

@@ -41,6 +41,8 @@ def test_defaults_are_the_models():
         ({"image": IMAGE, "last_image": IMAGE, "num_frames": 5}, "use 9 or more"),
         ({"video": CLIP, "prefix_frames": 9}, "prefix_frames is 9.*use 1 to 5"),
         ({"video": CLIP, "prefix_frames": 4}, "prefix_frames is 4.*multiple of 4"),
+        ({"video": CLIP, "video_at": "5s"}, "video_at is 5s; the result has"),
+        ({"video": CLIP[:3], "video_at": "end"}, "has 3 frames.*4 are one latent frame"),
         ({"latents": np.zeros((1, 2, 2, 4, 4))}, r"latents have the shape \(1, 2, 2, 4, 4\)"),
     ],
 )
@@ -63,6 +65,13 @@ def test_sizes_that_do_not_fit(values, message):
         ({"image": IMAGE, "video": CLIP}, "image and video were both given"),
         ({"last_image": IMAGE}, "last_image was given without image"),
         ({"prefix_frames": 5}, "prefix_frames is 5; no video was given"),
+        ({"video_at": "1s"}, "video_at is 1s; no video was given"),
+        ({"video": CLIP, "video_at": "late"}, "video_at is 'late'; it is a time in seconds"),
+        ({"video": CLIP, "video_at": 0, "prefix_frames": 5}, "prefix_frames is 5 and video_at 0"),
+        (
+            {"video": CLIP, "video_at": 0, "image": IMAGE},
+            "latent frames 0, 0, 1 are given; two say",
+        ),
         (
             {"image": IMAGE / 255},
             r"image is a ndarray \(float64.*uint8 RGB of the shape \[H, W, 3\]",
