@@ -8,7 +8,11 @@ Ours: the cache and the cuts: blocks of eight latent frames in four rows, which 
 of the film, the first eight of the shot and the latest eight. Where another prompt is told, all
 that follows is eight places later, and the first block that is made is pinned. Theirs is a cut only
 where the prompt begins with a marker. Without their training, four bits and parallel decoding.
-Gain: unmeasured with weights that were trained for four steps; none ship.
+Gain: with `nano`, which was not trained for four steps, a stream of 501 frames under one prompt has
+a seam of 1.41 (wave 1.94), drift 1.18 of 255 (2.22) and motion 1.05 (1.00); cuts were not judged.
+
+jvdm evaluate --weights nano --streams wave longlive_2 --stream-frames 501
+Two busy CPU cores, jax 0.10.2; `fvdm` says what the columns are.
 """
 
 import dataclasses
