@@ -24,11 +24,8 @@ from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.models.conditions import Conditions
-from jvdm.pipeline.loading import manifest_of, ready, system_of
-from jvdm.pricing import stored_shapes
 from jvdm.samplers import ClassifierFree, FlowMap, LagMatrix
 from jvdm.samplers.denoiser import Call, make_denoiser
-from jvdm.samplers.guidance import UNCONDITIONAL
 from jvdm.samplers.process import corrupt, expand, mix
 from jvdm.samplers.rules import ExplicitLevels
 from jvdm.samplers.segments import Segments, divided, follow
@@ -38,10 +35,9 @@ from jvdm.system import System, rules_of
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.objective import TrainCall
 from jvdm.training.targets import TARGETS, Point
-from jvdm.weights.folder import find
+from jvdm.training.teachers import arrays_of, guided_teacher, teacher_of
 from jvdm.weights.package import Components
 
-CURVE = 960  # steps of the teacher between which its levels are straight; of many divisors
 _WIDTH = 1e-3  # of the pseudo-Huber loss
 
 
@@ -107,15 +103,7 @@ class Distillation:
             WeightsError: If its folder cannot be read.
             ConfigError: If the student's process, latents or texts are others.
         """
-        system, grid = _teacher(self.teacher)
-        mine = (self.system.process, self.system.vae.latent_channels)
-        if mine != (system.process, system.vae.latent_channels):
-            what = f"the student's process or latents are not those of {self.teacher}"
-            raise ConfigError(what, "both see the same noisy latents", "name another teacher")
-        if self.guidance is not None:
-            rule = ClassifierFree(self.guidance).settled()
-            sampling = dataclasses.replace(system.sampling, guidance=rule)
-            system = dataclasses.replace(system, sampling=sampling)
+        system, grid = teacher_of(self.teacher, self.system, self.guidance)
         return Teacher(system, divided(grid, self.edges, self.micro))
 
     @property
@@ -132,12 +120,7 @@ class Distillation:
 
     def frozen(self) -> PyTree:
         """Reads the teacher's text encoder and network."""
-        folder, system = find(self.teacher), self.taught.system
-        manifest, shapes = manifest_of(folder), stored_shapes(system)
-        return {
-            name: ready(manifest.parameters(folder, name, shapes[name])[1], getattr(system, name))
-            for name in ("text", "model")
-        }
+        return arrays_of(self.teacher, self.taught.system)
 
     def rows(self, segments: Segments) -> TimestepSampler:
         """Returns what draws levels of clips."""
@@ -161,12 +144,9 @@ class Distillation:
 
     def walk(self, frozen: PyTree, tokens: PyTree, key: Key, point: Point, steps: int) -> Latents:
         """Returns where the guided teacher gets in `steps` of its steps from a point."""
-        teacher, nothing = self.taught, jax.tree.map(jnp.asarray, self.system.text.read(("",))[0])
+        teacher = self.taught
         system = teacher.system
-        empty = jax.tree.map(lambda one, all_: jnp.broadcast_to(one, all_.shape), nothing, tokens)
-        parts = [empty if UNCONDITIONAL in name else tokens for name in system.branches]
-        ids = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        denoise = system.denoiser(frozen, system.conditions(frozen, ids))
+        denoise = guided_teacher(system, frozen, self.system.text, tokens)
         carry = system.start(point.x.shape, point.x.shape[1])
         rows = teacher.segments.way(point.t, steps, point.s)
         rules = (system.sampling.solver, system.process)
@@ -213,14 +193,3 @@ class Distillation:
             guidance=ClassifierFree(1.0),
         )
         return rules_of(dataclasses.replace(self.system, sampling=sampling))
-
-
-@functools.lru_cache(maxsize=4)
-def _teacher(place: str) -> tuple[System, np.ndarray]:
-    """Returns the system of a folder, and its levels in so many steps that they are a curve."""
-    system = system_of(manifest_of(find(place)))
-    levels: Any = system.sampling.levels
-    if any(field.name == "num_steps" for field in dataclasses.fields(levels)):
-        levels = dataclasses.replace(levels, num_steps=CURVE)
-    with jax.ensure_compile_time_eval():  # they are numbers of the teacher
-        return system, np.asarray(levels(), np.float64)
