@@ -129,6 +129,7 @@ from jvdm.samplers.schedules import (
     zero_terminal_snr,
 )
 from jvdm.samplers.solvers import *  # noqa: F403
+from jvdm.samplers.space_masks import MaskDensity, MaskedPlaces, report_masks
 from jvdm.samplers.speculation import Ahead, accept, speculate
 from jvdm.samplers.staircase import StaircaseMatrix
 from jvdm.samplers.stream import (
@@ -199,6 +200,8 @@ __all__ = [
     "LevelsRule",
     "LinearQuadraticLevels",
     "LossWeights",
+    "MaskDensity",
+    "MaskedPlaces",
     "MaskedTasks",
     "MatrixRule",
     "Mixture",
@@ -289,6 +292,7 @@ __all__ = [
     "raise_non_finite",
     "rectified_flow",
     "report_noise",
+    "report_masks",
     "report_rows",
     "resolution_mu",
     "reversed_rows",

@@ -11,11 +11,13 @@ from jvdm.keys import named
 from jvdm.samplers.denoiser import Call, ask
 from jvdm.samplers.loss_weights import LossWeights, Unweighted
 from jvdm.samplers.process import corrupt, from_x0_eps
+from jvdm.samplers.space_masks import MaskedPlaces
 from jvdm.samplers.timesteps import Synchronous, TimestepSampler
 from jvdm.system import System, rules_of
 from jvdm.training.objective import TrainCall
 from jvdm.weights.package import Component, Components
 
+_LEAST = 1e-6  # frames that count, where none does
 _OF_TRAINING = ("remat", "unroll")  # how layers are compiled is no property of the weights
 
 
@@ -26,8 +28,11 @@ def regression(
     rows: TimestepSampler,
     weights: LossWeights,
     key: Key,
+    masks: MaskedPlaces | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean of weighed squared errors over the frames that are trained.
+
+    Places that are given are shown clean and do not count; a frame of nothing else is told so.
 
     Args:
         system: Whose process and prediction are learnt.
@@ -36,15 +41,23 @@ def regression(
         rows: Where in a sampling run each clip is trained.
         weights: How much the error of a frame counts.
         key: Key of the step.
+        masks: Which places are given; None gives none.
     """
     clean = latents.astype(jnp.float32)
     row = rows(named(key, "rows"), *clean.shape[:2])
     noise = jax.random.normal(named(key, "noise"), clean.shape, jnp.float32)
-    predicted = predict(corrupt(system.process, clean, row.t, noise), row.t)
+    counted, made = row.loss_mask, None
+    if masks is not None:
+        made = masks(named(key, "masks"), *clean.shape[:4])[..., None]
+        some = jnp.mean(made, (2, 3, 4), dtype=jnp.float32)
+        row, counted = row._replace(t=jnp.where(some > 0, row.t, 0.0)), counted * some
+    noised = corrupt(system.process, clean, row.t, noise)
+    predicted = predict(noised if made is None else jnp.where(made, noised, clean), row.t)
     error = predicted - from_x0_eps(system.process, system.prediction, clean, noise, row.t)
+    error = error if made is None else jnp.where(made, error, 0.0)
     per_frame = jnp.mean(jnp.square(error), (2, 3, 4))
     weight = row.loss_mask * weights(system.process, system.prediction, row.t)
-    return jnp.sum(per_frame * weight) / jnp.maximum(jnp.sum(row.loss_mask), 1.0)
+    return jnp.sum(per_frame * weight) / jnp.maximum(jnp.sum(counted), _LEAST)
 
 
 def some_replaced(told: PyTree, nothing: PyTree, share: float, key: Key) -> PyTree:
@@ -76,6 +89,8 @@ class FlowMatching:
     """Share of clips whose prompt is replaced by none, for guidance; of others, the actions."""
     weights: LossWeights = Unweighted()
     """How much the error of a frame counts, by the levels of its clip."""
+    masks: MaskedPlaces | None = None
+    """Which places of clips are given instead of made; None gives none."""
 
     def init(self, key: Key) -> PyTree:
         """Returns `{"text": ..., "model": ...}`."""
@@ -111,7 +126,7 @@ class FlowMatching:
         def predict(x: Latents, t: NoiseLevels) -> Latents:
             return self.predict(params, x, t, tokens, **acted)
 
-        given = (batch["latents"], self.rows, self.weights, call.key)
+        given = (batch["latents"], self.rows, self.weights, call.key, self.masks)
         return regression(self.system, predict, *given), {}
 
     def components(self, params: PyTree) -> Components:

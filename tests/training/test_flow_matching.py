@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from jvdm.configs import nano
+from jvdm.keys import named
+from jvdm.samplers import MaskedPlaces
 from jvdm.samplers.loss_weights import FusedSNR, Unweighted
 from jvdm.samplers.timesteps import CleanPrefix, Synchronous, TrainTimes
-from jvdm.training.flow_matching import some_replaced
+from jvdm.training.flow_matching import regression, some_replaced
 from jvdm.training.objective import TrainCall
 from jvdm.world.vocabulary import NULL
 from tests.generate.nano import drawn
@@ -60,6 +62,26 @@ def test_clean_context_has_no_loss():
     objective = known(rows=prefix, error=0.5)
     # Where t is 0 the answer above is wrong by the whole velocity: it must not count.
     np.testing.assert_allclose(objective.loss({}, BATCH, call(2))[0], 0.25, rtol=1e-4)
+
+
+def test_places_that_are_given_are_shown_clean_and_do_not_count():
+    """The answer is wrong by 3 where a place is given, and by .5 elsewhere."""
+    clean, masks = BATCH["latents"].astype(jnp.float32), MaskedPlaces(share=1.0, margin=1, patch=1)
+    key, seen = jax.random.key(7), []
+    made = masks(named(key, "masks"), *clean.shape[:4])[..., None]
+    noise = jax.random.normal(named(key, "noise"), clean.shape)
+
+    def predict(x, t):
+        seen.extend([x, t])
+        return noise - clean + jnp.where(made, 0.5, 3.0)
+
+    found = regression(OBJECTIVE.system, predict, clean, Synchronous(), Unweighted(), key, masks)
+    np.testing.assert_allclose(found, 0.25, rtol=1e-4)
+    shown, t = seen
+    np.testing.assert_array_equal(jnp.where(made, 0, shown), jnp.where(made, 0, clean))
+    assert (jnp.abs(shown - clean)[jnp.broadcast_to(made, clean.shape)] > 0).mean() > 0.99
+    whole = ~np.asarray(made.any((2, 3, 4)))
+    assert whole.any() and (np.asarray(t)[whole] == 0).all() and (np.asarray(t)[~whole] > 0).all()
 
 
 def test_prompts_are_dropped_at_the_rate_asked_for():
