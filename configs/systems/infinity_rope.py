@@ -14,6 +14,9 @@ Gain: with `nano`, which was not trained causally, a stream of 501 frames has a 
 
 jvdm evaluate --weights nano --streams wave infinity_rope --stream-frames 501
 Two busy CPU cores, jax 0.10.2, each system in a run of its own; `fvdm` says what the columns are.
+With a ring of less weight (`CachedCausal.weight` .6, .3, .1; Krea realtime has .3), in one run of
+system files beside this one: drift 3.70, 2.46, 1.90, seam 2.37, 2.57, 2.65. A past that is followed
+less drifts less, and chunks fit each other less.
 """
 
 import dataclasses
