@@ -1,7 +1,7 @@
 """Searches for patterns: dense runs that try every one beside what they do.
 
 Sparse-vDiT's writes a table of every head; Efficient-vDiT's says how many reference frames each
-layer needs.
+layer needs; that of skip-softmax how much every limit skips.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ import numpy as np
 
 from jvdm import record
 from jvdm.arrays import Float, instances
-from jvdm.attention import Blocks, PatternSearch, TokenGrid, blocks_of
+from jvdm.attention import Blocks, PatternSearch, SkipSoftmax, TokenGrid, blocks_of
 from jvdm.attention.attention_tile import references_of
 from jvdm.attention.patterns import PatternTable, candidates, fingerprint, pattern
+from jvdm.attention.skip_softmax import LIMITS, Skips, SkipSearch, fitted
 from jvdm.attention.sparse_vdit import Trials
 from jvdm.errors import ConfigError
 from jvdm.files import write_text
@@ -106,14 +107,57 @@ def search_references(
     return {"errors": errors.round(5).tolist(), "references": found}
 
 
+def search_limits(
+    pipe: Pipeline, request: Request, densities: tuple[float, ...], block: int, first: int
+) -> dict[str, Any]:
+    """Returns how much every limit of skip-softmax skips, and the two numbers of its scale.
+
+    Args:
+        pipe: The model, and how it is sampled.
+        request: What is made meanwhile.
+        densities: For each, the limit is told whose mean share over the layers is that.
+        block: Tokens of a block; 0 chooses.
+        first: The first layer that is not dense.
+
+    Returns:
+        `limits` in powers of two, `skipped` `[layers][limits]` the share of blocks that each leaves
+        out, `tokens` of a call, `fit`, and `found`, the limit of every density.
+
+    Raises:
+        ConfigError: If too few limits skip a share that a curve can be fitted to, or a density is
+            below .5.
+    """
+    grid, policy = grid_of(pipe, request), SkipSearch(block=block)
+    for density in densities:
+        SkipSoftmax(density=density)  # refuses what is too low
+    with stage("search", total=1, unit="run") as bar:
+        found = _added(pipe, request, policy, Skips)
+        skipped = np.asarray(found.skipped / found.calls[:, None, None]).mean(1)
+        bar.update()
+    mean = skipped[first:].mean(0)
+    limits = {f"{x:g}": round(float(np.interp(2 - 2 * x, mean, LIMITS)), 2) for x in densities}
+    return {
+        "limits": list(LIMITS),
+        "skipped": skipped.round(4).tolist(),
+        "tokens": grid.tokens,
+        "fit": fitted(mean, grid.tokens),
+        "found": limits,
+    }
+
+
 def _trials(pipe: Pipeline, request: Request, policy: PatternSearch) -> Trials:
+    """Returns what a search of patterns adds up in a run."""
+    return _added(pipe, request, policy, Trials)
+
+
+def _added(pipe: Pipeline, request: Request, policy: Any, kind: Any) -> Any:
     """Returns what a search adds up in a run, over all phases."""
     searching = with_policy(pipe, policy)
     run = searching.start(searching.prepare(request))
     searching.compile(run)
-    found = instances(searching.advance(run).state.carry, Trials)
+    found = instances(searching.advance(run).state.carry, kind)
     parts = [np.sum([np.asarray(x) for x in one], 0) for one in zip(*found, strict=True)]
-    return Trials(*map(jnp.asarray, parts))
+    return kind(*map(jnp.asarray, parts))
 
 
 def _relative(trials: Trials) -> Float[np.ndarray, "layers N candidates"]:
@@ -179,7 +223,15 @@ def written(table: PatternTable, place: Path) -> dict[str, Any]:
 
 
 def said(result: Mapping[str, Any]) -> str:
-    """Returns cost and error of every pattern, the mean over heads of each layer; or references."""
+    """Returns what a search found: of patterns cost and error, the mean over heads of a layer."""
+    if "limits" in result:
+        lines = ["limit  share of blocks skipped, by layer"]
+        for i, limit in enumerate(result["limits"]):
+            lines.append(f"{limit:5.1f}  " + " ".join(f"{one[i]:.3f}" for one in result["skipped"]))
+        lines += [f"density {one}: a limit of {x}" for one, x in result["found"].items()]
+        a, b = result["fit"]
+        lines.append(f"{result['tokens']} tokens: --sampling.policy.fit {a} {b}")
+        return "\n".join([*lines, "", *result["outputs"]])
     if "references" in result:
         lines = ["references  error by layer, 1 is that of no output"]
         for i, errors in enumerate(np.asarray(result["errors"]).T):

@@ -14,7 +14,15 @@ from jvdm.attention import POLICIES, Sparse, SparseVDiT, summary
 from jvdm.comparison import price, timed
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, write_text
-from jvdm.pattern_search import Cost, said, search, search_references, with_policy, written
+from jvdm.pattern_search import (
+    Cost,
+    said,
+    search,
+    search_limits,
+    search_references,
+    with_policy,
+    written,
+)
 from jvdm.pipeline import Request, load
 from jvdm.recipes import nearest
 from jvdm.stages import measuring, stage
@@ -54,13 +62,14 @@ class PoliciesOptions:
     num_inference_steps: int | None = None
     """Denoising steps; default that of the model."""
     output: Path = Path("out/policies")
-    """Folder for policies.json, or patterns.json or references.json of a search."""
+    """Folder for policies.json, or patterns.json, references.json or limits.json of a search."""
     table: Path | None = None
     """Table of patterns of `sparse_vdit`; without one all its heads have the same."""
-    search: Literal["none", "sparse_vdit", "efficient_vdit"] = "none"
+    search: Literal["none", "sparse_vdit", "efficient_vdit", "skip_softmax"] = "none"
     """Instead of measuring, tries patterns while the prompts are made: of blocks, of the sizes
     `densities`, in every head, of which it writes a table; or attention tiles in every layer, of
-    which it says how many reference frames each layer needs for these densities."""
+    which it says how many reference frames each layer needs for these densities; or limits of
+    skip-softmax, to which it fits the two numbers of its scale."""
     cost: Cost = "blocks"
     """What a search weighs errors against: blocks that are computed, or the time that attention
     takes on this device."""
@@ -85,11 +94,13 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     asked = {name: getattr(options, name) for name in names}
     seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
     request = Request(**asked, prompt=options.prompts, seed=seeds)
-    if options.search == "efficient_vdit":
-        result = search_references(
+    searched = {"efficient_vdit": search_references, "skip_softmax": search_limits}
+    if options.search in searched:
+        result = searched[options.search](
             pipe, request, options.densities, options.block, options.dense_layers
         )
-        path = options.output / "references.json"
+        names = {"efficient_vdit": "references.json", "skip_softmax": "limits.json"}
+        path = options.output / names[options.search]
         result = {"weights": dict(pipe.identity), "device": record.device(), **result}
         write_text(path, json.dumps(result, indent=1) + "\n")
         return {**result, "outputs": [str(path)]}

@@ -17,6 +17,7 @@ from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
 from jvdm.attention.radial import Radial
 from jvdm.attention.random_blocks import Random
 from jvdm.attention.rettention import Rettention
+from jvdm.attention.skip_softmax import SkipSearch, SkipSoftmax
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.sparse_vdit import PatternSearch, SparseVDiT
 from jvdm.attention.spectral_blend import SpectralBlend
@@ -40,6 +41,7 @@ POLICIES: Mapping[str, Policy] = {
     "rettention": Rettention(),
     "sparse_vdit": SparseVDiT(),
     "attention_tile": AttentionTile(),
+    "skip_softmax": SkipSoftmax(),
     "random": Random(),
     "oracle": Oracle(),
     "fused_windows": FusedWindows(),
@@ -71,6 +73,8 @@ __all__ = [
     "Radial",
     "Random",
     "Rettention",
+    "SkipSearch",
+    "SkipSoftmax",
     "Sparse",
     "SparseVDiT",
     "SpectralBlend",
