@@ -74,14 +74,7 @@ class SkipSoftmax(Draft):
         """Returns the blocks that are visited: all."""
         return blocks.count
 
-    def select(
-        self,
-        q: Float[Array, "B L N D"],
-        k: Float[Array, "B L N D"],
-        v: Float[Array, "B L N D"],
-        state: Tally,
-        call: AttentionCall,
-    ) -> tuple[BlockMask | None, Tally]:
+    def select(self, q, k, v, state: Tally, call: AttentionCall):
         """Lists all blocks in their order, with the limit of every block of queries."""
         if self.is_dense:
             return None, state.add(1.0, 1.0, dense=True)
