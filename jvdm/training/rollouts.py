@@ -77,8 +77,8 @@ def run_of(rule: MatrixRule, policy: Policy, steps: int, latent_frames: int) -> 
         latent_frames: Latent frames of a clip.
 
     Raises:
-        ConfigError: If frames do not make all steps in successive rows, or a row reads frames that
-            the cache of the policy does not hold.
+        ConfigError: If frames do not make all steps in successive rows, a row reads frames that
+            the cache of the policy does not hold, or what it writes is not known afterwards.
     """
     with jax.ensure_compile_time_eval():
         whole = rule(linspace_levels(steps), latent_frames)
@@ -96,12 +96,15 @@ def run_of(rule: MatrixRule, policy: Policy, steps: int, latent_frames: int) -> 
         starts = np.array([each[0] for each in ends])
         exits = (np.arange(steps)[:, None] - starts[None]) % steps
         calls = [_calls(whole, starts + chosen) for chosen in exits]
+        early = bool((exits == exits[:, :1]).all())
+        if not early and getattr(policy, "free", False):
+            what = "a rollout of a window whose frames see each other"
+            why = "what is written of a finished frame depends on those in work, which are not kept"
+            raise ConfigError(what, why, "use --sampling.policy.free False, or a smaller window")
         most = max(one.num_rows for one in calls)
         padded = [pad_rows(one, most) for one in calls]
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-    return Run(
-        jax.tree.map(np.asarray, whole), exits, together, bool((exits == exits[:, :1]).all())
-    )
+    return Run(jax.tree.map(np.asarray, whole), exits, together, early)
 
 
 def _calls(whole: TimestepMatrix, rows: Int[np.ndarray, " F"]) -> TimestepMatrix:

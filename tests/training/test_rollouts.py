@@ -209,3 +209,5 @@ def test_a_matrix_whose_frames_wait_between_their_steps_is_refused():
         run_of(TruncatedMatrix(SynchronousMatrix(), 0.5), FrameCausal(), 4, 5)
     with pytest.raises(ConfigError, match="reads latent frame"):
         run_of(CachedMatrix(AutoregressiveMatrix(1)), CachedCausal(2), 2, 5)
+    with pytest.raises(ConfigError, match="see each other"):
+        run_of(ROLLING, CachedCausal(5, free=True), 3, 5)
