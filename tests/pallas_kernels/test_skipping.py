@@ -14,6 +14,7 @@ from pallas_kernels import (
     KernelUnavailable,
     block_sparse_attention,
     explain,
+    left_out,
     skipped_blocks,
 )
 from pallas_kernels.attention.cudnn import Cudnn
@@ -169,3 +170,9 @@ def test_kernels_that_cannot_skip_say_so(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert "skip_log2" in Cudnn().refusal(q, k, mask)
     assert explain(q, k, mask).implementation in ("reference", "xla")
+
+
+def test_limits_are_powers_of_two_of_the_weights():
+    peaks = jnp.log(jnp.array([[1.0, 0.3, 0.2]]))
+    gone = left_out(peaks, jnp.array(-2.0))
+    assert gone.tolist() == [False, False, True]  # a quarter lies between
