@@ -216,7 +216,7 @@ def _timed(stream: Stream, chunks: int) -> dict[str, Any]:
 
 def _fill(rows: StreamRows, policy: Any) -> int:
     """Returns after how many chunks a cache is full."""
-    return -(-policy.frames // rows.block) if isinstance(policy, CachedCausal) else 0
+    return -(-policy.held // rows.block) if isinstance(policy, CachedCausal) else 0
 
 
 def _bytes(tree: PyTree) -> int:

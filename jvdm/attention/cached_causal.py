@@ -1,6 +1,7 @@
 """Frame-causal attention whose finished frames are read from a cache of keys and values."""
 
 import dataclasses
+import itertools
 import math
 import typing
 from typing import Any, Literal, NamedTuple
@@ -12,13 +13,13 @@ import numpy as np
 
 from jvdm.arrays import Array, Float, Int
 from jvdm.attention.blocks import LARGEST
+from jvdm.attention.packed_frames import EMPTY, PackedFrames, handed_down
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Row
 from pallas_kernels import BlockMask, merge
 from pallas_kernels.block_mask import TIME_BITS
 
-EMPTY = -1  # frame of a slot that holds none
 NEVER = BlockMask.MAX_TIME  # time of a frame that none sees
 
 
@@ -34,6 +35,7 @@ class KVCache:
         places: i32[S], where that frame stands in time: its index and the jumps before it.
         jump: i32[], by how many places later than their indices frames now are.
         shot: i32[], first frame of the shot after the last cut, -1 before the first.
+        older: Frames that left the ring, in rings of ever larger patches.
     """
 
     k: Float[Array, "B S P N D"]
@@ -42,13 +44,14 @@ class KVCache:
     places: Int[Array, " S"]
     jump: Int[Array, ""]
     shot: Int[Array, ""]
+    older: tuple[PackedFrames, ...] = ()
 
     @classmethod
-    def empty(cls, grid: TokenGrid, slots: int) -> "KVCache":
+    def empty(cls, grid: TokenGrid, slots: int, older: tuple[PackedFrames, ...] = ()) -> "KVCache":
         """Returns a cache without frames, in the number type of the network."""
         shape = (grid.batch, slots, grid.tokens_per_frame, grid.heads, grid.head_dim)
         nothing, none = jnp.zeros(shape, grid.dtype), jnp.full(slots, EMPTY, jnp.int32)
-        return cls(nothing, nothing, none, none, jnp.int32(0), jnp.int32(EMPTY))
+        return cls(nothing, nothing, none, none, jnp.int32(0), jnp.int32(EMPTY), older)
 
     def write(
         self,
@@ -87,7 +90,8 @@ class KVCache:
         where the prompt changes.
         """
         gone = (self.frames >= first) & (self.frames < last)
-        return dataclasses.replace(self, frames=jnp.where(gone, EMPTY, self.frames))
+        older = tuple(ring.forget(first, last) for ring in self.older)
+        return dataclasses.replace(self, frames=jnp.where(gone, EMPTY, self.frames), older=older)
 
     def cut(self, frame: int | Int[Array, ""], by: int) -> "KVCache":
         """Returns the cache of another shot from `frame` on, which is so many places later.
@@ -134,6 +138,23 @@ class CachedCausal(Policy):
     weight: float = 1.0
     """What a frame of the ring weighs: the log of it is added to the scores of its keys. Less than
     1 and the past is followed less, so that errors add up less (Krea realtime: .3)."""
+    packed: tuple[int, ...] | list[int] = ()
+    """Latent frames of further rings. What leaves the ring is kept in the first of them, what
+    leaves that in the second, as means of the keys and values of patches; each counts as often as
+    its patch has tokens, and as `weight` says (FramePack, arXiv:2504.12626, has 2 frames in patches
+    twice as wide and 16 four times, with networks that were trained so; FAR, arXiv:2503.19325).
+    Keys are averaged with their positions, which takes fine ones away."""
+    patches: tuple[int, ...] | list[int] = ()
+    """How many rows and columns of tokens a patch of each of these rings has."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "packed", tuple(self.packed))
+        object.__setattr__(self, "patches", tuple(self.patches))
+
+    @property
+    def held(self) -> int:
+        """Latent frames that are kept in all, whole or packed."""
+        return self.frames + sum(self.packed)
 
     def init(self, grid: TokenGrid) -> KVCache:
         """Returns an empty cache."""
@@ -147,7 +168,34 @@ class CachedCausal(Policy):
                 "a block has a frame or more, the ring behind sink and pinned ones a whole block",
                 "use a larger cache, a smaller sink or fewer that are pinned",
             )
-        return KVCache.empty(grid, self.frames)
+        return KVCache.empty(grid, self.frames, self._packed_of(grid))
+
+    def _packed_of(self, grid: TokenGrid) -> tuple[PackedFrames, ...]:
+        """Returns the empty rings of packed frames."""
+        sizes = (1, *self.patches)
+        whole = all(
+            size > 0 and not any(of % size for of in (grid.height, grid.width)) for size in sizes
+        )
+        reasons = {
+            "a ring has a number of frames and a patch": len(self.packed) == len(self.patches),
+            "a ring has a frame or more": min(self.packed, default=1) > 0,
+            f"patches divide a frame of {grid.height} x {grid.width} tokens": whole,
+            "each patch is a multiple of those of the ring before": whole
+            and not any(large % small for small, large in itertools.pairwise(sizes)),
+            "only keys that have their positions can be averaged": self.rotary == "write"
+            or not self.packed,
+        }
+        for why, holds in reasons.items():
+            if not holds:
+                raise ConfigError(
+                    f"a cache of {self.packed} packed latent frames in patches of {self.patches}, "
+                    f"whose keys get their positions by {self.rotary}",
+                    why,
+                    "as --sampling.policy.rotary write --sampling.policy.packed 2,16 "
+                    "--sampling.policy.patches 2,4",
+                )
+        pairs = zip(self.packed, self.patches, strict=True)
+        return tuple(PackedFrames.empty(grid, *pair) for pair in pairs)
 
     @property
     def _ring(self) -> int:
@@ -189,19 +237,24 @@ class CachedCausal(Policy):
         return (first + jnp.arange(len(positions))).astype(jnp.float32)
 
     def attend(self, q, k, v, state: KVCache, call: AttentionCall, among: Among):
-        """Attends to all that is seen, or to the ring and to the rest, and weighs both."""
-        if self.weight == 1:
+        """Attends to all that is seen, or to parts that weigh otherwise, and joins them."""
+        if self.weight == 1 and not self.packed:
             return super().attend(q, k, v, state, call, among)
         keys, values, mask, made = self.attended(q, k, v, state, call)
         masks: Any = mask
-        ends = np.multiply((self.sink + self.pinned, self.frames), call.grid.tokens_per_frame)
-        parts = zip(*(jnp.split(x, ends, 1) for x in (keys, values)), strict=True)
-        first, ring, window = parts
-        near = (jnp.concatenate(pair, 1) for pair in zip(first, window, strict=True))
-        out, lse = among(q, *near, masks[0], return_lse=True)
-        past, past_lse = among(q, *ring, masks[1], return_lse=True)
-        less = math.log(self.weight) if self.weight else -math.inf
-        return merge(out, lse, past, past_lse + less)[0], made
+        parts, less = [(keys, values, 0.0)], math.log(self.weight) if self.weight else -math.inf
+        if self.weight != 1:
+            ends = np.multiply((self.sink + self.pinned, self.frames), call.grid.tokens_per_frame)
+            first, ring, window = zip(*(jnp.split(x, ends, 1) for x in (keys, values)), strict=True)
+            near = (jnp.concatenate(pair, 1) for pair in zip(first, window, strict=True))
+            parts = [(*near, 0.0), (*ring, less)]
+        for ring, patch in zip(state.older, self.patches, strict=True):
+            parts.append((*ring.tokens(), less + 2 * math.log(patch)))
+        out, lse = among(q, *parts[0][:2], masks[0], return_lse=True)
+        for (*part, more), seen in zip(parts[1:], masks[1:], strict=True):
+            past, past_lse = among(q, *part, seen, return_lse=True)
+            out, lse = merge(out, lse, past, past_lse + more)
+        return out, made
 
     def attended(self, q, k, v, state: KVCache, call: AttentionCall):
         """Puts the cache before the window, whose own keys and values are handed on."""
@@ -222,7 +275,10 @@ class CachedCausal(Policy):
             frames = row.frame + jnp.arange(len(row.write), dtype=jnp.int32)
             slots = jnp.where(row.write, self.slots(frames), self.frames)
             put = jax.vmap(KVCache.write, (0, 0, 0, None, None))
-            states = put(states, made.k, made.v, frames, slots)
+            if self.packed:
+                states = self._written(states, made, frames, slots)
+            else:
+                states = put(states, made.k, made.v, frames, slots)
             if not self.pinned:
                 return states
             shot = states.shot[0]
@@ -232,6 +288,29 @@ class CachedCausal(Policy):
 
         return jax.lax.cond(jnp.any(row.write), write, lambda states: states, states)
 
+    def _written(
+        self, states: KVCache, made: Made, frames: Int[Array, " W"], slots: Int[Array, " W"]
+    ) -> KVCache:
+        """Writes frames one by one; what was in their slots is packed before."""
+
+        def handed(state: KVCache, frame: Array, slot: Array) -> KVCache:
+            gone = state.frames.at[slot].get(mode="fill", fill_value=EMPTY)
+            gone = jnp.where(gone == frame, EMPTY, gone)
+            rows, columns = np.multiply(state.older[0].k.shape[2:4], self.patches[0])
+            k, v = (x.at[:, slot].get(mode="clip") for x in (state.k, state.v))
+            k, v = (x.reshape(x.shape[0], rows, columns, *x.shape[2:]) for x in (k, v))
+            older = handed_down(state.older, k, v, gone, self.sink)
+            return dataclasses.replace(state, older=older)
+
+        def one(at: Array, states: KVCache) -> KVCache:
+            size = states.k.shape[3]
+            k, v = (jax.lax.dynamic_slice_in_dim(x, at * size, size, 2) for x in made)
+            states = jax.vmap(handed, (0, None, None))(states, frames[at], slots[at])
+            put = jax.vmap(KVCache.write, (0, 0, 0, None, None))
+            return put(states, k, v, frames[at][None], slots[at][None])
+
+        return jax.lax.fori_loop(0, len(frames), one, states)
+
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
         """Returns the mask, which is that of all layers."""
         known = call.common is not None
@@ -239,11 +318,12 @@ class CachedCausal(Policy):
 
     def common(
         self, state: KVCache, row: Row, grid: TokenGrid
-    ) -> BlockMask | tuple[BlockMask, BlockMask]:
+    ) -> BlockMask | tuple[BlockMask, ...]:
         """Allows, of the keys of cache and window, those before the window and of no later block.
 
         A frame of the window that is cached already is read from the window, and a pinned one from
-        the ring as long as it is there. A ring of another weight has a mask of its own.
+        the ring as long as it is there. What weighs otherwise has a mask of its own: the ring,
+        and each of those of packed frames, which are read where they are not kept whole.
         """
         frames = row.frame + jnp.arange(grid.frames, dtype=jnp.int32)
         twice = self._is_pinned & (
@@ -253,12 +333,17 @@ class CachedCausal(Policy):
         block = jnp.zeros_like(frames) if self.free else frames // self.block
         time = block - block[0]  # of frames of the window; what is cached is before all of them
         times = jnp.concatenate([jnp.where(held, 0, NEVER), time])
+        size, masks = grid.tokens_per_frame, []
+        for ring, patch in zip(state.older, self.patches, strict=True):
+            whole = (ring.frames[:, None] == state.frames[None]).any(1)
+            seen = (ring.frames >= 0) & (ring.frames < row.frame) & ~whole
+            masks.append(_seen(time, jnp.where(seen, 0, NEVER), size, size // patch**2))
         if self.weight == 1:
-            return _seen(time, times, grid.tokens_per_frame)
+            near = _seen(time, times, size)
+            return (near, *masks) if masks else near
         slots = np.arange(len(times))
         ring = (slots >= self.sink + self.pinned) & (slots < self.frames)
-        near, past = (_seen(time, times[part], grid.tokens_per_frame) for part in (~ring, ring))
-        return near, past
+        return *(_seen(time, times[part], size) for part in (~ring, ring)), *masks
 
     @property
     def _is_pinned(self) -> np.ndarray:
@@ -285,30 +370,34 @@ class CachedCausal(Policy):
         return jnp.maximum(row.frame - self.frames, 0)
 
 
-def _seen(q: Int[Array, " W"], kv: Int[Array, " K"], per_frame: int) -> BlockMask:
+def _seen(
+    q: Int[Array, " W"], kv: Int[Array, " K"], per_frame: int, per_key: int | None = None
+) -> BlockMask:
     """Returns the mask of frames that see those whose time is not after theirs.
 
-    Blocks are frames where these are small; else what kernels like best, and times decide where a
-    block has tokens of several frames.
+    Frames have `per_frame` queries, and `per_key` keys, or as many. Blocks are frames where these
+    are small; else what kernels like best, and times decide where a block has tokens of several
+    frames.
     """
-    sizes: Any = {"q_len": len(q) * per_frame, "kv_len": len(kv) * per_frame}
+    per_key = per_key or per_frame
+    sizes: Any = {"q_len": len(q) * per_frame, "kv_len": len(kv) * per_key}
     if per_frame <= LARGEST // 2:
-        sizes |= {"block_q": per_frame, "block_kv": per_frame}
+        sizes |= {"block_q": per_frame, "block_kv": per_key}
         return BlockMask.from_dense((q[:, None] >= kv[None])[None, None], **sizes)
 
-    def placed(times: Array) -> tuple[Array, Array, Array]:
+    def placed(times: Array, size: int) -> tuple[Array, Array, Array]:
         """Places of tokens, and the first and last time of each block."""
-        tokens = np.arange(len(times) * per_frame) // per_frame
+        tokens = np.arange(len(times) * size) // size
         starts = np.arange(0, len(tokens), LARGEST)
         first, last = (reduce.reduceat(tokens, starts) for reduce in (np.minimum, np.maximum))
         frames = np.arange(len(times))
         within = (frames >= first[:, None]) & (frames <= last[:, None])
         of_blocks = jnp.where(within, times[None], NEVER), jnp.where(within, times[None], -1)
         coords = jnp.where(times < NEVER, times << TIME_BITS, -1)
-        return jnp.repeat(coords, per_frame)[None], of_blocks[0].min(1), of_blocks[1].max(1)
+        return jnp.repeat(coords, size)[None], of_blocks[0].min(1), of_blocks[1].max(1)
 
-    q_coords, oldest, newest = placed(q)
-    kv_coords, first, last = placed(kv)
+    q_coords, oldest, newest = placed(q, per_frame)
+    kv_coords, first, last = placed(kv, per_key)
     sizes |= {"q_coords": q_coords, "kv_coords": kv_coords, "causal_time": True}
     listed, partial = newest[:, None] >= first[None], oldest[:, None] < last[None]
     return BlockMask.from_dense(listed[None, None], partial[None, None], **sizes)

@@ -69,6 +69,16 @@ def test_cached_equals_recomputed(lag, block, rotary):
     np.testing.assert_allclose(found, expected, rtol=CLOSE, atol=CLOSE)
 
 
+@pytest.mark.parametrize(("lag", "block"), [(3, 1), (1, 2)])
+def test_packed_in_patches_of_one_token_it_equals_recomputed(lag, block):
+    """Whole frames leave the ring after one block and are read from the others."""
+    whole = lag_matrix(LEVELS, FRAMES, lag, block)
+    expected = rows(FrameCausal(block), whole).x
+    policy = CachedCausal(frames=block, block=block, packed=(1, 3), patches=(1, 1))
+    found = rows(policy, cached(whole)).x
+    np.testing.assert_allclose(found, expected, rtol=CLOSE, atol=CLOSE)
+
+
 def test_given_frames_are_written_before_others_read_them():
     whole = samplers.freeze(lag_matrix(LEVELS, FRAMES, 3), [0, 1])
     expected = rows(FrameCausal(), whole).x
