@@ -243,7 +243,8 @@ def load_session(
         **length: `num_frames` or `duration` of the whole video, if another than before.
 
     Raises:
-        WeightsError: If the file is broken or no session.
+        WeightsError: If the file is broken, no session, or that of an earlier jvdm whose streams
+            kept less.
         ConfigError: If another system, other weights or another method made it.
     """
     about, arrays = read_session(path)
@@ -262,6 +263,9 @@ def load_session(
     job = streaming.prepare_stream(pipe, request, {}, keep)
     for name, value in json.loads(json.dumps(_identity(pipe, job), default=str)).items():
         if about.get(name) != value:
+            lacking = _lacking(about.get(name), value)
+            if lacking:
+                raise _earlier(path, about, "rules", lacking)
             what = f"{path} was made with other {name}"
             why = f"{about.get(name)!r:.80} there, {value!r:.80} here"
             raise ConfigError(what, why, "load the model and the method that made it")
@@ -273,7 +277,7 @@ def load_session(
         streaming.tell(pipe, job, at, text, streaming.ids_of(job.clip, text)[0], action)
         for at, text in told
     )
-    parts = _restored(pipe, job, entries[0].conditions, arrays, path)
+    parts = _restored(pipe, job, entries[0].conditions, arrays, path, about)
     run = Stream(told=entries, frames=frames, began=began, **parts)
     streaming.compile_programs(pipe, job, run)
     return Session(pipe, job, run)
@@ -311,8 +315,40 @@ def _identity(pipe: "Pipeline", job: StreamJob) -> dict[str, Any]:
     return {"weights": dict(pipe.identity), "rules": rules, "rows": rows}
 
 
+def _lacking(old: Any, now: Any) -> list[str] | None:
+    """Returns which fields of rules an older record does not say; None if it says others."""
+    if isinstance(old, list) and isinstance(now, list) and len(old) == len(now):
+        old, now = ({str(at): item for at, item in enumerate(items)} for items in (old, now))
+    if not (isinstance(old, Mapping) and isinstance(now, Mapping)):
+        return [] if old == now else None
+    found = [str(name) for name in now if name not in old]
+    for name, item in old.items():
+        deeper = _lacking(item, now[name]) if name in now else None
+        if deeper is None:
+            return None
+        found += deeper
+    return found
+
+
+def _earlier(path: Any, about: Mapping[str, Any], what: str, lacking: list[str]) -> WeightsError:
+    """Says that an earlier jvdm, whose streams kept less, saved a session."""
+    versions = about.get("versions")
+    version = versions.get("jvdm", "?") if isinstance(versions, Mapping) else "?"
+    return WeightsError(
+        f"{path} was saved by an earlier jvdm (version {version})",
+        f"its {what} are without {safetensors.listed(lacking)}, which streams have since",
+        "go on in the jvdm that saved it, or begin the stream anew with its prompt and seed, "
+        "without --resume",
+    )
+
+
 def _restored(
-    pipe: "Pipeline", job: StreamJob, conditions: Any, arrays: Mapping[str, np.ndarray], path: Any
+    pipe: "Pipeline",
+    job: StreamJob,
+    conditions: Any,
+    arrays: Mapping[str, np.ndarray],
+    path: Any,
+    about: Mapping[str, Any],
 ) -> dict[str, PyTree]:
     """Returns the arrays of a stream by the names of its fields."""
     system, params = streaming.network(pipe, job)
@@ -337,6 +373,9 @@ def _restored(
         expected["rest"] = jax.ShapeDtypeStruct(size, jnp.uint8)
     places = _named(expected)
     sizes = {name: _plain_shape(leaf) for name, leaf in places.items()}
+    lacking = sorted({name.rsplit(".", 1)[-1] for name in sizes.keys() - arrays.keys()})
+    if lacking and arrays.keys() <= sizes.keys():
+        raise _earlier(path, about, "arrays", lacking)
     safetensors.match(path, dict(arrays), sizes, _FIX)
     leaves = [_typed(arrays[name], leaf, name, path) for name, leaf in places.items()]
     made = jax.tree.unflatten(jax.tree.structure(expected), leaves)

@@ -1,6 +1,7 @@
 """A cache of keys and values where a stream is told another prompt: kept, forgotten, rewritten."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jvdm import samplers
 from jvdm.attention.cached_causal import KVCache
 from jvdm.pipeline import Request, programs, streaming
 from jvdm.pipeline.session import Prompt, begin_session, load_session
+from jvdm.weights import safetensors
 
 PROMPT, OTHER = "a large red ball rolls to the left", "a small blue box rests"
 ONE_BY_ONE = samplers.AutoregressiveMatrix()
@@ -27,13 +29,13 @@ CACHED = {
 def cached(weights):
     """Makes sessions of four chunks, by what is done where the prompt changes."""
 
-    def after(rule=ONE_BY_ONE, **changes):
+    def after(rule=ONE_BY_ONE, side=None, **changes):
         pipe = jvdm.load(weights, sampling=CACHED | changes, progress=False)
         sampling = pipe.system.sampling
         matrix = dataclasses.replace(sampling.matrix, rule=rule)
         sampling = dataclasses.replace(sampling, matrix=matrix)
         pipe = dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
-        session = begin_session(pipe, Request(prompt=PROMPT, seed=0))
+        session = begin_session(pipe, Request(prompt=PROMPT, seed=0, height=side, width=side))
         for _ in range(4):
             session, _ = session.step()
         return session
@@ -148,6 +150,56 @@ def test_a_saved_session_knows_what_it_will_rewrite(cached, tmp_path):
     for _ in range(2):
         (session, expected), (again, frames) = session.step(), again.step()
         np.testing.assert_array_equal(frames, expected)
+
+
+def test_frames_packed_by_name_are_saved_and_flushed_with_the_others(cached, tmp_path):
+    packed = {"policy.frames": 3, "policy.packed": "1,4", "policy.patches": "1,2"}
+    session = cached(side=32, **packed, **{"matrix.lookback": 2, "matrix.flush": 2})
+    rings = cache_of(session.run).older
+    np.testing.assert_array_equal(cache_of(session.run).frames[0], [0, 3, 2])
+    np.testing.assert_array_equal(rings[0].frames[0], [1])
+    np.testing.assert_array_equal(rings[1].frames[0], [-1] * 4)
+    assert rings[0].k[0, 0, 0].size == 4 * rings[1].k[0, 0, 0].size > 0
+    session.save(tmp_path / "s.safetensors")
+    again = load_session(session.pipe, tmp_path / "s.safetensors")
+    (after, frames), (again, expected) = session.step(), again.step()
+    np.testing.assert_array_equal(frames, expected)
+    np.testing.assert_array_equal(cache_of(again.run).older[1].frames[0], [1, -1, -1, -1])
+    np.testing.assert_array_equal(cache_of(after.run).older[0].frames[0], [2])
+    _, _, found = retold(session)
+    np.testing.assert_array_equal(found.frames[0], [0, 3, 2])
+    np.testing.assert_array_equal(found.older[0].frames[0], [-1])
+
+
+@pytest.mark.parametrize("lacks", ["arrays", "rules"])
+def test_a_session_of_an_earlier_version_is_refused(cached, tmp_path, lacks):
+    """Its caches had no places, jumps and shots; or its rules no fields for them."""
+    session, path = cached(), tmp_path / "s.safetensors"
+    session.save(path)
+    _, metadata = safetensors.read_header(path)
+    arrays, about = safetensors.map_stored(path), json.loads(metadata["jvdm.session"])
+    if lacks == "arrays":
+        gone = (".places", ".jump", ".shot")
+        arrays = {name: x for name, x in arrays.items() if not name.endswith(gone)}
+        missing = "jump, places, shot"
+    else:
+        policy = about["rules"]["sampling"]["policy"]
+        del policy["pinned"], policy["weight"]
+        missing = "pinned, weight"
+    about["versions"]["jvdm"] = "0.0.7"
+    earlier = tmp_path / "earlier.safetensors"
+    safetensors.save_stored(earlier, arrays, {"jvdm.session": json.dumps(about)})
+    why = rf"earlier jvdm \(version 0.0.7\).*{lacks} are without {missing}, .*without --resume"
+    with pytest.raises(jvdm.WeightsError, match=f"(?s){why}"):
+        load_session(session.pipe, earlier)
+
+
+def test_other_rules_are_not_taken_for_those_of_an_earlier_version(cached, tmp_path):
+    session, path = cached(), tmp_path / "s.safetensors"
+    session.save(path)
+    other = cached(**{"policy.sink": 2}).pipe
+    with pytest.raises(jvdm.ConfigError, match="made with other rules"):
+        load_session(other, path)
 
 
 @pytest.mark.parametrize("changes", [{"flush": -1}, {"rewrite": -1}, {"rewrite": 3}])
