@@ -117,8 +117,10 @@ def test_the_first_frames_after_a_cut_are_pinned_until_the_next():
         _, _, state, _ = seen(policy, state, frame, (True, False))
     np.testing.assert_array_equal(state.frames[1:3], [-1, -1])
     state = state.cut(4, 8)
-    for frame in range(4, 9):
+    for frame in range(4, 8):
         _, _, state, _ = seen(policy, state, frame, (True, False))
+    np.testing.assert_array_equal(state.frames, [0, 4, 5, 7, 6])
+    _, _, state, _ = seen(policy, state, 8, (True, False))
     np.testing.assert_array_equal(state.frames, [0, 4, 5, 7, 8])
     np.testing.assert_array_equal(state.places, [0, 12, 13, 15, 16])
     np.testing.assert_array_equal(state.v.ravel(), [0, -4, -5, -7, -8])
