@@ -3,7 +3,11 @@
 The real program, a training step, a call of a published network or all of what makes a video, is
 compiled for them ahead of time: for TPUs with libtpu, for CPUs with those of this machine. What a
 device then holds is what the compiler says. Programs for GPUs cannot be compiled without one: there
-the plan counts arrays and the largest product, and says so.
+the plan counts arrays and the largest product, what parameters, gradients and attention send, and
+says so. Activations, which a pass forward leaves for the one backward, are counted from the
+program: a compiler has them among its temporaries, and may compute some of them again. Of GPUs they
+and gradients are counted where the program has the number types that it would have there, those of
+published networks; a config is traced with those of this machine, and its attention keeps scores.
 """
 
 import dataclasses
@@ -21,7 +25,8 @@ from jvdm.families import FAMILIES
 from jvdm.machine import free_memory, is_out_of_memory
 from jvdm.parallel import using
 from jvdm.parallel.collectives import sent
-from jvdm.parallel.mesh import description_of
+from jvdm.parallel.foreseen import foreseen
+from jvdm.parallel.mesh import BATCH, TOKENS, description_of, parts
 from jvdm.products import device_bytes
 from jvdm.targets import GPUS, MACHINES, Machine, target, without_flags
 from jvdm.works import Work
@@ -58,7 +63,7 @@ def run(options: PlanOptions) -> dict[str, Any]:
     limit = MACHINES[kind].memory if kind in MACHINES else free_memory() or math.inf
     how = "compiled for these devices"
     if kind in GPUS:
-        how = "counted, not compiled: arrays, and the largest product with weights"
+        how = "counted, not compiled: arrays, the largest product with weights, what must be sent"
     found: dict[str, Any] = {"on": options.on, "mesh": description_of(mesh), "how": how}
     stays = sum(one["bytes_per_device"]["parameters"] for one in planned)
     for one in planned:
@@ -88,19 +93,28 @@ def _works(options: PlanOptions, mesh: Mesh) -> Sequence[Work]:
 
 
 def _planned(work: Work, kind: str, mesh: Mesh) -> dict[str, Any]:
-    """Returns what one program needs."""
+    """Returns what one program needs; rows of no bytes are left out, but for temporaries."""
     held = {name: device_bytes(tree) for name, tree in work.held.items()}
+    kept = work.kept // parts(mesh, (*BATCH, *TOKENS))
     moved: Mapping[str, int] = {}
     if kind in GPUS:
-        temporaries = work.largest // mesh.size
+        kept = kept if work.typed else 0
+        temporaries = work.largest // mesh.size + (held["parameters"] if kept else 0)
+        if mesh.size > 1:
+            with using(mesh):
+                jaxpr = jax.make_jaxpr(work.run)(*work.held.values()).jaxpr
+            moved = foreseen(jaxpr, work.held["parameters"], mesh, trains=work.kept > 0)
     else:
         compiled = _compiled(work, mesh)
         sizes: Any = compiled.memory_analysis()
         fresh = max(sizes.output_size_in_bytes - sizes.alias_size_in_bytes, 0)
         temporaries, moved = sizes.temp_size_in_bytes + fresh, sent(compiled.as_text())
+        kept = min(kept, temporaries)
+        temporaries -= kept
+    activations = {"activations": kept} if kept else {}
     return {
         **{"program": work.name, "times": work.times, "flops": work.flops},
-        "bytes_per_device": {**held, "temporaries": temporaries},
+        "bytes_per_device": {**held, **activations, "temporaries": temporaries},
         "sent_per_device": dict(moved),
     }
 
@@ -177,7 +191,7 @@ def _refuse(one: Mapping[str, Any], on: str, mesh: Mesh) -> None:
     what = f"{one['program']} needs {sizes['peak'] / 1e9:.1f} GB of a device: {each}"
     why = f"a device of {on} has {sizes['limit'] / 1e9:.1f} GB"
     left = sizes["peak"] - sizes[most] / 2
-    fix = _next(mesh)[0 if most == "temporaries" else 1]
+    fix = _next(mesh)[0 if most in ("activations", "temporaries") else 1]
     fix = f"{fix} halves what {most} take: about {left / 1e9:.1f} GB"
     raise DeviceMemoryError(what, why, f"{fix}, on more devices or instead of another axis")
 

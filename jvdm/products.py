@@ -66,7 +66,7 @@ def _largest(jaxpr: Any, scores: bool) -> int:
         if name in ("dot_general", "conv_general_dilated") and (scores or not batched):
             values = [value.aval for value in (*equation.invars, *equation.outvars)]
             sizes.append(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in values))
-        sizes += [_largest(body, scores) for body in _bodies(equation)]
+        sizes += [_largest(body, scores) for body in bodies_of(equation)]
     return max(sizes)
 
 
@@ -90,14 +90,14 @@ def _equation(equation: Any) -> float:
         return 2.0 * math.prod(shapes[0][:3]) * keys * (shapes[0][3] + shapes[2][3])
     if estimate := given.get("cost_estimate"):
         return float(estimate.flops)
-    bodies = [_count(body) for body in _bodies(equation)]
+    bodies = [_count(body) for body in bodies_of(equation)]
     if name == "cond":
         return max(bodies)
     return _repeats(name, given) * sum(bodies) if bodies else 0.0
 
 
-def _bodies(equation: Any) -> list[Any]:
-    """Returns the programs inside an equation, such as the body of a loop."""
+def bodies_of(equation: Any) -> list[Any]:
+    """Returns the programs inside an equation of a traced function, such as the body of a loop."""
     leaves = jax.tree.leaves([*equation.params.values()])
     leaves = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
@@ -154,7 +154,7 @@ def _operations(jaxpr: Any, times: int, path: str) -> Iterator[Operation]:
     for equation in jaxpr.eqns:
         name, given = equation.primitive.name, equation.params
         inner = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
-        bodies = _bodies(equation)
+        bodies = bodies_of(equation)
         if not bodies or name == "pallas_call" or name.startswith(_CUDNN_ATTENTION):
             yield _operation(equation, times, inner)
             continue

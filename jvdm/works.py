@@ -75,6 +75,8 @@ class Work(NamedTuple):
         flops: Operations of the products on all devices together, of all `times`.
         largest: Bytes of the largest product with weights, on all devices together.
         times: How often it runs.
+        kept: Bytes that a pass forward leaves for the one backward, on all devices together.
+        typed: Whether it has the number types of all devices rather than those of this machine.
     """
 
     name: str
@@ -84,6 +86,8 @@ class Work(NamedTuple):
     flops: float
     largest: int
     times: int = 1
+    kept: int = 0
+    typed: bool = True
 
 
 def step_of_config(config: str, mesh: Mesh) -> Work:
@@ -97,7 +101,8 @@ def step_of_config(config: str, mesh: Mesh) -> Work:
 
     name = f"a training step of {experiment.name}"
     given = (experiment.objective, transform, jax.eval_shape(drawn), size)
-    return _step(name, given, (experiment.seed, experiment.ema_decay), mesh)
+    step = _step(name, given, (experiment.seed, experiment.ema_decay), mesh)
+    return step._replace(typed=False)
 
 
 def step_of_network(name: str, mesh: Mesh) -> Work:
@@ -136,7 +141,10 @@ def _step(
     if isinstance(objective, HasFrozen):
         shapes = jax.eval_shape(objective.frozen)
         held["frozen"] = _placed(shapes, NamedSharding(mesh, PartitionSpec()))
-    return _work(f"{name}, {size} clips", work, held, ("parameters", "optimizer", None))
+    with using(mesh):
+        kept = step.kept(held.get("frozen", {}), state, batch)
+    made = _work(f"{name}, {size} clips", work, held, ("parameters", "optimizer", None))
+    return made._replace(kept=kept)
 
 
 def call_of(name: str, mesh: Mesh) -> Work:

@@ -75,6 +75,11 @@ def _tensor_axis(path: str, rank: int) -> int | None:
     return rank - 1 if _MAKES.search(path) else rank - 2 if _TAKES.search(path) else None
 
 
+def sums(module: str, backward: bool) -> bool:
+    """Whether devices that share features add up what a layer makes, or backward its gradient."""
+    return bool((_MAKES if backward else _TAKES).search(f"{module}/kernel"))
+
+
 def _divides(shape: Sequence[int], axis: int, mesh: Mesh) -> bool:
     return shape[axis] % mesh.shape["tensor"] == 0
 

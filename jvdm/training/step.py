@@ -29,8 +29,8 @@ class Step(NamedTuple):
     the model: three times those of the loss (once forward, twice backward; recomputation
     does not count) or what the objective says, or all in an update of the objective's own.
     `kept(frozen, state, data)` takes shapes and returns the bytes that the loss leaves for its
-    gradient, on all devices together, parameters as it reads them among it; 0 for an update of
-    the objective's own.
+    gradient, on all devices together, beside the parameters themselves; 0 for an update of the
+    objective's own.
     """
 
     run: Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
@@ -86,11 +86,14 @@ def make_step(
         return (1.0 if own else usual) * (product_flops(model, frozen, state, data) - drawn)
 
     def kept(frozen, state, data):
-        def backward(frozen, state, data):
+        def backward(params, frozen, state, data):
             batch, call, _ = told(frozen, state, data)
-            return jax.vjp(lambda params: loss(params, batch, call)[0], state.params)[1]
+            return jax.vjp(lambda params: loss(params, batch, call)[0], params)[1]
 
-        return device_bytes(jax.eval_shape(backward, frozen, state, data))
+        jaxpr = jax.make_jaxpr(backward)(state.params, frozen, state, data).jaxpr
+        parameters = {id(one) for one in jaxpr.invars[: len(jax.tree.leaves(state.params))]}
+        left = {id(one): one.aval for one in jaxpr.outvars if id(one) not in parameters}
+        return device_bytes([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in left.values()])
 
     return Step(run, flops, (lambda *_: 0) if own else kept)
 

@@ -81,6 +81,27 @@ def test_a_gpu_is_planned_without_a_compiler_and_says_so():
     np.testing.assert_allclose(time, one["flops"] / MACHINES["h200"].flops)
 
 
+def test_activations_and_what_is_sent_have_lines_of_their_own():
+    """Layers are computed again: a layer leaves its input, of all tokens, in 16 bits."""
+    found = {}
+    for mesh in ("data=2", "fsdp=2", "sequence=2"):
+        (one,) = plan("wan-1.3b-480p", "h200x2", mesh, "step")["programs"]
+        sizes = one["bytes_per_device"]
+        assert sizes["peak"] == sum(sizes.values()) - sizes["peak"] - sizes["limit"]
+        found[mesh] = sizes["activations"], one["sent_per_device"]
+    inputs = 30 * 32760 * 1536 * 2
+    kept, sent = zip(*found.values(), strict=True)
+    assert inputs < kept[0] == kept[1] < 1.3 * inputs
+    assert kept[2] == pytest.approx(kept[0] / 2, rel=0.2)
+    numbers = 1.42e9  # of the network
+    assert sent[0].keys() == {"all-reduce"} and "reduce-scatter" not in sent[2]
+    assert sent[0]["all-reduce"] == pytest.approx(2 * numbers, rel=0.02)
+    assert sent[1]["all-gather"] == pytest.approx(2 * numbers, rel=0.02)
+    assert sent[1]["reduce-scatter"] == pytest.approx(numbers, rel=0.02)
+    # Queries, keys, values and results: forward, again, and their gradients.
+    assert sent[2]["all-to-all"] == 3 * 30 * 4 * (16380 * 1536 * 2) // 2
+
+
 def test_what_does_not_fit_ends_with_2_and_the_axis_to_change(capsys, monkeypatch):
     monkeypatch.setitem(MACHINES, "h200", MACHINES["h200"]._replace(memory=20e9))
     assert main(["plan", "wan-14b-480p", "--on", "h200:2", "--mesh", "sequence", "--json"]) == 2

@@ -49,6 +49,20 @@ def test_what_a_loss_leaves_is_counted():
     assert kept == 2 * PRODUCTS  # the clips, and the slope of the power
 
 
+class Twice(Cubes):
+    """Whose kernel is read again for the gradient."""
+
+    def loss(self, params, batch, call):
+        kernel = params["layers"]["up"]["kernel"]
+        return jnp.mean((batch @ kernel) @ kernel), {}
+
+
+def test_parameters_that_a_gradient_reads_are_no_activations():
+    step, *given = of(mesh_of("data=4"), Twice())
+    # The clips, what comes of them, and what goes into the gradient: the mean leaves nothing.
+    assert step.kept(*given[:3]) == 2 * PRODUCTS
+
+
 @pytest.mark.parametrize(("mesh", "parts"), [("data=4", 1), ("fsdp=4", 4)])
 def test_state_and_gradients_are_split_over_fsdp_and_what_is_left_over_videos(
     mesh, parts, monkeypatch, capsys
