@@ -101,6 +101,19 @@ def test_a_cache_costs_what_its_arrays_do(dtype, sink, execution):
     assert found.on_device(2) - found.split_bytes // 2 == found.cache_bytes
 
 
+def test_packed_frames_cost_as_many_tokens_as_they_have_patches():
+    """Two layers, two branches of two videos, 3 frames of 1 x 2 patches, and which they are."""
+    plain = cached(5)
+    policy = CachedCausal(frames=5, packed=(3,), patches=(2,))
+    sampling = dataclasses.replace(plain.sampling, policy=policy)
+    matrix = plain.sampling.matrix(samplers.linspace_levels(3), 3)
+    more, less = (
+        price(system, Size(2, 9, 32, 64), matrix).cache_bytes
+        for system in (dataclasses.replace(plain, sampling=sampling), plain)
+    )
+    assert more - less == 2 * 2 * 4 * 3 * (1 * 2 * 2 * 16) * 4 + 2 * 3 * 4
+
+
 def test_a_cache_that_does_not_fit_is_refused_with_one_that_does(memory):
     system = cached(6, sink=1)
     matrix = system.sampling.matrix(samplers.linspace_levels(3), 3)
