@@ -57,6 +57,7 @@ from jvdm.samplers.joint import (
     noise_of,
     waves_in_seconds,
 )
+from jvdm.samplers.kept_difference import KeptDifference
 from jvdm.samplers.layouts import from_times, joined, trapezoid_matrix
 from jvdm.samplers.levels import (
     beta_levels,
@@ -195,6 +196,7 @@ __all__ = [
     "Interval",
     "Inverted",
     "KarrasLevels",
+    "KeptDifference",
     "LagMatrix",
     "LagRows",
     "LevelsRule",

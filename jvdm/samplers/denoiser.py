@@ -88,10 +88,14 @@ class PerFrame(NamedTuple):
     """A part of a carry that belongs to frames: a stream moves it on with them.
 
     Attributes:
-        values: f32[B, F, ...], 0 for frames that have not started.
+        values: f32[B, F, ...], or several such; 0 for frames that have not started.
     """
 
-    values: Array
+    values: PyTree
+
+    def seen(self, row: Row, window: int) -> PyTree:
+        """Returns what belongs to the frames that a row feeds."""
+        return jax.tree.map(lambda leaf: in_window(leaf, row, window), self.values)
 
 
 Denoiser = Callable[[Array, Call, PyTree], tuple[Denoised, PyTree]]

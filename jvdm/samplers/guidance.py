@@ -75,13 +75,18 @@ class Guidance(Protocol):
         """Whether the rule needs what it said in earlier steps, per frame (static)."""
         return False
 
+    def first_memory(self, shape: tuple[int, ...]) -> PyTree:
+        """Returns what is remembered at first, arrays `[B, F, ...]` of 0: one like the latents."""
+        return jnp.zeros(shape, jnp.float32)
+
+    def needed_after(self, memory: PyTree, call: Call) -> Bool[Array, " n"]:
+        """Returns which branches matter after earlier steps, as `needed` without."""
+        return self.needed(call)
+
     def combine_after(
         self, memory: PyTree, branches: list[Denoised], x: Array, call: Call, process: Process
     ) -> tuple[Denoised, PyTree]:
-        """Returns what the branches say together after earlier steps, and what to remember.
-
-        `memory` and what is remembered have the shape of `x`; at first it is 0.
-        """
+        """Returns what the branches say together after earlier steps, and what to remember."""
         return self.combine(branches, x, call, process), memory
 
     def settled(self) -> "Guidance":
@@ -108,10 +113,11 @@ def guided(
 
     def follow(x: Array, call: Call, carry: PyTree) -> tuple[Denoised, PyTree]:
         if not rule.remembers:
-            branches, carry = evaluate(x, call, carry)
+            branches, carry = evaluate(rule.needed(call), x, call, carry)
             return rule.combine(branches, x, call, process), carry
         memory, carry = carry
-        branches, carry = evaluate(x, call, carry)
+        needed = rule.needed_after(memory.seen(call.row, x.shape[1]), call)
+        branches, carry = evaluate(needed, x, call, carry)
         denoised, memory = remembered(rule, memory, branches, x, call, process)
         return denoised, (memory, carry)
 
@@ -127,12 +133,15 @@ def remembered(
     process: Process,
 ) -> tuple[Denoised, PerFrame]:
     """Returns what the branches say together after earlier steps, and the memory of all frames."""
-    before = in_window(memory.values, call.row, x.shape[1])
+    before = memory.seen(call.row, x.shape[1])
     denoised, after = rule.combine_after(before, branches, x, call, process)
-    # A frame that is frozen, or asked about a second time in its step, remembers nothing new.
-    after = jnp.where(expand(call.t != call.t_next, x), after, before)
-    values = jax.lax.dynamic_update_slice_in_dim(memory.values, after, call.row.start, axis=1)
-    return denoised, PerFrame(values)
+
+    def put(values: Array, after: Array, before: Array) -> Array:
+        # A frame that is frozen, or asked about a second time in its step, remembers nothing new.
+        after = jnp.where(expand(call.t != call.t_next, after), after, before)
+        return jax.lax.dynamic_update_slice_in_dim(values, after, call.row.start, axis=1)
+
+    return denoised, PerFrame(jax.tree.map(put, memory.values, after, before))
 
 
 def guided_carry(
@@ -154,7 +163,7 @@ def guided_carry(
     if not rule.remembers:
         return carry
     assert shape is not None, "a rule that remembers needs the shape of the latents"
-    return PerFrame(jnp.zeros(tuple(shape), jnp.float32)), carry
+    return PerFrame(rule.first_memory(tuple(shape))), carry
 
 
 _rule = jax.tree_util.register_dataclass
@@ -404,9 +413,15 @@ def _is_number(value: object) -> bool:
 
 
 def _together(
-    rule: Guidance, denoiser: Denoiser, process: Process, x: Array, call: Call, carry: PyTree
+    rule: Guidance,
+    denoiser: Denoiser,
+    process: Process,
+    _: Bool[Array, " n"],
+    x: Array,
+    call: Call,
+    carry: PyTree,
 ) -> tuple[list[Denoised], PyTree]:
-    """Evaluates all branches as one batch."""
+    """Evaluates all branches as one batch, needed or not."""
     denoised, carry = denoiser(*shown(rule, rule.branches, process, x, call), carry)
     parts = (jnp.split(value, len(rule.branches)) for value in denoised)
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
@@ -426,12 +441,13 @@ def _one_by_one(
     rule: Guidance,
     denoisers: list[Denoiser],
     process: Process,
+    needed: Bool[Array, " n"],
     x: Array,
     call: Call,
     carry: PyTree,
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates the branches that matter, and all where the row is written to a cache."""
-    needed = rule.needed(call) | jnp.any(call.row.write)
+    needed = needed | jnp.any(call.row.write)
 
     def evaluate(name: str, branch: Denoiser, carry: PyTree) -> tuple[Denoised, PyTree]:
         denoised, carry = branch(*shown(rule, (name,), process, x, call), carry)

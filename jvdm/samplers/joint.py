@@ -144,7 +144,7 @@ def guided_carry_together(
         return carry
 
     def memory(rule: Guidance, shape: Sequence[int]) -> PerFrame | None:
-        return PerFrame(jnp.zeros(tuple(shape), jnp.float32)) if rule.remembers else None
+        return PerFrame(rule.first_memory(tuple(shape))) if rule.remembers else None
 
     return each(memory, dict(rules), shapes), carry
 

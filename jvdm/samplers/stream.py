@@ -321,7 +321,7 @@ def stream_step(
     moved = {name: jax.tree.map(move, getattr(run, name), getattr(new, name)) for name in by_frame}
     carry = jax.tree.map(
         lambda part: (
-            PerFrame(move(part.values, jnp.zeros_like(part.values[:, : rows.block])))
+            jax.tree.map(lambda leaf: move(leaf, jnp.zeros_like(leaf[:, : rows.block])), part)
             if isinstance(part, PerFrame)
             else part
         ),
