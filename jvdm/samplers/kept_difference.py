@@ -51,7 +51,7 @@ class KeptDifference(ClassifierFree):
         middle: Level at which one weight ends and the other begins.
         execution: One branch after the other; a batch could leave nothing out (static).
 
-    Reference: the CFG cache of FasterCache, Lyu et al., arXiv:2410.19355; low are the frequencies
+    Reference: the CFG cache of FasterCache, Lv et al., arXiv:2410.19355; low are the frequencies
     of a frame up to a fifth of its shorter side.
 
     Raises:
