@@ -16,12 +16,13 @@ _STATIC = {"static": True}
 
 
 class Kept(NamedTuple):
-    """What frames remember of the last row in which both branches were asked.
+    """What frames remember of the steps in which they moved.
 
     Attributes:
-        velocity: f32[B, F, ...], velocity of the prompt less that without condition.
-        at: f32[B, F], level of the frame in that row.
-        age: f32[B, F], its steps since, that one counted; 0 before the first.
+        velocity: f32[B, F, ...], velocity of the prompt less that without condition, of the last
+            row in which both branches were asked.
+        at: f32[B, F], level of the frame in its last step.
+        age: f32[B, F], steps since that row, it counted; 0 before the first.
     """
 
     velocity: Array
@@ -114,7 +115,7 @@ class KeptDifference(ClassifierFree):
         first = [jnp.where(computes, *pair) for pair in zip(branches[0], recalled, strict=True)]
         denoised = self.combine([Denoised(*first), branches[1]], x, call, process)
         now = Kept(given - without, call.t, jnp.ones_like(call.t))
-        old = memory._replace(age=memory.age + 1)
+        old = memory._replace(at=call.t, age=memory.age + 1)
         return denoised, jax.tree.map(lambda *pair: jnp.where(computes, *pair), now, old)
 
     def _weighed(self, memory: Kept, call: Call) -> Values:
