@@ -142,7 +142,15 @@ def test_a_frame_that_is_noised_again_asks_again():
 
 def test_rows_that_are_written_to_a_cache_ask_all_branches():
     matrix = dataclasses.replace(MATRIX, write=jnp.zeros((8, 4), bool).at[4].set(True))
-    assert run(dataclasses.replace(KEPT, longest=100), CHANGING, matrix)[1] == [2, 8]
+    got, asked = run(dataclasses.replace(KEPT, longest=100), CHANGING, matrix)
+    expected, again = run(dataclasses.replace(KEPT, longest=3))  # asks in the same rows
+    np.testing.assert_array_equal(got, expected)
+    assert asked == again == [2, 8]
+
+
+def test_frames_that_rise_from_clean_data_ask_from_the_first_row_on():
+    table = np.array([[0.0], [0.5], [1.0]]) * np.ones((1, 4))
+    assert run(KEPT, CHANGING, from_times(table))[1] == [2, 2]
 
 
 def test_windows_remember_at_their_own_place():
