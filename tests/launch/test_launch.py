@@ -1,5 +1,6 @@
 """The files of `launch/`: they parse, start what they should and begin again when they should."""
 
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,31 @@ def test_xpk_gets_the_command_and_the_codes_that_start_again(tmp_path):
 def read(name) -> Any:
     yaml = pytest.importorskip("yaml")
     return yaml.safe_load((LAUNCH / name).read_text())
+
+
+def test_a_server_would_take_the_jobset():
+    """By the schema of JobSet (`tests/launch/jobset_schema.py` says where it is from)."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(Path(__file__).with_name("jobset_schema.json").read_text())
+    given = read("jobset.yaml")
+    jsonschema.validate(given, schema)
+    job = given["spec"]["replicatedJobs"][0]["template"]["spec"]
+    wrong: list[tuple[dict[str, Any], str, Any]] = [
+        (given["spec"], "failurePolicies", {}),
+        (given["spec"]["failurePolicy"]["rules"][0], "action", "FailEverything"),
+        (job, "parallelism", "four"),
+        (job["template"]["spec"], "restart", "Never"),
+        (job["template"]["spec"]["containers"][0], "resource", {}),
+        (job["podFailurePolicy"]["rules"][0]["onExitCodes"], "values", ["2", "75"]),
+    ]
+    for part, name, value in wrong:
+        before = dict(part)
+        part[name] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(given, schema)
+        part.clear()
+        part.update(before)
+    jsonschema.validate(given, schema)
 
 
 def test_a_jobset_ends_for_good_at_2_and_begins_again_at_75():
