@@ -94,13 +94,14 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     asked = {name: getattr(options, name) for name in names}
     seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
     request = Request(**asked, prompt=options.prompts, seed=seeds)
-    searched = {"efficient_vdit": search_references, "skip_softmax": search_limits}
+    searched = {
+        "efficient_vdit": (search_references, "references.json"),
+        "skip_softmax": (search_limits, "limits.json"),
+    }
     if options.search in searched:
-        result = searched[options.search](
-            pipe, request, options.densities, options.block, options.dense_layers
-        )
-        names = {"efficient_vdit": "references.json", "skip_softmax": "limits.json"}
-        path = options.output / names[options.search]
+        search_for, name = searched[options.search]
+        result = search_for(pipe, request, options.densities, options.block, options.dense_layers)
+        path = options.output / name
         result = {"weights": dict(pipe.identity), "device": record.device(), **result}
         write_text(path, json.dumps(result, indent=1) + "\n")
         return {**result, "outputs": [str(path)]}

@@ -1,5 +1,6 @@
 """What a function needs, counted from its matrix products and convolutions."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def _largest(jaxpr: Any, scores: bool) -> int:
         if name in ("dot_general", "conv_general_dilated") and (scores or not batched):
             values = [value.aval for value in (*equation.invars, *equation.outvars)]
             sizes.append(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in values))
-        sizes += [_largest(body, scores) for body in bodies_of(equation)]
+        sizes += [_largest(body, scores) for body in _bodies(equation)]
     return max(sizes)
 
 
@@ -90,14 +91,14 @@ def _equation(equation: Any) -> float:
         return 2.0 * math.prod(shapes[0][:3]) * keys * (shapes[0][3] + shapes[2][3])
     if estimate := given.get("cost_estimate"):
         return float(estimate.flops)
-    bodies = [_count(body) for body in bodies_of(equation)]
+    bodies = [_count(body) for body in _bodies(equation)]
     if name == "cond":
         return max(bodies)
     return _repeats(name, given) * sum(bodies) if bodies else 0.0
 
 
-def bodies_of(equation: Any) -> list[Any]:
-    """Returns the programs inside an equation of a traced function, such as the body of a loop."""
+def _bodies(equation: Any) -> list[Any]:
+    """Returns the programs inside an equation, such as the body of a loop."""
     leaves = jax.tree.leaves([*equation.params.values()])
     leaves = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
@@ -147,21 +148,30 @@ def operations(function: Callable[..., Any], *arguments: Any) -> Iterator[Operat
 
     Of the branches of a condition those of the dearest are returned.
     """
-    return _operations(jax.make_jaxpr(function)(*arguments).jaxpr, 1, "")
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return itertools.starmap(_operation, equations_of(jaxpr))
 
 
-def _operations(jaxpr: Any, times: int, path: str) -> Iterator[Operation]:
+def equations_of(
+    jaxpr: Any, times: int = 1, path: str = "", *, each: bool = False
+) -> Iterator[tuple[Any, int, str]]:
+    """Returns the innermost equations, how often each runs, and the named scopes around it.
+
+    Of the branches of a condition those of the dearest are returned. What devices do with parts of
+    their own counts once for each of them, or with `each` once, as on each of them.
+    """
     for equation in jaxpr.eqns:
         name, given = equation.primitive.name, equation.params
         inner = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
-        bodies = bodies_of(equation)
+        bodies = _bodies(equation)
         if not bodies or name == "pallas_call" or name.startswith(_CUDNN_ATTENTION):
-            yield _operation(equation, times, inner)
+            yield equation, times, inner
             continue
         if name == "cond":
             bodies = [max(bodies, key=_count)]
+        turns = 1 if each and name == "shard_map" else _repeats(name, given)
         for body in bodies:
-            yield from _operations(body, times * _repeats(name, given), inner)
+            yield from equations_of(body, times * turns, inner, each=each)
 
 
 def _operation(equation: Any, times: int, path: str) -> Operation:

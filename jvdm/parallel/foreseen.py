@@ -8,7 +8,7 @@ compared in `tests/parallel/test_foreseen.py`.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jvdm.arrays import PyTree
 from jvdm.parallel.collectives import KINDS
 from jvdm.parallel.mesh import BATCH, ROWS, TOKENS, parts
 from jvdm.parallel.placement import sums
-from jvdm.products import bodies_of
+from jvdm.products import equations_of
 
 _SENDS = {
     "all_to_all": "all-to-all",
@@ -51,7 +51,7 @@ def foreseen(jaxpr: Any, parameters: PyTree, mesh: Mesh, trains: bool) -> Mappin
         trains: Whether gradients are taken of the parameters.
     """
     found: Counter[str] = Counter()
-    equations = list(_equations(jaxpr))
+    equations = list(equations_of(jaxpr, each=True))
     itemsize = _itemsize(equations)
     for leaf in jax.tree.leaves(parameters):
         found.update(_of_parameter(leaf, mesh, itemsize, trains))
@@ -64,18 +64,6 @@ def foreseen(jaxpr: Any, parameters: PyTree, mesh: Mesh, trains: bool) -> Mappin
             size //= parts(mesh, (*ROWS, *TOKENS))
             found["all-reduce"] += times * 2 * _share(size, parts(mesh, ("tensor",)))
     return {kind: found[kind] for kind in KINDS if found[kind]}
-
-
-def _equations(jaxpr: Any, times: int = 1, path: str = "") -> Iterator[tuple[Any, int, str]]:
-    """Returns the innermost equations, how often each runs, and the named scopes around it."""
-    for equation in jaxpr.eqns:
-        inner = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
-        bodies = bodies_of(equation)
-        if not bodies:
-            yield equation, times, inner
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for body in bodies:
-            yield from _equations(body, times * turns, inner)
 
 
 def _itemsize(equations: list[tuple[Any, int, str]]) -> int:
