@@ -121,13 +121,20 @@ class SelfAttention(nn.Module):
     head_dim: int
     policy: Policy
     dtype: str = "bfloat16"
+    heads: int | None = None
+    """How many; None is as many as make up the width."""
 
     @nn.compact
     def __call__(
-        self, x: Tokens, rotary: Rotary, state: PyTree, call: AttentionCall
+        self,
+        x: Tokens,
+        rotary: Rotary,
+        state: PyTree,
+        call: AttentionCall,
+        keep: Float[Array, "B L N"] | None = None,
     ) -> tuple[Tokens, PyTree]:
-        """Returns attended features and the policy's next state."""
-        width = x.shape[-1]
+        """Returns attended features and the policy's next state; `keep` multiplies heads."""
+        width = x.shape[-1] if self.heads is None else self.heads * self.head_dim
         q, k, v = (
             _heads(part, self.head_dim) for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
         )
@@ -135,7 +142,10 @@ class SelfAttention(nn.Module):
         k = RMSNorm(name="k_norm")(k)
         call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
-        (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
+        if keep is not None:
+            out = out * keep[..., None].astype(out.dtype)
+        out = out.reshape(*x.shape[:2], width)
+        (y,) = Linear((x.shape[-1],), self.dtype, scale=0.3, name="out")(out)
         return y, state
 
 

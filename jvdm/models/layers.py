@@ -100,11 +100,19 @@ class FeedForward(nn.Module):
 
     ratio: int = 4
     dtype: str = "bfloat16"
+    hidden: int | None = None
+    """Channels between them; None is `ratio` times the width."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Returns features of the same width."""
-        (hidden,) = Linear((self.ratio * x.shape[-1],), self.dtype, name="up")(x)
+    def __call__(
+        self, x: Float[Array, "*batch D"], keep: Float[Array, "*batch G"] | None = None
+    ) -> Float[Array, "*batch D"]:
+        """Returns features of the same width; `keep` multiplies groups of channels between."""
+        size = self.ratio * x.shape[-1] if self.hidden is None else self.hidden
+        (hidden,) = Linear((size,), self.dtype, name="up")(x)
+        if keep is not None:
+            groups = hidden.reshape(*keep.shape, -1) * keep[..., None].astype(hidden.dtype)
+            hidden = groups.reshape(hidden.shape)
         (out,) = Linear((x.shape[-1],), self.dtype, scale=0.3, name="down")(gelu(hidden))
         return out
 

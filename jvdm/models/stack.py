@@ -7,6 +7,9 @@ import jax
 
 from jvdm.models.low_rank import LOW_RANK
 
+GATES = "gates"
+"""Random stream of gates, given in training alone, and collection of what they let through."""
+
 Remat = Literal["none", "matmuls", "all"]
 """What the backward pass recomputes: nothing, all but matrix products, everything."""
 
@@ -28,8 +31,8 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
         layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
         layer,
-        variable_axes={"params": 0, LOW_RANK: 0},
-        split_rngs={"params": True},
+        variable_axes={"params": 0, LOW_RANK: 0, GATES: 0},
+        split_rngs={"params": True, GATES: True},
         in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
         length=depth,
         unroll=unroll,
@@ -38,6 +41,7 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
 
 def _save_products(primitive: Any, *args: Any, **params: Any) -> bool:
     """Keeps weight products and fused attention; everything else is cheap to redo."""
-    if primitive.name.startswith("dot_product_attention"):
+    name = params["target_name"] if primitive.name == "ffi_call" else primitive.name
+    if name.startswith("dot_product_attention"):
         return True
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

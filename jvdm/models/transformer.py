@@ -53,7 +53,7 @@ class Shared(NamedTuple):
     """What all layers of one call are given.
 
     `text` is the prompt as these layers read it, `common` what their policy chose for all of them,
-    `plan` what a plan says to every token.
+    `plan` what a plan says to every token, `level` the embedding of the noise levels.
     """
 
     modulation: Float[Array, "B F 6 D"]
@@ -64,6 +64,7 @@ class Shared(NamedTuple):
     t_next: NoiseLevels
     common: PyTree = None
     plan: Float[Array, "B F P E"] | None = None
+    level: Float[Array, "B F D"] | None = None
 
 
 class TransformerLayer(nn.Module):

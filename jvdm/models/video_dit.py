@@ -1,7 +1,7 @@
 """VideoDiT: a video diffusion transformer in which every frame has its own noise level."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from jvdm.features import rms_normalize
 from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, PlanCondition
+from jvdm.models.dynamic_width import DynamicWidth, Routed, refuse
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
@@ -31,6 +32,8 @@ class VideoDiTLayer(TransformerLayer):
     scan: Mamba2 | None
     planned: int
     """How many layers, from the first on, read a plan."""
+    dynamic: DynamicWidth | None
+    """Routers say what counts."""
 
     @nn.compact
     def __call__(
@@ -54,9 +57,11 @@ class VideoDiTLayer(TransformerLayer):
         call = self._attention_call(index, shared)
         y = modulate(x, scale_a, shift_a).reshape(flat)
         mixed = []
+        router = None if shared.level is None else Routed(self, x.shape, shared.level)
         if self.scan is None or self.scan.beside:
-            attended, state = mixer(y, shared.rotary, state, call)
-            mixed.append(attended)
+            given = (y, shared.rotary, state, call)
+            made, state = mixer(*given) if router is None else router.attended(mixer, *given)
+            mixed.append(made)
         if self.scan is not None:
             scan = TokenScan(self.scan, self.head_dim, self.grid, self.dtype, name="scan")
             mixed.append(scan(y, index))
@@ -67,7 +72,8 @@ class VideoDiTLayer(TransformerLayer):
             y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), shared.text)
             x = x + y.reshape(x.shape)
 
-        y = FeedForward(self.mlp_ratio, self.dtype, name="mlp")(modulate(x, scale_m, shift_m))
+        mlp, y = FeedForward(self.mlp_ratio, self.dtype, name="mlp"), modulate(x, scale_m, shift_m)
+        y = mlp(y) if router is None else router.fed(mlp, y)
         x = constrain(x + gate(y, gate_m), "batch", "tokens")
         return x, (state, x.reshape(flat) if self.keep else None)
 
@@ -110,8 +116,12 @@ class VideoDiT(Transformer, nn.Module):
     embedding. Actions (the `actions` port) modulate the frame that comes to be under them, as in
     Next-Frame Diffusion (arXiv:2506.01380); what frames will roughly be (the `plan` port) changes
     their tokens in the first half of the layers. With a `scan` layers read all tokens in linear
-    time, beside their attention or without it. Parameters are float32, products run in `dtype`.
+    time, beside their attention or without it. With `dynamic` routers say which heads, channels,
+    tokens and frames count. Parameters are float32, products run in `dtype`.
     """
+
+    silent: ClassVar[tuple[str, ...]] = ("gate", "width_router", "token_router")
+    """Parts that change nothing as they are drawn: weights to start training from may lack them."""
 
     width: int = 384
     depth: int = 12
@@ -127,6 +137,7 @@ class VideoDiT(Transformer, nn.Module):
     actions: tuple[str, ...] = ()
     policy: Policy = Dense()
     scan: Mamba2 | None = None
+    dynamic: DynamicWidth | None = None
     cache: StepCache | None = None
     collect: tuple[int, ...] = ()
     remat: Remat = "matmuls"
@@ -174,6 +185,7 @@ class VideoDiT(Transformer, nn.Module):
         if channel is not None:
             tokens = tokens + self._channel(channel)
         time = TimeEmbedding(self.width, dtype=self.dtype, name="time")(call.t)
+        level = self._level(time)
         time = nn.silu(time + self._acted(conditions.actions, call) if self.actions else time)
         (modulation,) = Linear((6 * self.width,), self.dtype, 0.1, True, name="modulation")(time)
         text = conditions.text
@@ -183,9 +195,10 @@ class VideoDiT(Transformer, nn.Module):
 
         vectors = constrain(modulation.reshape(b, f, 6, self.width), "batch")
         plan = self._plan(conditions.plan, x) if "plan" in self.ports else None
-        shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next, plan=plan)
+        shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next, None, plan, level)
         planned = (self.depth + 1) // 2
         made = {"mlp_ratio": self.mlp_ratio, "scan": self.scan, "planned": planned}
+        made["dynamic"] = self.dynamic
         tokens, carry = self._layers(VideoDiTLayer, made, tokens, way, shared)
         return self._head(tokens, time, h, w), carry
 
@@ -199,6 +212,15 @@ class VideoDiT(Transformer, nn.Module):
             why = "the scan reads all tokens of a call, whatever its attention leaves out"
             raise ConfigError(what, why, "use dense or temporal_swin, or a model without scans")
         return policy
+
+    def _level(self, time: Array) -> Float[Array, "B F D"] | None:
+        """Returns what routers read of the levels; None where everything counts."""
+        rule = self.dynamic
+        if rule is None or (rule.complete and not self.is_initializing()):
+            return None
+        rule.check(self.width // self.head_dim, self.mlp_ratio * self.width)
+        refuse(self.cache)
+        return nn.silu(time)
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
