@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jvdm.attention import CachedCausal, FrameCausal
+from jvdm.attention import CachedCausal, FrameCausal, LevelBank
 from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
 from jvdm.pipeline import Pipeline, Request, loading, streaming
 from jvdm.recipes import SYSTEMS, nearest, shipped
@@ -23,7 +23,7 @@ from jvdm.system import Sampling, System
 
 LABELS = ("Paper", "Claim", "Ours", "Gain")
 PROMPT = "a large red ball rolls to the left"
-CAUSAL = (FrameCausal, CachedCausal)
+CAUSAL = (FrameCausal, CachedCausal, LevelBank)
 LENGTHS = 8  # latent frames more than those of training, of which one length must do
 
 
@@ -179,7 +179,7 @@ class Trials:
         policy = alone.sampling.policy
         needs = [] if asked is None else list(asked)
         needs += ["attention trained causally"] * isinstance(policy, CAUSAL)
-        needs += ["a cache of keys and values"] * isinstance(policy, CachedCausal)
+        needs += ["a cache of keys and values"] * isinstance(policy, CachedCausal | LevelBank)
         return {
             "parts": {part: type(rule).__name__ for part, rule in self.changed(alone).items()},
             "needs": needs,

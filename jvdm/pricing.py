@@ -19,7 +19,7 @@ from flax.core import FrozenDict
 
 from jvdm import samplers
 from jvdm.arrays import Latents, PyTree
-from jvdm.attention import CachedCausal
+from jvdm.attention import CachedCausal, LevelBank
 from jvdm.errors import DeviceMemoryError
 from jvdm.machine import free_device_memory, free_memory
 from jvdm.products import device_bytes, product_bytes, product_flops
@@ -330,7 +330,7 @@ def _fit(system: System, size: Size, needed: Callable[[System, Size], int]) -> N
 def _cache_of(system: System) -> Any:
     """Returns the policy that keeps keys and values, if the system has one."""
     policy = system.network.policy
-    return policy if isinstance(policy, CachedCausal) else None
+    return policy if isinstance(policy, CachedCausal | LevelBank) else None
 
 
 def smaller_cache(system: System, fits: Callable[[System], bool]) -> int | None:

@@ -11,6 +11,7 @@ from jvdm.attention.draft import Draft
 from jvdm.attention.frame_causal import FrameCausal
 from jvdm.attention.fused_windows import FusedWindows
 from jvdm.attention.kept_keys import KeptKeys
+from jvdm.attention.level_bank import Bank, LevelBank
 from jvdm.attention.next_block import NextBlock
 from jvdm.attention.oracle import Oracle
 from jvdm.attention.policy import AttentionCall, Policy, TokenGrid
@@ -32,6 +33,7 @@ POLICIES: Mapping[str, Policy] = {
     "dense": Dense(),
     "frame_causal": FrameCausal(),
     "cached_causal": CachedCausal(),
+    "level_bank": LevelBank(),
     "draft": Draft(),
     "window": Window(),
     "radial": Radial(),
@@ -57,6 +59,7 @@ __all__ = [
     "AdaSpa",
     "AttentionCall",
     "AttentionTile",
+    "Bank",
     "Blocks",
     "CachedCausal",
     "Dense",
@@ -66,6 +69,7 @@ __all__ = [
     "GatedDense",
     "KVCache",
     "KeptKeys",
+    "LevelBank",
     "NextBlock",
     "Oracle",
     "PatternSearch",

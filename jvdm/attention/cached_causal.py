@@ -337,13 +337,13 @@ class CachedCausal(Policy):
         for ring, patch in zip(state.older, self.patches, strict=True):
             whole = (ring.frames[:, None] == state.frames[None]).any(1)
             seen = (ring.frames >= 0) & (ring.frames < row.frame) & ~whole
-            masks.append(_seen(time, jnp.where(seen, 0, NEVER), size, size // patch**2))
+            masks.append(times_mask(time, jnp.where(seen, 0, NEVER), size, size // patch**2))
         if self.weight == 1:
-            near = _seen(time, times, size)
+            near = times_mask(time, times, size)
             return (near, *masks) if masks else near
         slots = np.arange(len(times))
         ring = (slots >= self.sink + self.pinned) & (slots < self.frames)
-        return *(_seen(time, times[part], size) for part in (~ring, ring)), *masks
+        return *(times_mask(time, times[part], size) for part in (~ring, ring)), *masks
 
     @property
     def _is_pinned(self) -> np.ndarray:
@@ -370,7 +370,7 @@ class CachedCausal(Policy):
         return jnp.maximum(row.frame - self.frames, 0)
 
 
-def _seen(
+def times_mask(
     q: Int[Array, " W"], kv: Int[Array, " K"], per_frame: int, per_key: int | None = None
 ) -> BlockMask:
     """Returns the mask of frames that see those whose time is not after theirs.

@@ -117,6 +117,11 @@ class Policy(Protocol):
     gated: ClassVar[bool] = False
     """Whether layers are made with a port, zero at first, that tells `AttentionCall.gate`."""
 
+    @property
+    def banks(self) -> int:
+        """For how many noise levels it keeps frames apart; 0 if it keeps finished ones, or none."""
+        return 0
+
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
         """Divides the rows of a run into phases: a name and a number of rows each."""
         return (("all", num_rows),)

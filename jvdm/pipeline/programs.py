@@ -18,7 +18,7 @@ from jaxtyping import UInt32
 
 from jvdm import samplers
 from jvdm.arrays import Array, Bool, Float, Int, Latents, PyTree, UInt8
-from jvdm.attention.cached_causal import KVCache
+from jvdm.attention import Bank, KVCache
 from jvdm.compiling import Program
 from jvdm.errors import DeviceMemoryError, NumericsError
 from jvdm.keys import named
@@ -310,7 +310,7 @@ def retell(
 
 
 def _keeps(part: Any) -> bool:
-    return isinstance(part, KVCache)
+    return isinstance(part, KVCache | Bank)
 
 
 @functools.partial(Program, static_argnames=("mesh",))

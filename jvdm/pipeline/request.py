@@ -246,7 +246,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     seen = system.seen(matrix.window, shape.height, shape.width)
     large = _beyond_training(settings, manifest, seen[0] < matrix.window)
     _check_policy(system.network, *seen)
-    check_cache(matrix, system.network.policy.slots)
+    check_cache(matrix, system.network.policy.slots, system.network.policy.banks)
     check_weights(guidance, matrix)
     rows = sorted((row_from(when, matrix), text) for when, text in settings.switch.items())
     job = Job(

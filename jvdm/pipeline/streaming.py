@@ -156,8 +156,9 @@ def prepare_stream(
     if keeps(rows) and any(getattr(request, name) is not None for name in settings_of(PICTURE)):
         why = "its cache of keys and values is filled from the first frame on, by itself"
         raise ConfigError("a stream with a cache was given a picture", why, "leave one out")
-    together = dataclasses.replace(sampling, matrix=SynchronousMatrix())
-    system = dataclasses.replace(pipe.system, sampling=together)
+    by_level = getattr(sampling.matrix, "by_level", False)
+    matrix = sampling.matrix if by_level else SynchronousMatrix()
+    system = dataclasses.replace(pipe.system, sampling=dataclasses.replace(sampling, matrix=matrix))
     frames, last = system.vae.num_frames(rows.buffer), frames_of(request, pipe.manifest)
     asked = dataclasses.replace(request, num_frames=frames, duration=None)
     clip = dataclasses.replace(pipe, system=system).prepare(asked)
@@ -168,8 +169,7 @@ def prepare_stream(
     kept = math.ceil(kept / (system.vae.strides[0] * rows.block))
     ahead = _ahead(sampling.matrix, rows)
     held = pricing.check_stream(clip.system, size, clip.matrix, kept + ahead)
-    latest = 4 * rows.rewrite * math.prod(clip.shape[2:])
-    held = held._replace(window=held.window + latest)
+    held = held._replace(window=held.window + 4 * rows.rewrite * math.prod(clip.shape[2:]))
     if isinstance(sampling.matrix, SynchronousMatrix):
         note = f"its frames go together; the stream is a wave of lag {rows.cycle.num_rows}"
         clip = dataclasses.replace(clip, warnings=(*clip.warnings, note))

@@ -2,7 +2,13 @@
 
 from jvdm.samplers import solvers
 from jvdm.samplers.biased import biased
-from jvdm.samplers.cached import CachedMatrix, cached, check_cache, rewritten
+from jvdm.samplers.cached import (
+    CachedMatrix,
+    cached,
+    cached_by_level,
+    check_cache,
+    rewritten,
+)
 from jvdm.samplers.context import Stabilised
 from jvdm.samplers.denoiser import (
     Call,
@@ -258,6 +264,7 @@ __all__ = [
     "beta_levels",
     "biased",
     "cached",
+    "cached_by_level",
     "check_cache",
     "check_weights",
     "consecutive",

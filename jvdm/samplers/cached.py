@@ -5,6 +5,9 @@ that later rows tell for it (0, or that of a given frame), and its keys and valu
 then on only frames in work are fed. Cached equals recomputed if attention is strictly
 frame-causal and no frame that is read has been overwritten (Self-Forcing, arXiv:2506.08009, has
 the extra row; MAGI-1, arXiv:2505.13211, lets the writing ride on the next one).
+
+Or every frame is kept at every level that it passes, by the call that moves it on, without a row
+more (`cached_by_level`): a frame sees earlier ones as they were at its own level.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Float, no_type_check
 from jvdm.errors import ConfigError
-from jvdm.samplers.matrices import TimestepMatrix, from_index
+from jvdm.samplers.matrices import TimestepMatrix, from_index, windowed
 from jvdm.samplers.rules import AutoregressiveMatrix, MatrixRule
 
 Slots = Callable[[np.ndarray], Array | np.ndarray]
@@ -65,6 +68,46 @@ def cached(matrix: TimestepMatrix, lookback: int | None = None) -> TimestepMatri
     )
 
 
+def cached_by_level(matrix: TimestepMatrix, lookback: int | None = None) -> TimestepMatrix:
+    """Writes every frame at every level that it passes, and feeds only the frames in work.
+
+    A policy with a cache for each level (`jvdm.attention.LevelBank`) lets a frame read those before
+    it as they were at its level. If no frame is forgotten, the run is the synchronous one with
+    frame-causal attention, whatever the order of its rows.
+
+    Args:
+        matrix: Any matrix; its own windows and writes are not used.
+        lookback: Earlier frames that a frame reads, at most; None is all of them.
+
+    Raises:
+        ConfigError: If two frames pass a level in one row: neither could read the other there. It
+            names the row and the frames.
+
+    Reference: StreamDiffusionV2 (arXiv:2511.07399), a wave of lag 1 and single frames.
+    """
+    index = np.asarray(matrix.index)
+    moving = index[1:] != index[:-1]
+    for row in np.flatnonzero(moving.any(1)):
+        frames = np.flatnonzero(moving[row])
+        at, count = np.unique(index[row, frames], return_counts=True)
+        if (count > 1).any():
+            level = at[count.argmax()]
+            both = frames[index[row, frames] == level][:2]
+            raise ConfigError(
+                f"row {row} of the timestep matrix has latent frames {both[0]} and {both[1]} at "
+                f"level {level}",
+                "with a cache for each level one frame passes a level at a time",
+                "use single frames one row apart or more: --sampling.matrix.rule lag "
+                "--sampling.matrix.rule.lag 1",
+            )
+    fed, count = windowed(matrix), matrix.latent_frames
+    return dataclasses.replace(
+        fed,
+        write=jnp.asarray(moving),
+        lookback=count - 1 if lookback is None else min(count - 1, lookback),
+    )
+
+
 def rewritten(
     levels: Float[Array, " levels"], latent_frames: int, window: int = 1
 ) -> TimestepMatrix:
@@ -91,19 +134,33 @@ def rewritten(
     )
 
 
-def check_cache(matrix: TimestepMatrix, slots: Slots) -> TimestepMatrix:
+def check_cache(matrix: TimestepMatrix, slots: Slots, banks: int = 0) -> TimestepMatrix:
     """Checks that every row finds the earlier frames that it reads, and returns the matrix.
 
     Args:
         matrix: The matrix.
         slots: Where the attention policy keeps frames (`Policy.slots`).
+        banks: For how many levels it keeps them apart (`Policy.banks`).
 
     Raises:
         ConfigError: If a frame was not written before, or is overwritten already; the message
-            names the row and the frame.
+            names the row and the frame. Or if rows write at levels and the policy does not keep
+            them apart, or the other way round.
     """
+    moving = np.asarray(matrix.index[1:] != matrix.index[:-1])
+    noisy = bool((moving & np.asarray(matrix.write)).any())
+    if noisy != bool(banks) or banks and banks < matrix.num_steps:
+        raise ConfigError(
+            f"rows that write frames {'at every level' if noisy else 'when they are finished'}, "
+            f"{matrix.num_steps} steps, and a policy that keeps {banks} levels apart",
+            "a cache for each level is written at each, any other one by finished frames",
+            f"use --sampling.policy level_bank --sampling.policy.levels {matrix.num_steps} "
+            "--sampling.matrix cached --sampling.matrix.by_level True, or neither",
+        )
     if not matrix.lookback:
         return matrix
+    if banks:
+        return _check_banks(matrix, slots, moving, banks)
     frames = np.arange(matrix.latent_frames)
     where, start = np.asarray(slots(frames)), np.asarray(matrix.start)
     index, write = np.asarray(matrix.index), np.asarray(matrix.write)
@@ -125,11 +182,35 @@ def check_cache(matrix: TimestepMatrix, slots: Slots) -> TimestepMatrix:
     return matrix
 
 
+def _check_banks(
+    matrix: TimestepMatrix, slots: Slots, moving: np.ndarray, banks: int
+) -> TimestepMatrix:
+    """Checks what every frame reads of those before it at its level."""
+    frames = np.arange(matrix.latent_frames)
+    where, index = np.asarray(slots(frames)), np.asarray(matrix.index)
+    held = np.full((banks, int(where.max()) + 1), -1)
+    for row, frame in np.argwhere(moving):
+        level = index[row, frame]
+        needed = frames[max(0, frame - matrix.lookback) : frame]
+        missing = needed[held[level, where[needed]] != needed]
+        if len(missing):
+            raise ConfigError(
+                f"row {row} of the timestep matrix reads latent frame {missing[0]} at level "
+                f"{level} from a cache, for frame {frame}",
+                f"that of this attention policy holds {held.shape[1]} frames a level, and this one "
+                "is not there: a frame that is given passes no level",
+                "choose a smaller lookback, or a larger cache: --sampling.policy.frames "
+                f"{matrix.lookback}; and give no frames",
+            )
+        held[level, where[frame]] = frame
+    return matrix
+
+
 @no_type_check
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CachedMatrix:
-    """Writes finished frames to a cache and feeds the frames in work (`cached`).
+    """Writes finished frames to a cache and feeds the frames in work (`cached`, `cached_by_level`).
 
     Attributes:
         rule: The matrix of all frames.
@@ -142,6 +223,8 @@ class CachedMatrix:
             begins, whose first frames the policy pins (LongLive 2: 8); None is no cut (static).
         ahead: Chunks of a stream that are made at most before anybody says what is told with them
             (`jvdm.samplers.speculation`); those of a wrong guess are dropped (static).
+        by_level: Whether every frame is written at every level that it passes, instead of once it
+            is finished (static).
     """
 
     rule: MatrixRule = AutoregressiveMatrix()
@@ -150,7 +233,9 @@ class CachedMatrix:
     rewrite: int = dataclasses.field(default=0, metadata={"static": True})
     cut: int | None = dataclasses.field(default=None, metadata={"static": True})
     ahead: int = dataclasses.field(default=0, metadata={"static": True})
+    by_level: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __call__(self, levels: Array, latent_frames: int) -> TimestepMatrix:
         """Returns the matrix; the network's policy must keep keys and values."""
-        return cached(self.rule(levels, latent_frames), self.lookback)
+        kept = cached_by_level if self.by_level else cached
+        return kept(self.rule(levels, latent_frames), self.lookback)

@@ -53,6 +53,7 @@ class Row(NamedTuple):
         moving: bool[W], frames that are not frozen in the step; None outside of a run, and behind
             guidance, which networks need not tell from their levels.
         draws: What guidance may draw noise from; None likewise.
+        level: i32[W], index of the level that each frame has in its grid; None outside of a run.
     """
 
     index: Int[Array, ""]
@@ -61,6 +62,7 @@ class Row(NamedTuple):
     frame: Int[Array, ""]
     moving: Bool[Array, " W"] | None = None
     draws: Draws | None = None
+    level: Int[Array, " W"] | None = None
 
 
 class Call(NamedTuple):

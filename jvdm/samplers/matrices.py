@@ -347,7 +347,7 @@ def validate(matrix: TimestepMatrix, process: Process | None = None) -> Timestep
         ConfigError: If the grid does not descend to 0 or exceeds the process, an index lies
             outside the grid or goes back to more noise, a frame that moves does not end
             clean, a frame moves outside its window, or a frame is written to the cache
-            twice. The message names the row and the frame.
+            twice at a level. The message names the row and the frame.
     """
     levels, index = np.asarray(matrix.levels), np.asarray(matrix.index)
     _check_levels(levels, process)
@@ -381,11 +381,13 @@ def validate(matrix: TimestepMatrix, process: Process | None = None) -> Timestep
     advice = f"choose start so that the window of {matrix.window} frames covers it"
     _refuse(outside & (index[1:] != index[:-1]), "moves outside of its window", advice)
     written = np.asarray(matrix.write)
+    latest = np.maximum.accumulate(np.where(written, index[:-1], -1))  # level of the last writing
     _refuse(outside & written, "is written to the cache outside of its window", advice)
     _refuse(
-        written & (np.cumsum(written, axis=0) > 1),
+        written[1:] & (latest[:-1] == index[1:-1]),
         "is written to the cache a second time",
-        "write each frame once, when it is clean",
+        "write each frame once, when it is clean, or once at each level",
+        first_row=1,
     )
     return matrix
 

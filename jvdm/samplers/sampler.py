@@ -272,7 +272,7 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"]) -> 
     to_come = jnp.arange(matrix.num_rows)[:, None] >= k
     remaining = jnp.sum((levels[:-1] != levels[1:]) & to_come, axis=0, dtype=jnp.int32)
     moving = (t != t_next) & inside
-    row = Row(k, first, write, frames[first], moving)
+    row = Row(k, first, write, frames[first], moving, level=in_window(matrix.index[k]))
     return _Step(row, t, t_next, moving, in_window(remaining))
 
 

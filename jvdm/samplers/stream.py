@@ -11,7 +11,7 @@ Reference: StreamDiT (arXiv:2507.03745) and FIFO-Diffusion (arXiv:2405.11473, la
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError, ShapeError
 from jvdm.keys import addressed_normal, named
-from jvdm.samplers.cached import CachedMatrix, rewritten
+from jvdm.samplers.cached import CachedMatrix, cached_by_level, rewritten
 from jvdm.samplers.denoiser import Denoiser, PerFrame
 from jvdm.samplers.matrices import TimestepMatrix, from_index, times
 from jvdm.samplers.noise import Address, consecutive, initial_noise
@@ -119,7 +119,7 @@ def stream_rows(
     block: int = 1,
     context: int = 0,
     *,
-    kept: bool = False,
+    kept: bool | Literal["by level"] = False,
 ) -> StreamRows:
     """Returns the rows of an endless wave.
 
@@ -130,7 +130,8 @@ def stream_rows(
         block: Latent frames per chunk.
         context: Finished frames that the network is shown before those in work.
         kept: Whether a last row of every cycle writes the finished block to a cache of keys and
-            values, which later ones read (`cached`).
+            values, which later ones read (`cached`); or every row what it moves, to one for each
+            level (`cached_by_level`).
 
     Raises:
         ConfigError: If a number is out of range.
@@ -142,6 +143,12 @@ def stream_rows(
     ramp = np.clip(ramp_rows[:, None] - lag * blocks[None], 0, steps)
     if not kept:
         return StreamRows(from_index(levels, ramp), from_index(levels, cycle), block, context)
+    if kept == "by level":
+        begins, again = (from_index(levels, part) for part in (ramp, cycle))
+        begins, again = (  # of all frames in work
+            dataclasses.replace(part, write=cached_by_level(part).write) for part in (begins, again)
+        )
+        return StreamRows(begins, again, block, context)
     again = from_index(levels, np.concatenate([cycle, cycle[-1:]]))
     write = np.zeros(again.write.shape, bool)
     write[-1, context : context + block] = True
@@ -164,10 +171,16 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
     Raises:
         ConfigError: If the rule has no such rows, or its lag is not 1 to `S`.
     """
-    steps, kept, context = levels.shape[0] - 1, isinstance(rule, CachedMatrix), 0
+    steps, context = levels.shape[0] - 1, 0
+    kept: bool | Literal["by level"] = False
     retold: dict[str, Any] = {}
     if isinstance(rule, CachedMatrix):
+        kept = "by level" if rule.by_level else True
         retold = {"flush": rule.flush, "rewrite": rule.rewrite, "cut": rule.cut}
+        if rule.by_level and (rule.cut is not None or rule.rewrite):
+            what = f"a cut of {rule.cut} places and {rule.rewrite} frames to write again"
+            why = "a cache for each level has frames as they were there, and no jumps"
+            raise ConfigError(f"{what} in a stream", why, "leave both out, flush forgets")
         window, rule = 0, rule.rule
     if isinstance(rule, WindowedMatrix):
         window, context, rule = rule.window or 0, rule.context, rule.rule

@@ -82,7 +82,7 @@ def run_of(rule: MatrixRule, policy: Policy, steps: int, latent_frames: int) -> 
     """
     with jax.ensure_compile_time_eval():
         whole = rule(linspace_levels(steps), latent_frames)
-        check_cache(whole, policy.slots)
+        check_cache(whole, policy.slots, policy.banks)
         index = np.asarray(whole.index)
         moves = index[1:] != index[:-1]
         rows = np.cumsum(moves.any(1)) - 1  # of those in which something moves

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm.attention import CachedCausal, Dense
+from jvdm.attention import CachedCausal, Dense, LevelBank
 from jvdm.errors import ConfigError
 from jvdm.samplers import (
     AutoregressiveMatrix,
@@ -16,6 +16,7 @@ from jvdm.samplers import (
     TruncatedMatrix,
     WindowedMatrix,
     cached,
+    cached_by_level,
     check_cache,
     cost,
     freeze,
@@ -45,6 +46,76 @@ def test_every_frame_makes_its_steps_and_is_written_before_it_leaves(lag, block,
         assert not (write[row] & (index[row] != 3)).any()
     check_cache(matrix, CachedCausal(frames=max(frames, 1)).slots)
     assert matrix.lookback == start.max()
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 5])
+def test_at_every_level_a_frame_is_written_by_the_call_that_moves_it_on(lag):
+    plain = lag_matrix(LEVELS, 6, lag)
+    matrix = validate(cached_by_level(plain))
+    index, start, write = (np.asarray(x) for x in (matrix.index, matrix.start, matrix.write))
+    np.testing.assert_array_equal(index, plain.index)  # no row more
+    np.testing.assert_array_equal(write, index[1:] != index[:-1])
+    assert write.sum() == 6 * 3 and cost(matrix).calls == cost(plain).calls
+    assert all(
+        write[row, first : first + matrix.window].sum() == write[row].sum()
+        for row, first in enumerate(start)
+    )
+    check_cache(matrix, LevelBank(3, 5, 2).slots, 3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "policy", "message"),
+    [
+        (
+            cached_by_level(lag_matrix(LEVELS, 6, 1)),
+            LevelBank(3, 4, 1),
+            "row 5 .* latent frame 1 at level 0 .* for frame 5.*holds 4 frames a level",
+        ),
+        (
+            cached_by_level(freeze(lag_matrix(LEVELS, 4, 1), [0])),
+            LevelBank(3, 4, 1),
+            "row 1 .* latent frame 0 at level 0 .*given passes no level",
+        ),
+        (
+            cached_by_level(lag_matrix(LEVELS, 6, 1)),
+            LevelBank(2, 6, 1),
+            "every level, 3 steps, .* keeps 2 levels",
+        ),
+        (
+            cached_by_level(lag_matrix(LEVELS, 6, 1)),
+            CachedCausal(6),
+            "every level, .* keeps 0 levels",
+        ),
+        (
+            cached(lag_matrix(LEVELS, 6, 1)),
+            LevelBank(3, 6, 1),
+            "when they are finished, .* keeps 3 levels",
+        ),
+        (lag_matrix(LEVELS, 6, 1), LevelBank(3, 6, 1), "by_level True"),
+    ],
+    ids=["short", "given", "levels", "one cache", "clean rows", "no rows"],
+)
+def test_a_bank_that_lacks_what_is_read_is_refused_with_row_frame_and_level(
+    matrix, policy, message
+):
+    with pytest.raises(ConfigError, match=message):
+        check_cache(matrix, policy.slots, policy.banks)
+
+
+@pytest.mark.parametrize(("lag", "block"), [(0, 1), (1, 2)])
+def test_two_frames_that_pass_a_level_together_are_refused(lag, block):
+    with pytest.raises(ConfigError, match="row 0 .* latent frames 0 and 1 at level 0"):
+        cached_by_level(lag_matrix(LEVELS, 4, lag, block))
+
+
+def test_a_stream_by_level_writes_in_every_row_from_the_first_on():
+    rows = stream_of(CachedMatrix(LagMatrix(1), by_level=True), LEVELS, 9)
+    assert (rows.buffer, rows.block, rows.context, rows.cycle.num_rows) == (3, 1, 0, 1)
+    assert np.asarray(rows.cycle.write).all()
+    np.testing.assert_array_equal(rows.ramp.write, [[True, False, False], [True, True, False]])
+    for told in ({"cut": 8}, {"rewrite": 3}):
+        with pytest.raises(ConfigError, match="cache for each level.*no jumps"):
+            stream_of(CachedMatrix(LagMatrix(1), by_level=True, **told), LEVELS, 9)
 
 
 def test_a_run_of_frames_one_by_one_feeds_each_once_more():

@@ -118,6 +118,13 @@ NEED_MORE = {(part, name) for part in ("matrix",) for name in ("truncated", "cac
 NEED_MORE |= {("process", "edm"), ("process", "biased")}
 WITH_MORE: dict[tuple[str, str], dict[str, str]] = {
     ("policy", "rettention"): {"policy.density": "0.5"},  # of six blocks
+    ("policy", "level_bank"): {
+        "policy.levels": "3",
+        "matrix": "cached",
+        "matrix.rule": "lag",
+        "matrix.rule.lag": "1",
+        "matrix.by_level": "True",
+    },
     ("cache", "mag"): {"cache.levels": "(0.0, 1.0)", "cache.sizes": "(1.0, 1.5)"},
 }
 RUNS = [
