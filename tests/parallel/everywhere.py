@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 import jvdm  # noqa: E402
 from jvdm import samplers  # noqa: E402
-from jvdm.attention import CachedCausal, Draft, TemporalSwin  # noqa: E402
+from jvdm.attention import CachedCausal, Draft, LevelBank, TemporalSwin  # noqa: E402
 from jvdm.models import Conditions, TextStates, VideoDiT  # noqa: E402
 from jvdm.models.low_rank import Adapted  # noqa: E402
 from jvdm.models.state_space import Mamba2  # noqa: E402
@@ -50,12 +50,16 @@ NETWORKS: dict[str, Any] = {
     "lora": DIT,
     "draft": DIT.clone(policy=Draft(0.3, block=4)),
     "cached": DIT.clone(policy=CachedCausal(frames=3)),
+    "levels": DIT.clone(policy=LevelBank(2, 3, 1)),
     "scans": DIT.clone(policy=TemporalSwin((2, 2, 2)), scan=Mamba2(8, chunk=16, review=(2, 2, 2))),
     "wan": WanDiT(**SIZES, head_dim=12, mlp_width=64),
 }
 LEVELS = ShiftedLevels(2, 2.0)()
 MATRIX = samplers.SynchronousMatrix()(LEVELS, 3)
-MATRICES = {"cached": samplers.cached(samplers.lag_matrix(LEVELS, 3, 2))}
+MATRICES = {
+    "cached": samplers.cached(samplers.lag_matrix(LEVELS, 3, 2)),
+    "levels": samplers.cached_by_level(samplers.lag_matrix(LEVELS, 3, 1)),
+}
 VAES = {"wan": WanVAE(4, 8, multiples=(1, 2), blocks=1, time=(True,), dtype="float32"), "own": VAE}
 TABLES = {
     "few": (
@@ -83,6 +87,8 @@ TABLES = {
         ("sample dense", "ring=8"),
         ("sample draft", "data=2,sequence=4"),
         ("sample cached", "ring=4,tensor=2"),
+        ("sample levels", "branch=2,data=2,sequence=2"),
+        ("sample levels", "branch=2,fsdp=2,sequence=2"),
         ("sample lora", "branch=2,sequence=4"),
         ("code own", "data=2,sequence=4"),
         ("code wan", "sequence=8"),
