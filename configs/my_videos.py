@@ -1,7 +1,7 @@
 """A video model of your own videos: `videos/*.mp4`, each beside a `.txt` with its caption.
 
 jvdm train configs/my_videos.py --workdir work/mine --source.frames.clips.folder videos
-jvdm plan my_videos --on h200                       0.79 GB of a device, where videos/ is
+jvdm plan my_videos --on h200                       10.56 GB of a device, where videos/ is
 
 Captions are read with the vocabulary of the shipped model; other words count as unknown.
 Videos that cannot be used are listed in `work/mine/quarantine.jsonl`.

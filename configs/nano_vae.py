@@ -1,7 +1,7 @@
 """The autoencoder of the nano model, 64 x 64 pixels and 9 frames.
 
 jvdm train configs/nano_vae.py --workdir work/nano_vae
-jvdm plan nano_vae --on h200                        0.02 GB of a device
+jvdm plan nano_vae --on h200                        0.12 GB of a device
 Ten cores of a server CPU: 4 minutes.
 """
 

@@ -1,7 +1,7 @@
 """The video model that ships with jvdm: sentences to 33 frames of 128 x 128 pixels.
 
 jvdm train configs/tiny_t2v.py --workdir work/tiny_t2v
-jvdm plan tiny_t2v --on h200                        2.14 GB of a device
+jvdm plan tiny_t2v --on h200                        78.36 GB of a device
 It reads work/vae/weights and work/reader/weights (configs/vae.py, configs/reader.py).
 The shipped weights saw 9.0 million draws: the first edition (4,800 steps of 256, levels nearer to
 data), then from it 15,248 steps of 512 with these rows in two runs on four NVIDIA H200, 83.3 ms a

@@ -1,7 +1,7 @@
 """A student of the shipped model that samples in four steps and without guidance.
 
 jvdm train configs/tiny_t2v_4step.py --workdir work/tiny_t2v_4step
-jvdm plan tiny_t2v_4step --on h200                  1.45 GB of a device
+jvdm plan tiny_t2v_4step --on h200                  20.72 GB of a device
 Its four jumps end where sixteen steps of the teacher do, with its guidance of 2.5: 4 calls of the
 network for 32. The teacher's way is made anew for every clip (`segment`), and only jumps that are
 sampled are learnt. `--objective.target consistency --objective.micro 16` costs half as much a step
@@ -11,8 +11,8 @@ known (`tests/training/test_distillation.py`) 600 steps of each reach energy dis
 trained here. Three of ten clips have clean frames, so that pictures and
 clips can be given. `--objective.source stream` makes a student of `streamdit`.
 
-`jvdm plan tiny_t2v_4step --on h200`: 7.2e13 operations a step and 1.4 GB beside what the backward
-pass keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2): 230 ms a step, 556 clips/s, 31.5 %
+`jvdm plan tiny_t2v_4step --on h200`: 7.2e13 operations a step, and 19 GB that the backward pass
+keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2): 230 ms a step, 556 clips/s, 31.5 %
 model FLOP utilisation, 345 s and 108 s before the first step; the loss fell from .073 to .037.
 `jvdm evaluate` of these weights on two CPU cores, 64 prompts of sets A and C, 95 % intervals: count
 right in all frames 1.0 (.94 to 1) and .906 (.81 to .97), verbs of all objects 1.0 and .969, colour

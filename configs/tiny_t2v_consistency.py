@@ -1,7 +1,7 @@
 """The student of `tiny_t2v_4step`, from jumps that begin anywhere in a segment.
 
 jvdm train configs/tiny_t2v_consistency.py --workdir work/tiny_t2v_consistency
-jvdm plan tiny_t2v_consistency --on h200            1.45 GB of a device
+jvdm plan tiny_t2v_consistency --on h200            20.74 GB of a device
 A phased consistency model (arXiv:2405.18407): from each of the 64 levels of the teacher that 16
 steps a segment make, the jump to the segment's end is compared with that of the average from one
 step of the teacher further on. A step has 6 forward passes for 11 of `tiny_t2v_4step`, which took

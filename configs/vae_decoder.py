@@ -1,7 +1,7 @@
 """A better decoder for the shipped autoencoder; its encoder, and so every latent, stays as it is.
 
 jvdm train configs/vae_decoder.py --workdir work/vae_decoder
-jvdm plan vae_decoder --on h200                     0.97 GB of a device
+jvdm plan vae_decoder --on h200                     8.03 GB of a device
 The shipped decoder: 2,200 steps from that of `configs/vae.py` on one NVIDIA H200, 46.6 ms a step
 of 64 clips of 17 frames. Objects weigh more, flicker twice, and latents are disturbed less.
 Held-out PSNR on 256 clips of 33 frames went from 37.4 to 38.0 dB, objects from 32.8 to 33.6, first

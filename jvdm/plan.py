@@ -2,14 +2,17 @@
 
 The real program, a training step, a call of a published network or all of what makes a video, is
 compiled for them ahead of time: for TPUs with libtpu, for CPUs with those of this machine. What a
-device then holds is what the compiler says. Programs for GPUs cannot be compiled without one: there
-the plan counts arrays and the largest product, what parameters, gradients and attention send, and
-says so. Activations, which a pass forward leaves for the one backward, are counted from the
-program: a compiler has them among its temporaries, and may compute some of them again. Of GPUs they
-and gradients are counted where the program has the number types that it would have there, those of
-published networks; a config is traced with those of this machine, and its attention keeps scores.
+device then holds is what the compiler says. Activations, which a pass forward leaves for the one
+backward, are counted from the program (`jvdm.training.residuals`): a compiler has them among its
+temporaries.
+
+Programs for GPUs cannot be compiled without NVIDIA's libraries: there all is counted and said to
+be. The program is traced with the number types and the attention that it has there, and a device
+holds arrays, activations, gradients and the largest product with weights; it sends what parameters,
+gradients and attention ask for. Of an update of an objective's own activations are not counted.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -30,6 +33,7 @@ from jvdm.parallel.mesh import BATCH, TOKENS, description_of, parts
 from jvdm.products import device_bytes
 from jvdm.targets import GPUS, MACHINES, Machine, target, without_flags
 from jvdm.works import Work
+from pallas_kernels import traced_for_gpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +63,12 @@ def run(options: PlanOptions) -> dict[str, Any]:
         DeviceMemoryError: If it does not fit; it says what to change.
     """
     kind, mesh = target(options.on, options.mesh)
-    planned = [_planned(work, kind, mesh) for work in _works(options, mesh)]
+    with traced_for_gpu() if kind in GPUS else contextlib.nullcontext():
+        planned = [_planned(work, kind, mesh) for work in _works(options, mesh)]
     limit = MACHINES[kind].memory if kind in MACHINES else free_memory() or math.inf
     how = "compiled for these devices"
     if kind in GPUS:
-        how = "counted, not compiled: arrays, the largest product with weights, what must be sent"
+        how = "counted, not compiled: arrays, activations, gradients, the largest product"
     found: dict[str, Any] = {"on": options.on, "mesh": description_of(mesh), "how": how}
     stays = sum(one["bytes_per_device"]["parameters"] for one in planned)
     for one in planned:
@@ -98,12 +103,11 @@ def _planned(work: Work, kind: str, mesh: Mesh) -> dict[str, Any]:
     kept = work.kept // parts(mesh, (*BATCH, *TOKENS))
     moved: Mapping[str, int] = {}
     if kind in GPUS:
-        kept = kept if work.typed else 0
-        temporaries = work.largest // mesh.size + (held["parameters"] if kept else 0)
+        temporaries = work.largest // mesh.size + (held["parameters"] if work.trains else 0)
         if mesh.size > 1:
             with using(mesh):
                 jaxpr = jax.make_jaxpr(work.run)(*work.held.values()).jaxpr
-            moved = foreseen(jaxpr, work.held["parameters"], mesh, trains=work.kept > 0)
+            moved = foreseen(jaxpr, work.held["parameters"], mesh, trains=work.trains)
     else:
         compiled = _compiled(work, mesh)
         sizes: Any = compiled.memory_analysis()

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.planned import operations as operations_of_call
+
 _CUDNN_ATTENTION = "dot_product_attention_fwd"
 _FREE = ("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "stop_gradient", "copy")
 
@@ -67,7 +69,7 @@ def _largest(jaxpr: Any, scores: bool) -> int:
         if name in ("dot_general", "conv_general_dilated") and (scores or not batched):
             values = [value.aval for value in (*equation.invars, *equation.outvars)]
             sizes.append(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in values))
-        sizes += [_largest(body, scores) for body in _bodies(equation)]
+        sizes += [_largest(body, scores) for body in bodies_of(equation)]
     return max(sizes)
 
 
@@ -89,15 +91,18 @@ def _equation(equation: Any) -> float:
     if name.startswith(_CUDNN_ATTENTION):  # q, k, v [B, L, N, D], or [B, N, L, D]
         keys = shapes[1][2 if given["layout"] else 1]
         return 2.0 * math.prod(shapes[0][:3]) * keys * (shapes[0][3] + shapes[2][3])
+    if name == "ffi_call":
+        each = operations_of_call(given["target_name"], given["attributes"])
+        return float(each) * math.prod(shapes[0])
     if estimate := given.get("cost_estimate"):
         return float(estimate.flops)
-    bodies = [_count(body) for body in _bodies(equation)]
+    bodies = [_count(body) for body in bodies_of(equation)]
     if name == "cond":
         return max(bodies)
     return _repeats(name, given) * sum(bodies) if bodies else 0.0
 
 
-def _bodies(equation: Any) -> list[Any]:
+def bodies_of(equation: Any) -> list[Any]:
     """Returns the programs inside an equation, such as the body of a loop."""
     leaves = jax.tree.leaves([*equation.params.values()])
     leaves = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
@@ -163,7 +168,7 @@ def equations_of(
     for equation in jaxpr.eqns:
         name, given = equation.primitive.name, equation.params
         inner = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
-        bodies = _bodies(equation)
+        bodies = bodies_of(equation)
         if not bodies or name == "pallas_call" or name.startswith(_CUDNN_ATTENTION):
             yield equation, times, inner
             continue

@@ -76,7 +76,7 @@ class Work(NamedTuple):
         largest: Bytes of the largest product with weights, on all devices together.
         times: How often it runs.
         kept: Bytes that a pass forward leaves for the one backward, on all devices together.
-        typed: Whether it has the number types of all devices rather than those of this machine.
+        trains: Whether gradients are taken of the parameters.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Work(NamedTuple):
     largest: int
     times: int = 1
     kept: int = 0
-    typed: bool = True
+    trains: bool = False
 
 
 def step_of_config(config: str, mesh: Mesh) -> Work:
@@ -101,8 +101,7 @@ def step_of_config(config: str, mesh: Mesh) -> Work:
 
     name = f"a training step of {experiment.name}"
     given = (experiment.objective, transform, jax.eval_shape(drawn), size)
-    step = _step(name, given, (experiment.seed, experiment.ema_decay), mesh)
-    return step._replace(typed=False)
+    return _step(name, given, (experiment.seed, experiment.ema_decay), mesh)
 
 
 def step_of_network(name: str, mesh: Mesh) -> Work:
@@ -144,7 +143,7 @@ def _step(
     with using(mesh):
         kept = step.kept(held.get("frozen", {}), state, batch)
     made = _work(f"{name}, {size} clips", work, held, ("parameters", "optimizer", None))
-    return made._replace(kept=kept)
+    return made._replace(kept=kept, trains=True)
 
 
 def call_of(name: str, mesh: Mesh) -> Work:

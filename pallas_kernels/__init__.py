@@ -10,6 +10,7 @@ from pallas_kernels.attention import (
     merge,
     skipped_blocks,
 )
+from pallas_kernels.attention.planned import backend, traced_for_gpu
 from pallas_kernels.attention.windowed import windowed_attention
 from pallas_kernels.block_mask import BlockMask, best_blocks
 from pallas_kernels.tile_order import TileOrder
@@ -18,6 +19,7 @@ __all__ = [
     "BlockMask",
     "KernelUnavailable",
     "TileOrder",
+    "backend",
     "best_blocks",
     "block_mass",
     "block_sparse_attention",
@@ -26,5 +28,6 @@ __all__ = [
     "left_out",
     "merge",
     "skipped_blocks",
+    "traced_for_gpu",
     "windowed_attention",
 ]

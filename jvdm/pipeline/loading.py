@@ -34,6 +34,7 @@ from jvdm.weights.kept import Copy, copy_of, identity
 from jvdm.weights.leaves import Index, Leaf
 from jvdm.weights.lora import Adapter
 from jvdm.weights.single import divided, folder_of, with_files
+from pallas_kernels import backend
 
 DTYPES = ("float32", "bfloat16")
 TEXT_ENCODER, PLACES = "JVDM_TEXT_ENCODER", ("auto", "keep", "drop")
@@ -153,7 +154,7 @@ def chosen_dtype(dtype: str | None) -> str:
     Raises:
         ConfigError: If it is another one.
     """
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = dtype or ("float32" if backend() == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}", f"known are {', '.join(DTYPES)}", "leave it out")
     return dtype

@@ -15,14 +15,14 @@ from jvdm.training.state import TrainState
 from jvdm.training.step import Step
 
 DOUBT = 1.25
-"""How many times the memory a step must seem to need to be refused: XLA may keep less than JAX."""
+"""How many times the memory a step must seem to need to be refused: XLA may keep less."""
 
 
 def check(step: Step, frozen: PyTree, state: TrainState, data: PyTree, mesh: Mesh) -> None:
     """Refuses a step that a device cannot hold; says so where that is in doubt.
 
-    State, batch and gradients are certain. What the loss leaves for its gradient is what JAX would
-    keep; XLA computes some of it again.
+    State, data and gradients are certain. What the loss leaves for its gradient is what a compiler
+    is thought to keep (`jvdm.training.residuals`).
 
     Args:
         step: The step.
@@ -42,6 +42,7 @@ def check(step: Step, frozen: PyTree, state: TrainState, data: PyTree, mesh: Mes
     sizes = {
         "parameters, average and optimizer": device_bytes(state),
         "gradients": device_bytes(state.params),
+        "data": device_bytes((frozen, data)),
         "activations": step.kept(frozen, state, data) // parts(mesh),
     }
     needed = sum(sizes.values())
@@ -53,11 +54,12 @@ def check(step: Step, frozen: PyTree, state: TrainState, data: PyTree, mesh: Mes
     if needed <= DOUBT * limit and needed - sizes["activations"] <= limit:
         print(f"{what}; {why}: it may not fit", file=sys.stderr)
         return
-    raise DeviceMemoryError(what, why, _fix(max(sizes, key=lambda name: sizes[name])))
+    raise DeviceMemoryError(what, why, _fix(sizes))
 
 
-def _fix(largest: str) -> str:
-    if largest == "activations":
+def _fix(sizes: dict[str, int]) -> str:
+    of_videos = sizes["data"] + sizes["activations"]
+    if 2 * of_videos > sum(sizes.values()):
         return (
             "use a smaller --batch-size, more devices, or a network that computes more again: remat"
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jvdm.arrays import Array, PyTree
-from jvdm.products import device_bytes, product_flops
+from jvdm.products import product_flops
 from jvdm.training.objective import (
     HasPasses,
     HasUpdate,
@@ -19,6 +19,7 @@ from jvdm.training.objective import (
     Transform,
     Updated,
 )
+from jvdm.training.residuals import left
 from jvdm.training.state import TrainState
 
 
@@ -29,8 +30,8 @@ class Step(NamedTuple):
     the model: three times those of the loss (once forward, twice backward; recomputation
     does not count) or what the objective says, or all in an update of the objective's own.
     `kept(frozen, state, data)` takes shapes and returns the bytes that the loss leaves for its
-    gradient, on all devices together, beside the parameters themselves; 0 for an update of the
-    objective's own.
+    gradient (`jvdm.training.residuals`), on all devices together, beside what it is given; 0 for an
+    update of the objective's own.
     """
 
     run: Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
@@ -91,9 +92,7 @@ def make_step(
             return jax.vjp(lambda params: loss(params, batch, call)[0], params)[1]
 
         jaxpr = jax.make_jaxpr(backward)(state.params, frozen, state, data).jaxpr
-        parameters = {id(one) for one in jaxpr.invars[: len(jax.tree.leaves(state.params))]}
-        left = {id(one): one.aval for one in jaxpr.outvars if id(one) not in parameters}
-        return device_bytes([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in left.values()])
+        return left(jaxpr, len(jaxpr.invars))
 
     return Step(run, flops, (lambda *_: 0) if own else kept)
 

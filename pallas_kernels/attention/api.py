@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
+from pallas_kernels.attention.planned import DENSE, Planned, backend, is_planned
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
 from pallas_kernels.attention.xla import gather_attention, looped_mass
@@ -26,6 +27,7 @@ _BACKENDS: dict[KernelImplementation, str] = {
     "cudnn": "gpu",
 }
 KERNELS = tuple(_BACKENDS)
+_DENSE: Any = Planned(DENSE)
 
 LONG = {64: 32_000, 128: 4_096}
 """Queries and keys, by head size, from which full lists are faster than cuDNN in both passes."""
@@ -68,6 +70,11 @@ def dense_attention(
     if implementation == "cudnn" and reason:
         raise KernelUnavailable(f"cudnn: {reason}; use implementation='xla'")
     chosen = implementation or ("xla" if reason else "cudnn")
+    if chosen == "cudnn" and is_planned():
+        pairs = BlockMask.full(q.shape[1], k.shape[1])
+        factor = q.shape[3] ** -0.5 if scale is None else scale
+        both: Any = attend(_DENSE, q, k, v, pairs, factor)
+        return both[0]
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, key_value_seq_lengths=kv_lengths, implementation=chosen
     )
@@ -123,7 +130,7 @@ def block_sparse_attention(
     if chosen in KERNELS:
         if factor <= 0:
             raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
-        kernel = _kernel(chosen)
+        kernel: Any = Planned() if is_planned() else _kernel(chosen)
         kernel = kernel.repeating() if deterministic else kernel
         both: Any = attend(kernel, q, k, v, mask, factor)
     elif chosen == "reference":
@@ -168,6 +175,7 @@ def block_mass(
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
     reason = "some keys do not count" if kv_lengths is not None else _device_refusal("mosaic_gpu")
+    reason = "it is planned, not run" if is_planned() else reason
     kernel: Any = None if reason else _kernel("mosaic_gpu")
     reason = reason or kernel.refusal_of_blocks(q, block_q, block_kv)
     if implementation == "mosaic_gpu" and reason:
@@ -236,7 +244,7 @@ def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
 
 def _choice(name: SparseImplementation, reason: str) -> Choice:
     """Returns a choice, with what its kernel says of itself."""
-    about = _kernel(name).about() if name in KERNELS else ""
+    about = _kernel(name).about() if name in KERNELS and not is_planned() else ""
     return Choice(name, f"{reason}; {about}" if about else reason)
 
 
@@ -264,8 +272,8 @@ def _kernel_refusal(name: KernelImplementation, q: Array, k: Array, mask: BlockM
 
 
 def _device_refusal(name: KernelImplementation) -> str:
-    backend, needed = jax.default_backend(), _BACKENDS[name]
-    return "" if backend == needed else f"the default device is {backend}, not {needed}"
+    there, needed = backend(), _BACKENDS[name]
+    return "" if there == needed else f"the default device is {there}, not {needed}"
 
 
 def merge(
@@ -317,8 +325,8 @@ def _check(q: Array, k: Array, mask: BlockMask) -> None:
 
 def refusal(q: Float[Array, "B Q N D"]) -> str:
     """Returns why cuDNN cannot serve queries like `q` here; empty if it can."""
-    if jax.default_backend() != "gpu":
-        return f"the default device is {jax.default_backend()}, not an NVIDIA GPU"
+    if backend() != "gpu":
+        return f"the default device is {backend()}, not an NVIDIA GPU"
     if q.dtype.itemsize != 2:
         return f"the inputs are {q.dtype}, not 16-bit"
     if q.shape[-1] % 8 or q.shape[-1] > 128:

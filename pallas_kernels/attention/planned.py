@@ -1,0 +1,82 @@
+"""Attention of a GPU that is not here: traced, to be counted, and never run.
+
+The libraries of a GPU cannot be traced where they are not installed. In their place stand calls of
+which the shapes, what a backward pass keeps and the operations are known.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pallas_kernels.block_mask import BlockMask
+
+DENSE, SPARSE = "dot_product_attention_planned", "block_sparse_attention_planned"
+"""Names of the calls."""
+
+_planned = jax.make_user_context(None)  # a part of the key by which JAX remembers traces
+
+
+@contextlib.contextmanager
+def traced_for_gpu() -> Iterator[None]:
+    """Makes attention that is traced inside what it is on a Hopper GPU: H100, H200."""
+    with _planned("gpu"):
+        yield
+
+
+def is_planned() -> bool:
+    """Whether a program is traced for a GPU that need not be here."""
+    return _planned.value is not None
+
+
+def backend() -> str:
+    """Returns the platform that a program is traced for: the default one unless it is planned."""
+    return _planned.value or jax.default_backend()
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """Stands for a kernel, or for cuDNN."""
+
+    name: str = SPARSE
+
+    def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
+        """Returns an empty text: it serves all calls."""
+        return ""
+
+    def about(self) -> str:
+        """Says that it cannot run."""
+        return "it is planned, not run"
+
+    def repeating(self) -> "Planned":
+        """Returns itself."""
+        return self
+
+    def forward(
+        self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
+    ) -> tuple[Array, Array]:
+        """Returns attended values and the log-sum-exp of the scores."""
+        sums = jax.ShapeDtypeStruct((*q.shape[:1], q.shape[2], q.shape[1]), jnp.float32)
+        return self._called((jax.ShapeDtypeStruct(q.shape, q.dtype), sums), 2, mask, q, k, v)
+
+    def backward(
+        self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float, *given: Array
+    ) -> tuple[Array, Array, Array]:
+        """Returns the gradients."""
+        results = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
+        return self._called(results, 5, mask, q, k, v, *given)
+
+    def _called(self, results: Any, products: int, mask: BlockMask, *arguments: Array) -> Any:
+        keys = min(mask.kv_indices.shape[3] * mask.block_kv, mask.kv_len)
+        call = jax.ffi.ffi_call(self.name, results, vmap_method="broadcast_all")
+        return call(*arguments, operations=np.int64(2 * products * keys))
+
+
+def operations(target: str, attributes: Any) -> int:
+    """Returns the operations of a call for each number of its queries; 0 of another call."""
+    return int(dict(attributes)["operations"]) if target in (DENSE, SPARSE) else 0
