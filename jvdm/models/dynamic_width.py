@@ -51,6 +51,8 @@ class DynamicWidth:
         tokens: Whether the MLP leaves tokens out.
         frames: Whether it leaves frames out, by the mean of their tokens.
         temperature: Of the gates in training: the larger, the more closed ones learn.
+        noise: Size of the noise of the gates in training; less than 1 leaves less for short runs
+            to decide, as videos are made without.
         bias: What routers of width say before they are trained: everything counts.
         token_bias: Likewise those of tokens and frames.
         buckets: Widths that programs are compiled for, at most: multiples of `1 / buckets`.
@@ -68,6 +70,7 @@ class DynamicWidth:
     tokens: bool = True
     frames: bool = True
     temperature: float = 5.0
+    noise: float = 1.0
     bias: float = 15.0
     token_bias: float = 5.0
     buckets: int = 4
@@ -76,10 +79,11 @@ class DynamicWidth:
     complete: bool = False
 
     def __post_init__(self) -> None:
-        if self.groups < 0 or self.buckets < 1 or self.temperature <= 0:
+        if min(self.groups, self.buckets - 1, self.noise) < 0 or self.temperature <= 0:
             what = f"{self.groups} groups, {self.buckets} buckets, a temperature of "
-            fix = "use 0 groups or more, 1 bucket or more, and a temperature above 0"
-            raise ConfigError(what + f"{self.temperature:g}", "there is no such network", fix)
+            what += f"{self.temperature:g} and noise of {self.noise:g}"
+            fix = "use 0 groups or more, 1 bucket or more, a temperature above 0 and noise from 0"
+            raise ConfigError(what, "there is no such network", fix)
         if self.capacity is not None and not 0 < self.capacity <= 1:
             what, why = f"a capacity of {self.capacity:g}", "it is a share of the tokens"
             raise ConfigError(what, why, "use a number above 0, up to 1, or leave it out")
@@ -153,7 +157,8 @@ class WidthRouter(nn.Module):
             noise = None
             if self.has_rng(GATES):
                 key = jax.random.fold_in(self.make_rng(GATES), number)
-                noise = jax.random.logistic(key, (len(logits), 1, logits.shape[-1]))
+                shape = (len(logits), 1, logits.shape[-1])
+                noise = self.rule.noise * jax.random.logistic(key, shape)
             made = gate(logits + self.rule.bias, noise, self.rule.temperature)
             gates.append(jnp.concatenate([jnp.ones_like(made[..., :1]), made], -1))
         return Open(*gates)
@@ -188,8 +193,9 @@ class TokenRouter(nn.Module):
         return gates, scores
 
     def _gate(self, logits: Array) -> Array:
-        training = self.has_rng(GATES)
-        noise = jax.random.logistic(self.make_rng(GATES), logits.shape) if training else None
+        noise = None
+        if self.has_rng(GATES):
+            noise = self.rule.noise * jax.random.logistic(self.make_rng(GATES), logits.shape)
         return gate(logits, noise, self.rule.temperature)
 
 
@@ -312,6 +318,22 @@ def refuse(cache: Any) -> None:
     if isinstance(cache, Regions):
         what, fix = "routers beside a step cache that runs some tokens", "use another step cache"
         raise ConfigError(what, why, fix)
+
+
+def layer_costs(model: Any, tokens: int) -> tuple[float, float, float]:
+    """Returns operations of a layer and token: of attention, of the MLP, and of all that is left.
+
+    The last has what reads the prompt, without the scores, and a share of the first and last layer.
+
+    Args:
+        model: A VideoDiT.
+        tokens: Of a video, which attention grows with.
+    """
+    width = model.width
+    ends = 4 * model.patch**2 * model.latent_channels * width / model.depth
+    reads = 4 * width**2 if "text" in model.ports else 0
+    attention, mlp = 8 * width**2 + 4 * width * tokens, 4 * model.mlp_ratio * width**2
+    return float(attention), float(mlp), float(reads + ends)
 
 
 def needed(model: Any, params: PyTree, t: NoiseLevels) -> Int[np.ndarray, "n 2"]:

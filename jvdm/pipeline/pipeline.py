@@ -22,7 +22,7 @@ from jvdm.machine import is_out_of_memory
 from jvdm.models.carry import ran
 from jvdm.models.conditions import Conditions, TextStates, in_sections
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
-from jvdm.pipeline import loading, programs, streaming, together
+from jvdm.pipeline import loading, programs, streaming, together, widths
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.pipeline.session import Session, begin_session
 from jvdm.pipeline.texts import Texts
@@ -468,9 +468,9 @@ class Pipeline:
 
     def _rows(self, run: Run) -> tuple[System, ...]:
         """Returns the system of every row, as far as the program of a row depends on it."""
-        system, rows = run.job.system.only("model", "hooks", *OF_A_ROW), shared_rows(run.job.matrix)
-        systems = system.in_rows(rows)
-        return systems[::-1] if run.job.inverts else systems
+        system, matrix = run.job.system.only("model", "hooks", *OF_A_ROW), run.job.matrix
+        systems = system.in_rows(shared_rows(matrix))
+        return widths.of_rows(systems[::-1] if run.job.inverts else systems, self.params, matrix)
 
     def _fixed(self, run: Run, told: int = 0) -> tuple[Any, ...]:
         """Returns the arguments that the rows of a stage share, by what they are told."""

@@ -1,6 +1,7 @@
 """Flow matching with one noise level per latent frame: how the video model learns."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Key, Latents, NoiseLevels, PyTree
 from jvdm.keys import named
+from jvdm.models.conditions import Conditions
 from jvdm.samplers.denoiser import Call, ask
 from jvdm.samplers.loss_weights import LossWeights, Unweighted
 from jvdm.samplers.process import corrupt, from_x0_eps
@@ -105,16 +107,32 @@ class FlowMatching:
         actions: Int[Array, "B F"] | None = None,
     ) -> Latents:
         """Returns what the network predicts of `x` at levels `t`."""
-        told = self.system.told(params, tokens)
-        if actions is not None:
-            told = dataclasses.replace(told, actions=actions)
-        network = self.system.predict(params, told)
+        network = self.system.predict(params, self.told(params, tokens, actions))
         return ask(network, self.system.process, x, Call.at(t), None)[0]
+
+    def told(
+        self, params: PyTree, tokens: PyTree, actions: Int[Array, "B F"] | None = None
+    ) -> Conditions:
+        """Returns what the network is told of clips."""
+        told = self.system.told(params, tokens)
+        return told if actions is None else dataclasses.replace(told, actions=actions)
 
     def loss(
         self, params: PyTree, batch: PyTree, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the mean of weighed squared errors over the frames that are trained."""
+        return self.regressed(functools.partial(self.predict, params), batch, call), {}
+
+    def regressed(
+        self, predict: Callable[..., Latents], batch: PyTree, call: TrainCall
+    ) -> Float[Array, ""]:
+        """Returns the error of a network in the place of this one.
+
+        Args:
+            predict: `(x, t, tokens)`, with `actions` where the world is played, to a prediction.
+            batch: Clips and what they are told.
+            call: Says the key.
+        """
         nothing = jax.tree.map(jnp.asarray, self.system.text.read(("",))[0])
         tokens = some_replaced(batch["tokens"], nothing, self.drop_text, named(call.key, "drop"))
 
@@ -123,11 +141,11 @@ class FlowMatching:
             unsaid, silence = jnp.full_like(batch["actions"][:1], -1), named(call.key, "unsaid")
             acted = {"actions": some_replaced(batch["actions"], unsaid, self.drop_text, silence)}
 
-        def predict(x: Latents, t: NoiseLevels) -> Latents:
-            return self.predict(params, x, t, tokens, **acted)
+        def network(x: Latents, t: NoiseLevels) -> Latents:
+            return predict(x, t, tokens, **acted)
 
         given = (batch["latents"], self.rows, self.weights, call.key, self.masks)
-        return regression(self.system, predict, *given), {}
+        return regression(self.system, network, *given)
 
     def components(self, params: PyTree) -> Components:
         """Returns the text encoder and the network."""

@@ -125,7 +125,10 @@ def make_state(
 
 
 def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
-    """Returns parameters from what lies there; what is never exported stays fresh."""
+    """Returns parameters from what lies there.
+
+    What is never exported stays fresh, and so does what a file lacks of a network's `silent` parts.
+    """
     if os.path.isdir(place / CHECKPOINTS) or place.parent.name == CHECKPOINTS:
         return _averages(place, fresh)
     if os.path.isfile(place):
@@ -142,9 +145,11 @@ def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
     for name, component in objective.components(numbered).items():
         manifest.component(name)
         path, tree = manifest.parameters(place, name)
-        places = safetensors.flatten(component.params)
-        safetensors.match(path, tree, {key: leaves[number] for key, number in places.items()})
-        for key, leaf in safetensors.flatten(tree).items():
+        places, arrays = safetensors.flatten(component.params), safetensors.flatten(tree)
+        silent = set(getattr(component.module, "silent", ()))
+        there = (key for key in places if key in arrays or silent.isdisjoint(key.split("/")))
+        safetensors.match(path, arrays, {key: leaves[places[key]] for key in there})
+        for key, leaf in arrays.items():
             leaves[places[key]] = leaf
     return jax.tree.unflatten(structure, leaves)
 

@@ -172,6 +172,7 @@ def test_a_step_cache_computes_what_it_would_have():
         ({"groups": -1}, "-1 groups"),
         ({"buckets": 0}, "0 buckets"),
         ({"temperature": 0.0}, "temperature of 0"),
+        ({"noise": -1.0}, "noise of -1"),
         ({"capacity": 1.5}, "capacity of 1.5"),
     ],
 )

@@ -1,0 +1,176 @@
+"""What routers of a network cost and save: the loss at equal steps, and programs by their width.
+
+python -m tests.systems.dynamic_width losses [STEPS [NAME ...]]
+python -m tests.systems.dynamic_width programs [WEIGHTS [HEIGHT [WIDTH]]]
+
+`losses` trains the shipped nano model on with routers, with some of them, pruned once for all, and
+as it is, from the same seed on the same batches, and prints the share of the operations of its
+layers and the loss on clips of split `test`, of equal noise and levels, with the standard error of
+the difference. `programs` prints operations and time of a call at every width of a bucket.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jvdm
+from jvdm.configs import dydit, nano
+from jvdm.models import Conditions, TextStates
+from jvdm.parallel import data_mesh
+from jvdm.samplers import Call
+from jvdm.training import setup
+from jvdm.training.dynamic_matching import DynamicMatching
+from jvdm.training.flow_matching import FlowMatching
+from jvdm.training.step import make_step
+from tests.systems.equal_steps import CLIPS, DRAWS, HELD_OUT, Ring, clips, held_out
+
+CLOSED = -1000.0  # what a pruned part is told: no noise opens it, no gradient moves it
+
+
+def variants() -> dict[str, Any]:
+    """Returns objectives by name."""
+    ours: Any = dydit.config().objective
+    plain = ours.system.model.clone(dynamic=None)
+    kept = FlowMatching(dataclasses.replace(ours.system, model=plain), rows=ours.rows)
+
+    def rule(target: float = 0.7, **fields: Any) -> Any:
+        model = ours.system.model.clone(dynamic=dataclasses.replace(dydit.RULE, **fields))
+        system = dataclasses.replace(ours.system, model=model)
+        return dataclasses.replace(ours, system=system, target=target)
+
+    return {
+        "nano": kept,
+        "dydit .7": rule(),
+        "width alone": rule(tokens=False, frames=False),
+        "tokens and frames alone": rule(timestep=False),
+        "tokens alone": rule(timestep=False, frames=False),
+        "pruned": rule(tokens=False, frames=False),
+        "dydit .5": rule(0.5),
+    }
+
+
+def pruned(params: Any, heads: int, groups: int) -> Any:
+    """Closes the parts of every layer with the smallest weights, but for so many.
+
+    The first of each counts in any case, as under routers.
+    """
+    layers = params["model"]["layers"]
+    depth, width = layers["self_attention"]["out"]["kernel"].shape[:2]
+    bias = layers["width_router"]["to_parts"]["bias"]
+    parts = dydit.RULE.parts(width // 32)
+    closed = []
+    for kernel, count, keep in (
+        (layers["self_attention"]["out"]["kernel"], parts[0], heads),
+        (layers["mlp"]["down"]["kernel"], parts[1], groups),
+    ):
+        sizes = jnp.linalg.norm(kernel.reshape(depth, count, -1), axis=-1)[:, 1:]
+        ranks = jnp.argsort(jnp.argsort(-sizes, axis=1), axis=1)
+        closed.append(ranks >= keep - 1)
+    bias = jnp.where(jnp.concatenate(closed, 1), CLOSED, 0.0).astype(bias.dtype)
+    router = layers["width_router"]["to_parts"] | {"bias": bias}
+    layers = layers | {"width_router": {"to_parts": router}}
+    return params | {"model": params["model"] | {"layers": layers}}
+
+
+def train(objective: Any, batch: Any, steps: int, prune: tuple[int, int] | None) -> Any:
+    """Returns parameters after so many steps from the shipped weights."""
+    optimizer = dydit.config().optimizer
+    transform = setup.transform_of(objective, optimizer, steps)
+    state: Any = setup.make_state(objective, transform, 0, data_mesh(1), nano.VAE_WEIGHTS)
+    if prune is not None:
+        objective = dataclasses.replace(objective, weight=0.0, complete_steps=0)
+        state = state.replace(params=pruned(state.params, *prune))
+    source = Ring(batch)
+    run = jax.jit(make_step(objective, source, transform, 16, 0.99).run, donate_argnums=1)
+    for step in range(steps):
+        state, _, said = run({}, state, batch)
+        if step % 50 == 49 and "share" in said:
+            print({name: round(float(value), 3) for name, value in said.items()}, flush=True)
+    return state.params
+
+
+def share(objective: DynamicMatching, params: Any, batch: Any) -> np.ndarray:
+    """Returns the share of the operations of the layers at each of eight levels."""
+    model, tokens = objective.system.model, batch["tokens"]
+
+    @jax.jit
+    def at(level: Any) -> Any:
+        told = objective.told(params, tokens)
+        x, clean = jax.random.normal(jax.random.key(0), batch["latents"].shape), batch["latents"]
+        t = jnp.broadcast_to(level, clean.shape[:2])
+        call = Call.at(objective.system.process.model_time(t))
+        noisy = (1 - level) * clean + level * x
+        _, said = model.apply({"params": params["model"]}, noisy, call, told, mutable=["gates"])
+        return objective.share(said["gates"]["layers"]["spent"][0], clean).mean()
+
+    return np.asarray([at(level) for level in (np.arange(8) + 0.5) / 8])
+
+
+def losses(steps: int = 400, names: Sequence[str] = ()) -> None:
+    """Prints a row for each network."""
+    seen, test = clips("train", CLIPS), clips("test", HELD_OUT)
+    base = None
+    for name, objective in variants().items():
+        if names and name not in names and name != "nano":
+            continue
+        began = time.perf_counter()
+        params = train(objective, seen, steps, (2, 5) if name == "pruned" else None)
+        judged = FlowMatching(objective.system, rows=objective.rows)
+        found = held_out(judged, params, test)
+        base = found if base is None else base
+        more, error = found - base, (found - base).std() / np.sqrt(DRAWS)
+        spent = np.ones(8) if name == "nano" else share(objective, params, test)
+        print(
+            f"{name:<24} share {spent.mean():.3f} ({spent.round(2).tolist()}) {found.mean():.4f}"
+            f" {more.mean():+.4f} (+-{error:.4f})  {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+
+
+def programs(weights: str = "nano", height: int = 128, width: int = 128) -> None:
+    """Prints operations and time of a call of two videos at every width, beside the plain one."""
+    pipe = jvdm.load(weights, progress=False)
+    plain: Any = pipe.system.model
+    plain = plain.clone(remat="none", unroll=plain.depth, dynamic=None)
+    latent = pipe.system.vae.latent_shape(pipe.manifest.defaults.num_frames, height, width)
+    x = jax.random.normal(jax.random.key(0), (2, *latent))
+    text = Conditions(TextStates(jnp.zeros((2, 8, pipe.system.text.width)), jnp.full(2, 8)))
+    call = Call.at(jnp.full(x.shape[:2], 0.5))
+    heads = plain.width // plain.head_dim
+    rule = dataclasses.replace(dydit.RULE, groups=dydit.RULE.groups)
+    params = plain.clone(dynamic=rule).init(jax.random.key(0), x, call, text)["params"]
+    widths = [(-(-heads * part // 4), rule.groups * part // 4) for part in (4, 3, 2, 1)]
+    rules = [("plain", None), *((f"{a} heads, {b} groups", rule) for a, b in widths)]
+    rows = [None, *(dataclasses.replace(rule, width=width) for width in widths)]
+    rows += [dataclasses.replace(rule, width=widths[1], capacity=share) for share in (0.75, 0.5)]
+    names = [name for name, _ in rules] + [f"{rules[2][0]}, {c:g} of tokens" for c in (0.75, 0.5)]
+    base = None
+    for name, row in zip(names, rows, strict=True):
+        model = plain.clone(dynamic=row)
+        run = jax.jit(functools.partial(model.apply, {"params": params}))
+        compiled = run.lower(x, call, text).compile()
+        costs: Any = compiled.cost_analysis()
+        jax.block_until_ready(compiled(x, call, text))
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            jax.block_until_ready(compiled(x, call, text))
+            times.append(time.perf_counter() - began)
+        found = np.array([costs["flops"], float(np.min(times))])
+        base = found if base is None else base
+        print(f"{name:<36} {found[0] / 1e9:8.2f} GFLOP {found[1] * 1e3:8.1f} ms", *found / base)
+
+
+if __name__ == "__main__":
+    command, *given = sys.argv[1:]
+    if command == "losses":
+        losses(int(given[0]) if given else 400, given[1:])
+    else:
+        programs(given[0] if given else "nano", *map(int, given[1:3]))
