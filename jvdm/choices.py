@@ -36,6 +36,7 @@ from jvdm.samplers import (
     LagMatrix,
     LinearQuadraticLevels,
     MomentMatch,
+    MotionLevels,
     OffsetNoise,
     PlusPlus,
     PoolPermute,
@@ -84,6 +85,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "steps": StepLevels(16),
         "diffusers": DiffusersLevels(16, SCHEDULER),
         "explicit": ExplicitLevels((1.0, 0.9, 0.75, 0.5)),
+        "motion": MotionLevels(),
     },
     "matrix": {
         "synchronous": SynchronousMatrix(),

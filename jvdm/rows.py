@@ -1,5 +1,6 @@
 """The rows of a run: the matrix that was given, or the system's, with given frames kept."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -92,6 +93,29 @@ def keep_given(matrix: TimestepMatrix, noisy: np.ndarray, known: Sequence[Any]) 
             "use a larger window, or give nothing",
         )
     return matrix
+
+
+def follow_motion(matrix: TimestepMatrix, known: Sequence[Any], system: System) -> TimestepMatrix:
+    """Lets frames of a video that is edited start at levels of their own, if the rule says so.
+
+    Args:
+        matrix: The matrix of the run, on the grid of the rule.
+        known: What is given, each with its `frames`; `edited` ones move the levels.
+        system: Its rule of levels moves them if it is a `MotionLevels`.
+
+    Raises:
+        ConfigError: If several videos are edited together: they would share the levels of one.
+    """
+    levels: Any = system.sampling.levels
+    clips = [entry.frames for entry in known if getattr(entry, "edited", False)]
+    if not isinstance(levels, samplers.MotionLevels) or not clips:
+        return matrix
+    if len(clips[0]) > 1:
+        what = f"{len(clips[0])} videos, whose noise follows their motion"
+        raise ConfigError(what, "they would share the levels of one", "edit one at a time")
+    ends = [system.vae.num_frames(count + 1) for count in range(matrix.latent_frames)]
+    grids = levels.of_motion(samplers.motion_of(clips[0][0], ends))
+    return samplers.validate(dataclasses.replace(matrix, levels=grids), system.process)
 
 
 def row_from(when: str, matrix: TimestepMatrix) -> int:

@@ -17,7 +17,7 @@ from jvdm.arrays import Latents
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.pictures import Canvas, Known, Told, place, read_channel, shown_pictures, told_of
 from jvdm.recipes import nearest
-from jvdm.rows import keep_given, matrix_of, row_from, starts_noisy
+from jvdm.rows import follow_motion, keep_given, matrix_of, row_from, starts_noisy
 from jvdm.samplers import (
     Denoised,
     Inverted,
@@ -241,7 +241,7 @@ def prepare(request: Request, system: System, manifest: Manifest, devices: int =
     channel = read_channel(request.channel, canvas)
     if getattr(system.model, "told_pictures", False):
         known, channel = (), told_of(known, canvas)
-    matrix = keep_given(matrix, noisy, (*known, *request.given))
+    matrix = follow_motion(keep_given(matrix, noisy, (*known, *request.given)), known, system)
     given = {name: getattr(request, name) for name in (*settings_of(PICTURE), "latents")}
     seen = system.seen(matrix.window, shape.height, shape.width)
     large = _beyond_training(settings, manifest, seen[0] < matrix.window)

@@ -94,6 +94,7 @@ from jvdm.samplers.matrices import (
     validate,
     windowed,
 )
+from jvdm.samplers.motion import MotionLevels, motion_of
 from jvdm.samplers.noise import Address, consecutive, initial_noise
 from jvdm.samplers.process import (
     PredictionKind,
@@ -214,6 +215,7 @@ __all__ = [
     "MatrixRule",
     "Mixture",
     "MomentMatch",
+    "MotionLevels",
     "NoiseInitialiser",
     "NoiseReport",
     "NonDecreasing",
@@ -295,6 +297,7 @@ __all__ = [
     "make_denoiser",
     "mix_frequencies",
     "mixed_noise",
+    "motion_of",
     "noise_of",
     "pad_rows",
     "plot",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jvdm
-from jvdm.attention import AttentionCall, CachedCausal, TokenGrid
+from jvdm.attention import AttentionCall, CachedCausal, LevelBank, TokenGrid
 from jvdm.pipeline import Request
 from jvdm.pipeline.session import begin_session
 from jvdm.recipes import load_system
@@ -87,3 +87,26 @@ def test_they_are_streams(weights, name, latents):
     held = session.job.held
     kept = sum(x.nbytes for x in jax.tree.leaves(session.run.state))
     assert kept == held.window + held.cache - 4 * session.job.rows.rewrite
+
+
+def test_streamdiffusion_has_a_frame_at_each_level_with_a_cache_of_its_own(weights):
+    sampling, rows, index = rows_of("streamdiffusion_v2")
+    np.testing.assert_array_equal(index, [[3, 2, 1, 0], [4, 3, 2, 1]])
+    np.testing.assert_allclose(sampling.levels(), [0.7, 0.5, 0.4, 0.2, 0])
+    assert np.asarray(rows.cycle.write).all() and rows.cycle.num_rows == 1
+    assert sampling.policy == LevelBank(4, 6, 3, 0.2)
+    pipe = jvdm.load(weights, system="streamdiffusion_v2", progress=False)
+    still = np.full((9, 16, 32, 3), 90, np.uint8)
+    fast = still.copy()
+    fast[5:] = 190
+    first = []
+    for clip in (still, fast):
+        asked = Request(prompt="a red ball", seed=0, video=clip)
+        job = pipe.prepare(asked)
+        first.append(np.asarray(job.matrix.levels[0]))
+        assert np.isfinite(np.asarray(pipe("a red ball", video=clip, seed=0).frames)).all()
+    np.testing.assert_allclose(first[0], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(first[1], [0.7, 0.7, 0.9 * 0.6 + 0.1 * 0.7], rtol=1e-6)
+    both = Request(prompt=["a red ball"] * 2, seed=0, video=np.stack([still, fast]))
+    with pytest.raises(jvdm.ConfigError, match="2 videos, whose noise follows their motion"):
+        pipe.prepare(both)

@@ -71,6 +71,7 @@ def test_image_to_video_and_interpolation_are_the_base_with_pictures(loaded, pip
         ("image_to_video", {}, "0"),
         ("interpolation", {"image": IMAGE}, "2"),
         ("sdedit", {}, "0, 1, 2"),
+        ("streamdiffusion_v2", {}, "0, 1, 2"),
     ],
 )
 def test_a_system_that_needs_a_picture_says_so(loaded, system, given, missing):
@@ -115,7 +116,7 @@ def test_a_rule_inside_another_is_chosen_by_name(loaded):
 
 
 NEED_MORE = {(part, name) for part in ("matrix",) for name in ("truncated", "cached")}
-NEED_MORE |= {("process", "edm"), ("process", "biased")}
+NEED_MORE |= {("process", "edm"), ("process", "biased"), ("levels", "motion")}
 WITH_MORE: dict[tuple[str, str], dict[str, str]] = {
     ("policy", "rettention"): {"policy.density": "0.5"},  # of six blocks
     ("policy", "level_bank"): {
