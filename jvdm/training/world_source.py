@@ -17,6 +17,7 @@ from jvdm.keys import named
 from jvdm.parallel.mesh import batch_sharding, constrain_batch, parts
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.world.actions import held_actions, of_frames, play
+from jvdm.world.captions import Style
 from jvdm.world.clips import WorldClip, clips
 from jvdm.world.scene import World, scene_key
 
@@ -96,6 +97,8 @@ class WorldLatents:
     seed: int = 0
     skip: int = 0
     """Clips of the split to pass over, for a run that goes on from another one's weights."""
+    caption_style: Style = "mixed"
+    """What captions say, see `jvdm.world.captions.RULES`."""
 
     def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
         """Returns the full ring after `position` steps, split over `mesh`."""
@@ -160,7 +163,7 @@ class WorldLatents:
         return LatentPool(latents, told, data.space, data.mesh)
 
     def _encoded(self, space: LatentSpace, indices: Array) -> tuple[Array, dict[str, Array]]:
-        clip = clips(self.world, self.split, indices)
+        clip = clips(self.world, self.split, indices, caption_style=self.caption_style)
         return self._latents(space, clip.video), {"tokens": clip.tokens}
 
     def _latents(self, space: LatentSpace, video: Array) -> Array:
@@ -185,7 +188,8 @@ class PlayedLatents(WorldLatents):
             return held_actions(named(scene_key(self.split, index), "actions"), count, self.keep)
 
         actions = jax.vmap(drawn)(indices)
-        clip = play(self.world, self.split, indices, of_frames(actions, frames))
+        each = of_frames(actions, frames)
+        clip = play(self.world, self.split, indices, each, caption_style=self.caption_style)
         told = {"tokens": clip.tokens, "actions": actions}
         return self._latents(space, clip.video), told
 

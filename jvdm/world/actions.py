@@ -112,6 +112,7 @@ def play(
     indices: Int[Array, " B"],
     actions: Int[Array, "B T"],
     num_objects: int | None = 1,
+    caption_style: captions.Style = "mixed",
 ) -> PlayedClip:
     """Plays the scenes of a split: they begin at rest and are filmed from the front.
 
@@ -121,6 +122,7 @@ def play(
         indices: Scene numbers, at least 0; may be traced.
         actions: What is done while each frame becomes the next one.
         num_objects: Objects in a scene; None draws them.
+        caption_style: Kind of sentence, see `captions.caption_tokens`; objects rest in it.
 
     Raises:
         ConfigError: On an unknown split.
@@ -140,7 +142,7 @@ def play(
             verb=jnp.zeros_like(known.verb),
             speed=jnp.zeros_like(known.speed),
         )
-        tokens = captions.caption_tokens(named(key, "caption"), still)
+        tokens = captions.caption_tokens(named(key, "caption"), still, caption_style)
         return PlayedClip(render(shot, world), tokens, actions, known)
 
     return jax.vmap(one)(indices, actions)

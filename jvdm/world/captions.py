@@ -18,7 +18,7 @@ from jvdm.world.phrases import PhraseTable
 from jvdm.world.scene import RADII, SHAPES, VERBS, Facts
 from jvdm.world.vocabulary import ID, MAX_TOKENS, NULL, WORDS, sentence
 
-Style = Literal["mixed", "full", "placed", "canonical", "appearance", "motion"]
+Style = Literal["mixed", "full", "placed", "layout", "canonical", "appearance", "motion"]
 """What a caption says; see `RULES`."""
 
 _REST, _DROP = VERBS.index("rests"), VERBS.index("drops")
@@ -63,12 +63,14 @@ RULES: dict[Style, Rule] = {
     ),
     "full": Rule(),
     "placed": Rule(relation=1.0),
+    "layout": Rule(*(0.95, 0.5, 0.5, 0.5), 0.5, 0.5, 0.92, 0.25, relation=1.0),
     "canonical": Rule(first=1.0),
     "appearance": Rule(verb=0.0, moving=0.0),
     "motion": Rule(0.0, 1.0, 1.0, 0.0),
 }
 """mixed: for training; full: all attributes and a moving camera, free wording;
-placed: that and a relation; canonical: the same as full in fixed order and words;
+placed: that and a relation; layout: for training, places whenever clear and half of the motions,
+so that a place is learnt whatever moves; canonical: the same as full in fixed order and words;
 appearance: objects without motion; motion: shapes and motion alone."""
 
 

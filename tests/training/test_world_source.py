@@ -15,6 +15,7 @@ from jvdm.training.world_source import WorldClips, WorldLatents
 from jvdm.vae.latent_space import load_latent_space
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
+from jvdm.world.clips import clips
 
 SOURCE: Any = dataclasses.replace(nano.config().source, pool=16, fresh=4)
 
@@ -51,6 +52,18 @@ def test_a_run_that_goes_on_skips_the_clips_of_the_first():
         np.sort(np.asarray(r.told["tokens"]).reshape(-1, 64), axis=0) for r in (later, seen)
     )
     np.testing.assert_array_equal(after, both)
+
+
+@pytest.mark.slow
+def test_captions_are_of_the_style_that_is_asked_for():
+    told = {}
+    for style in ("mixed", "layout"):
+        source = dataclasses.replace(SOURCE, caption_style=style)
+        ring = np.asarray(source.start(0, None, data_mesh(1)).told["tokens"])[0]
+        clip = clips(source.world, source.split, jnp.arange(16), caption_style=style)
+        told[style] = np.sort(ring, 0)
+        np.testing.assert_array_equal(told[style], np.sort(clip.tokens, 0))
+    assert not np.array_equal(told["mixed"], told["layout"])
 
 
 @pytest.mark.slow

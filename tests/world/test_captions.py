@@ -106,6 +106,17 @@ def test_relations_hold_in_the_first_image_of_every_camera():
     assert stated > 150  # "placed" tells one wherever two objects stand clearly
 
 
+def test_captions_for_layouts_tell_places_wherever_they_can_and_half_of_the_motions():
+    read = [parse(ids) for ids in told("layout")]
+    first = [jnp.asarray(facts.position[0][facts.active]) for facts in each_clip()]
+    clear = [bool((c.relations(places) >= 0).any()) for places in first]
+    placed = [bool(reading.relations) for reading in read]
+    assert not any(np.array(placed) & ~np.array(clear))
+    assert 0.85 < np.mean(np.array(placed)[clear]) < 1  # not where a colour or shape is left open
+    moved = [thing.verb is not None for reading in read for thing in reading.objects]
+    assert 0.4 < np.mean(moved) < 0.6
+
+
 def test_the_longest_caption_fits():
     def longest(table):
         return int((table.ids > 0).sum(-1).max())

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import typing
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from jvdm.world.vocabulary import MAX_TOKENS
 from tests.world.grammar import ObjectReading, Reading
 from tests.world.shots import FULL, pick, whole
 
-STYLES: tuple[Style, ...] = ("mixed", "full", "placed", "canonical", "appearance", "motion")
+STYLES: tuple[Style, ...] = typing.get_args(Style)
 
 
 @functools.cache
