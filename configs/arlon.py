@@ -1,7 +1,7 @@
 """ARLON's model, small: a network that follows codes which a language model foretells.
 
 jvdm train configs/arlon.py --workdir work/arlon    40 steps, a minute on two CPU cores
-jvdm plan arlon --on h200                           0.15 GB of a device
+jvdm plan arlon --on h200                           0.18 GB of a device
 jvdm stream "a large red ball rests" --weights work/arlon/weights --system arlon --duration 10s
 
 The nano network with 16 codes for each latent frame, a decoder of two layers that foretells them,

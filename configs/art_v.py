@@ -1,7 +1,7 @@
 """ART.V's model, small: a network of single frames that is shown the two before and the first.
 
 jvdm train configs/art_v.py --workdir work/art_v    40 steps, a minute on two CPU cores
-jvdm plan art_v --on h200                           0.09 GB of a device
+jvdm plan art_v --on h200                           0.13 GB of a device
 jvdm stream "a large red ball rests" --weights work/art_v/weights --system art_v --duration 10s
 
 The nano network without attention between frames, with a mask of what it copies of the frame

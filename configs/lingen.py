@@ -1,7 +1,7 @@
 """LinGen's model, small: scans and windows take the place of full attention.
 
 jvdm train configs/lingen.py --workdir work/lingen  40 steps, a minute on two CPU cores
-jvdm plan lingen --on h200                          0.05 GB of a device
+jvdm plan lingen --on h200                          0.08 GB of a device
 jvdm generate "a large red ball rolls to the left" --weights work/lingen/weights
 
 The nano model with LinGen's blocks (arXiv:2412.09856; theirs has 4B parameters and makes 68 s of

@@ -1,7 +1,7 @@
 """A video model of a megabyte, for tests and for a first look at training.
 
 jvdm train configs/nano.py --workdir work/nano      40 steps, a minute on two CPU cores
-jvdm plan nano --on h200                            0.04 GB of a device
+jvdm plan nano --on h200                            0.05 GB of a device
 The nano weights in the package: --num-steps 2500 --source.pool 4096 --source.fresh 8,
 3 minutes on ten cores of a server CPU.
 """

@@ -1,7 +1,7 @@
 """Next-Frame Diffusion's model, small: frames one after the other, under actions.
 
 jvdm train configs/nfd.py --workdir work/nfd        40 steps, a minute on two CPU cores
-jvdm plan nfd --on h200                             0.04 GB of a device
+jvdm plan nfd --on h200                             0.05 GB of a device
 jvdm stream "a large red ball rests" --weights work/nfd/weights --system nfd --at 1s "act push left"
 
 The nano model with frame-causal attention and the `actions` port, on clips of the world that are

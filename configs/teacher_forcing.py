@@ -1,7 +1,7 @@
 """The nano model made causal: each latent frame behind the true ones, as Self-Forcing begins.
 
 jvdm train configs/teacher_forcing.py --workdir work/teacher_forcing
-jvdm plan teacher_forcing --on h200                 0.04 GB of a device
+jvdm plan teacher_forcing --on h200                 0.05 GB of a device
 40 steps from the shipped nano weights, a minute on two CPU cores. One latent frame of a clip is
 noised, those before it are clean, those after it are noise and not seen: the first stage of Causal
 Forcing (thu-ml/Causal-Forcing), and the student that `configs/self_forcing.py` goes on with.

@@ -1,7 +1,7 @@
 """The shipped model made frame-causal: no frame looks at a later one (CausVid, arXiv:2412.07772).
 
 jvdm train configs/tiny_t2v_causal.py --workdir work/tiny_t2v_causal
-jvdm plan tiny_t2v_causal --on h200                 11.67 GB of a device
+jvdm plan tiny_t2v_causal --on h200                 13.45 GB of a device
 It starts from the shipped weights and meets rows of streams more often: frames of independent
 levels, and one after the other. Caches of keys and values need it. Measured with
 `--batch-size 256 --num-steps 5000 --source.fresh 32` on two NVIDIA H200, jax 0.11.2: 87.7 ms a

@@ -1,7 +1,7 @@
 """A Video Interface Network, small: chunks of three latent frames that read sixteen tokens.
 
 jvdm train configs/vin.py --workdir work/vin        40 steps, a minute on two CPU cores
-jvdm plan vin --on h200                             0.12 GB of a device
+jvdm plan vin --on h200                             0.17 GB of a device
 jvdm generate "a large red ball rests" --weights work/vin/weights --system vin --num-frames 65
 
 The nano network with an interface (`jvdm.models.interface`, arXiv:2503.17539; theirs has chunks of

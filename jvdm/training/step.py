@@ -19,7 +19,7 @@ from jvdm.training.objective import (
     Transform,
     Updated,
 )
-from jvdm.training.residuals import left
+from jvdm.training.residuals import again, left
 from jvdm.training.state import TrainState
 
 
@@ -30,8 +30,9 @@ class Step(NamedTuple):
     the model: three times those of the loss (once forward, twice backward; recomputation
     does not count) or what the objective says, or all in an update of the objective's own.
     `kept(frozen, state, data)` takes shapes and returns the bytes that the loss leaves for its
-    gradient (`jvdm.training.residuals`), on all devices together, beside what it is given; 0 for an
-    update of the objective's own.
+    gradient (`jvdm.training.residuals`), with what the dearest layer that is computed again leaves
+    for its own, on all devices together, beside what it is given; 0 for an update of the
+    objective's own.
     """
 
     run: Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree, dict[str, Array]]]
@@ -87,12 +88,16 @@ def make_step(
         return (1.0 if own else usual) * (product_flops(model, frozen, state, data) - drawn)
 
     def kept(frozen, state, data):
-        def backward(params, frozen, state, data):
+        def forward(params, frozen, state, data):
             batch, call, _ = told(frozen, state, data)
-            return jax.vjp(lambda params: loss(params, batch, call)[0], params)[1]
+            return loss(params, batch, call)[0]
 
-        jaxpr = jax.make_jaxpr(backward)(state.params, frozen, state, data).jaxpr
-        return left(jaxpr, len(jaxpr.invars))
+        def backward(params, *given):
+            return jax.vjp(lambda params: forward(params, *given), params)[1]
+
+        given = (state.params, frozen, state, data)
+        once, both = (jax.make_jaxpr(run)(*given).jaxpr for run in (forward, backward))
+        return left(both, len(both.invars)) + again(once, both)
 
     return Step(run, flops, (lambda *_: 0) if own else kept)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jvdm.training.residuals import left
+from jvdm.training.residuals import again, left
 from pallas_kernels import dense_attention, traced_for_gpu
 
 ROWS, WIDTH = 512, 64
@@ -67,6 +67,25 @@ def test_nothing_is_made_again_through_a_loop(unroll):
 def test_layers_that_are_computed_again_leave_what_goes_into_them():
     again = jax.checkpoint(gelu)
     assert of(lambda x, up, down: again(x @ up, up, down), TOKENS, KERNEL, KERNEL) == WHOLE
+
+
+def test_the_dearest_part_that_is_computed_again_counts_where_it_has_a_gradient():
+    """One of a teacher is made again for no one."""
+    wide = jax.ShapeDtypeStruct((WIDTH, 2 * WIDTH), jnp.float32)
+    back = jax.ShapeDtypeStruct((2 * WIDTH, WIDTH), jnp.float32)
+    part = jax.checkpoint(gelu)
+
+    def loss(own, x, teacher):
+        return part(x, *own[0]) + part(x, *own[1]) - part(x, *teacher)
+
+    small, large = (KERNEL, KERNEL), (wide, back)
+    for teacher in (small, large):
+        given = ((small, small), TOKENS, teacher)
+        forward = jax.make_jaxpr(loss)(*given).jaxpr
+        both = jax.make_jaxpr(lambda own, *rest: jax.vjp(lambda own: loss(own, *rest), own)[1])
+        assert again(forward, both(*given).jaxpr) == 2 * WHOLE
+        everything = jax.make_jaxpr(lambda *given: jax.vjp(loss, *given)[1])(*given).jaxpr
+        assert again(forward, everything) == (2 if teacher is small else 4) * WHOLE
 
 
 def test_attention_of_a_gpu_leaves_no_scores():
