@@ -53,7 +53,8 @@ class DynamicWidth:
         temperature: Of the gates in training: the larger, the more closed ones learn.
         noise: Size of the noise of the gates in training; less than 1 leaves less for short runs
             to decide, as videos are made without.
-        bias: What routers of width say before they are trained: everything counts.
+        rate: How many times as fast as other parameters what routers say moves, under Adam.
+        bias: What routers of width say before they are trained, give or take one: all counts.
         token_bias: Likewise those of tokens and frames.
         buckets: Widths that programs are compiled for, at most: multiples of `1 / buckets`.
         width: Heads and groups that a program computes; None computes all and masks.
@@ -71,18 +72,22 @@ class DynamicWidth:
     frames: bool = True
     temperature: float = 5.0
     noise: float = 1.0
+    rate: float = 1.0
     bias: float = 15.0
-    token_bias: float = 5.0
+    token_bias: float = 15.0
     buckets: int = 4
     width: tuple[int, int] | None = None
     capacity: float | None = None
     complete: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.groups, self.buckets - 1, self.noise) < 0 or self.temperature <= 0:
+        if (
+            min(self.groups, self.buckets - 1, self.noise) < 0
+            or min(self.temperature, self.rate) <= 0
+        ):
             what = f"{self.groups} groups, {self.buckets} buckets, a temperature of "
-            what += f"{self.temperature:g} and noise of {self.noise:g}"
-            fix = "use 0 groups or more, 1 bucket or more, a temperature above 0 and noise from 0"
+            what += f"{self.temperature:g}, noise of {self.noise:g}, a rate of {self.rate:g}"
+            fix = "temperature and rate are above 0, buckets 1 or more, the others 0 or more"
             raise ConfigError(what, "there is no such network", fix)
         if self.capacity is not None and not 0 < self.capacity <= 1:
             what, why = f"a capacity of {self.capacity:g}", "it is a share of the tokens"
@@ -151,7 +156,8 @@ class WidthRouter(nn.Module):
                 the noise of training: those of one level have one width, as when videos are made.
         """
         counts = tuple(count - 1 for count in self.rule.parts(self.heads))
-        said = Linear(counts, "float32", 0.0, True, name="to_parts")(level)
+        rate = self.rule.rate
+        said = Linear(counts, "float32", 1.0 / rate, True, name="to_parts")(level)
         gates = []
         for number, logits in enumerate(said):
             noise = None
@@ -159,7 +165,7 @@ class WidthRouter(nn.Module):
                 key = jax.random.fold_in(self.make_rng(GATES), number)
                 shape = (len(logits), 1, logits.shape[-1])
                 noise = self.rule.noise * jax.random.logistic(key, shape)
-            made = gate(logits + self.rule.bias, noise, self.rule.temperature)
+            made = gate(rate * logits + self.rule.bias, noise, self.rule.temperature)
             gates.append(jnp.concatenate([jnp.ones_like(made[..., :1]), made], -1))
         return Open(*gates)
 
@@ -180,16 +186,16 @@ class TokenRouter(nn.Module):
             holds: 1 for each token of a frame, 0 for padding of an order.
         """
         gates = jnp.broadcast_to(holds, x.shape[:3])
-        scores = jnp.zeros(x.shape[:3])
+        scores, rate = jnp.zeros(x.shape[:3]), self.rule.rate
         if self.rule.tokens:
             (hidden,) = Linear((max(x.shape[-1] // 16, 1),), "float32", 1.0, True, name="token")(x)
-            (said,) = Linear((1,), "float32", 0.0, True, name="to_token")(nn.relu(hidden))
-            scores = said[..., 0] + self.rule.token_bias
+            (said,) = Linear((1,), "float32", 1.0 / rate, True, name="to_token")(nn.relu(hidden))
+            scores = rate * said[..., 0] + self.rule.token_bias
             gates = gates * self._gate(scores)
         if self.rule.frames:
             mean = jnp.einsum("bfpd,p->bfd", x.astype(jnp.float32), holds / holds.sum())
-            (said,) = Linear((1,), "float32", 0.0, True, name="to_frame")(mean)
-            gates = gates * self._gate(said + self.rule.token_bias)
+            (said,) = Linear((1,), "float32", 1.0 / rate, True, name="to_frame")(mean)
+            gates = gates * self._gate(rate * said + self.rule.token_bias)
         return gates, scores
 
     def _gate(self, logits: Array) -> Array:

@@ -173,6 +173,7 @@ def test_a_step_cache_computes_what_it_would_have():
         ({"buckets": 0}, "0 buckets"),
         ({"temperature": 0.0}, "temperature of 0"),
         ({"noise": -1.0}, "noise of -1"),
+        ({"rate": 0.0}, "rate of 0"),
         ({"capacity": 1.5}, "capacity of 1.5"),
     ],
 )

@@ -10,7 +10,6 @@ the difference. `programs` prints operations and time of a call at every width o
 """
 
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -139,9 +138,10 @@ def programs(weights: str = "nano", height: int = 128, width: int = 128) -> None
     pipe = jvdm.load(weights, progress=False)
     plain: Any = pipe.system.model
     plain = plain.clone(remat="none", unroll=plain.depth, dynamic=None)
-    latent = pipe.system.vae.latent_shape(pipe.manifest.defaults.num_frames, height, width)
-    x = jax.random.normal(jax.random.key(0), (2, *latent))
-    text = Conditions(TextStates(jnp.zeros((2, 8, pipe.system.text.width)), jnp.full(2, 8)))
+    vae, count = pipe.system.vae, pipe.manifest.defaults.num_frames
+    sizes = (vae.latent_frames(count), *vae.latent_size(height, width), vae.latent_channels)
+    x = jax.random.normal(jax.random.key(0), (2, *sizes))
+    text = Conditions(TextStates(jnp.zeros((2, 8, pipe.system.text.width)), jnp.full((2,), 8)))
     call = Call.at(jnp.full(x.shape[:2], 0.5))
     heads = plain.width // plain.head_dim
     rule = dataclasses.replace(dydit.RULE, groups=dydit.RULE.groups)
@@ -151,21 +151,23 @@ def programs(weights: str = "nano", height: int = 128, width: int = 128) -> None
     rows = [None, *(dataclasses.replace(rule, width=width) for width in widths)]
     rows += [dataclasses.replace(rule, width=widths[1], capacity=share) for share in (0.75, 0.5)]
     names = [name for name, _ in rules] + [f"{rules[2][0]}, {c:g} of tokens" for c in (0.75, 0.5)]
-    base = None
-    for name, row in zip(names, rows, strict=True):
-        model = plain.clone(dynamic=row)
-        run = jax.jit(functools.partial(model.apply, {"params": params}))
-        compiled = run.lower(x, call, text).compile()
-        costs: Any = compiled.cost_analysis()
-        jax.block_until_ready(compiled(x, call, text))
-        times = []
-        for _ in range(9):
+    compiled, costs, times = [], [], np.zeros((len(rows), 15))
+    for row in rows:
+        run = jax.jit(plain.clone(dynamic=row).apply)
+        compiled.append(run.lower({"params": params}, x, call, text).compile())
+        cost: Any = compiled[-1].cost_analysis()
+        costs.append(cost["flops"])
+    for turn in range(times.shape[1]):  # all by turns, as others use the cores too
+        for number, program in enumerate(compiled):
             began = time.perf_counter()
-            jax.block_until_ready(compiled(x, call, text))
-            times.append(time.perf_counter() - began)
-        found = np.array([costs["flops"], float(np.min(times))])
-        base = found if base is None else base
-        print(f"{name:<36} {found[0] / 1e9:8.2f} GFLOP {found[1] * 1e3:8.1f} ms", *found / base)
+            jax.block_until_ready(program({"params": params}, x, call, text))
+            times[number, turn] = time.perf_counter() - began
+    print(f"tokens {np.prod(sizes[:3]) // plain.patch**2} of {len(x)} videos")
+    for name, cost, taken in zip(names, costs, times.min(1), strict=True):
+        print(
+            f"{name:<36} {cost / 1e9:8.2f} GFLOP {cost / costs[0]:5.2f}"
+            f" {taken * 1e3:8.1f} ms {taken / times[0].min():5.2f}"
+        )
 
 
 if __name__ == "__main__":
