@@ -149,6 +149,8 @@ def _unknown(name: str, verb: Verb, unknown: list[str], known: list[str]) -> Con
         near = nearest(flags[0].lstrip("-").replace("_", "-"), known, mark="--")
         return ConfigError(f"there is no option {flags[0]}", near, f"see jvdm {name} --help")
     fix = f"quote the {verb.positional[0]}" if verb.positional else "leave it out"
+    if all(re.fullmatch(r"[-+.\deE]+", word) for word in unknown):
+        fix = "several numbers of one option are written with commas, as 2,2,3"
     return ConfigError(f"{' '.join(unknown)!r} is left over", "nothing takes it", fix)
 
 

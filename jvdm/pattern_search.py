@@ -230,14 +230,14 @@ def said(result: Mapping[str, Any]) -> str:
             lines.append(f"{limit:5.1f}  " + " ".join(f"{one[i]:.3f}" for one in result["skipped"]))
         lines += [f"density {one}: a limit of {x}" for one, x in result["found"].items()]
         a, b = result["fit"]
-        lines.append(f"{result['tokens']} tokens: --sampling.policy.fit {a} {b}")
+        lines.append(f"{result['tokens']} tokens: --sampling.policy.fit {a},{b}")
         return "\n".join([*lines, "", *result["outputs"]])
     if "references" in result:
         lines = ["references  error by layer, 1 is that of no output"]
         for i, errors in enumerate(np.asarray(result["errors"]).T):
             lines.append(f"{i + 1:10}  " + " ".join(f"{x:.3f}" for x in errors))
         for density, counts in result["references"].items():
-            mine = " ".join(map(str, counts))
+            mine = ",".join(map(str, counts))
             lines.append(f"density {density}: --sampling.policy.references {mine}")
         return "\n".join([*lines, "", *result["outputs"]])
     layers = np.asarray(result["errors"]).mean(1)

@@ -16,7 +16,7 @@ references for all layers 31.6 at .61, random blocks 40.3 at .71; no time was me
 
 jvdm attention --weights nano --height 64 --width 64 --num-frames 33 --block 4
     --search efficient_vdit --densities 0.75 0.5
-jvdm generate PROMPT --system efficient_vdit --sampling.policy.references 5 4 3
+jvdm generate PROMPT --system efficient_vdit --sampling.policy.references 5,4,3
 python -m tests.systems.attention_tiles
 The last was measured on two busy CPU cores: `nano` at four times its length, four prompts that the
 search had not seen, the first quarter of the rows dense. Density that was reached (dense rows

@@ -17,7 +17,7 @@ measured: on a CPU what is skipped is computed all the same, and no TPU was ther
 jvdm attention --weights nano --height 128 --width 128 --block 4 --search skip_softmax
     --densities .9 .75 .6
 jvdm generate PROMPT --weights nano --height 128 --width 128 --system skip_softmax
-    --sampling.policy.fit 1.636 5.752
+    --sampling.policy.fit 1.636,5.752
 python -m tests.systems.skipped_blocks
 The last was measured on two busy CPU cores: `nano` at four times its tokens, four prompts that the
 calibration had not seen, the first quarter of the rows and the first of three layers dense. Density

@@ -40,7 +40,7 @@ class AttentionTile(Sparse):
         object.__setattr__(self, "references", tuple(self.references))
         if any(count < 1 for count in self.references):
             what, why = f"references are {self.references}", "a layer has one frame or more"
-            raise ConfigError(what, why, "as --sampling.policy.references 2 2 3")
+            raise ConfigError(what, why, "as --sampling.policy.references 2,2,3")
 
     def in_layers(self, depth: int):
         """Checks that every layer has a number."""

@@ -137,11 +137,13 @@ def test_references_are_searched_and_used(weights, tmp_path, capsys):
     errors = np.asarray(found["errors"])
     assert errors.shape[1] == 9 and (errors[:, 0] > errors[:, 4]).all() and not errors[:, 8].any()
     for density, counts in found["references"].items():
-        assert f"density {density}: --sampling.policy.references {counts[0]} " in shown
+        option = "--sampling.policy.references " + ",".join(map(str, counts))
+        assert f"density {density}: {option}\n" in shown
         assert np.mean([tiled(9, count).mean() for count in counts]) <= float(density)
     asked: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 33, "seed": 0}
     asked |= {"progress": False, "output_type": "latent", "num_inference_steps": 2}
-    rules = {"policy": "attention_tile", "policy.references": found["references"]["0.5"]}
+    printed = shown.partition("density 0.5: --sampling.policy.references ")[2].split()[0]
+    rules = {"policy": "attention_tile", "policy.references": printed}
     made: Any = jvdm.load(weights, sampling=rules | {"policy.block": 2}, progress=False)
     plain: Any = jvdm.load(weights, progress=False)
     sparse, dense = (np.asarray(one("a red ball", **asked)) for one in (made, plain))

@@ -131,10 +131,10 @@ def test_limits_are_calibrated_and_used(weights, tmp_path, capsys):
     skipped = np.asarray(found["skipped"])
     assert (np.diff(skipped, axis=1) >= 0).all() and skipped[:, 0].max() < 0.1 < skipped.max()
     a, b = found["fit"]
-    assert f"--sampling.policy.fit {a} {b}" in shown
+    assert f"--sampling.policy.fit {a},{b}\n" in shown
     asked: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "seed": 0}
     asked |= {"progress": False, "output_type": "latent", "num_inference_steps": 2}
-    rules = {"policy": "skip_softmax", "policy.fit": found["fit"], "policy.block": 2}
+    rules = {"policy": "skip_softmax", "policy.fit": f"{a},{b}", "policy.block": 2}
     rules |= {"policy.dense_rows": 0.0, "policy.density": 0.6}
     made: Any = jvdm.load(weights, sampling=rules, progress=False)
     plain: Any = jvdm.load(weights, progress=False)

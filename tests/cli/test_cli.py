@@ -104,6 +104,7 @@ def test_wrong_usage_says_what_is_right(play, capsys, arguments, message):
     ("arguments", "message"),
     [
         (["a", "ball", "--height", "128"], "'ball' is left over; .*; quote the prompt"),
+        (["ball", "--sampling.policy.packed", "2", "16"], "'16' is left over; .* commas, as 2,2,3"),
         (["a", "--num-frame", "9"], "no option --num-frame; did you mean --num-frames"),
         (["a", "--cfg_scale", "3"], "did you mean --guidance-scale"),
         (["a", "--num_videos_per_prompt=2"], "--num_videos_per_prompt; did you mean --num-videos"),
