@@ -197,6 +197,10 @@ def test_a_refreshed_frame_is_read_once():
     mask = policy.common(state, row(7, [0]), dataclasses.replace(GRID, frames=1))
     seen = np.asarray(mask.to_dense())[:, 0, 0]
     np.testing.assert_array_equal(seen, [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    # The second evaluation of a step: what the first one wrote of the frame is not its past.
+    again = dataclasses.replace(state, frames=jnp.asarray([[[0, 7, 8, 6]]] * 2))
+    seen = policy.common(again, row(7, [0]), dataclasses.replace(GRID, frames=1)).to_dense()
+    np.testing.assert_array_equal(np.asarray(seen)[0, 0, 0], [1, 0, 0, 1, 1])
 
 
 def test_cosines_and_the_rule_of_the_sink():
