@@ -157,21 +157,24 @@ class InterfaceDiT(VideoDiT):
         places = jnp.arange(size, dtype=jnp.float32)
         return super().start(size, height, width, places, batch * count)
 
+    @property
+    def _tiles(self) -> Tiles:
+        return Tiles(self.chunk, self.overlap, fused_above=self.fused_above)
+
     def _frames(self, latent_frames: int) -> Int[np.ndarray, "chunks size"]:
         """Returns which latent frames each chunk has."""
-        tiles = Tiles(self.chunk, self.overlap)
-        size = tiles.size(latent_frames, 1, 1)[0]
-        return tiles.places(latent_frames, 1, 1)[:, :1] + np.arange(size)
+        size = self._tiles.size(latent_frames, 1, 1)[0]
+        return self._tiles.places(latent_frames, 1, 1)[:, :1] + np.arange(size)
 
     def _shares(
         self, t: NoiseLevels, frames: Int[np.ndarray, "chunks size"]
     ) -> Float[Array, "B chunks size"]:
         """Returns what a chunk says of its frames; the shares of a frame sum to 1."""
+        tiles, whole = self._tiles, (t.shape[1], 1, 1)
         mixed, owned = (
-            Tiles(self.chunk, self.overlap, weights=weights).shares(t.shape[1], 1, 1)[..., 0, 0]
-            for weights in ("triangle", "middle")
+            jnp.asarray(shares(*whole)[None, ..., 0, 0]) for shares in (tiles.shares, tiles.owned)
         )
-        return jnp.where(t[:, frames] > self.fused_above, mixed[None], owned[None])
+        return tiles.at_level(t[:, frames], mixed, owned)
 
     def _interface(self, x: Latents, t: NoiseLevels, text: TextStates) -> Tokens:
         """Returns the tokens of a call."""

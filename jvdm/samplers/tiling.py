@@ -115,6 +115,16 @@ class Tiles:
         shares = shares / times[:, None, None, None]
         return np.repeat(shares, times, axis=0).astype(np.float32)
 
+    def owned(
+        self, frames: int, height: int, width: int
+    ) -> Float[np.ndarray, "tiles frames rows columns"]:
+        """Returns the weights with which every place is left to one tile."""
+        return replace(self, weights="middle").shares(frames, height, width)
+
+    def at_level(self, t: Array, shared: Array, owned: Array) -> Array:
+        """Returns the weights of frames at the levels `t`: shared ones while they are noisy."""
+        return jnp.where(t > self.fused_above, shared, owned)
+
     def _times(self, count: int) -> np.ndarray:
         """Returns how often each of so many tiles is evaluated."""
         times = np.ones(count, int)
@@ -187,14 +197,14 @@ def fused(tiles: Tiles, denoiser_of: Callable[[Place], Denoiser]) -> Denoiser:
             said, carry = denoiser_of(place)(cut(x, place, size), told, carry)
             weight = share[None, ..., None]
             if own is not None:
-                noisy = told.t[:, :, None, None, None] > tiles.fused_above
-                weight = jnp.where(noisy, weight, own[None, ..., None])
+                t = told.t[:, :, None, None, None]
+                weight = tiles.at_level(t, weight, own[None, ..., None])
             return Denoised(
                 *(_add(whole, weight * part, place) for whole, part in zip(sums, said, strict=True))
             ), carry
 
         nothing = Denoised(jnp.zeros_like(x), jnp.zeros_like(x))
-        owned = replace(tiles, weights="middle").shares(*whole) if tiles.fused_above else None
+        owned = tiles.owned(*whole) if tiles.fused_above else None
         each = jax.tree.map(jnp.asarray, (places, tiles.shares(*whole), owned))
         if not tiles.pairs:
             return jax.lax.scan(add, nothing, (*each, carry))
@@ -217,9 +227,11 @@ def _within(call: Call, place: Place, size: Sequence[int]) -> Call:
     )
     start, frame = (first + place.frame for first in (call.row.start, call.row.frame))
     row = call.row._replace(start=start, frame=frame, write=write)
-    if row.moving is not None:
-        moving = jax.lax.dynamic_slice_in_dim(row.moving, place.frame, size[0])
-        row = row._replace(moving=moving)
+    for name in ("moving", "level"):
+        values = getattr(row, name)
+        if values is not None:
+            values = jax.lax.dynamic_slice_in_dim(values, place.frame, size[0])
+            row = row._replace(**{name: values})
     return Call(t, t_next, row)
 
 

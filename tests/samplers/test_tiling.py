@@ -122,6 +122,21 @@ def test_tiles_share_a_place_by_their_weights():
     np.testing.assert_allclose(alone, jnp.stack(expected, axis=1), atol=1e-6)
 
 
+def test_a_tile_is_told_of_its_own_frames_alone():
+    call = call_of(6)
+    row = call.row._replace(moving=call.t[0] > 0.5, level=jnp.arange(6))
+    seen = []
+
+    def look(x, call, carry):
+        seen.append((call.row.moving.shape, call.row.level.shape))
+        same = jnp.broadcast_to(call.row.level[None, :, None, None, None] + 0.0, x.shape)
+        return Denoised(same, x - same), carry
+
+    said, _ = fused(Tiles(4, 2), of_everything(look))(NOISE[:, :6], call._replace(row=row), None)
+    np.testing.assert_allclose(said.x0[0, :, 0, 0, 0], jnp.arange(6.0), atol=1e-6)
+    assert set(seen) == {((4,), (4,))}
+
+
 def test_clean_frames_are_left_to_one_tile_where_noisy_ones_are_shared():
     x, call = NOISE[:, :6], call_of(6)  # levels from .2 to .9
     either = [
