@@ -126,6 +126,8 @@ class TimeEmbedding(nn.Module):
     width: int
     frequencies: int = 128
     dtype: str = "bfloat16"
+    scale: float = 1.0
+    """Of the vectors at initialisation."""
 
     @nn.compact
     def __call__(self, t: Float[Array, "B F"]) -> Float[Array, "B F D"]:
@@ -134,8 +136,8 @@ class TimeEmbedding(nn.Module):
         angles = 1000.0 * t[..., None] * jnp.exp(exponent)[None, None]
         waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
         (hidden,) = Linear((self.width,), self.dtype, bias=True, name="hidden")(waves)
-        (out,) = Linear((self.width,), self.dtype, bias=True, name="out")(nn.silu(hidden))
-        return out
+        out = Linear((self.width,), self.dtype, self.scale, True, name="out")
+        return out(nn.silu(hidden))[0]
 
 
 Rotary = tuple[Float[Array, "L R"], Float[Array, "L R"]]

@@ -117,10 +117,11 @@ class VideoDiT(Transformer, nn.Module):
     Next-Frame Diffusion (arXiv:2506.01380); what frames will roughly be (the `plan` port) changes
     their tokens in the first half of the layers. With a `scan` layers read all tokens in linear
     time, beside their attention or without it. With `dynamic` routers say which heads, channels,
-    tokens and frames count. Parameters are float32, products run in `dtype`.
+    tokens and frames count. With `next_share` it is told where a step leads, and says the mean
+    velocity up to there. Parameters are float32, products run in `dtype`.
     """
 
-    silent: ClassVar[tuple[str, ...]] = ("gate", "width_router", "token_router")
+    silent: ClassVar[tuple[str, ...]] = ("gate", "width_router", "token_router", "time_next")
     """Parts that change nothing as they are drawn: weights to start training from may lack them."""
 
     width: int = 384
@@ -133,6 +134,8 @@ class VideoDiT(Transformer, nn.Module):
     rotary_base: float = 100.0
     position_waves: int = 0
     """Waves along each side of a frame that tell a token where in the frame it is; 0 for none."""
+    next_share: float = 0.0
+    """Share of the level that a step leads to in what is told of levels: networks that jump."""
     ports: tuple[str, ...] = ("text",)
     actions: tuple[str, ...] = ()
     policy: Policy = Dense()
@@ -184,7 +187,7 @@ class VideoDiT(Transformer, nn.Module):
             channel = ChannelCondition(x, jnp.zeros(x.shape[:-1], bool))
         if channel is not None:
             tokens = tokens + self._channel(channel)
-        time = TimeEmbedding(self.width, dtype=self.dtype, name="time")(call.t)
+        time = self._time(call)
         level = self._level(time)
         time = nn.silu(time + self._acted(conditions.actions, call) if self.actions else time)
         (modulation,) = Linear((6 * self.width,), self.dtype, 0.1, True, name="modulation")(time)
@@ -212,6 +215,22 @@ class VideoDiT(Transformer, nn.Module):
             why = "the scan reads all tokens of a call, whatever its attention leaves out"
             raise ConfigError(what, why, "use dense or temporal_swin, or a model without scans")
         return policy
+
+    def _time(self, call: Call) -> Float[Array, "B F D"]:
+        """Returns what is told of levels; of frames that stay, what a plain network is told.
+
+        `(1 - g) e(t) + g e'(t_next)` with a share `g`, and `e'` at first `e` (AnyFlow).
+        """
+        embed = TimeEmbedding(self.width, dtype=self.dtype, name="time")
+        time = embed(call.t)
+        if not self.next_share:
+            return time
+        if self.dynamic is not None:
+            what, fix = "routers in a network that is told where steps lead", "leave one of them out"
+            raise ConfigError(what, "they decide by the level alone", fix)
+        more = TimeEmbedding(self.width, dtype=self.dtype, scale=0.0, name="time_next")
+        after = embed(call.t_next) + more(call.t_next)
+        return time + self.next_share * (after - time)
 
     def _level(self, time: Array) -> Float[Array, "B F D"] | None:
         """Returns what routers read of the levels; None where everything counts."""

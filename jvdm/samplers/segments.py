@@ -64,6 +64,19 @@ class Segments:
         """Returns the next point of each frame."""
         return below(t, self.points)
 
+    def some(self, t: NoiseLevels, uniform: NoiseLevels) -> NoiseLevels:
+        """Returns a point below each frame, down to the end of its segment, of equal chances.
+
+        Args:
+            t: Levels of the frames.
+            uniform: f32[B, F], draws from [0, 1); equal ones choose alike.
+        """
+        grid = jnp.asarray(self.points, jnp.float32)[None, None]
+        first = jnp.sum(grid > t[..., None] - _SAME, -1)
+        last = jnp.sum(grid > self.end(t)[..., None] + _SAME, -1)
+        chosen = first + (uniform * (last + 1 - first)).astype(jnp.int32)
+        return grid[0, 0, jnp.minimum(chosen, last)]
+
     def way(self, t: NoiseLevels, rows: int, stop: NoiseLevels) -> Float[Array, "rows B F"]:
         """Returns the levels of `rows` steps along the points, none past `stop`.
 

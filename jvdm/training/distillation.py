@@ -64,8 +64,12 @@ class Distillation:
     """Weights folder of the teacher, or name of embedded weights."""
     edges: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.0)
     """Levels of the student, descending to 0."""
-    target: Literal["segment", "consistency"] = "segment"
-    """What jumps are compared with: the end of the teacher's way, or of its average's jump."""
+    target: Literal["segment", "consistency", "flow_map"] = "segment"
+    """What jumps are compared with: the end of the teacher's way, or of its average's jump.
+
+    With `flow_map` jumps lead from any point to any other, and the weights are sampled at the
+    levels of the system, any number of them, instead of the edges.
+    """
     micro: int = 4
     """Steps of the teacher in a segment, spaced as its own levels are."""
     guidance: float | None = None
@@ -86,6 +90,7 @@ class Distillation:
         divided(np.array([max(self.edges, default=1.0), 0.0]), self.edges, self.micro)
         if self.target not in TARGETS:
             raise ConfigError(f"target is {self.target!r}", f"known are {', '.join(TARGETS)}", "")
+        self._check_jumps()
         if self.chunk < 1:
             raise ConfigError(f"chunk is {self.chunk}", "a chunk has a frame at least", "use 2")
         if not 1 <= self.lag < len(self.edges):
@@ -94,6 +99,18 @@ class Distillation:
             raise ConfigError(what, why, f"use 1 to {most}")
         if not 0 <= self.given <= 1:
             raise ConfigError(f"given is {self.given:g}", "it is a share", "use 0 to 1")
+
+    def _check_jumps(self) -> None:
+        """Refuses a flow map of a network that is not told where jumps end, or of streams."""
+        if self.target != "flow_map":
+            return
+        if not getattr(self.system.model, "next_share", 0.0):
+            what = "a flow map of a network that is not told where its jumps end"
+            why = "from one level it is to say another velocity for every end"
+            raise ConfigError(what, why, "build the model with next_share=0.25")
+        if self.source == "stream":
+            what, why = "a flow map of streams", "chunks are apart by jumps of one number of steps"
+            raise ConfigError(what, why, "use --objective.source data, or another target")
 
     @property
     def taught(self) -> Teacher:
@@ -133,12 +150,21 @@ class Distillation:
         return Mixture((starts, CleanPrefix(starts)), (1.0 - self.given, self.given))
 
     def jump(
-        self, params: PyTree, told: Conditions, x: Latents, t: NoiseLevels, s: NoiseLevels
+        self,
+        params: PyTree,
+        told: Conditions,
+        x: Latents,
+        t: NoiseLevels,
+        s: NoiseLevels,
+        end: NoiseLevels | None = None,
     ) -> Latents:
-        """Returns the student's latents at levels `s`, bit for bit `x` where `s` is `t`."""
+        """Returns the student's latents at levels `s`, bit for bit `x` where `s` is `t`.
+
+        It is told that the jump leads to `end`; None is the truth.
+        """
         system = self.system
         denoise = make_denoiser(system.predict(params, told), system.process, system.prediction)
-        said = denoise(x, Call.at(t, s), None)[0]
+        said = denoise(x, Call.at(t, s if end is None else end), None)[0]
         landed = mix(system.process.alpha(s), system.process.sigma(s), said.x0, said.eps)
         return jnp.where(expand(s == t, x), x, landed)
 
@@ -161,13 +187,15 @@ class Distillation:
         row = self.rows(segments)(named(call.key, "rows"), *clean.shape[:2])
         noise = jax.random.normal(named(call.key, "noise"), clean.shape, jnp.float32)
         mask = row.loss_mask * (row.t > 0)
-        stop = jnp.where(mask > 0, segments.end(row.t), row.t)
+        target = TARGETS[self.target]
+        ends = target.ends(named(call.key, "ends"), row.t, segments)
+        stop, end = (jnp.where(mask > 0, level, row.t) for level in (ends.s, ends.told))
         point = Point(corrupt(process, clean, row.t, noise), row.t, stop)
         average = functools.partial(self.jump, call.ema, self.system.told(call.ema, tokens))
         walk = functools.partial(self.walk, call.frozen, tokens, call.key)
-        aim = jax.lax.stop_gradient(TARGETS[self.target](point, segments, walk, average))
-        landed = self.jump(params, self.system.told(params, tokens), *point)
-        error = (landed - aim) / expand(segments.width(row.t), aim)
+        aim = jax.lax.stop_gradient(target(point, segments, walk, average))
+        landed = self.jump(params, self.system.told(params, tokens), *point, end)
+        error = (landed - aim) / expand(ends.width, aim)
         square = jnp.square(error)
         if self.loss_kind == "huber":
             square = jnp.sqrt(square + _WIDTH**2) - _WIDTH
@@ -184,11 +212,11 @@ class Distillation:
 
         A stream's chunks are made as many jumps apart as in training.
         """
+        own = {} if self.target == "flow_map" else {"levels": ExplicitLevels(self.edges)}
         wave = {"matrix": LagMatrix(self.lag, self.chunk)} if self.source == "stream" else {}
         sampling = dataclasses.replace(
             self.system.sampling,
-            **wave,
-            levels=ExplicitLevels(self.edges),
+            **(own | wave),
             solver=FlowMap(),
             guidance=ClassifierFree(1.0),
         )

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 
-from jvdm.arrays import Latents, NoiseLevels
+from jvdm.arrays import Array, Key, Latents, NoiseLevels
+from jvdm.keys import named
 from jvdm.samplers.process import expand
 from jvdm.samplers.segments import Segments
+from jvdm.samplers.timesteps import per_clip
 
 
 class Point(NamedTuple):
@@ -24,6 +27,20 @@ class Point(NamedTuple):
     x: Latents
     t: NoiseLevels
     s: NoiseLevels
+
+
+class Ends(NamedTuple):
+    """Where jumps from points lead.
+
+    Attributes:
+        s: f32[B, F], the levels that they end at.
+        told: f32[B, F], the levels that the student is told that they lead to.
+        width: f32[B, F], the length that an error is counted in.
+    """
+
+    s: NoiseLevels
+    told: NoiseLevels
+    width: NoiseLevels
 
 
 Walk = Callable[[Point, int], Latents]
@@ -45,13 +62,18 @@ class Target(Protocol):
         """Returns what it costs, in forward passes of the network."""
         ...
 
+    def ends(self, key: Key, t: NoiseLevels, segments: Segments) -> Ends:
+        """Returns where jumps from levels `t` lead: to the ends of their segments."""
+        stop = segments.end(t)
+        return Ends(stop, stop, segments.width(t))
+
     def __call__(self, point: Point, segments: Segments, walk: Walk, jump: Jump) -> Latents:
         """Returns latents at the levels `point.s`."""
         ...
 
 
 @dataclass(frozen=True)
-class Segment:
+class Segment(Target):
     """Where the teacher gets in all its steps to the end of the segment.
 
     Nothing is learnt from the student itself, and no jump but those that are sampled is trained.
@@ -72,7 +94,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Target):
     """Where the student's average jumps to from the teacher's next point.
 
     From a point whose next one is the end of the segment, the teacher alone says it.
@@ -93,5 +115,43 @@ class Consistency:
         return jnp.where(expand(u <= point.s, x), x, jump(x, u, point.s))
 
 
-TARGETS: dict[str, Target] = {"segment": Segment(), "consistency": Consistency()}
+@dataclass(frozen=True)
+class FlowMaps(Consistency):
+    """Jumps between any two points: one student for any number of steps.
+
+    Its network says the mean velocity `u(x, t, s)` of the teacher's way from `t` to `s`, and is
+    told `s`. The target `v - (t - s) du/dt` of mean velocities is taken over a whole step of the
+    teacher: with `x'` its next point, at `t'`, `(t - s) u = (t - t') v + (t' - s) u(x', t', s)`,
+    which the exact flow map fulfils at every step. Errors count by the length of their jump.
+
+    Reference: AnyFlow (NVlabs/AnyFlow), forward training; Geng et al., MeanFlow, arXiv:2505.13447.
+    They take `du/dt` from nearby levels instead.
+
+    Attributes:
+        still: Share of clips that learn the velocity: what is said where a jump has no length.
+        whole: Share of clips whose jumps lead to the end of the segment; others to any point.
+    """
+
+    still: float = 0.5
+    whole: float = 0.25
+
+    def ends(self, key: Key, t: NoiseLevels, segments: Segments) -> Ends:
+        """Returns ends that are drawn for each clip."""
+
+        def draw(key: Key) -> Array:
+            return jax.random.uniform(key, (2, 1))
+
+        kind, place = jnp.moveaxis(per_clip(draw, named(key, "ends"), len(t)), 1, 0)
+        place = jnp.broadcast_to(place, t.shape)
+        to_end, still = kind < self.still + self.whole, kind < self.still
+        s = jnp.where(to_end, segments.end(t), segments.some(t, place))
+        s = jnp.where(still, segments.next(t), s)
+        return Ends(s, jnp.where(still, t, s), jnp.where(t > 0, t - s, 1.0))
+
+
+TARGETS: dict[str, Target] = {
+    "segment": Segment(),
+    "consistency": Consistency(),
+    "flow_map": FlowMaps(),
+}
 """Every target by the name that the command line knows."""

@@ -189,6 +189,25 @@ def test_bad_inputs_are_named():
         DIT.apply({"params": parameters()}, latents(), Call.at(T), told)
 
 
+def test_a_network_that_is_told_where_a_step_leads_says_the_plain_velocity_of_no_step():
+    told = DIT.clone(next_share=0.25)
+    params = drawn(told.init, jax.random.key(1), latents(), Call.at(T), conditions())["params"]
+    assert not np.any(params["time_next"]["out"]["kernel"])
+    without = {name: leaf for name, leaf in params.items() if name != "time_next"}
+
+    def said(params, t_next, model=told):
+        call = Call.at(T, t_next)
+        run = jax.jit(lambda params: model.apply({"params": params}, latents(), call, conditions()))
+        return run(params)[0]
+
+    plain = said(without, 0.5 * T, DIT)  # without a share no t_next is read, and no part is made
+    np.testing.assert_array_equal(plain, said(without, T, DIT))
+    np.testing.assert_array_equal(plain, said(params, T))
+    assert np.abs(plain - said(params, 0.5 * T)).max() > 1e-4
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, params["time_next"])
+    assert np.abs(plain - said(params | {"time_next": trained}, T)).max() > 1e-4
+
+
 def test_where_all_tokens_are_alike_only_absolute_places_tell_them_apart():
     even = jnp.broadcast_to(latents()[:, :1, :1, :1], SHAPE)
     placed = DIT.clone(position_waves=2)

@@ -91,7 +91,7 @@ class Toy(Distillation):
         """The exact teacher, whose levels are even."""
         return Teacher(self.system, divided(np.array([1.0, 0.0]), self.edges, self.micro))
 
-    def jump(self, params, told, x, t, s):
+    def jump(self, params, told, x, t, s, end=None):
         """Returns latents at `s`."""
         return x + expand(s - t, x) * net(params, x, t)
 

@@ -43,7 +43,7 @@ def batch_of(latents=None):
     return {"latents": latents, "tokens": tokens}
 
 
-@pytest.fixture(scope="module", params=sorted(TARGETS))
+@pytest.fixture(scope="module", params=["segment", "consistency"])
 def gradients(request, objective, params):
     """Returns the gradient by the student, and by all else that the loss is told."""
     objective = dataclasses.replace(objective, target=request.param)
@@ -140,7 +140,7 @@ def columns(objective, starts, seed=2):
     return given.loss(params, {"latents": clean, "tokens": None}, call)[0]
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", ["segment", "consistency"])
 def test_one_level_for_all_frames_is_the_case_of_equal_columns(target):
     objective = toy.Toy(edges=toy.EVEN, target=target, micro=2)
     scalar = columns(objective, 0.5)
@@ -155,7 +155,7 @@ def test_clean_frames_do_not_count(monkeypatch):
     mixed = [columns(objective, [0.0, 0.75, 0.75, 0.75])]
     jump = toy.Toy.jump
 
-    def wrong_in_the_first(self, params, told, x, t, s):
+    def wrong_in_the_first(self, params, told, x, t, s, end=None):
         return jump(self, params, told, x, t, s).at[:, 0].add(9.0)
 
     monkeypatch.setattr(toy.Toy, "jump", wrong_in_the_first)
@@ -234,7 +234,7 @@ def begun():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", ["segment", "consistency"])
 def test_a_student_beats_as_many_steps_of_its_teacher(begun, target):
     """Energy distances: teacher .0065, student before .024; segment .0049, consistency .0047."""
     before = toy.distance(toy.made(toy.student(begun), toy.EVEN))
