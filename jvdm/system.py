@@ -19,7 +19,7 @@ from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions, PictureStates, TextStates
 from jvdm.models.low_rank import variables
 from jvdm.models.step_cache import StepCache
-from jvdm.parallel import constrain
+from jvdm.parallel import beside_branches, constrain
 from jvdm.samplers import (
     Call,
     ClassifierFree,
@@ -280,8 +280,20 @@ class System:
 
             def told_so(told: Conditions) -> Denoiser:
                 condition = None if told.channel is None else told.channel.latents
-                network = self.predict(params, told)
-                return make_denoiser(network, self.process, self.prediction, condition)
+                predict = self.predict(params, told)
+
+                def network(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
+                    made, carry = predict(x, call, carry)
+                    return beside_branches(made, len(names)), carry
+
+                one = make_denoiser(network, self.process, self.prediction, condition)
+
+                def denoise(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
+                    x, call = beside_branches((x, call), len(names))
+                    made, carry = one(x, call, carry)
+                    return beside_branches(made, len(names)), carry
+
+                return denoise
 
             if tiles is None:
                 return told_so(told)

@@ -1,6 +1,12 @@
 """Meshes and shardings as values; see `jvdm.parallel.mesh` for the axes."""
 
-from jvdm.parallel.activations import constrain, constrain_carry, token_parts, using
+from jvdm.parallel.activations import (
+    beside_branches,
+    constrain,
+    constrain_carry,
+    token_parts,
+    using,
+)
 from jvdm.parallel.attention import attention, read
 from jvdm.parallel.mesh import (
     AXES,
@@ -26,6 +32,7 @@ __all__ = [
     "attention",
     "batch_sharding",
     "check_rows",
+    "beside_branches",
     "constrain",
     "constrain_batch",
     "constrain_carry",

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import Array, PyTree
-from jvdm.parallel.mesh import ROWS, TOKENS, parts, present
+from jvdm.parallel.mesh import BATCH, ROWS, TOKENS, parts, present
 
 Axis = Literal["batch", "tokens", "heads", "frames", "lines"]
 """Axes of activations that may be split: videos of all branches of guidance, tokens of a video,
@@ -72,13 +72,43 @@ def constrain(x: Array, *axes: Axis | None) -> Array:
     Args:
         x: The activation.
         axes: What its first axes are; None, and all that are not named, are on every device.
-            Where an axis does not divide, XLA pads it.
+            Where an axis does not divide, XLA pads it; videos that branches of guidance do not
+            divide are on all of these.
     """
     mesh = used()
     if mesh is None:
         return x
-    spec = PartitionSpec(*(present(mesh, _MEANS[axis]) if axis else None for axis in axes))
+    means = [_MEANS[axis] if axis else () for axis in axes]
+    if axes[0] == "batch" and x.shape[0] % parts(mesh, ROWS):
+        means[0] = BATCH
+    spec = PartitionSpec(*(present(mesh, names) for names in means))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def beside_branches(tree: PyTree, branches: int) -> PyTree:
+    """Says that every device has what all branches of guidance say of its videos.
+
+    So a prediction is sent once, and what comes of it is computed where it is needed. Without it
+    XLA splits latents between branches too, and sends what comes of them back and forth.
+
+    Args:
+        tree: Arrays of branch-major rows, `[branches * videos, ...]`.
+        branches: How many are evaluated together.
+    """
+    mesh = used()
+    if mesh is None or parts(mesh, ("branch",)) == 1:
+        return tree
+    place = NamedSharding(mesh, PartitionSpec(None, present(mesh, BATCH)))
+
+    def one(x: Array) -> Array:
+        if x.ndim < 2 or x.shape[0] % branches:
+            return x
+        if parts(mesh, BATCH) == 1:
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+        apart = x.reshape(branches, x.shape[0] // branches, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(apart, place).reshape(x.shape)
+
+    return jax.tree.map(one, tree)
 
 
 def constrain_carry(tree: PyTree, mesh: Mesh, rows: int) -> PyTree:

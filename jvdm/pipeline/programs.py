@@ -24,7 +24,7 @@ from jvdm.errors import DeviceMemoryError, NumericsError
 from jvdm.keys import named
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
-from jvdm.parallel import constrain, constrain_batch, constrain_carry, using
+from jvdm.parallel import beside_branches, constrain, constrain_batch, constrain_carry, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.modalities import each, every
 from jvdm.samplers.process import corrupt, expand
@@ -156,8 +156,13 @@ def denoise_row(
     mesh: Mesh | None,
 ) -> State:
     """Takes one row of the matrix to the next."""
-    rules, denoise = system.sampling, system.denoiser(params, conditions)
+    rules, guided = system.sampling, system.denoiser(params, conditions)
     solver = samplers.hooked(rules.solver, rules.hooks or ())
+
+    def denoise(x: Any, call: Any, carry: PyTree) -> Any:
+        made, carry = guided(beside_branches(x, 1), call, carry)
+        return beside_branches(made, 1), carry
+
     with using(mesh):
         state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
     return _spread(system, state, mesh)

@@ -423,8 +423,13 @@ def _together(
 ) -> tuple[list[Denoised], PyTree]:
     """Evaluates all branches as one batch, needed or not."""
     denoised, carry = denoiser(*shown(rule, rule.branches, process, x, call), carry)
-    parts = (jnp.split(value, len(rule.branches)) for value in denoised)
+    parts = (value.reshape(len(rule.branches), *x.shape) for value in denoised)
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
+
+
+def _rows(parts: Sequence[Array]) -> Array:
+    """Joins branches: on a mesh that splits videos, those of all branches lie where they are."""
+    return jnp.stack(parts).reshape(-1, *parts[0].shape[1:])
 
 
 def shown(
@@ -432,9 +437,8 @@ def shown(
 ) -> tuple[Array, Call]:
     """Returns latents and call of a branch-major batch of branches, as networks are told them."""
     views, calls = zip(*(rule.view(name, x, call, process) for name in branches), strict=True)
-    t = jnp.concatenate([one.t for one in calls])
-    t_next = jnp.concatenate([one.t_next for one in calls])
-    return jnp.concatenate(views), Call(t, t_next, call.row._replace(moving=None, draws=None))
+    t, t_next = _rows([one.t for one in calls]), _rows([one.t_next for one in calls])
+    return _rows(views), Call(t, t_next, call.row._replace(moving=None, draws=None))
 
 
 def _one_by_one(

@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jvdm import works
+from jvdm.families import FAMILIES
 from jvdm.parallel import mesh_of, using
+from jvdm.parallel.collectives import sent
 from jvdm.parallel.foreseen import foreseen
+from jvdm.plan import _compiled
 
 MESHES = ("data=8", "fsdp=4,sequence=2", "data=2,ring=2,tensor=2")
 
@@ -22,17 +26,17 @@ def test_a_training_step_sends_what_was_foreseen(run_python):
     # Metrics are summed too.
     assert data[1]["all-reduce"] == pytest.approx(data[0]["all-reduce"], rel=1e-3)
     assert data[1].keys() == {"all-reduce"}
-    sent, counted = ulysses
+    sends, counted = ulysses
     # XLA for CPUs reduces whole where others reduce what a device keeps, at twice the price; and it
     # keeps what it gathered of the first and last layers.
     reduced = counted["all-reduce"] + 2 * counted["reduce-scatter"]
-    assert reduced == pytest.approx(sent["all-reduce"], rel=0.2)
-    assert counted["all-gather"] == pytest.approx(sent["all-gather"], rel=0.2)
-    assert counted["all-to-all"] == pytest.approx(sent["all-to-all"], rel=0.1)
-    sent, counted = mixed
+    assert reduced == pytest.approx(sends["all-reduce"], rel=0.2)
+    assert counted["all-gather"] == pytest.approx(sends["all-gather"], rel=0.2)
+    assert counted["all-to-all"] == pytest.approx(sends["all-to-all"], rel=0.1)
+    sends, counted = mixed
     # Where features are split XLA gathers them as well.
-    assert 0.5 * sum(sent.values()) < sum(counted.values()) < 1.1 * sum(sent.values())
-    assert counted["collective-permute"] == pytest.approx(sent["collective-permute"], rel=0.2)
+    assert 0.5 * sum(sends.values()) < sum(counted.values()) < 1.1 * sum(sends.values())
+    assert counted["collective-permute"] == pytest.approx(sends["collective-permute"], rel=0.2)
 
 
 def placed(shape, mesh, *spec):
@@ -86,3 +90,13 @@ def test_what_a_program_exchanges_counts_as_often_as_it_runs():
     part = 4 * math.prod((8, 16))
     found = foreseen(jaxpr, {}, mesh, trains=False)
     assert found == {"all-reduce": 5 * 2 * part * 3 // 4, "collective-permute": 5 * part}
+
+
+def test_branches_of_guidance_send_a_prediction_and_nothing_else():
+    """A row of the sampler, compiled: latents and what comes of them are where they are needed."""
+    mesh = mesh_of("branch=2", jax.devices()[:2])
+    text, row, decoder = works.video_of("wan-tiny", mesh)
+    frames, height, width, channels = FAMILIES["wan-tiny"].latents
+    prediction = 4 * frames * height * width * channels
+    sizes = {one.name: sent(_compiled(one, mesh).as_text()) for one in (text, row, decoder)}
+    assert sizes == {text.name: {}, row.name: {"all-gather": prediction}, decoder.name: {}}
