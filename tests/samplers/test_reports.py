@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jvdm.models import Conditions
 from jvdm.samplers import (
     ClassifierFree,
     Denoised,
@@ -73,7 +74,7 @@ class Shown(System):
     seen: Any = None
 
     def told(self, params, ids, channel=None):
-        return None
+        return Conditions()
 
     def predict(self, params, told):
         def network(x, call, carry):
