@@ -19,7 +19,7 @@ from jvdm.samplers.timesteps import Drawn
 from jvdm.training.dynamic_matching import DynamicMatching
 from jvdm.training.optimizer import Optimizer
 
-RULE = DynamicWidth(groups=8, bias=4.0, token_bias=4.0, noise=0.2, rate=10.0)
+RULE = DynamicWidth(groups=8, temperature=1.0, noise=0.05, bias=2.0, token_bias=2.0)
 
 
 def config() -> Experiment:
@@ -36,11 +36,11 @@ def config() -> Experiment:
             rows=Drawn(stratified=True),
             target=0.7,
             full_steps=20,
-            falling_steps=200,
-            weight=20.0,
-            complete_steps=300,
+            falling_steps=100,
+            weight=5.0,
+            complete_steps=120,
         ),
-        optimizer=Optimizer(kind="adamw", learning_rate=2e-4, warmup_steps=10, weight_decay=0.0),
+        optimizer=Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=10, weight_decay=0.0),
         num_steps=400,
         checkpoint_every=100,
         package=packaging,

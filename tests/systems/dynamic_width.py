@@ -47,11 +47,11 @@ def variants() -> dict[str, Any]:
     return {
         "nano": kept,
         "dydit .7": rule(),
+        "pruned": rule(tokens=False, frames=False),
         "width alone": rule(tokens=False, frames=False),
         "tokens and frames alone": rule(timestep=False),
-        "tokens alone": rule(timestep=False, frames=False),
-        "pruned": rule(tokens=False, frames=False),
         "dydit .5": rule(0.5),
+        "tokens alone": rule(timestep=False, frames=False),
     }
 
 
