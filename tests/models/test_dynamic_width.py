@@ -149,13 +149,17 @@ def test_every_router_learns_from_the_output_in_training_alone():
 
 def test_frames_of_one_level_share_their_widths_in_training():
     """As they do when videos are made; other clips draw for themselves."""
-    rule = dataclasses.replace(RULE, tokens=False, frames=False)
+    rule = dataclasses.replace(RULE, tokens=False, frames=False, bias=0.0)
+    layers = dict(routed()["layers"])
+    layers["width_router"] = jax.tree.map(jnp.zeros_like, layers["width_router"])
     told = (jnp.zeros(SHAPE), Call.at(jnp.full((2, 3), 0.5)), conditions())
     model = GATED.clone(dynamic=rule)
     keys = {"rngs": {GATES: jax.random.key(0)}, "mutable": [GATES]}
-    _, said = jax.jit(lambda p: model.apply({"params": p}, *told, **keys))(routed())
+    params = {**routed(), "layers": layers}
+    _, said = jax.jit(lambda p: model.apply({"params": p}, *told, **keys))(params)
     share = said[GATES]["layers"]["spent"][0] * jnp.array([2, 4])[None, :, None]
     np.testing.assert_allclose(share, jnp.round(share), atol=1e-5)
+    assert len(np.unique(np.round(share))) > 2, "noise decides nothing"
 
 
 def test_a_step_cache_computes_what_it_would_have():

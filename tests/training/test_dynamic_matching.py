@@ -85,6 +85,7 @@ def test_the_share_counts_each_frame_with_its_own_width():
     )
 
 
+@pytest.mark.slow
 def test_steps_from_weights_without_routers_reach_the_target(batch, weights):
     """Routers close with the steps, and the share follows the target."""
     aimed = dataclasses.replace(OURS, full_steps=0, falling_steps=20, weight=20.0, complete_steps=0)
