@@ -151,7 +151,7 @@ def check_cache(matrix: TimestepMatrix, slots: Slots, banks: int = 0) -> Timeste
     noisy = bool((moving & np.asarray(matrix.write)).any())
     if noisy != bool(banks) or banks and banks < matrix.num_steps:
         raise ConfigError(
-            f"rows that write frames {'at every level' if noisy else 'when they are finished'}, "
+            f"rows that write {'at every level' if noisy else 'finished frames, or none'}, "
             f"{matrix.num_steps} steps, and a policy that keeps {banks} levels apart",
             "a cache for each level is written at each, any other one by finished frames",
             f"use --sampling.policy level_bank --sampling.policy.levels {matrix.num_steps} "

@@ -89,7 +89,7 @@ def test_at_every_level_a_frame_is_written_by_the_call_that_moves_it_on(lag):
         (
             cached(lag_matrix(LEVELS, 6, 1)),
             LevelBank(3, 6, 1),
-            "when they are finished, .* keeps 3 levels",
+            "finished frames, or none, .* keeps 3 levels",
         ),
         (lag_matrix(LEVELS, 6, 1), LevelBank(3, 6, 1), "by_level True"),
     ],
