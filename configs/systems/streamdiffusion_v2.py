@@ -20,7 +20,9 @@ dB to the given film in the eight frames after it, both ways), as are levels tha
 (22.8 and 22.9).
 
 python -m tests.systems.level_banks 8 nano 0.85
-Two busy CPU cores, jax 0.10.2, where both made 650 to 910 frames a second.
+Two busy CPU cores, jax 0.10.2. In streams of `nano` that take turns, without guidance, a chunk of
+four frames takes 11.5 ms, with the other cache 12.1 (medians of 27): a call of `nano` is too small
+for calls to matter. On a GPU nothing was measured.
 """
 
 import dataclasses
