@@ -280,20 +280,9 @@ class System:
 
             def told_so(told: Conditions) -> Denoiser:
                 condition = None if told.channel is None else told.channel.latents
-                predict = self.predict(params, told)
-
-                def network(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
-                    made, carry = predict(x, call, carry)
-                    return beside_branches(made, len(names)), carry
-
+                network = beside_branches(self.predict(params, told), len(names), False)
                 one = make_denoiser(network, self.process, self.prediction, condition)
-
-                def denoise(x: Any, call: Any, carry: PyTree) -> tuple[Any, PyTree]:
-                    x, call = beside_branches((x, call), len(names))
-                    made, carry = one(x, call, carry)
-                    return beside_branches(made, len(names)), carry
-
-                return denoise
+                return beside_branches(one, len(names))
 
             if tiles is None:
                 return told_so(told)

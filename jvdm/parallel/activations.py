@@ -5,8 +5,8 @@ Without a mesh nothing is said, and programs are what they were.
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -85,30 +85,44 @@ def constrain(x: Array, *axes: Axis | None) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def beside_branches(tree: PyTree, branches: int) -> PyTree:
-    """Says that every device has what all branches of guidance say of its videos.
+def beside_branches(
+    evaluate: Callable[..., Any], branches: int, given: bool = True
+) -> Callable[..., Any]:
+    """Returns a function of latents, call and carry whose latents lie with all branches of a video.
 
     So a prediction is sent once, and what comes of it is computed where it is needed. Without it
     XLA splits latents between branches too, and sends what comes of them back and forth.
 
     Args:
-        tree: Arrays of branch-major rows, `[branches * videos, ...]`.
+        evaluate: `(x, call, carry) -> (made, carry)`, of branch-major rows
+            `[branches * videos, ...]`.
         branches: How many are evaluated together.
+        given: Whether latents and call lie so too, not only what is made.
     """
-    mesh = used()
-    if mesh is None or parts(mesh, ("branch",)) == 1:
-        return tree
-    place = NamedSharding(mesh, PartitionSpec(None, present(mesh, BATCH)))
 
-    def one(x: Array) -> Array:
-        if x.ndim < 2 or x.shape[0] % branches:
-            return x
-        if parts(mesh, BATCH) == 1:
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
-        apart = x.reshape(branches, x.shape[0] // branches, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(apart, place).reshape(x.shape)
+    def placed(tree: PyTree) -> PyTree:
+        mesh = used()
+        if mesh is None or parts(mesh, ("branch",)) == 1:
+            return tree
+        whole = NamedSharding(mesh, PartitionSpec())
+        place = NamedSharding(mesh, PartitionSpec(None, present(mesh, BATCH)))
 
-    return jax.tree.map(one, tree)
+        def one(x: Array) -> Array:
+            if x.ndim < 2 or x.shape[0] % branches:
+                return x
+            if parts(mesh, BATCH) == 1:
+                return jax.lax.with_sharding_constraint(x, whole)
+            apart = x.reshape(branches, x.shape[0] // branches, *x.shape[1:])
+            return jax.lax.with_sharding_constraint(apart, place).reshape(x.shape)
+
+        return jax.tree.map(one, tree)
+
+    def run(x: PyTree, call: PyTree, carry: PyTree) -> tuple[PyTree, PyTree]:
+        x, call = placed((x, call)) if given else (x, call)
+        made, carry = evaluate(x, call, carry)
+        return placed(made), carry
+
+    return run
 
 
 def constrain_carry(tree: PyTree, mesh: Mesh, rows: int) -> PyTree:

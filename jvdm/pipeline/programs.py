@@ -156,13 +156,8 @@ def denoise_row(
     mesh: Mesh | None,
 ) -> State:
     """Takes one row of the matrix to the next."""
-    rules, guided = system.sampling, system.denoiser(params, conditions)
+    rules, denoise = system.sampling, beside_branches(system.denoiser(params, conditions), 1)
     solver = samplers.hooked(rules.solver, rules.hooks or ())
-
-    def denoise(x: Any, call: Any, carry: PyTree) -> Any:
-        made, carry = guided(beside_branches(x, 1), call, carry)
-        return beside_branches(made, 1), carry
-
     with using(mesh):
         state = samplers.advance(denoise, solver, system.process, matrix, state, row, 1)
     return _spread(system, state, mesh)

@@ -427,18 +427,15 @@ def _together(
     return [Denoised(x0, eps) for x0, eps in zip(*parts, strict=True)], carry
 
 
-def _rows(parts: Sequence[Array]) -> Array:
-    """Joins branches: on a mesh that splits videos, those of all branches lie where they are."""
-    return jnp.stack(parts).reshape(-1, *parts[0].shape[1:])
-
-
 def shown(
     rule: Guidance, branches: Sequence[str], process: Process, x: Array, call: Call
 ) -> tuple[Array, Call]:
     """Returns latents and call of a branch-major batch of branches, as networks are told them."""
     views, calls = zip(*(rule.view(name, x, call, process) for name in branches), strict=True)
-    t, t_next = _rows([one.t for one in calls]), _rows([one.t_next for one in calls])
-    return _rows(views), Call(t, t_next, call.row._replace(moving=None, draws=None))
+    every = (views, [one.t for one in calls], [one.t_next for one in calls])
+    # Stacked, not concatenated: on a mesh that splits videos they stay where they are.
+    x, t, t_next = (jnp.stack(each).reshape(-1, *each[0].shape[1:]) for each in every)
+    return x, Call(t, t_next, call.row._replace(moving=None, draws=None))
 
 
 def _one_by_one(

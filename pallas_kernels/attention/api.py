@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
-from pallas_kernels.attention.planned import DENSE, Planned, backend, is_planned
+from pallas_kernels.attention.planned import Planned, backend, is_planned, planned_attention
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
 from pallas_kernels.attention.xla import gather_attention, looped_mass
@@ -27,7 +27,6 @@ _BACKENDS: dict[KernelImplementation, str] = {
     "cudnn": "gpu",
 }
 KERNELS = tuple(_BACKENDS)
-_DENSE: Any = Planned(DENSE)
 
 LONG = {64: 32_000, 128: 4_096}
 """Queries and keys, by head size, from which full lists are faster than cuDNN in both passes."""
@@ -71,10 +70,7 @@ def dense_attention(
         raise KernelUnavailable(f"cudnn: {reason}; use implementation='xla'")
     chosen = implementation or ("xla" if reason else "cudnn")
     if chosen == "cudnn" and is_planned():
-        pairs = BlockMask.full(q.shape[1], k.shape[1])
-        factor = q.shape[3] ** -0.5 if scale is None else scale
-        both: Any = attend(_DENSE, q, k, v, pairs, factor)
-        return both[0]
+        return planned_attention(q, k, v, scale)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, key_value_seq_lengths=kv_lengths, implementation=chosen
     )
@@ -175,12 +171,11 @@ def block_mass(
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
     reason = "some keys do not count" if kv_lengths is not None else _device_refusal("mosaic_gpu")
-    reason = "it is planned, not run" if is_planned() else reason
     kernel: Any = None if reason else _kernel("mosaic_gpu")
     reason = reason or kernel.refusal_of_blocks(q, block_q, block_kv)
     if implementation == "mosaic_gpu" and reason:
         raise KernelUnavailable(f"mosaic_gpu: {reason}; use implementation='xla'")
-    if implementation == "xla" or reason:
+    if implementation == "xla" or reason or is_planned():
         sums = looped_mass(q, k, lse, block_q, block_kv, factor, kv_lengths)
     else:
         sums = kernel.mass(q, k, lse, block_q, block_kv, factor)
