@@ -21,7 +21,7 @@ from jvdm.models.stack import Remat
 from jvdm.models.state_space import Mamba2, TokenScan
 from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
-from jvdm.parallel import constrain
+from jvdm.parallel import constrain, token_parts
 from jvdm.samplers import Call
 
 
@@ -226,8 +226,8 @@ class VideoDiT(Transformer, nn.Module):
         if not self.next_share:
             return time
         if self.dynamic is not None:
-            what, fix = "routers in a network that is told where steps lead", "leave one of them out"
-            raise ConfigError(what, "they decide by the level alone", fix)
+            what, why = "routers in a network that jumps", "they decide by the level alone"
+            raise ConfigError(what, why, "leave dynamic or next_share out")
         more = TimeEmbedding(self.width, dtype=self.dtype, scale=0.0, name="time_next")
         after = embed(call.t_next) + more(call.t_next)
         return time + self.next_share * (after - time)
@@ -245,6 +245,8 @@ class VideoDiT(Transformer, nn.Module):
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
         shift, scale = jnp.split(constrain(vectors, "batch"), 2, -1)
         y = modulate(tokens, scale, shift)
+        # Else XLA (jax 0.10.2) gives wrong numbers on `data=2,fsdp=2,tensor=2`, 2 videos each.
+        y = constrain(y, "batch") if token_parts() == 1 else y
         size = self.patch**2 * self.channels_out
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
         return self._unpatched(y, height, width)

@@ -11,6 +11,7 @@ import pytest
 from jvdm.attention import FrameCausal
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.models import ChannelCondition, Conditions
+from jvdm.models.dynamic_width import DynamicWidth
 from jvdm.models.video_dit import _places
 from jvdm.samplers import Call
 from tests.generate.nano import drawn
@@ -204,6 +205,8 @@ def test_a_network_that_is_told_where_a_step_leads_says_the_plain_velocity_of_no
     np.testing.assert_array_equal(plain, said(without, T, DIT))
     np.testing.assert_array_equal(plain, said(params, T))
     assert np.abs(plain - said(params, 0.5 * T)).max() > 1e-4
+    with pytest.raises(ConfigError, match="routers in a network that jumps"):
+        jax.eval_shape(lambda: said(params, T, told.clone(dynamic=DynamicWidth())))
     trained = jax.tree.map(lambda leaf: leaf + 0.1, params["time_next"])
     assert np.abs(plain - said(params | {"time_next": trained}, T)).max() > 1e-4
 
