@@ -35,7 +35,9 @@ def main(count: int, folders: list[str]) -> None:
             pipe = jvdm.load(folder, sampling=chosen, progress=False)
             cells.append(energy(made(pipe, said, None), true))
         seconds = time.perf_counter() - began
-        print(f"{named:<32}" + " ".join(f"{x:7.3f}" for x in cells) + f"  {seconds:.0f} s")
+        print(
+            f"{named:<32}" + " ".join(f"{x:7.3f}" for x in cells) + f"  {seconds:.0f} s", flush=True
+        )
 
 
 if __name__ == "__main__":
