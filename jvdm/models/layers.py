@@ -189,3 +189,16 @@ def rotate(x: Float[Array, "B L N D"], table: Rotary) -> Float[Array, "B L N D"]
     sines = jnp.stack([-sine, sine], 2)[None]
     turned = halves * cosine[None, :, :, None] + halves[..., ::-1, :] * sines
     return turned.reshape(x.shape)
+
+
+def waves_of_places(rows: int, columns: int, waves: int) -> Float[Array, "P E"]:
+    """Returns where in a frame each token is, `[rows x columns, 4 waves]`, whatever its size.
+
+    A side of the frame is half a turn of the first wave, one turn of the second and so on.
+    Rotary positions are relative: where all is noise, they tell no token on which side it is.
+    """
+    turns = jnp.pi * (jnp.arange(waves) + 1)
+    sides = ((jnp.arange(size) + 0.5)[:, None] / size * turns[None] for size in (rows, columns))
+    waves_of = [jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1) for angles in sides]
+    down, across = jnp.repeat(waves_of[0], columns, 0), jnp.tile(waves_of[1], (rows, 1))
+    return jnp.concatenate([down, across], -1)

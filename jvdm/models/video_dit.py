@@ -15,7 +15,7 @@ from jvdm.models.attention import CrossAttention, SelfAttention
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, PlanCondition
 from jvdm.models.dynamic_width import DynamicWidth, Routed, refuse
-from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding
+from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding, waves_of_places
 from jvdm.models.modulation import gate, modulate
 from jvdm.models.stack import Remat
 from jvdm.models.state_space import Mamba2, TokenScan
@@ -94,19 +94,6 @@ def _gates_open(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) ->
     return jnp.zeros(shape, dtype).at[jnp.array([2, 5])].set(0.3)
 
 
-def _places(rows: int, columns: int, waves: int) -> Float[Array, "P E"]:
-    """Returns where in a frame each token is, `[rows x columns, 4 waves]`, whatever its size.
-
-    A side of the frame is half a turn of the first wave, one turn of the second and so on.
-    Rotary positions are relative: where all is noise, they tell no token on which side it is.
-    """
-    turns = jnp.pi * (jnp.arange(waves) + 1)
-    sides = ((jnp.arange(size) + 0.5)[:, None] / size * turns[None] for size in (rows, columns))
-    waves_of = [jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1) for angles in sides]
-    down, across = jnp.repeat(waves_of[0], columns, 0), jnp.tile(waves_of[1], (rows, 1))
-    return jnp.concatenate([down, across], -1)
-
-
 class VideoDiT(Transformer, nn.Module):
     """Diffusion transformer over latent videos (Peebles and Xie, arXiv:2212.09748).
 
@@ -180,7 +167,7 @@ class VideoDiT(Transformer, nn.Module):
         (tokens,) = embed(self._patches(x))
         if self.position_waves:
             port = Linear((self.width,), self.dtype, scale=0.5, name="position_in")
-            (places,) = port(_places(h // self.patch, w // self.patch, self.position_waves))
+            (places,) = port(waves_of_places(h // self.patch, w // self.patch, self.position_waves))
             tokens = tokens + places[None, None]
         channel = conditions.channel
         if self.is_initializing() and "channel" in self.ports and channel is None:

@@ -12,7 +12,7 @@ from jvdm.attention import FrameCausal
 from jvdm.errors import ConfigError, ShapeError
 from jvdm.models import ChannelCondition, Conditions
 from jvdm.models.dynamic_width import DynamicWidth
-from jvdm.models.video_dit import _places
+from jvdm.models.layers import waves_of_places
 from jvdm.samplers import Call
 from tests.generate.nano import drawn
 from tests.models.small import DIT, SHAPE, conditions, latents, parameters, runner
@@ -229,5 +229,7 @@ def test_where_all_tokens_are_alike_only_absolute_places_tell_them_apart():
 
 
 def test_a_place_is_a_share_of_the_frame_whatever_its_size():
-    small, large = (np.asarray(_places(size, size, 3)).reshape(size, size, -1) for size in (2, 6))
+    small, large = (
+        np.asarray(waves_of_places(size, size, 3)).reshape(size, size, -1) for size in (2, 6)
+    )
     np.testing.assert_allclose(small, large[1::3, 1::3], atol=1e-6)
