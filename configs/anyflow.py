@@ -1,7 +1,7 @@
 """A flow map of the shipped nano model: one student for any number of steps.
 
 jvdm train configs/anyflow.py --workdir work/anyflow
-jvdm plan anyflow --on h200                         0.03 GB of a device
+jvdm plan anyflow --on h200                         0.06 GB of a device
 40 steps from the shipped weights, a minute on two CPU cores. The network is told where a jump ends
 (`next_share`), and jumps between any two of seventeen levels of the guided teacher are trained
 (`--objective.target flow_map`). The weights folder is sampled without guidance, in four steps or
