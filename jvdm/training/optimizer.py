@@ -27,7 +27,7 @@ class Optimizer:
     matrix_scale: float = 2.0
     """Muon's learning rate over Adam's."""
     warmup_steps: int = 200
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; 0 and 1 have none."""
     decay_fraction: float = 0.4
     """Share of the run, at its end, over which the rate falls linearly."""
     final_scale: float = 0.02
@@ -41,7 +41,7 @@ class Optimizer:
         """Returns step -> learning rate: warm-up, constant, linear decay."""
         decay_steps = max(1, round(self.decay_fraction * num_steps))
         peak, last = self.learning_rate, self.learning_rate * self.final_scale
-        warmup = min(self.warmup_steps, max(1, num_steps - decay_steps))
+        warmup = max(1, min(self.warmup_steps, num_steps - decay_steps))
         return optax.join_schedules(
             [
                 optax.linear_schedule(peak / warmup, peak, warmup - 1),

@@ -195,7 +195,7 @@ def test_a_teacher_that_is_not_there_is_refused_before_the_first_step():
 def test_two_players_on_eight_devices_move_as_on_one(run_python):
     """In parts of how far a step moves them; 7e-6 and 5e-6 where this was written."""
     mesh = "data=2,fsdp=2,tensor=2"
-    done = run_python("-m", "tests.training.meshed_players", mesh, check=True)
+    done = run_python("-m", "tests.training.meshed_players", mesh, timeout=900, check=True)
     found = json.loads(done.stdout)
     assert min(found.pop("model moved"), found.pop("score moved")) > 0.01
     assert set(found) == {"model", "score", "loss", "score_loss"}

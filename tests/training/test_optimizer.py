@@ -37,6 +37,12 @@ def test_the_rate_warms_up_stays_and_falls():
     assert all(np.isfinite(float(Optimizer().schedule(n)(0))) for n in (1, 2, 5))  # pyright: ignore
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_without_warmup_begins_at_the_peak(steps):
+    rate: Any = Optimizer(learning_rate=1.0, warmup_steps=steps, decay_fraction=0.5).schedule(100)
+    assert [float(rate(step)) for step in (0, 1, 40)] == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 64), (3, 64, 16), (32, 32)])
 def test_a_muon_step_has_the_size_of_an_adam_step(shape):
     optimizer = Optimizer(learning_rate=1e-3, warmup_steps=1, weight_decay=0.0, clip_norm=1e9)
