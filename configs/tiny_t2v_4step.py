@@ -2,7 +2,7 @@
 
 jvdm train configs/tiny_t2v_4step.py --workdir work/tiny_t2v_4step
 jvdm plan tiny_t2v_4step --on h200                  20.72 GB of a device
-Its four jumps end where sixteen steps of the teacher do, with its guidance of 2.5: 4 calls of the
+Its four jumps end where sixteen steps of the teacher do, with its guidance of 2.6: 4 calls of the
 network for 32. The teacher's way is made anew for every clip (`segment`), and only jumps that are
 sampled are learnt. `--objective.target consistency --objective.micro 16` costs half as much a step
 (6 forward passes for 11), and spends most of it on points inside of segments. On a flow that is

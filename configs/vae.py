@@ -28,7 +28,7 @@ DEFAULTS = Defaults(
     fps=WORLD.fps,
 )
 SAMPLING = Sampling(
-    ShiftedLevels(16, shift=8.0), solver=DPMSolverPP2M(), guidance=ClassifierFree(2.5)
+    ShiftedLevels(16, shift=8.0), solver=DPMSolverPP2M(), guidance=ClassifierFree(2.6)
 )
 """How the video model of these latents is sampled: chosen by measurement, see its model card."""
 

@@ -137,7 +137,7 @@ def test_help_shows_the_defaults_of_the_shipped_model(capsys, monkeypatch):
     assert "None" not in shown and "[PROMPT]" in shown
     for flag, default in {
         "--num-frames INT": "33",
-        "--guidance-scale FLOAT": "2.5",
+        "--guidance-scale FLOAT": "2.6",
         "--num-inference-steps INT": "16",
         "--weights STR": "tiny_t2v",
         "--seed INT": "drawn",

@@ -198,7 +198,7 @@ def test_the_recipe_is_that_of_the_shipped_weights():
     assert len(objective.edges) == 5 and len(teacher.segments.points) == 17
     np.testing.assert_allclose(teacher.segments.points, shipped.levels(), atol=1e-5)
     assert isinstance(shipped.levels, ShiftedLevels)
-    assert isinstance(shipped.guidance, ClassifierFree) and shipped.guidance.scale == 2.5
+    assert isinstance(shipped.guidance, ClassifierFree) and shipped.guidance.scale == 2.6
     assert made.start_from is not None and made.start_from.name == objective.teacher
     assert objective.system.model.clone(unroll=1, remat="matmuls") == teacher.system.model.clone(
         unroll=1, remat="matmuls"
