@@ -124,7 +124,11 @@ def _through(jaxpr: Any, arguments: Sequence[_Value], made: list[_Value]) -> lis
 def _unrolled(equation: Any, inputs: list[_Value], made: list[_Value]) -> list[_Value]:
     """Returns the results of a loop whose turns a compiler sees one after the other."""
     given, (body,) = equation.params, bodies_of(equation)
-    first, last = given["num_consts"], given["num_consts"] + given["num_carry"]
+    if "ft_in" in given:  # from JAX 0.11 on
+        first, carried, _ = map(len, given["ft_in"].unpack())
+    else:
+        first, carried = given["num_consts"], given["num_carry"]
+    last = first + carried
     constants, carry, along = inputs[:first], inputs[first:last], inputs[last:]
     turns, results = [], []
     for _ in range(given["length"]):
