@@ -2,7 +2,7 @@
 
 jvdm train configs/tiny_t2v_4step.py --workdir work/tiny_t2v_4step
 jvdm plan tiny_t2v_4step --on h200                  20.72 GB of a device
-Its four jumps end where sixteen steps of the teacher do, with its guidance of 2.6: 4 calls of the
+Its four jumps end where sixteen steps of the teacher do, with its guidance: 4 calls of the
 network for 32. The teacher's way is made anew for every clip (`segment`), and only jumps that are
 sampled are learnt. `--objective.target consistency --objective.micro 16` costs half as much a step
 (6 forward passes for 11), and spends most of it on points inside of segments. On a flow that is
@@ -16,8 +16,8 @@ keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2): 230 ms a step, 556 cl
 model FLOP utilisation, 345 s and 108 s before the first step; the loss fell from .073 to .037.
 `jvdm evaluate` of these weights on two CPU cores, 64 prompts of sets A and C, 95 % intervals: count
 right in all frames 1.0 (.94 to 1) and .906 (.81 to .97), verbs of all objects 1.0 and .969, colour
-set 1.0 and .922; the shipped model in 16 guided steps, 256 prompts: 1.0 and .969, 1.0 and .973, 1.0
-and .984. 16 clips take 35.8 s with decoding. No weights of it ship: the wheel has room for 2 MB.
+set 1.0 and .922; their teacher, the second edition of the shipped model, in 16 guided steps, 256
+prompts: 1.0 and .969, 1.0 and .973, 1.0 and .984. 16 clips take 35.8 s with decoding. No weights of it ship: the wheel has room for 2 MB.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ class Rule(NamedTuple):
 
 RULES: dict[Style, Rule] = {
     "mixed": Rule(
-        *(0.75, 0.5, 0.5, 0.5), verb=0.96, speed=0.5, moving=0.92, static=0.25, relation=0.6
+        *(0.75, 0.5, 0.5, 0.5), verb=0.96, speed=0.5, moving=0.92, static=0.25, relation=0.75
     ),
     "full": Rule(),
     "placed": Rule(relation=1.0),
