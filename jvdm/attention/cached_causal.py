@@ -134,7 +134,8 @@ class CachedCausal(Policy):
     them, the oldest frame of the ring follows the others, so that positions stay small for ever."""
     free: bool = False
     """Whether all frames of the window see each other, those of later blocks too: for networks that
-    were trained on rolling windows (Rolling Forcing, arXiv:2509.25161)."""
+    were trained on rolling windows (Rolling Forcing, arXiv:2509.25161). Those that are written see
+    no frames in work, so that what is kept of them does not depend on these."""
     weight: float = 1.0
     """What a frame of the ring weighs: the log of it is added to the scores of its keys. Less than
     1 and the past is followed less, so that errors add up less (Krea realtime: .3)."""
@@ -330,8 +331,9 @@ class CachedCausal(Policy):
             state.frames[:, None] == state.frames[None, ~self._is_pinned]
         ).any(1)
         held = (state.frames >= 0) & (state.frames < row.frame) & ~twice
-        block = jnp.zeros_like(frames) if self.free else frames // self.block
+        block = frames // self.block
         time = block - block[0]  # of frames of the window; what is cached is before all of them
+        time = jnp.where(row.write, time, len(frames)) if self.free else time
         times = jnp.concatenate([jnp.where(held, 0, NEVER), time])
         size, masks = grid.tokens_per_frame, []
         for ring, patch in zip(state.older, self.patches, strict=True):

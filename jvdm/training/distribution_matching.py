@@ -4,18 +4,21 @@ Nothing says what a student should make of which noise. Its clips are noised, an
 what they were: the teacher, with guidance, and one that is trained beside the student on what the
 student makes. Where they differ, clips move the way that the teacher says (DMD, arXiv:2311.18828;
 the second network is trained more often than the student, and the student on its own runs: DMD2,
-arXiv:2405.14867, here without its adversarial term). With a student of one chunk after the other
-and a cache of keys and values it is Self-Forcing (arXiv:2506.08009).
+arXiv:2405.14867). With its adversarial term a head on the second network tells clips from films,
+and the student passes for the data where the teacher errs. With a student of one chunk after the
+other and a cache of keys and values it is Self-Forcing (arXiv:2506.08009).
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
+from jvdm.arrays import Array, Float, Key, Latents, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.samplers.denoiser import Call, Predict, ask, make_denoiser
@@ -23,6 +26,7 @@ from jvdm.samplers.loss_weights import Unweighted
 from jvdm.samplers.process import corrupt
 from jvdm.samplers.starts import SegmentStarts
 from jvdm.system import System, rules_of
+from jvdm.training.critic import Critic, told_apart
 from jvdm.training.flow_matching import FlowMatching, regression
 from jvdm.training.objective import TrainCall, Updated
 from jvdm.training.optimizer import Optimizer
@@ -30,7 +34,7 @@ from jvdm.training.rollouts import Rollout, Rollouts
 from jvdm.training.teachers import arrays_of, guided_teacher, teacher_of
 from jvdm.weights.package import Components
 
-STUDENT, SCORE = ("text", "model"), "score"
+STUDENT, SCORE, CRITIC = ("text", "model"), "score", "critic"
 WITHIN = (0.02, 0.98)
 """Part of a teacher's levels, by their number, at which clips are compared (DMD, section 4)."""
 _LEAST = 1e-6  # latents: a clip that is the teacher's exactly has no direction
@@ -44,8 +48,8 @@ class Players(NamedTuple):
 
     def init(self, params: PyTree) -> PyTree:
         """Returns the state of both."""
-        student, score = parts_of(params)
-        return {"student": self.student.init(student), "score": self.score.init(score)}
+        student, second = parts_of(params)
+        return {"student": self.student.init(student), "score": self.score.init(second)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +57,10 @@ class DistributionMatching:
     """A student of few steps that learns from the clips that it makes as it is sampled.
 
     A batch holds `tokens`, what the text encoder reads, and `latents [B, F, H, W, C]`, of which
-    the sizes are used, and the values only with the `true` past. Parameters are those of the
-    student, `text` and `model`, and `score`: what the second network has moved away from the
-    teacher's. The loss of a step is the mean squared difference of both opinions, normalised.
+    the sizes are used, and the values only with the `true` past or a critic. Parameters are those
+    of the student, `text` and `model`, `score`, what the second network has moved away from the
+    teacher's, and `critic`, a head on its middle layer, where there is one. The loss of a step is
+    the mean squared difference of both opinions, normalised, and how far the critic is not fooled.
 
     Raises:
         ConfigError: If a number is out of its range, or the system is sampled in a way that cannot
@@ -74,9 +79,14 @@ class DistributionMatching:
     """Its learning rate over the student's."""
     past: Literal["own", "true"] = "own"
     """What is shown for finished frames: what was made, or those of the batch (teacher forcing)."""
+    adversarial: float = 0.0
+    """Weight of the adversarial term, for the student and the second network; 0 is no critic."""
 
     def __post_init__(self) -> None:
         """Refuses what needs no teacher to be known as wrong."""
+        if not 0 <= self.adversarial < math.inf:
+            what = f"adversarial is {self.adversarial:g}"
+            raise ConfigError(what, "it is a weight", "use 0 for no critic, or as 0.01")
         if self.score_updates < 1 or self.score_rate <= 0:
             what = f"score_updates is {self.score_updates}, score_rate {self.score_rate:g}"
             raise ConfigError(what, "the second network must follow", "use 1 or more, and above 0")
@@ -95,10 +105,15 @@ class DistributionMatching:
         return system, SegmentStarts(tuple(grid[first : last + 1].tolist()))
 
     def init(self, key: Key) -> PyTree:
-        """Returns fresh `{"text", "model", "score"}`; raises what `taught` raises."""
-        shapes = jax.eval_shape(self.taught[0].init_denoiser, key)["model"]
+        """Returns fresh parameters of both players; raises what `taught` raises."""
+        taught = self.taught[0]
+        shapes = jax.eval_shape(taught.init_denoiser, key)["model"]
         moved = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return {**self.system.init_denoiser(key), SCORE: moved}
+        params = {**self.system.init_denoiser(key), SCORE: moved}
+        if not self.adversarial:
+            return params
+        seen = jnp.zeros((1, 1, self._watched(taught).model.width))
+        return {**params, CRITIC: Critic().init(named(key, CRITIC), seen)["params"]}
 
     def frozen(self) -> PyTree:
         """Reads the teacher's text encoder and network."""
@@ -120,11 +135,45 @@ class DistributionMatching:
         denoise = guided_teacher(system, frozen, self.system.text, tokens)
         return denoise(x, Call.at(t), system.start(x.shape, x.shape[1]))[0].x0
 
-    def second(self, score: PyTree, frozen: PyTree, tokens: PyTree) -> Predict:
-        """Returns the second network: the teacher's, moved, told the prompts."""
+    def second(
+        self, score: PyTree, frozen: PyTree, tokens: PyTree, watched: bool = False
+    ) -> Predict:
+        """Returns the second network: the teacher's, moved, told the prompts.
+
+        If it is `watched`, its carry has the tokens behind its middle layer as features.
+        """
         system = self.taught[0]
         moved = jax.tree.map(jnp.add, frozen["model"], score)
-        return system.predict({"model": moved}, system.told(frozen, tokens))
+        told = system.told(frozen, tokens)
+        return (self._watched(system) if watched else system).predict({"model": moved}, told)
+
+    def judged(
+        self, second: PyTree, frozen: PyTree, tokens: PyTree, clips: Latents, key: Key
+    ) -> Float[Array, "B L"]:
+        """Returns the critic's logits of clips, noised to levels at which they are compared.
+
+        Args:
+            second: Parameters of the second network and of the critic.
+            frozen: The teacher's.
+            tokens: The prompts.
+            clips: Clean latents, of the student or of the data.
+            key: Says levels and noise.
+        """
+        system, rows = self.taught
+        t = rows(named(key, "levels"), *clips.shape[:2]).t
+        noise = jax.random.normal(named(key, "noise"), clips.shape, jnp.float32)
+        network = self.second(second[SCORE], frozen, tokens, watched=True)
+        _, carry = network(corrupt(system.process, clips, t, noise), Call.at(t), None)
+        logits: Any = Critic().apply({"params": second[CRITIC]}, carry.features[0])
+        return logits
+
+    @staticmethod
+    def _watched(system: System) -> System:
+        model: Any = system.model
+        if not hasattr(model, "collect"):
+            what = f"a critic of what a {type(model).__name__} sees"
+            raise ConfigError(what, "it hands on no features", "use --objective.adversarial 0")
+        return dataclasses.replace(system, model=model.clone(collect=(model.depth // 2,)))
 
     def differ(
         self, params: PyTree, frozen: PyTree, tokens: PyTree, made: Latents, key: Key
@@ -150,25 +199,40 @@ class DistributionMatching:
     ) -> tuple[Array, dict[str, Array]]:
         """Returns half the mean square of the normalised difference; its gradient is the student's.
 
-        The gradient by the clips is the difference itself, over the number of latents.
+        The gradient by the clips is the difference itself, over the number of latents, and what
+        makes the critic take them for films.
         """
-        student, _ = parts_of(params)
+        student, second = parts_of(params)
         made = self.roll(student, batch, named(call.key, "student")).made
         still = jax.lax.stop_gradient((params, made))
         given = (call.frozen, batch["tokens"])
         off = jax.lax.stop_gradient(self.differ(still[0], *given, still[1], call.key))
-        return 0.5 * jnp.mean(jnp.square(made - (still[1] - off))), {}
+        loss = 0.5 * jnp.mean(jnp.square(made - (still[1] - off)))
+        if not self.adversarial:
+            return loss, {}
+        logits = self.judged(jax.lax.stop_gradient(second), *given, made, named(call.key, CRITIC))
+        unfooled = jax.nn.softplus(-logits).mean()
+        return loss + self.adversarial * unfooled, {"unfooled": unfooled}
 
-    def score_loss(self, score: PyTree, params: PyTree, batch: PyTree, call: TrainCall) -> Array:
-        """Returns the error of the second network on noised clips of the student."""
+    def score_loss(
+        self, second: PyTree, params: PyTree, batch: PyTree, call: TrainCall
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the error of the second network on noised clips of the student, and each part."""
         (system, rows), (student, _) = self.taught, parts_of(params)
         made = self.roll(jax.lax.stop_gradient(student), batch, named(call.key, "clips")).still
-        network = self.second(score, call.frozen, batch["tokens"])
+        network = self.second(second[SCORE], call.frozen, batch["tokens"])
 
         def predict(x: Latents, t: NoiseLevels) -> Latents:
             return ask(network, system.process, x, Call.at(t), None)[0]
 
-        return regression(system, predict, made, rows, Unweighted(), named(call.key, "score"))
+        key = named(call.key, SCORE)
+        error = regression(system, predict, made, rows, Unweighted(), key)
+        if not self.adversarial:
+            return error, {"score_loss": error}
+        true = batch["latents"].astype(jnp.float32)
+        judge = functools.partial(self.judged, second, call.frozen, batch["tokens"])
+        critic = told_apart(*(judge(clips, named(key, CRITIC)) for clips in (true, made)))
+        return error + self.adversarial * critic, {"score_loss": error, "critic_loss": critic}
 
     def transform(self, optimizer: Optimizer, num_steps: int) -> Players:
         """Returns both optimizers: equal but for their rates and how often they are asked."""
@@ -184,30 +248,32 @@ class DistributionMatching:
     ) -> Updated:
         """Moves the second network so many times on clips of their own, then the student once."""
 
-        def learn(now: tuple[PyTree, PyTree], turn: Array) -> tuple[tuple, tuple[Array, Array]]:
-            score, state = now
-            told = call._replace(key=jax.random.fold_in(named(call.key, SCORE), turn))
-            error, gradient = jax.value_and_grad(self.score_loss)(score, params, batch, told)
-            change, state = transform.score.update(gradient, state, score)
-            after = optax.apply_updates(score, change)
-            return (after, state), (error, optax.tree.norm(gradient))
+        slope = jax.value_and_grad(self.score_loss, has_aux=True)
 
-        begun = (params[SCORE], opt_state["score"])
-        (score, state), (errors, norms) = jax.lax.scan(learn, begun, jnp.arange(self.score_updates))
-        student, _ = parts_of(params)
+        def learn(now: tuple[PyTree, PyTree], turn: Array) -> tuple[tuple, tuple[dict, Array]]:
+            second, state = now
+            told = call._replace(key=jax.random.fold_in(named(call.key, SCORE), turn))
+            (_, errors), gradient = slope(second, params, batch, told)
+            change, state = transform.score.update(gradient, state, second)
+            after = optax.apply_updates(second, change)
+            return (after, state), (errors, optax.tree.norm(gradient))
+
+        student, second = parts_of(params)
+        turns = jnp.arange(self.score_updates)
+        (second, state), (errors, norms) = jax.lax.scan(learn, (second, opt_state["score"]), turns)
 
         def of_student(student: PyTree) -> tuple[Array, dict[str, Array]]:
-            return self.loss({**student, SCORE: score}, batch, call)
+            return self.loss({**student, **second}, batch, call)
 
         (loss, metrics), gradient = jax.value_and_grad(of_student, has_aux=True)(student)
         change, mine = transform.student.update(gradient, opt_state["student"], student)
         moved: Any = optax.apply_updates(student, change)
         return Updated(
-            {**moved, SCORE: score},
+            {**moved, **second},
             {"student": mine, "score": state},
             loss,
             jnp.hypot(optax.tree.norm(gradient), jnp.max(norms)),
-            {**metrics, "score_loss": errors[-1]},
+            {**metrics, **{name: each[-1] for name, each in errors.items()}},
         )
 
     def components(self, params: PyTree) -> Components:
@@ -220,6 +286,7 @@ class DistributionMatching:
         return rules_of(self.system)
 
 
-def parts_of(params: PyTree) -> tuple[dict[str, PyTree], PyTree]:
-    """Returns the parameters of the student, and those of the second network."""
-    return {name: params[name] for name in STUDENT}, params[SCORE]
+def parts_of(params: PyTree) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Returns the parameters of the student, and those of the second network and its critic."""
+    second = {name: params[name] for name in (SCORE, CRITIC) if name in params}
+    return {name: params[name] for name in STUDENT}, second

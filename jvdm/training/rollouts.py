@@ -23,7 +23,7 @@ from jvdm.attention import Policy
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.models.conditions import Conditions
-from jvdm.samplers.cached import cached, check_cache
+from jvdm.samplers.cached import check_cache
 from jvdm.samplers.denoiser import Call, Denoised, Denoiser, in_window
 from jvdm.samplers.levels import linspace_levels
 from jvdm.samplers.matrices import TimestepMatrix, from_index, pad_rows
@@ -85,8 +85,8 @@ def run_of(rule: MatrixRule, policy: Policy, steps: int, latent_frames: int) -> 
         check_cache(whole, policy.slots, policy.banks)
         index = np.asarray(whole.index)
         moves = index[1:] != index[:-1]
-        rows = np.cumsum(moves.any(1)) - 1  # of those in which something moves
-        ends = [rows[np.flatnonzero(moves[:, frame])] for frame in range(latent_frames)]
+        rows = np.flatnonzero(moves.any(1))
+        ends = [np.flatnonzero(moves[rows, frame]) for frame in range(latent_frames)]
         along = all((np.diff(each) == 1).all() and len(each) == steps for each in ends)
         held = np.asarray(whole.write).any() or whole.window == latent_frames
         if not (along and held):
@@ -95,28 +95,26 @@ def run_of(rule: MatrixRule, policy: Policy, steps: int, latent_frames: int) -> 
             raise ConfigError(what, why, "use a synchronous, an autoregressive or a lag matrix")
         starts = np.array([each[0] for each in ends])
         exits = (np.arange(steps)[:, None] - starts[None]) % steps
-        calls = [_calls(whole, starts + chosen) for chosen in exits]
+        calls = [_calls(whole, rows[starts + chosen]) for chosen in exits]
         early = bool((exits == exits[:, :1]).all())
-        if not early and getattr(policy, "free", False):
-            what = "a rollout of a window whose frames see each other"
-            why = "what is written of a finished frame depends on those in work, which are not kept"
-            raise ConfigError(what, why, "use --sampling.policy.free False, or a smaller window")
         most = max(one.num_rows for one in calls)
         padded = [pad_rows(one, most) for one in calls]
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
     return Run(jax.tree.map(np.asarray, whole), exits, together, early)
 
 
-def _calls(whole: TimestepMatrix, rows: Int[np.ndarray, " F"]) -> TimestepMatrix:
-    """Returns the rows in which every frame is shown at its exit, in the order of `rows`."""
-    order = np.unique(rows)
-    index = np.concatenate([np.zeros((1, len(rows)), int), rows[None] <= order[:, None]])
-    matrix = from_index(linspace_levels(1), index)
-    if not np.asarray(whole.write).any():
-        return matrix
-    matrix = cached(matrix, whole.lookback)
-    start = jnp.minimum(matrix.start, len(rows) - whole.window)
-    return dataclasses.replace(matrix, start=start, window=whole.window, lookback=whole.lookback)
+def _calls(whole: TimestepMatrix, exits: Int[np.ndarray, " F"]) -> TimestepMatrix:
+    """Returns the rows in which every frame is shown at its exit, and those that write frames."""
+    write = np.asarray(whole.write)
+    rows = np.union1d(exits, np.flatnonzero(write.any(1)))
+    index = (exits[None] < np.append(rows, np.inf)[:, None]).astype(int)
+    return dataclasses.replace(
+        from_index(linspace_levels(1), index),
+        start=whole.start[rows],
+        write=whole.write[rows],
+        window=whole.window,
+        lookback=whole.lookback,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,42 @@ def test_two_players_continue_with_the_same_bits(whole, tmp_path):
     assert [name for name in one if one[name].tobytes() != other[name].tobytes()] == []
 
 
+@dataclasses.dataclass(frozen=True)
+class Misled(Normal):
+    """A teacher that errs by `OFF`, and a critic of two powers of clips at every level."""
+
+    def init(self, key):
+        """Returns the players of `Normal`, and a critic where there is one."""
+        more = {"critic": {"weights": jnp.zeros((1, 6))}} if self.adversarial else {}
+        return {**super().init(key), **more}
+
+    def real(self, frozen, tokens, x, t):
+        """Returns what the teacher sees, who knows another law than that of the data."""
+        return players.seen(MEAN + OFF, STD, x, t)
+
+    def judged(self, second, frozen, tokens, clips, key):
+        """Returns logits of noised clips."""
+        _, rows = self.taught
+        t = rows(named(key, "levels"), *clips.shape[:2]).t[..., None, None, None]
+        x = (1 - t) * clips + t * jax.random.normal(named(key, "noise"), clips.shape)
+        x = x - (1 - t) * (MEAN + OFF / 2)
+        seen = (x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 1] ** 2, t[:, 0], jnp.ones_like(t[:, 0]))
+        return jnp.stack(seen, -1).reshape(len(x), 6) @ second["critic"]["weights"].T
+
+
+OFF = 1.0
+
+
+def test_a_critic_draws_a_student_from_a_teacher_that_errs_to_the_data(tmp_path):
+    found = {}
+    for weight in (0.0, 3.0):
+        experiment = dataclasses.replace(players.experiment(), objective=Misled(adversarial=weight))
+        train(experiment, tmp_path / f"{weight}")
+        found[weight] = arrays(tmp_path / f"{weight}")["ema/model/mean"] - MEAN
+    np.testing.assert_allclose(found[0.0], OFF, atol=0.15)  # where the teacher is
+    assert (np.abs(found[3.0]) < 0.6 * OFF).all(), found[3.0]
+
+
 def system_of(chunks=True, **rules):
     matrix: Any = CachedMatrix(AutoregressiveMatrix(), 2) if chunks else SynchronousMatrix()
     given = {"levels": ExplicitLevels((1.0, 0.6, 0.0)), "solver": Consistency()}
@@ -122,9 +158,10 @@ def objective(tmp_path_factory):
     return DistributionMatching(system_of(), str(folder), score_updates=2)
 
 
-@pytest.fixture(scope="module")
-def real(objective):
+@pytest.fixture(scope="module", params=[0.0, 0.5], ids=["plain", "critic"])
+def real(objective, request):
     """Returns parameters, what is frozen, a batch, and updates in which one player stands."""
+    objective = dataclasses.replace(objective, adversarial=request.param)
     params, frozen = drawn(objective.init, jax.random.key(1)), objective.frozen()
     tokens = jnp.asarray(SYSTEM.text.read(("a red ball", "a blue box"))[0])
     batch = {"latents": jax.random.normal(jax.random.key(0), SHAPE), "tokens": tokens}
@@ -144,11 +181,32 @@ def differ(one, other):
 
 def test_a_players_update_leaves_the_others_parameters_bit_identical(real):
     params, moved = real
-    for rates, stands, moves in (((0.0, 0.1), "model", "score"), ((0.1, 0.0), "score", "model")):
+    second = [name for name in ("score", "critic") if name in params]
+    for rates, stands, moves in (((0.0, 0.1), ["model"], second), ((0.1, 0.0), second, ["model"])):
         after = moved(*rates)
-        assert differ(after.params[stands], params[stands]) == 0.0
-        assert differ(after.params[moves], params[moves]) > 0.0
-        assert np.isfinite([after.loss, after.gradient_norm, after.metrics["score_loss"]]).all()
+        assert all(differ(after.params[name], params[name]) == 0.0 for name in stands)
+        assert all(differ(after.params[name], params[name]) > 0.0 for name in moves)
+        assert np.isfinite([after.loss, after.gradient_norm, *after.metrics.values()]).all()
+
+
+def test_a_critic_sees_through_the_second_network_and_says_nothing_at_first(objective):
+    objective = dataclasses.replace(objective, adversarial=0.5)
+    params, frozen = drawn(objective.init, jax.random.key(1)), objective.frozen()
+    tokens = jnp.asarray(SYSTEM.text.read(("a red ball", "a blue box"))[0])
+    clips, key = jax.random.normal(jax.random.key(3), SHAPE), jax.random.key(4)
+
+    @jax.jit
+    def judged(second, clips):
+        return objective.judged(second, frozen, tokens, clips, key)
+
+    second = {name: params[name] for name in ("score", "critic")}
+    assert not np.any(judged(second, clips))
+    second["critic"] = jax.tree.map(lambda leaf: leaf + 0.1, second["critic"])
+    slope, of_clips = jax.grad(lambda *given: judged(*given).sum(), (0, 1))(second, clips)
+    layers = slope["score"]["layers"]["mlp"]
+    sizes = [float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(layers)]
+    assert min(sizes) > 0  # the second network learns to tell them too
+    assert float(jnp.abs(of_clips).min(-1).max()) > 0
 
 
 def test_a_second_network_begins_as_the_teacher(objective, real):
@@ -178,6 +236,7 @@ def test_it_is_an_objective_of_two_players_whose_folder_is_sampled_as_it_was_tra
     [
         ({"score_updates": 0}, "score_updates is 0"),
         ({"score_rate": 0.0}, "score_rate 0"),
+        ({"adversarial": -1.0}, "adversarial is -1"),
         ({"system": system_of(guidance=ClassifierFree(2.0))}, "of the prompt alone"),
     ],
 )

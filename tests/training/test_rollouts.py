@@ -29,7 +29,7 @@ from jvdm.training.rollouts import Rollouts, run_of
 from tests.generate.nano import SYSTEM, drawn
 
 EDGES = (1.0, 0.8, 0.5, 0.0)
-SHAPE = (2, 5, 2, 4, 4)
+SHAPE = (2, 8, 2, 4, 4)
 CHUNKS = CachedMatrix(AutoregressiveMatrix(2), lookback=4)
 ROLLING = CachedMatrix(LagMatrix(1, 1), lookback=2)
 WAYS: dict[str, tuple[Any, Any]] = {
@@ -37,6 +37,10 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "chunks": (CHUNKS, CachedCausal(4, block=2)),
     "recomputed": (AutoregressiveMatrix(2), FrameCausal(2)),
     "rolling": (ROLLING, CachedCausal(5)),
+    "free": (
+        CachedMatrix(LagMatrix(1, 1), lookback=1),
+        CachedCausal(4, sink=1, rotary="read", free=True),
+    ),
 }
 
 
@@ -94,9 +98,10 @@ def test_a_chain_that_is_left_early_makes_what_its_call_says(rolled):
     way, _, rollouts = rolled
     for made, still, clean in rollouts:
         np.testing.assert_allclose(made, still, atol=2e-5)
-        if way != "rolling":
+        if way not in ("rolling", "free"):
             np.testing.assert_array_equal(still, clean)
-    assert float(jnp.abs(rollouts[0].clean - rollouts[1].clean).max()) > 1e-2 or way == "rolling"
+    apart = float(jnp.abs(rollouts[0].clean - rollouts[1].clean).max())
+    assert (apart > 1e-2) == (way not in ("rolling", "free"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +120,14 @@ class Heard(Consistency):
         return super().move(denoised, x, state, context)[0], jnp.where(now, denoised.x0, state)
 
 
-def test_a_rolling_window_goes_on_and_its_exits_are_what_was_said_there(params):
-    system = system_of("rolling")
+@pytest.mark.parametrize("way", ["rolling", "free"])
+def test_a_rolling_window_goes_on_and_its_exits_are_what_was_said_there(way, params):
+    system = system_of(way)
     sampling = system.sampling
     matrix = sampling.matrix(sampling.levels(), SHAPE[1])
     for chosen in range(3):
         rows = run_of(sampling.matrix, sampling.policy, 3, SHAPE[1])
-        exits = tuple(((chosen - np.arange(5)) % 3).tolist())
+        exits = tuple(((chosen - np.arange(SHAPE[1])) % 3).tolist())
         np.testing.assert_array_equal(rows.exits[chosen], exits)
         heard = run(system, params, matrix, Heard(exits=exits))
         rolled = Rollouts(system).make(
@@ -209,5 +215,20 @@ def test_a_matrix_whose_frames_wait_between_their_steps_is_refused():
         run_of(TruncatedMatrix(SynchronousMatrix(), 0.5), FrameCausal(), 4, 5)
     with pytest.raises(ConfigError, match="reads latent frame"):
         run_of(CachedMatrix(AutoregressiveMatrix(1)), CachedCausal(2), 2, 5)
-    with pytest.raises(ConfigError, match="see each other"):
-        run_of(ROLLING, CachedCausal(5, free=True), 3, 5)
+
+
+def test_the_gradient_of_a_rolling_window_is_that_of_its_calls_alone(params):
+    """Frames see each other there: it reaches those beside them, and not what was written."""
+    system = system_of("free")
+    told = told_of(system, params)
+    weights = jnp.zeros(SHAPE).at[:, 3].set(jax.random.normal(jax.random.key(9), SHAPE[2:]))
+
+    @jax.jit
+    def made(params, noise):
+        return Rollouts(system).make(params, told, noise, jnp.int32(1), KEY).made
+
+    one = made(params, NOISE)
+    later = made(params, NOISE.at[:, 4].add(1.0))
+    assert float(jnp.abs(one[:, 3] - later[:, 3]).max()) > 1e-3  # beside it, it is seen
+    slope = jax.jit(jax.grad(lambda params: jnp.sum(made(params, NOISE) * weights)))(params)
+    assert size(slope) > 1
