@@ -16,27 +16,18 @@ from jvdm.configs import nano
 from jvdm.experiment import Experiment
 from jvdm.recipes import load_system
 from jvdm.training.distillation import Distillation
-from jvdm.training.optimizer import Optimizer
 
 SHARE = 0.25  # of the level that a jump leads to in what is told of levels
 
 
 def config() -> Experiment:
     """Returns a run of 40 steps from the shipped weights."""
-    base: Any = nano.config()
-    system = base.objective.system
-    system = dataclasses.replace(system, model=system.model.clone(next_share=SHARE))
+    base: Any = nano.of_network("anyflow", learning_rate=1e-3, next_share=SHARE)
     objective = Distillation(
-        load_system("anyflow", system),
+        load_system("anyflow", base.objective.system),
         teacher="nano",
         edges=(1.0, 0.0),
         target="flow_map",
         micro=16,
     )
-    return dataclasses.replace(
-        base,
-        name="anyflow",
-        objective=objective,
-        optimizer=Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=10, weight_decay=0.0),
-        start_from=nano.VAE_WEIGHTS,
-    )
+    return dataclasses.replace(base, objective=objective)

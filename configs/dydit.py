@@ -17,33 +17,20 @@ from jvdm.experiment import Experiment
 from jvdm.models.dynamic_width import DynamicWidth
 from jvdm.samplers.timesteps import Drawn
 from jvdm.training.dynamic_matching import DynamicMatching
-from jvdm.training.optimizer import Optimizer
 
 RULE = DynamicWidth(groups=8, temperature=1.0, noise=0.05, bias=2.0, token_bias=2.0)
 
 
 def config() -> Experiment:
     """Returns a run from the shipped weights over a small ring of clips."""
-    base: Any = nano.config()
-    system = base.objective.system
-    system = dataclasses.replace(system, model=system.model.clone(dynamic=RULE))
-    packaging = dataclasses.replace(base.package, family="dydit")
-    return dataclasses.replace(
-        base,
-        name="dydit",
-        objective=DynamicMatching(
-            system,
-            rows=Drawn(stratified=True),
-            target=0.7,
-            full_steps=20,
-            falling_steps=100,
-            weight=5.0,
-            complete_steps=120,
-        ),
-        optimizer=Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=10, weight_decay=0.0),
-        num_steps=400,
-        checkpoint_every=100,
-        package=packaging,
-        preview=dataclasses.replace(base.preview, package=packaging),
-        start_from=nano.VAE_WEIGHTS,
+    base: Any = nano.of_network("dydit", learning_rate=1e-3, dynamic=RULE)
+    objective = DynamicMatching(
+        base.objective.system,
+        rows=Drawn(stratified=True),
+        target=0.7,
+        full_steps=20,
+        falling_steps=100,
+        weight=5.0,
+        complete_steps=120,
     )
+    return dataclasses.replace(base, objective=objective, num_steps=400, checkpoint_every=100)

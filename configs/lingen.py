@@ -10,8 +10,6 @@ layer to layer, after an overview of them, and attention stays within windows th
 reaches beside full attention: `configs/systems/lingen.py`.
 """
 
-import dataclasses
-
 from jvdm.attention import TemporalSwin
 from jvdm.configs import nano
 from jvdm.experiment import Experiment
@@ -24,14 +22,4 @@ SCAN = Mamba2(state=32, chunk=16, review=(2, 2, 2))
 
 def config() -> Experiment:
     """Returns a run of 40 steps over a small ring of clips."""
-    base = nano.config()
-    system = base.objective.system
-    system = dataclasses.replace(system, model=system.model.clone(policy=WINDOW, scan=SCAN))
-    packaging = dataclasses.replace(base.package, family="lingen")
-    return dataclasses.replace(
-        base,
-        name="lingen",
-        objective=dataclasses.replace(base.objective, system=system),
-        package=packaging,
-        preview=dataclasses.replace(base.preview, package=packaging),
-    )
+    return nano.of_network("lingen", policy=WINDOW, scan=SCAN)

@@ -25,27 +25,47 @@ VAE, WORLD = nano_vae.VAE, nano_vae.WORLD
 VAE_WEIGHTS = EMBEDDED / "nano"
 
 
-def of_films(name: str, num_frames: int, network: type[VideoDiT], **fields: Any) -> Experiment:
-    """Returns the experiment of another network of nano's sizes, on longer clips.
+def of_network(
+    name: str,
+    network: type[VideoDiT] = VideoDiT,
+    *,
+    learning_rate: float | None = None,
+    **fields: Any,
+) -> Experiment:
+    """Returns nano's run of another network of its sizes.
 
     Args:
         name: Of the experiment, and of the family of its weights.
-        num_frames: Pixel frames of a clip.
         network: Class of the network.
-        fields: Those of its own.
+        learning_rate: Of a run that goes on from the shipped weights; None is a run from noise.
+        fields: What else the network is made with.
     """
     base: Any = config()
-    world = dataclasses.replace(WORLD, num_frames=num_frames)
     like = base.objective.system.model
     sizes = ("width", "depth", "latent_channels", "head_dim", "rotary_axes", "dtype")
     model = network(**{size: getattr(like, size) for size in sizes}, **fields)
     system = dataclasses.replace(base.objective.system, model=model)
-    defaults = dataclasses.replace(base.package.defaults, num_frames=num_frames)
-    packaging = dataclasses.replace(base.package, family=name, defaults=defaults)
+    if learning_rate is not None:
+        optimizer = Optimizer("adamw", learning_rate, warmup_steps=10, weight_decay=0.0)
+        base = dataclasses.replace(base, optimizer=optimizer, start_from=VAE_WEIGHTS)
+    packaging = dataclasses.replace(base.package, family=name)
     return dataclasses.replace(
         base,
         name=name,
         objective=dataclasses.replace(base.objective, system=system),
+        package=packaging,
+        preview=dataclasses.replace(base.preview, package=packaging),
+    )
+
+
+def of_films(name: str, num_frames: int, network: type[VideoDiT]) -> Experiment:
+    """Returns the run of another network of nano's sizes, on clips of so many pixel frames."""
+    base: Any = of_network(name, network)
+    world = dataclasses.replace(WORLD, num_frames=num_frames)
+    defaults = dataclasses.replace(base.package.defaults, num_frames=num_frames)
+    packaging = dataclasses.replace(base.package, defaults=defaults)
+    return dataclasses.replace(
+        base,
         source=WorldLatents(world, VAE, VAE_WEIGHTS, pool=256, fresh=2),
         package=packaging,
         preview=dataclasses.replace(base.preview, package=packaging),

@@ -12,6 +12,7 @@ reach: `configs/systems/nfd.py`.
 """
 
 import dataclasses
+from typing import Any
 
 from jvdm.attention import FrameCausal
 from jvdm.configs import nano
@@ -23,16 +24,10 @@ from jvdm.world.actions import ACTIONS
 
 def config() -> Experiment:
     """Returns a run of 40 steps over a small ring of played clips."""
-    base = nano.config()
-    system = base.objective.system
-    model = system.model.clone(policy=FrameCausal(), ports=("text", "actions"), actions=ACTIONS)
-    system = dataclasses.replace(system, model=model)
-    packaging = dataclasses.replace(base.package, family="nfd")
+    model = {"policy": FrameCausal(), "ports": ("text", "actions"), "actions": ACTIONS}
+    base: Any = nano.of_network("nfd", **model)
     return dataclasses.replace(
         base,
-        name="nfd",
-        objective=dataclasses.replace(base.objective, system=system, rows=Independent()),
+        objective=dataclasses.replace(base.objective, rows=Independent()),
         source=PlayedLatents(nano.WORLD, nano.VAE, nano.VAE_WEIGHTS, pool=256, fresh=4),
-        package=packaging,
-        preview=dataclasses.replace(base.preview, package=packaging),
     )

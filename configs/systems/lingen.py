@@ -15,13 +15,13 @@ Gain: after 400 steps of equal clips the loss of `configs/lingen.py` on other cl
 full attention has .509; at 65,536 tokens what mixes them takes .38 of the time on an H200. Long
 clips were not measured.
 
-.venv/bin/python -m tests.systems.equal_steps 400
+.venv/bin/python -m tests.systems.equal_steps lingen 400
 Two CPU cores that others shared, jax 0.10.2, 17 minutes: one seed, 1,024 clips of 64 x 64 pixels,
 400 steps of 16; the loss is of 256 clips of split `test`, of equal noise and levels, with the
 standard error of the difference over draws of these, not over seeds:
 
-                                parameters   loss    more than nano
-    full attention (nano)          565,664  .5090
+                                parameters   loss    more than full
+    full attention                 565,664  .5090
     as many parameters             731,552  .5059   -.0032 (+-.0002)
     lingen                         760,250  .4404   -.0686 (+-.0005)
     without review tokens          760,250  .4399   -.0691 (+-.0005)

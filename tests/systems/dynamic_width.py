@@ -22,13 +22,10 @@ import numpy as np
 import jvdm
 from jvdm.configs import dydit, nano
 from jvdm.models import Conditions, TextStates
-from jvdm.parallel import data_mesh
 from jvdm.samplers import Call
-from jvdm.training import setup
 from jvdm.training.dynamic_matching import DynamicMatching
 from jvdm.training.flow_matching import FlowMatching
-from jvdm.training.step import make_step
-from tests.systems.equal_steps import CLIPS, DRAWS, HELD_OUT, Ring, clips, held_out
+from tests.systems.equal_steps import CLIPS, HELD_OUT, clips, compared, held_out, train
 
 CLOSED = -1000.0  # what a pruned part is told: no noise opens it, no gradient moves it
 
@@ -47,7 +44,9 @@ def variants() -> dict[str, Any]:
     return {
         "nano": kept,
         "dydit .7": rule(),
-        "pruned": rule(tokens=False, frames=False),
+        "pruned": dataclasses.replace(
+            rule(tokens=False, frames=False), weight=0.0, complete_steps=0
+        ),
         "width alone": rule(tokens=False, frames=False),
         "tokens and frames alone": rule(timestep=False),
         "dydit .5": rule(0.5),
@@ -78,23 +77,6 @@ def pruned(params: Any, heads: int, groups: int) -> Any:
     return params | {"model": params["model"] | {"layers": layers}}
 
 
-def train(objective: Any, batch: Any, steps: int, prune: tuple[int, int] | None) -> Any:
-    """Returns parameters after so many steps from the shipped weights."""
-    optimizer = dydit.config().optimizer
-    transform = setup.transform_of(objective, optimizer, steps)
-    state: Any = setup.make_state(objective, transform, 0, data_mesh(1), nano.VAE_WEIGHTS)
-    if prune is not None:
-        objective = dataclasses.replace(objective, weight=0.0, complete_steps=0)
-        state = state.replace(params=pruned(state.params, *prune))
-    source = Ring(batch)
-    run = jax.jit(make_step(objective, source, transform, 16, 0.99).run, donate_argnums=1)
-    for step in range(steps):
-        state, _, said = run({}, state, batch)
-        if step % 50 == 49 and "share" in said:
-            print({name: round(float(value), 3) for name, value in said.items()}, flush=True)
-    return state.params
-
-
 def share(objective: DynamicMatching, params: Any, batch: Any) -> np.ndarray:
     """Returns the share of the operations of the layers at each of eight levels."""
     model, tokens = objective.system.model, batch["tokens"]
@@ -115,20 +97,21 @@ def share(objective: DynamicMatching, params: Any, batch: Any) -> np.ndarray:
 def losses(steps: int = 400, names: Sequence[str] = ()) -> None:
     """Prints a row for each network."""
     seen, test = clips("train", CLIPS), clips("test", HELD_OUT)
-    base = None
+    optimizer, base = dydit.config().optimizer, None
     for name, objective in variants().items():
         if names and name not in names and name != "nano":
             continue
         began = time.perf_counter()
-        params = train(objective, seen, steps, (2, 5) if name == "pruned" else None)
+        changed = {"changed": lambda params: pruned(params, 2, 5)} if name == "pruned" else {}
+        params = train(objective, optimizer, seen, steps, nano.VAE_WEIGHTS, **changed)
         judged = FlowMatching(objective.system, rows=objective.rows)
         found = held_out(judged, params, test)
         base = found if base is None else base
-        more, error = found - base, (found - base).std() / np.sqrt(DRAWS)
         spent = np.ones(8) if name == "nano" else share(objective, params, test)
+        taken = time.perf_counter() - began
         print(
-            f"{name:<24} share {spent.mean():.3f} ({spent.round(2).tolist()}) {found.mean():.4f}"
-            f" {more.mean():+.4f} (+-{error:.4f})  {time.perf_counter() - began:.0f} s",
+            f"{name:<24} share {spent.mean():.3f} ({spent.round(2).tolist()})"
+            f" {compared(found, base)}  {taken:.0f} s",
             flush=True,
         )
 

@@ -1,22 +1,28 @@
-"""What blocks reach that take the place of full attention, after equal steps of equal clips.
+"""What networks reach that do not attend to everything, after equal steps of equal clips.
 
-python -m tests.systems.equal_steps [STEPS]
+python -m tests.systems.equal_steps lingen [STEPS]
+python -m tests.systems.equal_steps vsa [STEPS]
 
-Trains `nano` and `lingen`, and `lingen` without each of its parts, from the same seed on the same
-batches, and prints the parameters, the loss on clips of split `test`, of equal noise and levels,
-and how far it is above that of `nano`, with the standard error of the difference.
+Trains the network of the recipe, it without each of its parts, and one with full attention, from
+the same seed on the same batches, and prints the parameters, the loss on clips of split `test`, of
+equal noise and levels, and how far it is above that of full attention, with the standard error of
+the difference. Where the recipe goes on from shipped weights, also before a step was made.
 """
 
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.configs import lingen, nano
+from jvdm.arrays import PyTree
+from jvdm.attention import Dense, Draft
+from jvdm.configs import lingen, nano, vsa
 from jvdm.parallel import data_mesh
 from jvdm.training import setup
 from jvdm.training.objective import GivenBatch, TrainCall
@@ -43,15 +49,15 @@ def clips(split: str, count: int) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf[0], {"latents": pool.latents, **pool.told})
 
 
-def variants() -> dict[str, Any]:
-    """Returns networks by name."""
-    plain, ours = (one.config().objective.system.model for one in (nano, lingen))
+def of_lingen(ours: Any) -> dict[str, Any]:
+    """Returns LinGen's network with full attention, as it is, and without its parts."""
+    plain = nano.config().objective.system.model
 
     def without(**fields: Any) -> Any:
         return ours.clone(scan=dataclasses.replace(ours.scan, **fields))
 
     return {
-        "full attention (nano)": plain,
+        "full attention": plain,
         "as many parameters": plain.clone(mlp_ratio=7),
         "lingen": ours,
         "without review tokens": without(review=None),
@@ -60,10 +66,43 @@ def variants() -> dict[str, Any]:
     }
 
 
-def train(objective: Any, optimizer: Any, batch: Any, steps: int) -> Any:
-    """Returns parameters after so many steps of 16 clips."""
-    transform = setup.transform_of(objective, optimizer, steps)
-    state = setup.make_state(objective, transform, 0, data_mesh(1))
+def of_vsa(ours: Any) -> dict[str, Any]:
+    """Returns VSA's network with full attention, as it is, and without attention among means."""
+    rule = ours.policy
+    fine = Draft(
+        density=rule.density, block=rule.block, per=rule.per, dense_rows=0.0, dense_layers=0
+    )
+    return {
+        "full attention": ours.clone(policy=Dense()),
+        "vsa": ours,
+        "vsa without means": ours.clone(policy=fine),
+    }
+
+
+VARIANTS = {"lingen": (lingen, of_lingen), "vsa": (vsa, of_vsa)}
+
+
+def train(
+    objective: Any,
+    optimizer: Any,
+    batch: Any,
+    steps: int,
+    start: Path | None = None,
+    changed: Callable[[PyTree], PyTree] = lambda params: params,
+) -> PyTree:
+    """Returns parameters after so many steps of 16 clips.
+
+    Args:
+        objective: What is trained.
+        optimizer: Its settings.
+        batch: All clips.
+        steps: Of training.
+        start: Weights folder that it goes on from.
+        changed: Gives the parameters that are trained, of those it begins with.
+    """
+    transform = setup.transform_of(objective, optimizer, max(steps, 1))
+    state: Any = setup.make_state(objective, transform, 0, data_mesh(1), start)
+    state = state.replace(params=changed(state.params))
     run = jax.jit(make_step(objective, Ring(batch), transform, 16, 0.99).run, donate_argnums=1)
     for _ in range(steps):
         state, _, _ = run({}, state, batch)
@@ -82,27 +121,30 @@ def held_out(objective: Any, params: Any, batch: Any) -> np.ndarray:
     )
 
 
-def main(steps: int = 400) -> None:
+def compared(losses: np.ndarray, base: np.ndarray) -> str:
+    """Returns a mean loss, and its difference to another with the standard error over draws."""
+    more = losses - base
+    return f"{losses.mean():.4f} {more.mean():+.4f} (+-{more.std() / np.sqrt(DRAWS):.4f})"
+
+
+def main(system: str, steps: int = 400) -> None:
     """Prints a row for each network."""
-    experiment = nano.config()
+    recipe, variants = VARIANTS[system]
+    experiment: Any = recipe.config()
     seen, test = clips("train", CLIPS), clips("test", HELD_OUT)
-    base = None
-    for name, model in variants().items():
-        began = time.perf_counter()
-        system = dataclasses.replace(experiment.objective.system, model=model)
-        objective = dataclasses.replace(experiment.objective, system=system)
-        params = train(objective, experiment.optimizer, seen, steps)
-        losses = held_out(objective, params, test)
-        base = losses if base is None else base
-        size = sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
-        more, error = losses - base, (losses - base).std() / np.sqrt(DRAWS)
-        taken = time.perf_counter() - began
-        print(
-            f"{name:<28} {size:>9,} {losses.mean():.4f} {more.mean():+.4f} (+-{error:.4f})"
-            f"  {taken:.0f} s",
-            flush=True,
-        )
+    begun, bases = experiment.start_from, {}
+    for name, model in variants(experiment.objective.system.model).items():
+        system_of = dataclasses.replace(experiment.objective.system, model=model)
+        objective = dataclasses.replace(experiment.objective, system=system_of)
+        for count in (0, steps) if begun else (steps,):
+            began = time.perf_counter()
+            params = train(objective, experiment.optimizer, seen, count, begun)
+            losses = held_out(objective, params, test)
+            size = sum(leaf.size for leaf in jax.tree.leaves(params["model"]))
+            said = compared(losses, bases.setdefault(count, losses))
+            taken = time.perf_counter() - began
+            print(f"{name:<26} {count:>4} {size:>9,} {said}  {taken:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))
