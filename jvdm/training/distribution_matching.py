@@ -21,6 +21,7 @@ import optax
 from jvdm.arrays import Array, Float, Key, Latents, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
+from jvdm.samplers import AutoregressiveMatrix, LagMatrix
 from jvdm.samplers.denoiser import Call, Predict, ask, make_denoiser
 from jvdm.samplers.loss_weights import Unweighted
 from jvdm.samplers.process import corrupt
@@ -81,6 +82,8 @@ class DistributionMatching:
     """What is shown for finished frames: what was made, or those of the batch (teacher forcing)."""
     adversarial: float = 0.0
     """Weight of the adversarial term, for the student and the second network; 0 is no critic."""
+    chunkwise: float = 0.0
+    """Share of runs made chunk after chunk, of a student that is sampled in a rolling window."""
 
     def __post_init__(self) -> None:
         """Refuses what needs no teacher to be known as wrong."""
@@ -90,7 +93,24 @@ class DistributionMatching:
         if self.score_updates < 1 or self.score_rate <= 0:
             what = f"score_updates is {self.score_updates}, score_rate {self.score_rate:g}"
             raise ConfigError(what, "the second network must follow", "use 1 or more, and above 0")
-        Rollouts(self.system)
+        for system in self._ways:
+            Rollouts(system)
+
+    @property
+    def _ways(self) -> tuple[System, ...]:
+        """The student as it is sampled, and chunk after chunk where some runs are made so."""
+        if not self.chunkwise:
+            return (self.system,)
+        sampling: Any = self.system.sampling
+        rule: Any = getattr(sampling.matrix, "rule", None)
+        if not 0 < self.chunkwise <= 1 or not isinstance(rule, LagMatrix):
+            what = f"chunkwise is {self.chunkwise:g}, with {type(sampling.matrix).__name__}"
+            why = "it is a share, and chunks of a cached wave are made one after the other instead"
+            raise ConfigError(what, why, "use 0 to 1, and 0 but for --sampling.matrix.rule lag")
+        chunks = AutoregressiveMatrix(rule.block, rule.first_block)
+        matrix = dataclasses.replace(sampling.matrix, rule=chunks)
+        sampling = dataclasses.replace(sampling, matrix=matrix)
+        return self.system, dataclasses.replace(self.system, sampling=sampling)
 
     @property
     def taught(self) -> tuple[System, SegmentStarts]:
@@ -123,11 +143,13 @@ class DistributionMatching:
         """Returns clips that the student makes for the prompts of a batch."""
         shape = batch["latents"].shape
         noise = jax.random.normal(named(key, "noise"), shape, jnp.float32)
-        rollouts = Rollouts(self.system)
-        chosen = jax.random.randint(named(key, "exit"), (), 0, rollouts.steps)
+        ways = [Rollouts(system) for system in self._ways]
+        chosen = jax.random.randint(named(key, "exit"), (), 0, ways[0].steps)
         past = batch["latents"].astype(jnp.float32) if self.past == "true" else None
         told = self.system.told(student, batch["tokens"])
-        return rollouts.make(student, told, noise, chosen, named(key, "run"), past)
+        makes = [functools.partial(way.make, student, told, noise, chosen) for way in ways]
+        way = jax.random.bernoulli(named(key, "way"), self.chunkwise)
+        return jax.lax.switch(way.astype(jnp.int32), makes, named(key, "run"), past)
 
     def real(self, frozen: PyTree, tokens: PyTree, x: Latents, t: NoiseLevels) -> Latents:
         """Returns the clean clips that the teacher sees in `x`, guided."""

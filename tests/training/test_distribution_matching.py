@@ -1,6 +1,7 @@
 """Distribution matching: exact opinions, two players, what each may move, and the real networks."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -18,6 +19,7 @@ from jvdm.samplers import (
     CachedMatrix,
     ClassifierFree,
     ExplicitLevels,
+    LagMatrix,
     SynchronousMatrix,
     Unguided,
 )
@@ -231,12 +233,37 @@ def test_it_is_an_objective_of_two_players_whose_folder_is_sampled_as_it_was_tra
     assert to_data(from_data(to_data(objective))) == to_data(objective)
 
 
+def test_a_share_of_runs_is_made_chunk_after_chunk(objective):
+    rolling: Any = {"matrix": CachedMatrix(LagMatrix(1), 1), "policy": CachedCausal(3, free=True)}
+    batch = {"latents": jnp.zeros(SHAPE)}
+    batch["tokens"] = jnp.asarray(SYSTEM.text.read(("a red ball", "a blue box"))[0])
+    student = drawn(SYSTEM.init_denoiser, jax.random.key(1))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rolled(objective, key):
+        return objective.roll(student, batch, key).made
+
+    def made(share, matrix=rolling["matrix"]):
+        system = system_of(**{**rolling, "matrix": matrix})
+        return dataclasses.replace(objective, system=system, chunkwise=share)
+
+    chunks = made(0.0, CachedMatrix(AutoregressiveMatrix(), 1))
+    keys = [jax.random.key(seed) for seed in range(6)]
+    waves, chunks, some = (
+        [rolled(way, key) for key in keys] for way in (made(0.0), chunks, made(0.5))
+    )
+    found = [[differ(one, two[i]) < 1e-5 for two in (waves, chunks)] for i, one in enumerate(some)]
+    assert all(any(both) for both in found) and not any(all(both) for both in found)
+    assert {tuple(both) for both in found} == {(True, False), (False, True)}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"score_updates": 0}, "score_updates is 0"),
         ({"score_rate": 0.0}, "score_rate 0"),
         ({"adversarial": -1.0}, "adversarial is -1"),
+        ({"chunkwise": 0.5}, "chunkwise is 0.5, with CachedMatrix"),
         ({"system": system_of(guidance=ClassifierFree(2.0))}, "of the prompt alone"),
     ],
 )
