@@ -5,6 +5,7 @@ layer needs; that of skip-softmax how much every limit skips.
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,46 @@ def with_policy(pipe: Pipeline, policy: Any) -> Pipeline:
     """Returns the pipeline with another attention policy."""
     sampling = dataclasses.replace(pipe.system.sampling, policy=policy)
     return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
+
+
+def run(
+    kind: str,
+    pipe: Pipeline,
+    request: Request,
+    *,
+    densities: tuple[float, ...],
+    block: int,
+    first: int,
+    cost: Cost,
+    folder: Path,
+) -> dict[str, Any]:
+    """Searches while videos are made, and writes what was found.
+
+    Args:
+        kind: The system whose patterns, reference frames or limits are searched.
+        pipe: The model, and how it is sampled.
+        request: What is made meanwhile.
+        densities: Shares of attention.
+        block: Tokens of a block; 0 chooses.
+        first: The first layer that is not dense; a table of patterns has all.
+        cost: What a table of patterns weighs errors against.
+        folder: Where the file is written.
+
+    Returns:
+        `weights`, `device`, what was found, and `outputs`, the path of the file.
+    """
+    found: dict[str, Any] = {"weights": dict(pipe.identity), "device": record.device()}
+    if kind == "sparse_vdit":
+        table = search(pipe, request, densities, block, cost)
+        name, content = "patterns.json", table.text()
+        found["patterns"] = [f"{one} {count}" for one, count in candidates(table.counts)]
+        found |= {"costs": list(table.costs), "errors": table.errors.round(4).tolist()}
+    else:
+        name, search_for = SEARCHES[kind]
+        found |= search_for(pipe, request, densities, block, first)
+        content = json.dumps(found, indent=1)
+    write_text(folder / name, content + "\n")
+    return {**found, "outputs": [str(folder / name)]}
 
 
 def search(
@@ -210,16 +251,10 @@ def costs_of(blocks: Blocks, counts: tuple[int, ...], cost: Cost) -> tuple[float
     return tuple(round(seconds(mask) / dense, 4) for mask in masks)
 
 
-def written(table: PatternTable, place: Path) -> dict[str, Any]:
-    """Writes a table; returns what is to be said of it: the mean error of each pattern by layer."""
-    write_text(place, table.text() + "\n")
-    return {
-        "device": record.device(),
-        "patterns": [f"{name} {count}" for name, count in candidates(table.counts)],
-        "costs": list(table.costs),
-        "errors": table.errors.round(4).tolist(),
-        "outputs": [str(place)],
-    }
+SEARCHES = {
+    "efficient_vdit": ("references.json", search_references),
+    "skip_softmax": ("limits.json", search_limits),
+}
 
 
 def said(result: Mapping[str, Any]) -> str:

@@ -9,20 +9,12 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jvdm import record
+from jvdm import pattern_search, record
 from jvdm.attention import POLICIES, Sparse, SparseVDiT, summary
 from jvdm.comparison import price, timed
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, write_text
-from jvdm.pattern_search import (
-    Cost,
-    said,
-    search,
-    search_limits,
-    search_references,
-    with_policy,
-    written,
-)
+from jvdm.pattern_search import Cost, said, with_policy
 from jvdm.pipeline import Request, load
 from jvdm.recipes import nearest
 from jvdm.stages import measuring, stage
@@ -87,27 +79,16 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
         ConfigError: If a policy is not sparse, or cannot run on these sizes.
     """
     probe_writable(options.output)
-    searches = options.search != "none"
-    variants = {} if searches else _variants(options)
+    variants = _variants(options) if options.search == "none" else {}
     pipe = load(options.weights)
     names = ("height", "width", "num_frames", "num_inference_steps")
     asked = {name: getattr(options, name) for name in names}
     seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
     request = Request(**asked, prompt=options.prompts, seed=seeds)
-    searched = {
-        "efficient_vdit": (search_references, "references.json"),
-        "skip_softmax": (search_limits, "limits.json"),
-    }
-    if options.search in searched:
-        search_for, name = searched[options.search]
-        result = search_for(pipe, request, options.densities, options.block, options.dense_layers)
-        path = options.output / name
-        result = {"weights": dict(pipe.identity), "device": record.device(), **result}
-        write_text(path, json.dumps(result, indent=1) + "\n")
-        return {**result, "outputs": [str(path)]}
-    if searches:
-        table = search(pipe, request, options.densities, options.block, options.cost)
-        return written(table, options.output / "patterns.json")
+    if options.search != "none":
+        shared = {name: getattr(options, name) for name in ("densities", "block", "cost")}
+        where = {"first": options.dense_layers, "folder": options.output}
+        return pattern_search.run(options.search, pipe, request, **shared, **where)
     for policy in variants.values():
         with_policy(pipe, policy).prepare(request)
     result: dict[str, Any] = {

@@ -79,11 +79,10 @@ class SkipSoftmax(Draft):
         if self.is_dense:
             return None, state.add(1.0, 1.0, dense=True)
         blocks = blocks_of(call.grid, self.block)
-        order = near(blocks)[None, None]
-        if self.visits == "first":
-            order = np.broadcast_to(np.arange(blocks.count), order.shape)
-        elif self.visits == "draft":
+        if self.visits == "draft":
             order = jnp.argsort(-self.draft(q, k, blocks), -1)
+        else:
+            order = visiting_order(blocks, self.visits)
         noisy = (call.t > self.dense_above)[:, blocks.frames]
         limits = jnp.where(noisy, -jnp.inf, self.limit(call.grid.tokens))[:, None]
         mask = visiting(blocks, order, limits)
@@ -111,11 +110,18 @@ class SkipSoftmax(Draft):
         return 1 - skipped / 2, jnp.mean(kept @ (held / held.sum()))
 
 
-def near(blocks: Blocks) -> Int[np.ndarray, "Q K"]:
-    """Returns the blocks by their distance from each, itself first, in frames, rows and columns."""
+def visiting_order(blocks: Blocks, visits: str) -> Int[np.ndarray, "1 1 Q K"]:
+    """Returns the blocks in the order in which each visits them.
+
+    Args:
+        blocks: The blocks.
+        visits: "near" is by distance in frames, rows and columns, itself first; "first" by number.
+    """
     places = np.indices(blocks.tiles).reshape(3, -1)
     apart = np.abs(places[:, :, None] - places[:, None]).sum(0)
-    return np.argsort(apart, -1, kind="stable").astype(np.int32)
+    if visits == "first":
+        apart = np.zeros_like(apart)
+    return np.argsort(apart, -1, kind="stable").astype(np.int32)[None, None]
 
 
 def visiting(
@@ -183,10 +189,8 @@ class SkipSearch(Sparse):
     def attend(self, q, k, v, state: Skips, call: AttentionCall, among: Among):
         """Attends to everything, and counts."""
         k, blocks = call.turn(k), blocks_of(call.grid, self.block)
-        order = near(blocks)
-        if self.visits == "first":
-            order = np.broadcast_to(np.arange(blocks.count), order.shape)
-        mask = visiting(blocks, order[None, None], jnp.zeros((1, 1, blocks.count)))
+        order = visiting_order(blocks, self.visits)
+        mask = visiting(blocks, order, jnp.zeros((1, 1, blocks.count)))
         some, mask = some_rows(q, mask, blocks, sampled(blocks, self.recall_queries))
         peaks = best_scores(some, k, mask, q.shape[3] ** -0.5)
 

@@ -12,7 +12,7 @@ import pytest
 import jvdm
 from jvdm import cli
 from jvdm.attention import SkipSoftmax, blocks_of
-from jvdm.attention.skip_softmax import LIMITS, fitted, near
+from jvdm.attention.skip_softmax import LIMITS, fitted, visiting_order
 from jvdm.errors import ConfigError
 from pallas_kernels import block_sparse_attention, dense_attention, skipped_blocks
 from tests.attention.test_sparse import EVEN, ODD, chosen, moving, ordered
@@ -79,7 +79,7 @@ def test_frames_above_the_level_skip_nothing():
 
 def test_blocks_are_visited_from_near_to_far():
     blocks = blocks_of(ODD, 8)
-    order = near(blocks)
+    order = visiting_order(blocks, "near")[0, 0]
     places = np.indices(blocks.tiles).reshape(3, -1).T
     for row, visited in enumerate(order):
         apart = np.abs(places[visited] - places[row]).sum(-1)
