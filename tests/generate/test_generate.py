@@ -152,7 +152,7 @@ def test_a_record_from_before_systems_is_made_again(make):
     (again,) = make(None, seed=None, weights=None, like=RECORD_BEFORE_SYSTEMS)
     settings = {name: again["settings"][name] for name in record.settings}
     assert settings == record.settings
-    assert again["system"]["sampling"]["guidance"]["scale"] == 2.6
+    assert again["system"]["sampling"]["guidance"]["scale"] == 2.5
     frames = read_video(path_of(again, "video")).frames
     assert frames.shape == (9, 64, 64, 3)
 
