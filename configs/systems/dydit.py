@@ -46,11 +46,11 @@ After 250 steps `dydit` had .555 at .77, full width .379: training helps, and is
 That less is computed near noise is the paper's; its order is not here. There each router helps and
 all beat pruning by weights; here each one alone is better than all, frames that are left out cost
 .012 more than tokens alone, and pruning by the sizes of weights beats every router at fewer
-operations. Routers of three layers of three heads close a third of a layer at once, what is pruned
-adapts from the first step while they still draw, and nothing of so small a network is spare. Other
-settings did not help: everything at a rate of 2e-4 but routers (2e-3), a weight of 20, noise of .2,
-a bias of 4 and a temperature of 5 had .612 at .81 after 250 steps. Long training and GPUs were not
-measured.
+operations. Likely reasons, which were not tested: a head is a third of a layer here, what is pruned
+adapts from the first step while routers still draw, and nothing of so small a network is spare.
+Other settings did not help: everything at a rate of 2e-4 but routers (2e-3), a weight of 20, noise
+of .2, a bias of 4 and a temperature of 5 had .612 at .81 after 250 steps. Long training and GPUs
+were not measured.
 
 Combinations: a row runs all heads beside attention that is not full, whose lists and states are
 those of all heads, and still leaves channels and tokens out. Step caches go with routers, but not
