@@ -217,7 +217,7 @@ class AdaLNSingle(Transformer, nn.Module):
             "head_modulation", nn.initializers.normal(self.width**-0.5), (2, self.width)
         )
         shift, scale = (time.astype(jnp.float32) + table[i][None, None] for i in range(2))
-        y = modulate(tokens, scale, shift, layer_normalize).astype(self.dtype)
+        y = self._pinned(modulate(tokens, scale, shift, layer_normalize).astype(self.dtype))
         y = self._linear("patch_out", self.patch**2 * self.latent_channels, y)
         return self._unpatched(y, height, width), carry
 

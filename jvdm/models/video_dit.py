@@ -21,7 +21,7 @@ from jvdm.models.stack import Remat
 from jvdm.models.state_space import Mamba2, TokenScan
 from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
-from jvdm.parallel import constrain, token_parts
+from jvdm.parallel import constrain
 from jvdm.samplers import Call
 
 
@@ -232,9 +232,7 @@ class VideoDiT(Transformer, nn.Module):
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
         shift, scale = jnp.split(constrain(vectors, "batch"), 2, -1)
         y = modulate(tokens, scale, shift)
-        # Else XLA (jax 0.10.2) gives wrong numbers on `data=2,fsdp=2,tensor=2`, 2 videos each.
-        y = constrain(y, "batch") if token_parts() == 1 else y
-        size = self.patch**2 * self.channels_out
+        y, size = self._pinned(y), self.patch**2 * self.channels_out
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
         return self._unpatched(y, height, width)
 

@@ -28,6 +28,7 @@ from jvdm import samplers  # noqa: E402
 from jvdm.attention import CachedCausal, Draft, LevelBank, TemporalSwin  # noqa: E402
 from jvdm.models import Conditions, TextStates, VideoDiT  # noqa: E402
 from jvdm.models.low_rank import Adapted  # noqa: E402
+from jvdm.models.ltx import LTXDiT  # noqa: E402
 from jvdm.models.state_space import Mamba2  # noqa: E402
 from jvdm.models.wan import WanDiT  # noqa: E402
 from jvdm.parallel import mesh_of, place, replicate, split_batch, using  # noqa: E402
@@ -53,6 +54,7 @@ NETWORKS: dict[str, Any] = {
     "levels": DIT.clone(policy=LevelBank(2, 3, 1)),
     "scans": DIT.clone(policy=TemporalSwin((2, 2, 2)), scan=Mamba2(8, chunk=16, review=(2, 2, 2))),
     "wan": WanDiT(**SIZES, head_dim=12, mlp_width=64),
+    "ltx": LTXDiT(**SIZES, head_dim=12, mlp_width=64),
 }
 LEVELS = ShiftedLevels(2, 2.0)()
 MATRIX = samplers.SynchronousMatrix()(LEVELS, 3)
@@ -65,11 +67,14 @@ TABLES = {
     "few": (
         ("train dense", "fsdp=2,sequence=4"),
         ("sample dense", "branch=2,data=2,tensor=2"),
+        ("moved wan", "data=2,fsdp=2,tensor=2"),
     ),
     "rest": (
         ("train draft", "ring=4,sequence=2"),
         ("train wan", "data=2,fsdp=2,tensor=2"),
         ("train scans", "ring=2,sequence=4"),
+        ("moved dense", "data=2,fsdp=2,tensor=2"),
+        ("moved ltx", "data=2,fsdp=2,tensor=2"),
         ("sample draft", "branch=2,ring=2,sequence=2"),
         ("sample cached", "branch=2,fsdp=2,sequence=2"),
         ("sample lora", "fsdp=2,tensor=4"),
@@ -159,6 +164,31 @@ def train(name, mesh):
     return {"prediction": made[0], "gradient": made[1]}
 
 
+def moved(name, mesh):
+    """Returns the prediction of a network whose parameters are sums, two videos for each part.
+
+    One summand lies split, as what a step moves, the other is whole on all devices, as what is
+    frozen, so that XLA may choose how products are divided.
+    """
+    network, params = NETWORKS[name], parameters(name)
+    x = jax.random.normal(jax.random.key(5), (8, 3, network.patch, 2 * network.patch, 4))
+    states = jax.random.normal(jax.random.key(6), (8, 5, 24))
+    given = (x, jnp.linspace(0.1, 1.0, 24).reshape(8, 3), TextStates(states, jnp.full(8, 5)))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if mesh is not None:
+        zeros, params = place(zeros, mesh), replicate(params, mesh)
+        given = split_batch(given, mesh)
+
+    def predict(zeros, params, x, t, text):
+        with using(mesh):
+            own, noisy = jax.tree.map(jnp.add, zeros, params), x + jax.random.normal(key, x.shape)
+            return network.apply({"params": own}, noisy, Call.at(t), Conditions(text))[0]
+
+    key = jax.random.key(7)
+    made = jax.jit(predict, compiler_options=QUICKLY)(zeros, params, *given)
+    return {"prediction": made}
+
+
 @functools.cache
 def sample(name, mesh):
     """Returns the noise of two guided videos, their latents after all rows, and operations."""
@@ -236,7 +266,7 @@ def batch(count, mesh):
     return {"latents": np.concatenate(latents), "frames": np.concatenate(frames)}
 
 
-RUN = {"train": train, "sample": sample, "code": code, "text": text}
+RUN = {"train": train, "moved": moved, "sample": sample, "code": code, "text": text}
 RUN |= {"stages": stages, "batch": batch}
 
 
