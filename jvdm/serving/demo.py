@@ -10,8 +10,8 @@ published systems side by side on one prompt and seed. Several people take turns
 It listens on this machine alone. From elsewhere use a tunnel (`ssh -L 7860:localhost:7860 HOST`),
 or give `--host` and a key, and open `http://HOST:7860/?key=KEY`.
 
-The page is plain HTML and script, without Gradio: the streamed video of Gradio 6 runs a program
-`ffmpeg` for every segment, which PyAV does not bring, and 31 MB and pandas would come along. Here
+Its controls are those of Gradio (`pip install "jvdm[demo]"`), which works offline here and tells
+nobody anything. The film is no video of Gradio, which runs a program `ffmpeg` for every segment:
 the browser plays the fragments of MP4 that jvdm writes anyway (Media Source Extensions).
 """
 
@@ -101,20 +101,21 @@ class Demo:
 
         Args:
             client: Whose turn it takes.
-            asked: Settings of `jvdm.settings`; of pictures `image` alone, the bytes of its file.
+            asked: Settings of `jvdm.settings`, and the name of a `system`; of pictures `image`
+                alone, the bytes of its file.
 
         Raises:
             JvdmError: If a value cannot be used, it is too much, or too many wait.
         """
         given = {name: value for name, value in asked.items() if value is not None}
-        image = given.pop("image", None)
+        image, chosen = given.pop("image", None), self.systems[str(given.pop("system", PLAIN))]
         if not {"duration", "num_frames"} & given.keys():
             given["duration"] = min(USUAL_S, self.about["limits"]["seconds"])
         request = self._request(given)
         with self._folder() as folder:
             files = write_pictures(folder, {} if image is None else {"image": image})
             request = dataclasses.replace(request, **files)
-            pipe, notes = as_streamed(self.pipe, request)
+            pipe, notes = as_streamed(chosen, request)
             one_picture = self._reading if files else contextlib.nullcontext()
             with self.jobs.when_idle(), one_picture:
                 job = prepare_stream(pipe, request, {})
@@ -222,8 +223,8 @@ class Demo:
     def _about(self) -> dict[str, Any]:
         """Returns what a page has to know before it asks for anything."""
         sizes, limits = self.pipe.manifest.defaults, self.limits
-        usable = self.systems.usable(Request(prompt=EXAMPLE, seed=0))
         seconds, picture = limits.max_frames / sizes.fps, self.body_bytes * 3 // 4 - 100_000
+        usable = self.systems.usable(Request(prompt=EXAMPLE, seed=0))
         return {
             "model": self.pipe.manifest.family,
             "device": jax.devices()[0].device_kind,
@@ -271,7 +272,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
         if getattr(options, name) != getattr(DemoOptions, name):
             what = f"--{name.replace('_', '-')} was given"
             raise ConfigError(what, "a demo streams one video from a prompt", "leave it out")
-    check_installed()
+    check_installed("demo", "gradio", "starlette", "uvicorn")
     keys = options.keys
     with (
         listening(options.host, options.port, keys) as listener,

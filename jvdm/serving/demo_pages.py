@@ -20,7 +20,6 @@ import asyncio
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from jvdm.reading import parse_json
@@ -30,7 +29,6 @@ from jvdm.serving.demo_streams import LiveStream
 from jvdm.serving.gallery import FILES, Gallery
 from jvdm.serving.web import Guard, Refused, answer, body_of, error_handlers
 
-PAGE = Path(__file__).with_name("page")
 PART_BYTES = 2**20
 """Bytes of a film in one answer."""
 _FRESH = {"Cache-Control": "no-store"}
@@ -46,7 +44,8 @@ def app_of(demo: Demo, keys: Sequence[str] = (), names: Sequence[str] = ()) -> A
     """
     from starlette.applications import Starlette
     from starlette.routing import Mount, Route
-    from starlette.staticfiles import StaticFiles
+
+    from jvdm.serving.controls import routes as of_controls
 
     pages = Pages(demo)
     stream, gallery = "/streams/{name}", "/galleries/{name}"
@@ -63,10 +62,7 @@ def app_of(demo: Demo, keys: Sequence[str] = (), names: Sequence[str] = ()) -> A
         Route(gallery, functools.partial(pages.cancel, kind=Gallery), methods=["DELETE"]),
     ]
     inside = Starlette(routes=routes, exception_handlers=error_handlers())
-    outside = [
-        Mount("/api", Guard(inside, keys, names)),
-        Mount("/", StaticFiles(directory=PAGE, html=True)),
-    ]
+    outside = [Mount("/api", Guard(inside, keys, names)), *of_controls()]
     return Starlette(routes=outside, exception_handlers=error_handlers())
 
 

@@ -69,7 +69,7 @@ def run(options: ServeOptions) -> dict[str, Any]:
         Preempted: After SIGTERM, when nothing can be lost; `Interrupted` after Ctrl-C.
     """
     options.validated()
-    check_installed()
+    check_installed("serve", "starlette", "uvicorn")
     keys = options.keys
     with (
         listening(options.host, options.port, keys) as listener,
@@ -88,16 +88,20 @@ def run(options: ServeOptions) -> dict[str, Any]:
     return {}
 
 
-def check_installed() -> None:
-    """Refuses to start where the packages of a server are missing.
+def check_installed(command: str, *names: str) -> None:
+    """Refuses to start where packages of a command are missing.
+
+    Args:
+        command: Its name, which is that of the extra which installs them.
+        names: Of the packages.
 
     Raises:
         ConfigError: It says how to install them.
     """
-    missing = [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]
+    missing = [name for name in names if not importlib.util.find_spec(name)]
     if missing:
-        fix = 'install them with pip install "jvdm[serve]"'
-        raise ConfigError(f"{' and '.join(missing)} is not installed", "a server needs it", fix)
+        what, why = f"{' and '.join(missing)} is not installed", f"jvdm {command} needs it"
+        raise ConfigError(what, why, f'pip install "jvdm[{command}]"')
 
 
 def text(result: dict[str, Any]) -> str:

@@ -275,7 +275,7 @@ def test_every_third_party_import_is_a_declared_dependency():
 
     project_table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = {"matplotlib", "huggingface_hub", "tensorboardX", "IPython"}
-    optional |= {"starlette", "uvicorn"}  # of `jvdm serve` and `jvdm demo`
+    optional |= {"fastapi", "gradio", "starlette", "uvicorn"}  # of `jvdm serve` and `jvdm demo`
     declared = {re.split(r"[\[<>=]", text)[0] for text in project_table["dependencies"]}
     for module in project():
         for item in imports(module, names(project())):

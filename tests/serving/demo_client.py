@@ -74,11 +74,16 @@ def wait_until_free(demo: Demo) -> None:
         time.sleep(0.02)
 
 
-@contextlib.contextmanager
-def shown(demo: Demo, keys: tuple[str, ...] = ()) -> Iterator[str]:
+def shown(demo: Demo, keys: tuple[str, ...] = ()) -> contextlib.AbstractContextManager[str]:
     """Serves the demo and gives its address."""
-    listener = listening("127.0.0.1", 0, keys)
-    server = server_of(app_of(demo, keys))
+    return served(app_of(demo, keys))
+
+
+@contextlib.contextmanager
+def served(app: Any) -> Iterator[str]:
+    """Serves an application of ASGI on this machine alone, and gives its address."""
+    listener = listening("127.0.0.1", 0, ())
+    server = server_of(app)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

@@ -62,5 +62,8 @@ HOSTILE = {
     "a huge image": {"prompt": "a", "image": "A" * 2_000_000},
     "a list of files": {"prompt": "a", "image": [text64(png("white"))]},
     "a wrong seed": {"prompt": "a", "seed": -1},
+    "a system that is none": {"prompt": "a", "system": 7},
+    "a system of the disk": {"prompt": "a", "system": "../../tmp/x.py"},
+    "a system for clips": {"prompt": "a", "system": "freelong"},
     "dense rows": {"prompt": "a", "attention": "nearly"},
 }

@@ -14,7 +14,9 @@ from jvdm.serving.limits import Limits
 from jvdm.video import read_video
 from tests.serving.demo_client import Client, shown
 
+pytest.importorskip("gradio", reason="the controls of the demo are those of gradio")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+Keys = webdriver.Keys
 if not (shutil.which("chromium") and shutil.which("chromedriver")):
     pytest.skip("chromium and chromium-driver are not installed", allow_module_level=True)
 
@@ -55,10 +57,13 @@ class Page:
     def __init__(self, browser, address, rest="/"):
         self.browser, self.tab = browser, browser.current_window_handle
         browser.get(address + rest)
-        self.until(lambda: self.text("about"))
+        self.until(lambda: browser.find_elements("id", "start"))
+        self.until(lambda: self["start"].is_displayed())
 
     def __getitem__(self, name):
-        return self.browser.find_element("id", name)
+        """Returns an element, or of a control of Gradio what is typed into."""
+        found = self.browser.find_element("id", name)
+        return next(iter(found.find_elements("css selector", "input, textarea")), found)
 
     def text(self, name):
         return self[name].text
@@ -68,7 +73,7 @@ class Page:
 
     def fill(self, **values):
         for name, value in values.items():
-            self[name].clear()
+            self[name].send_keys(Keys.CONTROL, "a")
             self[name].send_keys(value)
 
     def until(self, holds, seconds=60):
@@ -77,6 +82,10 @@ class Page:
             assert time.monotonic() < end, (self.text("state"), self.text("error"))
             time.sleep(0.05)
         return found
+
+    def tab_of(self, name):
+        tabs = self.browser.find_elements("css selector", "#tabs [role=tab]")
+        return next(tab for tab in tabs if tab.text == name)
 
     def played(self):
         return self.script("return document.getElementById('video').currentTime")
@@ -132,6 +141,21 @@ def test_a_video_plays_while_it_is_made(page, browser):
     assert browser.get_log("browser") == []
 
 
+def test_nothing_comes_from_elsewhere(page, address):
+    """The page works where no other machine can be reached."""
+    names = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    loaded = page.script(names)
+    assert len(loaded) > 20 and all(name.startswith(f"{address}/") for name in loaded)
+    forbidden = """const done = arguments[0];
+        fetch('http://127.0.0.2:9/').then(() => done('sent'), error => done(error.message));"""
+    said = []
+    page.script("""window.refused = [];
+        document.addEventListener('securitypolicyviolation', it => refused.push(it.blockedURI))""")
+    said.append(page.browser.execute_async_script(forbidden))
+    assert said != ["sent"] and page.script("return refused") == ["http://127.0.0.2:9/"]
+    page.browser.get_log("browser")  # of the refusal
+
+
 def test_what_is_slower_than_it_plays_says_so(page, demo, monkeypatch):
     made, asked = demo.stream, []
 
@@ -165,8 +189,7 @@ def test_what_is_slower_than_it_plays_says_so(page, demo, monkeypatch):
 
 
 def test_sparse_attention_is_seen(page):
-    page["attention"].send_keys("draft")
-    page.fill(seconds="4", density="0.3")
+    page.fill(attention=f"draft{Keys.ENTER}", seconds="4", density="0.3")
     page["start"].click()
     page.until(lambda: page.text("state").startswith("done"))
     assert "attention is dense above the noise level" in page.text("notes")
@@ -235,7 +258,7 @@ def test_a_picture_is_moved_in(page, address, tmp_path):
     drop = """const moved = new DataTransfer();
         moved.items.add(new File([arguments[1]], '../../x.png', {type: 'image/png'}));
         arguments[0].dispatchEvent(new DragEvent('drop', {dataTransfer: moved, bubbles: true}))"""
-    page.script(drop, page["drop"], "this is no picture")
+    page.script(drop, page.browser.find_element("id", "drop"), "this is no picture")
     text = base64.b64encode(b"this is no picture").decode()
     page.until(lambda: page.script("return arguments[0].src", page["shown"]).endswith(text))
     page["start"].click()
@@ -243,10 +266,11 @@ def test_a_picture_is_moved_in(page, address, tmp_path):
 
 
 def test_the_gallery_shows_its_videos(page, browser):
-    page.browser.get(page.browser.current_url.partition("#")[0] + "#gallery")
+    page.tab_of("Gallery").click()
+    page.until(lambda: page["make"].is_displayed())
     boxes = {
-        box.get_attribute("value"): box
-        for box in page["systems"].find_elements("tag name", "input")
+        label.text: label.find_element("tag name", "input")
+        for label in page.browser.find_elements("css selector", "#systems label")
     }
     assert boxes["plain"].is_selected() and boxes["wave"].is_selected()
     for name, box in boxes.items():
@@ -266,6 +290,7 @@ def test_the_gallery_shows_its_videos(page, browser):
     assert [card.get_attribute("data-system") for card in cards] == ["plain", "wave"]
     for card, rows in zip(cards, (8, 12), strict=True):
         video = card.find_element("tag name", "video")
+        page.script("arguments[0].scrollIntoView()", video)  # it plays where it is seen
         page.until(lambda video=video: page.script("return arguments[0].currentTime", video) > 0)
         assert page.script("return arguments[0].duration", video) == pytest.approx(1.5, abs=0.01)
         assert "denoise" in card.text and "100.0 % of the attention" in card.text

@@ -14,7 +14,7 @@ from jvdm.serving.limits import Limits
 from jvdm.video import read_video
 from tests.serving.demo_client import Client, shown, wait_until_free
 
-pytest.importorskip("starlette", reason="the demo needs starlette and uvicorn")
+pytest.importorskip("gradio", reason="the demo needs gradio")
 
 PROMPT = "a large red ball rolls to the left"
 SMALL = {"prompt": PROMPT, "seed": 3, "height": 16, "width": 16, "num_inference_steps": 2}

@@ -1,4 +1,4 @@
-// What both pages use: calls to the server, its errors, and which page is open.
+// What the scripts use: calls to the server, and its errors.
 
 const key = new URLSearchParams(location.search).get("key") ?? "";
 const headers = { "X-Visitor": visitor(), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
@@ -42,21 +42,6 @@ export const linked = async (path) => URL.createObjectURL(new Blob([await bytes(
 
 export const at = (id) => document.getElementById(id);
 
-// A number of a form; what is left empty is left out.
-export const number = (id) => (at(id).value === "" ? undefined : Number(at(id).value));
-
 export const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
 export const about = await get("api/about");
-
-function open() {
-  const chosen = location.hash === "#gallery" ? "gallery" : "stream";
-  for (const section of document.querySelectorAll("section")) {
-    section.classList.toggle("open", section.id === chosen);
-  }
-}
-
-addEventListener("hashchange", open);
-open();
-at("about").textContent =
-  `${about.model}, ${about.width}x${about.height}, ${about.fps} frames a second, on ${about.device}`;

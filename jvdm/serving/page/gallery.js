@@ -1,16 +1,15 @@
 // The gallery: several systems on one prompt and seed, side by side.
 
-import { about, at, get, linked, number, send, wait } from "./common.js";
+import { about, at, get, linked, send, wait } from "./common.js";
 
 const POLL = 400; // milliseconds
+const titles = new Map(about.systems.map(({ name, title }) => [name, title]));
 let current = null; // id of the gallery that is being made
 
-async function make() {
-  if (current) await stop();
+async function begin(prompt, seed, systems) {
+  if (current) await end();
   at("gallery-error").textContent = "";
-  const chosen = document.querySelectorAll("#systems input:checked");
-  const systems = Array.from(chosen, (box) => box.value);
-  const asked = { prompt: at("same").value, seed: number("same-seed"), systems };
+  const asked = { prompt, seed, systems };
   const gallery = await send("POST", "api/galleries", asked);
   current = gallery.id;
   at("stop").disabled = false;
@@ -34,7 +33,8 @@ async function show(piece, cards) {
   }
   const shown = cards.get(piece.system);
   const title = element("h2", { textContent: piece.system });
-  const parts = [title, element("p", { textContent: said(piece) })];
+  const idea = element("p", { textContent: titles.get(piece.system) ?? "" });
+  const parts = [title, idea, element("p", { textContent: said(piece) })];
   if (piece.state === "done" && shown.state !== "done") {
     const video = element("video", { muted: true, loop: true, controls: true, autoplay: true });
     video.playsInline = true;
@@ -63,7 +63,7 @@ const density = ({ density }) =>
 
 const element = (kind, fields) => Object.assign(document.createElement(kind), fields);
 
-async function stop() {
+async function end() {
   const stopped = current;
   current = null;
   if (stopped) await send("DELETE", `api/galleries/${stopped}`);
@@ -71,16 +71,8 @@ async function stop() {
 
 const refused = (error) => (at("gallery-error").textContent = error.message);
 
-at("compare").addEventListener("submit", (event) => {
-  event.preventDefault();
-  make().catch(refused);
-});
-at("stop").addEventListener("click", () => stop().catch(refused));
-addEventListener("pagehide", () => void stop());
-at("systems").append(
-  ...about.systems.map(({ name, title, usual }) => {
-    const label = element("label", { title });
-    label.append(element("input", { type: "checkbox", value: name, checked: usual }), ` ${name}`);
-    return label;
-  }),
-);
+// Events of the controls.
+export const make = (...asked) => void begin(...asked).catch(refused);
+export const stop = () => void end().catch(refused);
+
+addEventListener("pagehide", stop);

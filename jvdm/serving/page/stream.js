@@ -1,6 +1,6 @@
 // The page that streams: asks for a stream, plays its film while it grows, shows how it is made.
 
-import { about, at, bytes, get, linked, number, send, wait } from "./common.js";
+import { about, at, bytes, get, linked, send, wait } from "./common.js";
 import { drawDensity, drawMatrix } from "./drawing.js";
 
 const POLL = 250; // milliseconds
@@ -61,28 +61,29 @@ function joined(first, second) {
   return whole;
 }
 
-async function start() {
-  await cancel();
+// Begins a stream, as the controls say; what is left empty there is null, and left out.
+async function begin(prompt, seconds, seed, steps, guidance, system, attention, density) {
+  await end();
   current = null; // whatever is said of the last one is not shown any more
   buttons(false);
-  at("slow").hidden = true;
+  slower(false);
   at("state").textContent = at("error").textContent = "";
   list("told", []);
   list("notes", []);
   at("save").hidden = true;
   const asked = {
-    prompt: at("prompt").value,
-    duration: number("seconds"),
-    seed: number("seed"),
-    attention: at("attention").value || undefined,
-    density: number("density"),
-    num_inference_steps: number("steps"),
-    guidance_scale: number("guidance"),
-    image: picture ?? undefined,
+    prompt,
+    duration: seconds,
+    seed,
+    system,
+    attention: attention || null,
+    density,
+    num_inference_steps: steps,
+    guidance_scale: guidance,
+    image: picture,
   };
-  const { steps, guidance } = about.fast; // null is what cannot be set
-  fastest = steps === null || asked.num_inference_steps <= steps;
-  fastest &&= guidance === null || asked.guidance_scale <= guidance;
+  const within = (value, most) => most === null || (value !== null && value <= most);
+  fastest = within(steps, about.fast.steps) && within(guidance, about.fast.guidance);
   const stream = await send("POST", "api/streams", asked);
   current = stream.id;
   buttons(true);
@@ -114,7 +115,7 @@ async function watch(id) {
 
 function show(stream) {
   at("state").textContent = said(stream);
-  at("slow").hidden = fastest || !slow(stream);
+  slower(!fastest && slow(stream));
   at("error").textContent = stream.error
     ? [stream.error.what, stream.error.why, stream.error.fix].filter(Boolean).join("\n")
     : "";
@@ -151,19 +152,12 @@ function said(stream) {
   return `Playing: ${made} are made${slow(stream) ? `; ${pauses}` : ""}.`;
 }
 
-async function change() {
-  if (current) await send("POST", `api/streams/${current}/prompt`, { prompt: at("prompt").value });
+async function tell(prompt) {
+  if (current) await send("POST", `api/streams/${current}/prompt`, { prompt });
 }
 
-async function cancel() {
+async function end() {
   if (current) await send("DELETE", `api/streams/${current}`);
-}
-
-// Begins again with fewer steps and no guidance, for a device that is slower than the film plays.
-function faster() {
-  at("steps").value = about.fast.steps;
-  at("guidance").value = about.fast.guidance;
-  return start();
 }
 
 function failed(error, id) {
@@ -175,6 +169,20 @@ function failed(error, id) {
 
 function buttons(running) {
   at("change").disabled = at("cancel").disabled = !running;
+}
+
+const slower = (shown) => at("faster").classList.toggle("closed", !shown);
+
+// Events of the controls.
+export const start = (...asked) => void begin(...asked).catch(failed);
+export const change = (prompt) => void tell(prompt).catch(failed);
+export const cancel = () => void end().catch(failed);
+
+// Begins again with fewer steps and no guidance, for a device that is slower than the film plays.
+export function faster(prompt, seconds, seed, steps, guidance, ...more) {
+  const { fast } = about;
+  start(prompt, seconds, seed, fast.steps ?? steps, fast.guidance ?? guidance, ...more);
+  return [fast.steps ?? steps, fast.guidance ?? guidance];
 }
 
 async function take(file) {
@@ -197,31 +205,19 @@ async function take(file) {
   at("shown").hidden = false;
 }
 
-const on = (id, event, act) =>
-  at(id).addEventListener(event, (happened) => {
-    happened.preventDefault();
-    act(happened)?.catch(failed);
+export function watchPicture() {
+  const drop = at("drop");
+  const on = (event, act) =>
+    drop.addEventListener(event, (happened) => {
+      happened.preventDefault();
+      act(happened);
+    });
+  on("dragover", () => drop.classList.add("over"));
+  on("dragleave", () => drop.classList.remove("over"));
+  on("drop", (event) => {
+    drop.classList.remove("over");
+    take(event.dataTransfer.files[0]).catch(failed);
   });
-
-on("ask", "submit", start);
-on("change", "click", change);
-on("cancel", "click", cancel);
-on("faster", "click", faster);
-on("drop", "dragover", () => void at("drop").classList.add("over"));
-on("drop", "dragleave", () => void at("drop").classList.remove("over"));
-on("drop", "drop", (event) => {
-  at("drop").classList.remove("over");
-  return take(event.dataTransfer.files[0]);
-});
-at("image").addEventListener("change", () => take(at("image").files[0]).catch(failed));
-addEventListener("pagehide", () => void cancel());
-
-at("video").style.aspectRatio = `${about.width} / ${about.height}`;
-at("prompt").maxLength = at("same").maxLength = about.limits.prompt;
-at("seconds").max = about.limits.seconds;
-at("seconds").value = about.usual_seconds;
-at("faster").textContent = `Begin again ${[
-  about.fast.steps && `with ${about.fast.steps} steps`,
-  about.fast.guidance && "without guidance",
-].filter(Boolean).join(", ")}: faster`;
-at("attention").append(...about.attention.map((name) => new Option(name, name)));
+  at("image").addEventListener("change", () => take(at("image").files[0]).catch(failed));
+  addEventListener("pagehide", cancel);
+}
