@@ -152,6 +152,19 @@ class System:
             given["cache"] = cache.told(self.process)
         return self.model.clone(**given) if given else self.model
 
+    def check_weights(self, digests: Mapping[str, str]) -> None:
+        """Refuses weights if attention or step cache were calibrated with others.
+
+        Args:
+            digests: The sha256 of their files; none are of no weights, and fit.
+
+        Raises:
+            ConfigError: If one of them was.
+        """
+        for rule in (self.network.policy, self.sampling.cache) if digests else ():
+            if rule is not None:
+                rule.check_weights(digests)
+
     def in_rows(self, num_rows: int) -> tuple["System", ...]:
         """Returns the system of each row of a run: attention policies may divide it into phases."""
         policy = self.network.policy

@@ -11,7 +11,7 @@ order of TaylorSeer, arXiv:2503.06923, in noise levels instead of steps.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, no_type_check
 
 import flax.struct
@@ -21,6 +21,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree, instances
 from jvdm.attention import Policy
+from jvdm.attention.patterns import fingerprint
 from jvdm.errors import ConfigError
 from jvdm.samplers import Call, Process
 from jvdm.samplers.process import divide
@@ -128,6 +129,13 @@ class StepCache:
         """Returns the rule in the times that a network of this process is told."""
         above, below = model_times(process, (self.above, self.below))
         return dataclasses.replace(self, above=above, below=below)
+
+    def check_weights(self, digests: Mapping[str, str]) -> None:
+        """Refuses weights, of whose files these are the sha256, if it was calibrated with others.
+
+        Raises:
+            ConfigError: If it was.
+        """
 
     def policy(self, given: Policy) -> Policy:
         """Returns the attention of a network whose attention is `given`: the same."""
@@ -328,6 +336,7 @@ class MagCache(Thresholded):
         threshold: Sum of these at which rows compute.
         levels: Noise levels that `G` is known at, ascending.
         sizes: `G`, the logarithm of the mean absolute change, at each.
+        weights: Of which they are (`jvdm.attention.fingerprint`); empty is of any.
 
     Reference: MagCache, Ma et al., arXiv:2506.09045, equations 5 to 8; the paper's ratios of
     neighbouring steps are those of `G`, which holds for any steps.
@@ -336,6 +345,7 @@ class MagCache(Thresholded):
     threshold: float = 0.12
     levels: tuple[float, ...] = ()
     sizes: tuple[float, ...] = ()
+    weights: str = ""
     longest: int = 4
 
     def __post_init__(self) -> None:
@@ -343,6 +353,16 @@ class MagCache(Thresholded):
         if not all(low < high for low, high in itertools.pairwise(self.levels)):
             what = f"a MagCache of levels {self.levels}"
             raise ConfigError(what, "they do not ascend", "write the lowest first")
+
+    def check_weights(self, digests: Mapping[str, str]) -> None:
+        """Refuses the sizes of other weights."""
+        if self.weights and self.weights != fingerprint(digests):
+            raise ConfigError(
+                "a MagCache of other weights",
+                f"it is of {self.weights:.40}, these are {fingerprint(digests):.40}",
+                "give the levels and sizes that `python -m tests.systems.step_caches calibrate "
+                "WEIGHTS` prints, or another cache, as --sampling.cache every",
+            )
 
     def told(self, process: Process) -> "MagCache":
         """Returns the rule in the times that a network of this process is told.

@@ -280,7 +280,7 @@ class Pipeline:
         check = together.prepare if isinstance(self.system.vae, Mapping) else prepare
         job = check(request, self.system, self.manifest, parts(self.mesh))
         check_rows(self.mesh, job.batch, job.system.branches_at_once, job.system.by_stages)
-        job.system.network.policy.check_weights(self.identity)
+        job.system.check_weights(self.identity)
         return job
 
     def sample(self, job: Job, callback: Callback | None = None, *, decodes: int = 0) -> Any:

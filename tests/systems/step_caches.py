@@ -19,6 +19,7 @@ import numpy as np
 
 import jvdm
 from configs.systems import magcache
+from jvdm.attention.patterns import fingerprint
 from jvdm.fidelity import psnr
 from jvdm.models.regions import Regions
 from jvdm.models.step_cache import FirstBlockCache, MagCache, StepCache, TeaCache
@@ -95,6 +96,7 @@ def calibrate(weights: str = "tiny_t2v", steps: int = 32) -> None:
     levels, sizes = zip(*(row[:2] for row in reversed(rows)), strict=True)
     print(f"levels={tuple(round(x, 4) for x in levels)}")
     print(f"sizes={tuple(round(x, 4) for x in sizes)}")
+    print(f"weights={fingerprint(pipe.identity)!r}")
 
 
 def measure(weights: str = "tiny_t2v", steps: int = 16) -> None:

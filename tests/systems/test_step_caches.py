@@ -9,8 +9,12 @@ import pytest
 
 import jvdm
 import jvdm.choices
+from configs.systems import magcache
+from jvdm.attention.patterns import fingerprint
 from jvdm.models.step_cache import CACHES
+from jvdm.pipeline import Request
 from jvdm.samplers import Heun
+from jvdm.weights.folder import EMBEDDED, digests
 from tests.systems.test_systems import PROMPT, latents_of
 
 
@@ -71,3 +75,21 @@ def test_a_chunk_of_a_stream_computes_before_it_reuses(weights):
 def test_every_cache_has_a_name_on_the_command_line(pipe):
     for name, cache in CACHES.items():
         assert jvdm.choices.choose(pipe.system, {"cache": name}).sampling.cache == cache
+
+
+def test_sizes_of_other_weights_are_refused(pipe, weights):
+    asked, sizes = Request(prompt=PROMPT), {"levels": "(0.0, 1.0)", "sizes": "(1.0, 1.5)"}
+    mine = with_cache(pipe, cache="mag", **sizes, weights=fingerprint(pipe.identity))
+    assert mine.prepare(asked).system.sampling.cache.weights
+    others = (
+        with_cache(pipe, cache="mag", **sizes, weights="0123abcd"),
+        jvdm.load(weights, system="magcache", progress=False),
+    )
+    for other in others:
+        with pytest.raises(jvdm.ConfigError, match="a MagCache of other weights; it is of"):
+            other.prepare(asked)
+
+
+def test_the_system_has_the_sizes_of_the_weights_that_ship():
+    shipped = fingerprint(digests(EMBEDDED / "tiny_t2v"))
+    assert magcache.TINY_T2V.weights == shipped, "python -m tests.systems.step_caches calibrate"
