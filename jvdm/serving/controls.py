@@ -89,7 +89,7 @@ def called(name: str) -> str:
 def blocks() -> Any:
     """Returns the page, as `gr.Blocks`; what it says of the model is asked for when it opens."""
     with gr.Blocks(title="jvdm", analytics_enabled=False, fill_width=True) as page:
-        fixed("<header><h1>jvdm</h1><p id=about></p></header>")
+        fixed("<header><h1>jvdm</h1><p id=about></p></header><p id=refused role=alert></p>")
         with gr.Tabs(visible="hidden", elem_id="tabs") as tabs:
             with gr.Tab("Stream", render_children=True), gr.Row():
                 streamed = stream()

@@ -197,6 +197,17 @@ def test_sparse_attention_is_seen(page):
     assert page.colors("attended") > 2
 
 
+def test_another_system_is_chosen(page):
+    page.fill(seconds="2", system=f"freelong{Keys.ENTER}", prompt=f"a small box rests{Keys.ENTER}")
+    page.until(lambda: "it is of one clip" in page.text("error"))
+    page.fill(system=f"wave{Keys.ENTER}", prompt=f"a small box rests{Keys.ENTER}")
+    page.until(lambda: page.text("state").startswith("done: 12 frames"))
+    assert "a wave of lag 4" not in page.text("notes") and page.text("error") == ""
+    page.fill(system=f"plain{Keys.ENTER}", prompt=f"a small box rests{Keys.ENTER}")
+    page.until(lambda: "a wave of lag 4" in page.text("notes"))
+    page.until(lambda: page.text("state").startswith("done: 12 frames"))
+
+
 def test_the_prompt_is_changed_while_it_plays(page, address, tmp_path):
     page.fill(seconds="15", seed="2")
     page["start"].click()
@@ -308,6 +319,7 @@ def test_with_a_key_the_page_needs_it(browser, demo):
         page["start"].click()
         page.until(lambda: page.text("state").startswith("done"))
         browser.get(address + "/")
-        time.sleep(0.5)
+        page.until(lambda: browser.find_elements("id", "start"))
+        page.until(lambda: "Authorization: Bearer KEY" in page.text("refused"))
         assert page.text("about") == ""
         assert page["start"].is_displayed() is False

@@ -44,4 +44,7 @@ export const at = (id) => document.getElementById(id);
 
 export const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
-export const about = await get("api/about");
+export const about = await get("api/about").catch((error) => {
+  at("refused").textContent = error.message;
+  throw error;
+});
