@@ -39,8 +39,8 @@ many with guidance; more steps of training, other seeds and a GPU were not measu
 
 Causal Forcing's second stage, from the same weights: `configs/causal_forcing.py` (`--num-steps 300
 --source.pool 1024 --source.fresh 2 --source.skip 5000`), and `python -m
-tests.systems.paired_student films 300 nano work/teacher_forcing/weights work/paired`, Self-Forcing's
-beginning, whose teacher makes whole clips; 228 and 253 s on two CPU cores under load 8, in four
+tests.systems.paired_student films 300 nano work/teacher_forcing/weights work/paired`, their
+first stage, whose teacher makes whole clips; 228 and 253 s on two CPU cores under load 8, in four
 steps as above, and how large changes from frame to frame are over those of the world:
 
                                        frame 1    2      3     changes    behind true 2    3
