@@ -84,8 +84,8 @@ def rows(asked: Comparison) -> Iterator[dict[str, Any]]:
         to those of four times the steps, which the plain frames only approach, `reader`, the
         distance of a reader's features from the plain ones over their length, and `count`, the
         share of videos in which every frame has the objects that were told. The plain row has the
-        share of `attention` in the products of a step. A system that cannot make these videos has
-        only the reason, `refused`.
+        share of `attention` in the products of a step. A system that cannot make these videos, or
+        makes those of the plain model by its program, has only the reason, `refused`.
     """
     pipe = load(asked.weights, progress=False)
     judge = None if asked.prompts else make_judge(pipe, None, asked.request)
@@ -115,7 +115,11 @@ def rows(asked: Comparison) -> Iterator[dict[str, Any]]:
     for given in asked.systems:
         name = Path(given).stem
         try:
-            frames, _, row = _made(load(asked.weights, system=given, progress=False), request)
+            other = load(asked.weights, system=given, progress=False)
+            if other.system == pipe.system:
+                why = "what it is made for is not in this network"
+                raise ConfigError("it changes nothing of this model", why, "give other weights")
+            frames, _, row = _made(other, request)
         except JvdmError as error:
             yield {"system": name, "refused": str(error).splitlines()[0]}
             continue

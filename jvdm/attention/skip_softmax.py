@@ -47,7 +47,7 @@ class SkipSoftmax(Draft):
     density: float = 0.75
     dense_rows: float = 0.25
     recall_queries: int = 64
-    fit: tuple[float, ...] | list[float] = (14.53, 6.155)
+    fit: tuple[float, ...] | list[float] = (7.92, 6.949)
     """The numbers a and b of the scale."""
     visits: str = "near"
     """Order of the blocks: "near" first, "first" by number, or "draft", the most drafted first."""
