@@ -38,6 +38,7 @@ ELSEWHERE = {
     r"attention --weights nano": "attention/test_policies.py",
     r"convert": "cli/test_convert.py",
     r"generate --weights FOLDER --lora": "weights/test_adapters.py",
+    r"generate --mesh ring=8": "cli/test_commands.py",
     r"generate .* --video-at": "generate/test_generate.py",
     r"generate .*--attention draft": "systems/test_sparse_systems.py",
     r"generate (--weights|--like|PROMPT)": "generate/test_generate.py",
@@ -58,7 +59,6 @@ ELSEWHERE = {
 NOT_RUN = {
     r"train configs/(vae|reader|tiny_t2v(_4step)?)\.py": "minutes to hours on an accelerator: "
     "planned by tests/training/test_recipes.py",
-    r"generate --mesh ring=8": "eight devices: tests/parallel has four of one CPU",
     r"([a-z]+|generate --stream)$": "names a verb or a flag, no whole command",
 }
 """Only parsed, and why."""
@@ -222,6 +222,16 @@ def test_it_runs(command, tmp_path, monkeypatch, capsys):
     words = [*words, "nano"] if words == ["inspect"] else words
     assert cli.main([*words, *RUN[homes(command)[0]]]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_eight_devices_share_a_video(run_python, tmp_path):
+    asked = ["generate", "a red ball rests", "--mesh", "ring=8", *SHORT]
+    asked += ["--output", tmp_path / "out.mp4"]
+    run_python("-m", "jvdm", *asked, check=True, JAX_NUM_CPU_DEVICES="8")
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert (record["settings"]["mesh"], record["device"]["count"]) == ("ring=8", 8)
+    assert read_video(tmp_path / "out.mp4").frames.shape == (9, 64, 64, 3)
 
 
 def test_a_misspelt_flag_is_seen(monkeypatch):
