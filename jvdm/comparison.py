@@ -9,7 +9,7 @@ import dataclasses
 import html
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,17 @@ def told(row: Mapping[str, Any] | None = None) -> str:
     )
 
 
+def _lowered(places: Sequence[tuple[float, float]], wide: float = 130.0) -> list[float]:
+    """Returns how much lower the name beside each place is written, so that none lie on others."""
+    lines: dict[int, tuple[float, float]] = {}
+    for i in sorted(range(len(places)), key=lambda i: places[i][1]):
+        x, y = places[i]
+        while near := [b for a, b in lines.values() if abs(a - x) < wide and abs(b - y) < 12]:
+            y = max(near) + 13
+        lines[i] = (x, y)
+    return [lines[i][1] - y for i, (_, y) in enumerate(places)]
+
+
 def picture(result: Mapping[str, Any]) -> str:
     """Draws PSNR to the plain model against its share of time, as SVG.
 
@@ -243,13 +254,13 @@ def picture(result: Mapping[str, Any]) -> str:
         return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}">{html.escape(words)}</text>'
 
     drawn = []
-    for row, time in zip(made, times, strict=True):
-        x, y = place(time, row["psnr"])
+    places = [place(time, value) for time, value in zip(times, values, strict=True)] if made else []
+    for row, (x, y), below in zip(made, places, _lowered(places), strict=True):
         fewer = row["system"] == PLAIN
         colour = "#999" if fewer else "#1f77b4"
         name = f"{row['steps']} steps" if fewer else row["system"]
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        drawn.append(note((x + 7, y + 4), name, colour))
+        drawn.append(note((x + 7, y + 4 + below), name, colour))
     for time in np.arange(0, right, 0.25).tolist():
         drawn.append(note((place(time, low)[0], height - bottom + 20), f"{time:.2f}"))
     for value in range(math.ceil(low), math.floor(high) + 1, 5):

@@ -1,6 +1,7 @@
 """`jvdm bench systems`: rows of systems, what they allow, and what is equal in cost."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -89,3 +90,14 @@ def test_rows_stand_under_their_head():
     for name, shown in (("seconds", "1.000"), ("speedup", "1.50"), ("ssim", "0.9000")):
         end = head.index(name) + len(name)
         assert line[:end].endswith(shown)
+
+
+def test_names_in_the_picture_do_not_lie_on_each_other():
+    places = [(1.0, 30.0), (1.02, 30.0), (4.0, 30.0), (1.01, 29.98)]
+    rows = [{"system": "none", "steps": 4, "speedup": 1.0, "psnr": 100.0}]
+    rows += [{"system": f"s{i}", "speedup": 1 / x, "psnr": y} for i, (x, y) in enumerate(places)]
+    drawn = comparison.picture({"rows": rows, "device": "cpu"})
+    at = {i: re.search(rf'x="([^"]*)" y="([^"]*)"[^>]*>s{i}<', drawn) for i in range(4)}
+    x, y = ([float(found[axis]) for found in at.values() if found] for axis in (1, 2))
+    assert y[0] == y[2] and x[2] - x[0] > 130
+    assert sorted(y[i] - y[0] for i in (0, 1, 3)) == pytest.approx([0, 13, 26], abs=0.2)
