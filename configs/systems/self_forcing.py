@@ -37,20 +37,23 @@ What frames lose behind own ones instead of true ones is .93 and .86 before, .45
 training behind true ones, .28 and .22 after training behind own ones. Four steps stay worse than
 many with guidance; more steps of training, other seeds and a GPU were not measured.
 
-Causal Forcing's second stage, from the same weights: `configs/causal_forcing.py` (`--num-steps 300
---source.pool 1024 --source.fresh 2 --source.skip 5000`), and `python -m
-tests.systems.paired_student films 300 nano work/teacher_forcing/weights work/paired`, their
-first stage, whose teacher makes whole clips; 228 and 253 s on two CPU cores under load 8, in four
-steps as above, and how large changes from frame to frame are over those of the world:
+Causal Forcing's second stage, from the same weights, and Self-Forcing's first: consistency by
+`configs/causal_forcing.py` (`--num-steps 300 --source.pool 1024 --source.fresh 2 --source.skip
+5000`), and pairs by `python -m tests.systems.paired_student frames 300 work/teacher_forcing/weights
+work/teacher_forcing/weights work/frames` and `... films 300 nano work/teacher_forcing/weights
+work/paired`; 228, 326 and 253 s on two CPU cores under load 8. In four steps as above, and how
+large changes from frame to frame are over those of the world:
 
                                        frame 1    2      3     changes    behind true 2    3
     teacher forcing in four steps         .595   .995   .879      .85
     consistency, causal teacher           .519   .216   .126     1.06        .006  -.011
+    pairs, causal teacher                 .263   .170   .125     1.00        .002  -.016
     pairs, teacher of whole clips         .202   .194   .181      .99        .006  -.003
 
-Both are nearer after 300 steps than matching alone, and behind true frames as near as the world to
-itself. That pairs of a teacher that looks ahead blur, as Causal Forcing says, is not to be seen in
-three latent frames; longer clips and other seeds were not measured.
+All are nearer than matching alone, and behind true frames as near as the world to itself. Pairs of
+a causal teacher leave the third frame nearer, and the first one less, as their teachers do. That
+pairs of one that looks ahead blur, as Causal Forcing says, is not to be seen in three latent
+frames; longer clips, other seeds and matching from these weights were not measured.
 """
 
 import dataclasses
