@@ -3,11 +3,11 @@
 jvdm train configs/rolling_forcing.py --workdir work/rolling_forcing \
     --objective.teacher work/rolling_films/weights --start-from work/rolling_films/weights
 jvdm plan rolling_forcing --on h200                 0.03 GB of a device
-40 steps, five minutes on two CPU cores. Teacher and student begin as `configs/rolling_films.py`
-made them (without it the shipped nano model). A window of four latent frames, a row apart, that see
-each other; the first of the film and the latest four are read from a cache. Half of the films roll
-so, the others are made frame after frame, and the gradient goes through calls whose windows tile
-the film (arXiv:2509.25161). What it reaches: `configs/systems/rolling_forcing.py`.
+40 steps. Teacher and student begin as `configs/rolling_films.py` made them (without it the shipped
+nano model). A window of four latent frames, a row apart, that see each other; the first of the film
+and the latest four are read from a cache. Half of the films roll so, the others are made frame
+after frame, and the gradient goes through calls whose windows tile the film (arXiv:2509.25161).
+What it begins with: `configs/systems/rolling_forcing.py`.
 """
 
 import dataclasses
