@@ -161,9 +161,8 @@ class System:
         Raises:
             ConfigError: If one of them was.
         """
-        for rule in (self.network.policy, self.sampling.cache) if digests else ():
-            if rule is not None:
-                rule.check_weights(digests)
+        for rule in filter(None, (self.network.policy, self.sampling.cache) if digests else ()):
+            rule.check_weights(digests)
 
     def in_rows(self, num_rows: int) -> tuple["System", ...]:
         """Returns the system of each row of a run: attention policies may divide it into phases."""
@@ -264,8 +263,7 @@ class System:
 
         Args:
             params: Parameters.
-            ids: What `text.read` made of the prompts of all branches, one branch after
-                the other.
+            ids: What `text.read` made of the prompts of all branches, one branch after the other.
             channel: Known latents of the videos; the same in every branch but those
                 that go without (`dropped`).
             pictures: What `see` returned, for every video; likewise.
