@@ -6,10 +6,10 @@ It reads work/vae/weights and work/reader/weights (configs/vae.py, configs/reade
 The shipped weights saw 11.5 million draws: 9.0 million of the first two editions (levels nearer to
 data; four NVIDIA H200, 83.3 ms a step of 512, 6,150 clips/s, 23.8 % model FLOP utilisation of 990
 TFLOP/s, 58 s of preparation), 4,700 steps of 256 of `configs/tiny_t2v_layout.py`, which teach where
-told things are, and from there 5,100 steps of 256 with these rows, at a rate of 8e-4 that falls over
-the last 65 %, EMA .999: two H200, 90.5 ms a step, 2,831 clips/s, 21.9 %. One H200 takes 80 ms for 128
-clips (24.7 %), and 144 to 149 ms for 256 (26.3 to 27.3 %). What they reach: docs/results.md; what was
-compared: the model card.
+told things are, and from there 5,100 steps of 256 with these rows, at a rate of 8e-4 that falls
+over the last 65 %, EMA .999: two H200, 90.5 ms a step, 2,831 clips/s, 21.9 %. One H200 takes 80 ms
+for 128 clips (24.7 %), and 144 to 149 ms for 256 (26.3 to 27.3 %). What they reach:
+docs/results.md; what was compared: the model card.
 """
 
 from pathlib import Path

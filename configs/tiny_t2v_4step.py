@@ -12,12 +12,13 @@ trained here. Three of ten clips have clean frames, so that pictures and
 clips can be given. `--objective.source stream` makes a student of `streamdit`.
 
 `jvdm plan tiny_t2v_4step --on h200`: 7.2e13 operations a step, and 19 GB that the backward pass
-keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2): 230 ms a step, 556 clips/s, 31.5 %
-model FLOP utilisation, 345 s and 108 s before the first step; the loss fell from .073 to .037.
-`jvdm evaluate` of these weights on two CPU cores, 64 prompts of sets A and C, 95 % intervals: count
-right in all frames 1.0 (.94 to 1) and .906 (.81 to .97), verbs of all objects 1.0 and .969, colour
-set 1.0 and .922; their teacher, the second edition of the shipped model, in 16 guided steps, 256
-prompts: 1.0 and .969, 1.0 and .973, 1.0 and .984. 16 clips take 35.8 s with decoding. No weights of it ship: the wheel has room for 2 MB.
+keeps. `--num-steps 1500` on one NVIDIA H200 (jax 0.11.2): 230 ms a step, 556 clips/s, 31.5 % model
+FLOP utilisation, 345 s and 108 s before the first step; the loss fell from .073 to .037. `jvdm
+evaluate` of these weights on two CPU cores, 64 prompts of sets A and C, 95 % intervals: count right
+in all frames 1.0 (.94 to 1) and .906 (.81 to .97), verbs of all objects 1.0 and .969, colour set
+1.0 and .922; their teacher, the second edition of the shipped model, in 16 guided steps, 256
+prompts: 1.0 and .969, 1.0 and .973, 1.0 and .984. 16 clips take 35.8 s with decoding. No weights of
+it ship: the wheel has room for 2 MB.
 """
 
 import dataclasses

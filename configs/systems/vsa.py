@@ -7,7 +7,8 @@ Claim: training costs 2.53 times less at equal loss; Wan 1.3B makes a video in 1
 Ours: attention among means of patches says which patches the tokens attend to, with no dense rows
 or layers (`jvdm.attention.VSA`). A network that is made with this policy has a port `gate` in each
 layer, zero at first, that adds the attention among means; weights without it are used without.
-Gain: without training a draft with no dense part (`draft_attention`); trained it was not measured.
+Gain: without training a draft with no dense part (`draft_attention`); after 400 steps at a quarter
+of the blocks the loss of `nano` is .394, .949 before them, full attention's .313.
 
 jvdm attention --weights nano --height 128 --width 128 --block 4 --densities .25 --policies vsa
 Measured as `draft_attention` was, on two busy CPU cores: PSNR 32.4 dB, SSIM .954 to dense, recall
