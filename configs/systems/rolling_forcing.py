@@ -10,12 +10,11 @@ one of the film, the anchor, whose keys stand just before it at every length. An
 finished block, which sees itself and the cache alone, as in their second call. Their training, in
 which half of the steps roll, is `configs/rolling_forcing.py`, in blocks of one latent frame and
 four steps; a first frame that is encoded again is not needed, as whole films are judged.
-Gain: with `nano`, which was not trained for few steps, a stream of 501 frames has a seam of 1.68
-(wave 1.94), drift .63 of 255 (2.22) and motion .79 (1.00); what is to be seen in it was not judged.
+Gain: with `nano`, which was not trained for few steps, a stream of 501 frames has a seam of 1.69
+(wave 1.94), drift .61 of 255 (2.22) and motion .78 (1.00); what is to be seen in it was not judged.
 
 jvdm evaluate --weights nano --streams wave rolling_forcing --stream-frames 501
 Two busy CPU cores, jax 0.10.2, each system in a run of its own; `fvdm` says what the columns are.
-Measured again since what is written sees no frames in work: 1.69, .61 and .78.
 
 What training begins with: `configs/rolling_films.py` (`--num-steps 300 --source.pool 512
 --source.fresh 1 --source.skip 5000`, 258 s on two CPU cores under load 9). `python -m
