@@ -15,6 +15,7 @@ import time
 import jax
 
 import jvdm
+from configs import nano
 from tests.systems.own_frames import energy, films, made
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -22,7 +23,7 @@ COUNTS = (1, 2, 4, 8, 16)
 
 def main(count: int, folders: list[str]) -> None:
     """Prints a row for each weights folder."""
-    said, true = films(jvdm.load("nano", progress=False), count)
+    said, true = films(jvdm.load("nano", progress=False), count, nano.WORLD.num_frames)
     print(f"{'world':<32}{energy(true[::2], true[1::2]):.3f}", flush=True)
     print(f"{'calls of a clip':<32}" + " ".join(f"{steps:7}" for steps in COUNTS), flush=True)
     for named in folders:
@@ -33,7 +34,7 @@ def main(count: int, folders: list[str]) -> None:
             levels = {"levels": "shifted", "levels.num_steps": str(steps), "levels.shift": "2.0"}
             chosen = levels if guided else levels | few
             pipe = jvdm.load(folder, sampling=chosen, progress=False)
-            cells.append(energy(made(pipe, said, None), true))
+            cells.append(energy(made(pipe, said, nano.WORLD.num_frames, None), true))
         seconds = time.perf_counter() - began
         print(
             f"{named:<32}" + " ".join(f"{x:7.3f}" for x in cells) + f"  {seconds:.0f} s", flush=True
