@@ -15,7 +15,7 @@ import time
 import jax
 
 import jvdm
-from configs import nano
+from jvdm.configs import nano
 from tests.systems.own_frames import energy, films, made
 
 COUNTS = (1, 2, 4, 8, 16)
