@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from jvdm.errors import Interrupted, Preempted
@@ -16,6 +16,7 @@ from jvdm.errors import Interrupted, Preempted
 # JAX's callback of the garbage collector: Python prints what is raised in it, and goes on.
 _LOSES_EXCEPTIONS = "_xla_gc_callback"
 _AGAIN_SECONDS = 0.02  # until the signal comes again that arrived in it
+_WAKES_SECONDS = 0.5  # how long the main thread waits before it looks for a signal again
 _ERRORS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
@@ -23,6 +24,20 @@ def ask() -> None:
     """Asks this process to stop, as SIGTERM does, unless a signal has come already."""
     if not StopRequest.asked:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Work(Future):
+    """What a thread does. Who waits for it in the main thread wakes to hear signals.
+
+    The system may hand a signal to any thread, and Python's handler runs in the main one, which it
+    does not wake.
+    """
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Returns what the work returned; raises what it raised."""
+        while timeout is None and not self.done():
+            wait((self,), _WAKES_SECONDS)
+        return super().result(timeout)
 
 
 class StopRequest:
@@ -86,13 +101,13 @@ class StopRequest:
         atexit.register(_leave, self._working, error.exit_code)
         raise error
 
-    def background(self, work: Callable[[], Any]) -> Future:
+    def background(self, work: Callable[[], Any]) -> Work:
         """Runs `work` in a thread, so that the main thread can hear signals meanwhile.
 
         A compilation cannot be interrupted and may take a minute, and a process that is
         finalised while it runs may crash: such a process is left at once.
         """
-        future: Future = Future()
+        future = Work()
 
         def run() -> None:
             try:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 
@@ -49,3 +51,18 @@ def test_a_signal_that_arrives_where_exceptions_are_lost_is_heard_after_it():
         assert _xla_gc_callback() is None
         signal.sigtimedwait((), 5)
         pytest.fail("it was not heard")
+
+
+def test_a_signal_that_another_thread_got_is_heard_while_that_one_works():
+    ended = threading.Event()
+
+    def work():
+        time.sleep(0.2)  # till the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        ended.wait(20)
+
+    with pytest.raises(Preempted), StopRequest() as stop:
+        working = stop.background(work)
+        working.result()
+    assert not working.done()
+    ended.set()
