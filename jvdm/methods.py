@@ -18,7 +18,7 @@ import numpy as np
 from jvdm.attention import CachedCausal, FrameCausal, LevelBank
 from jvdm.errors import ConfigError, DeviceMemoryError, JvdmError
 from jvdm.pipeline import Pipeline, Request, loading, streaming
-from jvdm.recipes import SYSTEMS, nearest, shipped
+from jvdm.recipes import SYSTEMS, load_experiment, nearest, shipped
 from jvdm.system import Sampling, System
 
 LABELS = ("Paper", "Claim", "Ours", "Gain")
@@ -172,8 +172,23 @@ class Trials:
         }
         self._asked = functools.cache(self.asked)
 
+    def fitting(self, *names: str) -> "Trials":
+        """Returns these trials, or those with the network of a recipe if a system needs its own.
+
+        A system that refuses a plain network says so, and has a recipe of its name.
+        """
+        for name in names:
+            try:
+                self.functions[name](self.pipe.system)
+            except ConfigError:
+                return _own(name)
+        return self
+
     def found(self, name: str) -> dict[str, Any]:
         """Returns what composing a system tells of it."""
+        if (own := self.fitting(name)) is not self:
+            found = own.found(name)
+            return found | {"needs": [f"weights of configs/{name}.py", *found["needs"]]}
         alone = self.functions[name](self.pipe.system)
         asked = self._asked(name)
         policy = alone.sampling.policy
@@ -230,7 +245,8 @@ class Trials:
         The second keeps what the first changed as it is or as a part of its own rule, changes
         something itself, and a clip or a stream of both can be prepared.
         """
-        return self._on(one, other) or self._on(other, one)
+        trials = self.fitting(one, other)
+        return trials._on(one, other) or trials._on(other, one)
 
     def _on(self, second: str, first: str) -> bool:
         below = self.functions[first](self.pipe.system)
@@ -254,6 +270,16 @@ class Trials:
         except JvdmError:
             return False
         return True
+
+
+@functools.cache
+def _own(name: str) -> Trials:
+    """Returns trials with the network that the recipe of a system trains."""
+    run = load_experiment(name)
+    folder, files = loading.place_of(run.package.parts[0])
+    system, params, manifest = _base(folder, files)
+    system = dataclasses.replace(system, model=run.objective.system.model)
+    return Trials(Pipeline(system, params, manifest))
 
 
 def _base(folder: Path, files: tuple[Path, ...]) -> tuple[System, dict, Any]:

@@ -26,7 +26,9 @@ def test_systems_are_measured_beside_the_plain_model(tmp_path, capsys):
     mine = tmp_path / "mine.py"
     mine.write_text(EVERY_SECOND)
     options = ["bench", "systems", "--weights", "nano", "--clips", "1", "--steps", "4"]
-    options += ["--systems", str(mine), "image_to_video", "dydit", "--output", str(tmp_path)]
+    nothing = tmp_path / "nothing.py"
+    nothing.write_text("def system(base):\n    return base\n")
+    options += ["--systems", str(mine), "image_to_video", str(nothing), "--output", str(tmp_path)]
     assert cli.main(options) == 0
     found = json.loads((tmp_path / "systems.json").read_text())
     plain, cached, refused, same, fewer = found["rows"]
@@ -36,7 +38,7 @@ def test_systems_are_measured_beside_the_plain_model(tmp_path, capsys):
     assert cached["bound"] == pytest.approx(2)
     assert cached["psnr"] < 100 and cached["fine"] != plain["fine"]
     assert refused["system"] == "image_to_video" and "give image" in refused["refused"]
-    assert same["system"] == "dydit" and "changes nothing of this model" in same["refused"]
+    assert same["system"] == "nothing" and "changes nothing of this model" in same["refused"]
     assert fewer["system"] == "none" and fewer["steps"] == 2
     printed = capsys.readouterr().out
     assert "refused: latent frame" in printed and "\nmine" in printed

@@ -11,7 +11,7 @@ of a program where no frame of the call needs it, and masked in the frames that 
 program for each bucket of widths, known from their levels before they run. The MLP leaves tokens
 out, and whole frames by the mean of their tokens (temporal gates; how theirs look is not in the
 published code): the tokens of the highest scores are gathered, three quarters of them here.
-A network without routers computes all of it.
+A network without routers is refused.
 Gain: a program of two of three heads and half of the channels has .65 of the operations of a call
 and takes .59 of the time (`nano`, 256 x 256, two CPU cores). Short training does not keep quality:
 after 400 steps the loss of `nano` is .509 at .76 of the operations, .377 with all of them, .461 at
@@ -66,16 +66,23 @@ videos were made. Published sampling multiplies by masks, which saves no time. T
 
 import dataclasses
 
+from jvdm.errors import ConfigError
 from jvdm.system import System
 
 CAPACITY = 0.75  # share of tokens that the MLP runs, where the network does not say
 
 
 def system(base: System) -> System:
-    """Returns `base` with a capacity of tokens; a network without routers computes all of it."""
+    """Returns `base` with a capacity of tokens.
+
+    Raises:
+        ConfigError: If its network has no routers, which say what is left out.
+    """
     rule = getattr(base.model, "dynamic", None)
     if rule is None:
-        return base
+        what, why = "DyDiT++ with weights that have no routers", "they say what is left out"
+        train = "jvdm train configs/dydit.py --workdir work/dydit"
+        raise ConfigError(what, why, f"train some: {train}; then --weights work/dydit/weights")
     chooses = rule.tokens or rule.frames
     capacity = CAPACITY if rule.capacity is None and chooses else rule.capacity
     rule = dataclasses.replace(rule, complete=False, capacity=capacity)

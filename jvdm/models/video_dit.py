@@ -193,8 +193,10 @@ class VideoDiT(Transformer, nn.Module):
         return self._head(tokens, time, h, w), carry
 
     def _attention(self) -> Policy:
-        """Returns the policy; a scan reads a whole clip in both directions."""
+        """Returns the policy; a scan reads a whole clip in both directions, routers all tokens."""
         policy = super()._attention()
+        if self.dynamic is not None and not self.dynamic.complete:
+            refuse(self.cache)
         if self.scan is not None:
             self.scan.check(self.scan.expand * self.width, self.head_dim)
         if self.scan is not None and type(policy) not in (Dense, TemporalSwin):
@@ -225,7 +227,6 @@ class VideoDiT(Transformer, nn.Module):
         if rule is None or (rule.complete and not self.is_initializing()):
             return None
         rule.check(self.width // self.head_dim, self.mlp_ratio * self.width)
-        refuse(self.cache)
         return nn.silu(time)
 
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:

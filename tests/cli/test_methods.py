@@ -89,15 +89,17 @@ def test_needs_are_found_by_preparing_runs(table):
     assert needs["image_to_video"] == ["a first picture"]
     assert needs["interpolation"] == ["a first picture", "a last picture"]
     assert needs["sdedit"] == ["a video"]
+    assert needs["dydit"] == ["weights of configs/dydit.py"]
     assert "a cache of keys and values" in needs["ar_diffusion"] and not needs["wave"]
     made = {method["name"]: (method["clips"], method["streams"]) for method in table["methods"]}
     assert made["ar_diffusion"] == (False, True) and made["sdedit"] == (True, False)
-    assert made["wave"] == (True, True)
+    assert made["wave"] == made["dydit"] == (True, True)
 
 
 def test_parts_are_those_that_a_system_changes(table):
     assert found(table, "wave")["parts"] == {"matrix": "LagMatrix"}
     assert found(table, "fifo")["parts"] == {"matrix": "WindowedMatrix", "tiles": "Tiles"}
+    assert found(table, "dydit")["parts"] == {"model": "VideoDiT"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,8 @@ def test_parts_are_those_that_a_system_changes(table):
         ("draft_attention", "window_attention", False),  # one policy replaces the other
         ("wave", "fvdm", False),  # one matrix replaces the other
         ("streamdit", "draft_attention", False),
+        ("dydit", "wave", True),  # on the network that its recipe trains
+        ("dydit", "ras", False),  # frames are left out by the mean of tokens that were not run
     ],
 )
 def test_systems_combine_if_both_are_kept(trials, one, other, expected):

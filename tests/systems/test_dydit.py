@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from jvdm.attention import FrameCausal
+from jvdm.errors import ConfigError
 from jvdm.models.dynamic_width import DynamicWidth, needed
+from jvdm.models.regions import Regions
 from jvdm.pipeline import Pipeline, Request, widths
 from jvdm.recipes import load_system
 from jvdm.samplers import Heun, LagMatrix, ShiftedLevels, Stabilised, WindowedMatrix
@@ -108,7 +110,15 @@ def test_the_system_gathers_tokens_of_a_network_with_routers(params):
     assert system.model.dynamic.capacity == 0.75 and system.model.dynamic.width is None
     made = np.asarray(Pipeline(system, params, nano.MANIFEST)(PROMPT, **ASKED))
     assert np.isfinite(made).all()
-    assert load_system("dydit", nano.SYSTEM) == nano.SYSTEM, "all of it counts"
+
+
+def test_what_cannot_be_is_refused_before_it_runs(params):
+    with pytest.raises(ConfigError, match="no routers; .*jvdm train configs/dydit.py"):
+        load_system("dydit", nano.SYSTEM)
+    with pytest.raises(ConfigError, match="routers beside a step cache that runs some tokens"):
+        of(params, cache=Regions())
+    complete = BASE.model.clone(dynamic=dataclasses.replace(RULE, complete=True), cache=Regions())
+    assert complete.start(3, 4, 4), "a complete network asks no router"
 
 
 def test_a_causal_run_goes_with_routers(params):
