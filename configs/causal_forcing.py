@@ -17,7 +17,6 @@ from typing import Any
 from jvdm.configs import nano, teacher_forcing
 from jvdm.experiment import Experiment
 from jvdm.training.distillation import Distillation
-from jvdm.training.optimizer import Optimizer
 
 MICRO = 48  # levels that jumps begin at
 
@@ -38,6 +37,6 @@ def config() -> Experiment:
         base,
         name="causal_forcing",
         objective=objective,
-        optimizer=Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=10, weight_decay=0.0),
+        optimizer=nano.going_on(1e-3),
         start_from=nano.VAE_WEIGHTS,
     )

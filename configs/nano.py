@@ -25,6 +25,11 @@ VAE, WORLD = nano_vae.VAE, nano_vae.WORLD
 VAE_WEIGHTS = EMBEDDED / "nano"
 
 
+def going_on(learning_rate: float) -> Optimizer:
+    """Returns the optimizer of short runs from trained weights."""
+    return Optimizer("adamw", learning_rate, warmup_steps=10, weight_decay=0.0)
+
+
 def of_network(
     name: str,
     network: type[VideoDiT] = VideoDiT,
@@ -46,8 +51,8 @@ def of_network(
     model = network(**{size: getattr(like, size) for size in sizes}, **fields)
     system = dataclasses.replace(base.objective.system, model=model)
     if learning_rate is not None:
-        optimizer = Optimizer("adamw", learning_rate, warmup_steps=10, weight_decay=0.0)
-        base = dataclasses.replace(base, optimizer=optimizer, start_from=VAE_WEIGHTS)
+        rules = {"optimizer": going_on(learning_rate), "start_from": VAE_WEIGHTS}
+        base = dataclasses.replace(base, **rules)
     packaging = dataclasses.replace(base.package, family=name)
     return dataclasses.replace(
         base,

@@ -14,12 +14,11 @@ import dataclasses
 from typing import Any
 
 from jvdm.attention import CachedCausal
-from jvdm.configs import rolling_films
+from jvdm.configs import nano, rolling_films
 from jvdm.experiment import Experiment
 from jvdm.samplers import CachedMatrix, LagMatrix, ShiftedLevels, Unguided
 from jvdm.samplers.solvers import Consistency
 from jvdm.training.distribution_matching import DistributionMatching
-from jvdm.training.optimizer import Optimizer
 
 
 def config() -> Experiment:
@@ -40,6 +39,6 @@ def config() -> Experiment:
         base,
         name="rolling_forcing",
         objective=DistributionMatching(system, teacher="nano", score_updates=2, chunkwise=0.5),
-        optimizer=Optimizer(kind="adamw", learning_rate=2e-4, warmup_steps=10, weight_decay=0.0),
+        optimizer=nano.going_on(2e-4),
         batch_size=8,
     )

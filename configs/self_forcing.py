@@ -16,7 +16,6 @@ from jvdm.configs import nano, teacher_forcing
 from jvdm.experiment import Experiment
 from jvdm.recipes import load_system
 from jvdm.training.distribution_matching import DistributionMatching
-from jvdm.training.optimizer import Optimizer
 
 
 def config() -> Experiment:
@@ -27,6 +26,6 @@ def config() -> Experiment:
         base,
         name="self_forcing",
         objective=DistributionMatching(system, teacher="nano", score_updates=2),
-        optimizer=Optimizer(kind="adamw", learning_rate=2e-4, warmup_steps=10, weight_decay=0.0),
+        optimizer=nano.going_on(2e-4),
         start_from=nano.VAE_WEIGHTS,
     )

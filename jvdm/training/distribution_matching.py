@@ -23,12 +23,11 @@ from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.samplers import AutoregressiveMatrix, LagMatrix
 from jvdm.samplers.denoiser import Call, Predict, ask, make_denoiser
-from jvdm.samplers.loss_weights import Unweighted
-from jvdm.samplers.process import corrupt
+from jvdm.samplers.process import corrupt, from_x0_eps
 from jvdm.samplers.starts import SegmentStarts
 from jvdm.system import System, rules_of
 from jvdm.training.critic import Critic, told_apart
-from jvdm.training.flow_matching import FlowMatching, regression
+from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.objective import TrainCall, Updated
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.rollouts import Rollout, Rollouts
@@ -169,10 +168,17 @@ class DistributionMatching:
         told = system.told(frozen, tokens)
         return (self._watched(system) if watched else system).predict({"model": moved}, told)
 
+    def noised(self, clips: Latents, key: Key) -> tuple[Latents, NoiseLevels, Latents]:
+        """Returns clips at levels at which they are compared, the levels, and the noise."""
+        system, rows = self.taught
+        t = rows(named(key, "levels"), *clips.shape[:2]).t
+        noise = jax.random.normal(named(key, "noise"), clips.shape, jnp.float32)
+        return corrupt(system.process, clips, t, noise), t, noise
+
     def judged(
         self, second: PyTree, frozen: PyTree, tokens: PyTree, clips: Latents, key: Key
-    ) -> Float[Array, "B L"]:
-        """Returns the critic's logits of clips, noised to levels at which they are compared.
+    ) -> tuple[Float[Array, ""], Any]:
+        """Returns the second network's error on noised clips, and what its critic says of them.
 
         Args:
             second: Parameters of the second network and of the critic.
@@ -180,14 +186,19 @@ class DistributionMatching:
             tokens: The prompts.
             clips: Clean latents, of the student or of the data.
             key: Says levels and noise.
+
+        Returns:
+            The mean squared error of its prediction, and the critic's logits `[B, L]` of what it
+            saw in the same call; None where there is no critic.
         """
-        system, rows = self.taught
-        t = rows(named(key, "levels"), *clips.shape[:2]).t
-        noise = jax.random.normal(named(key, "noise"), clips.shape, jnp.float32)
-        network = self.second(second[SCORE], frozen, tokens, watched=True)
-        _, carry = network(corrupt(system.process, clips, t, noise), Call.at(t), None)
-        logits: Any = Critic().apply({"params": second[CRITIC]}, carry.features[0])
-        return logits
+        system, (x, t, noise) = self.taught[0], self.noised(clips, key)
+        network = self.second(second[SCORE], frozen, tokens, watched=self.adversarial > 0)
+        said, carry = ask(network, system.process, x, Call.at(t), None)
+        true = from_x0_eps(system.process, system.prediction, clips, noise, t)
+        error = jnp.mean(jnp.square(said - true))
+        if not self.adversarial:
+            return error, None
+        return error, Critic().apply({"params": second[CRITIC]}, carry.features[0])
 
     @staticmethod
     def _watched(system: System) -> System:
@@ -205,10 +216,7 @@ class DistributionMatching:
         It is divided by the mean distance of a clip from what the teacher sees, so that all levels
         count alike; clips improve the other way (DMD, arXiv:2311.18828, equations 7 and 8).
         """
-        system, rows = self.taught
-        t = rows(named(key, "levels"), *made.shape[:2]).t
-        noise = jax.random.normal(named(key, "noise"), made.shape, jnp.float32)
-        x = corrupt(system.process, made, t, noise)
+        system, (x, t, _) = self.taught[0], self.noised(made, key)
         real = self.real(frozen, tokens, x, t)
         network = self.second(params[SCORE], frozen, tokens)
         denoise = make_denoiser(network, system.process, system.prediction)
@@ -232,7 +240,8 @@ class DistributionMatching:
         loss = 0.5 * jnp.mean(jnp.square(made - (still[1] - off)))
         if not self.adversarial:
             return loss, {}
-        logits = self.judged(jax.lax.stop_gradient(second), *given, made, named(call.key, CRITIC))
+        second, key = jax.lax.stop_gradient(second), named(call.key, CRITIC)
+        logits = self.judged(second, *given, made, key)[1]
         unfooled = jax.nn.softplus(-logits).mean()
         return loss + self.adversarial * unfooled, {"unfooled": unfooled}
 
@@ -240,20 +249,14 @@ class DistributionMatching:
         self, second: PyTree, params: PyTree, batch: PyTree, call: TrainCall
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the error of the second network on noised clips of the student, and each part."""
-        (system, rows), (student, _) = self.taught, parts_of(params)
-        made = self.roll(jax.lax.stop_gradient(student), batch, named(call.key, "clips")).still
-        network = self.second(second[SCORE], call.frozen, batch["tokens"])
-
-        def predict(x: Latents, t: NoiseLevels) -> Latents:
-            return ask(network, system.process, x, Call.at(t), None)[0]
-
-        key = named(call.key, SCORE)
-        error = regression(system, predict, made, rows, Unweighted(), key)
+        student = jax.lax.stop_gradient(parts_of(params)[0])
+        made = self.roll(student, batch, named(call.key, "clips")).still
+        given, key = (second, call.frozen, batch["tokens"]), named(call.key, SCORE)
+        error, of_made = self.judged(*given, made, key)
         if not self.adversarial:
             return error, {"score_loss": error}
-        true = batch["latents"].astype(jnp.float32)
-        judge = functools.partial(self.judged, second, call.frozen, batch["tokens"])
-        critic = told_apart(*(judge(clips, named(key, CRITIC)) for clips in (true, made)))
+        of_true = self.judged(*given, batch["latents"].astype(jnp.float32), key)[1]
+        critic = told_apart(of_true, of_made)
         return error + self.adversarial * critic, {"score_loss": error, "critic_loss": critic}
 
     def transform(self, optimizer: Optimizer, num_steps: int) -> Players:

@@ -1,7 +1,8 @@
 """Distribution matching in a process of eight CPU devices: what a mesh trains, and what one does.
 
-`python -m tests.training.meshed_players MESH` prints a line of JSON: how far the parameters of both
-players are apart after a step, and their losses, in parts of how far the step moved them.
+`python -m tests.training.meshed_players MESH ADVERSARIAL` prints a line of JSON: how far the
+parameters of each player are apart after a step, in parts of how far the step moved them, and how
+far the losses are apart, in parts of themselves. ADVERSARIAL is the weight of the critic.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ from tests.generate.nano import SYSTEM, write_weights  # noqa: E402
 SHAPE = (8, 3, 2, 4, 4)
 
 
-def stepped(mesh, teacher):
-    """Returns both players before and after a step, and the losses."""
+def stepped(mesh, teacher, weight):
+    """Returns the players before and after a step, and the losses."""
     sampling = dataclasses.replace(
         SYSTEM.sampling,
         matrix=CachedMatrix(AutoregressiveMatrix(1), lookback=2),
@@ -43,13 +44,14 @@ def stepped(mesh, teacher):
         policy=CachedCausal(2, rotary="read"),
     )
     student = dataclasses.replace(SYSTEM, sampling=sampling)
-    objective = DistributionMatching(student, teacher, score_updates=2)
+    objective = DistributionMatching(student, teacher, score_updates=2, adversarial=weight)
     optimizer = Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=1)
     transform = transform_of(objective, optimizer, 10)
     state = make_state(objective, transform, 0, mesh, Path(teacher))
     before = jax.tree.map(np.asarray, state.params)
     tokens = jnp.asarray(SYSTEM.text.read(("a red ball",) * SHAPE[0])[0])
-    batch = split_batch({"latents": jnp.zeros(SHAPE), "tokens": tokens}, mesh)
+    films = jax.random.normal(jax.random.key(0), SHAPE)
+    batch = split_batch({"latents": films, "tokens": tokens}, mesh)
     source = GivenBatch(batch)
     step = make_step(objective, source, transform, SHAPE[0], 0.9)
     shapes = jax.tree.map(
@@ -57,22 +59,23 @@ def stepped(mesh, teacher):
     )
     compiled, _ = compile_step(objective, step, shapes, batch, mesh)
     state, _, metrics = compiled(state, batch)
-    losses = {name: float(metrics[name]) for name in ("loss", "score_loss")}
+    names = ("loss", "score_loss", "unfooled", "critic_loss")
+    losses = {name: float(metrics[name]) for name in names if name in metrics}
     return before, jax.tree.map(np.asarray, state.params), losses
 
 
-def main(description):
+def main(description, weight):
     """Prints how far a mesh is from one device."""
     size = math.prod(int(part) for part in re.findall(r"\d+", description))
     with tempfile.TemporaryDirectory() as folder:
         teacher = str(write_weights(Path(folder)))
         found = [
-            stepped(mesh_of(named, jax.devices()[:count]), teacher)
+            stepped(mesh_of(named, jax.devices()[:count]), teacher, weight)
             for named, count in (("data=1", 1), (description, size))
         ]
     (before, one, losses), (_, other, others) = found
     apart = {}
-    for name in ("model", "score"):
+    for name in sorted(set(one) - {"text"}):
         moved, off = (
             math.sqrt(sum(float(np.sum(np.square(a - b))) for a, b in zip(*leaves, strict=True)))
             for leaves in (
@@ -86,4 +89,4 @@ def main(description):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], float(sys.argv[2]))

@@ -71,7 +71,7 @@ class Normal(DistributionMatching):
         """Returns what the teacher sees."""
         return seen(MEAN, STD, x, t)
 
-    def second(self, score, frozen, tokens):
+    def second(self, score, frozen, tokens, watched=False):
         """Returns a network that knows the law of its parameters."""
 
         def network(x, call, carry):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jvdm.samplers.denoiser import Call, make_denoiser
 from jvdm.samplers.solvers import Consistency
 from jvdm.train import train
 from jvdm.training.checkpoint import read_checkpoint
+from jvdm.training.critic import Critic
 from jvdm.training.distribution_matching import DistributionMatching, Players
 from jvdm.training.objective import HasComponents, HasFrozen, HasRules, HasUpdate, TrainCall
 from jvdm.values import from_data, to_data
@@ -110,27 +111,38 @@ def test_two_players_continue_with_the_same_bits(whole, tmp_path):
     assert [name for name in one if one[name].tobytes() != other[name].tobytes()] == []
 
 
+class Seen(NamedTuple):
+    """What a network hands on of the clips that it saw."""
+
+    features: tuple[Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Misled(Normal):
     """A teacher that errs by `OFF`, and a critic of two powers of clips at every level."""
 
     def init(self, key):
         """Returns the players of `Normal`, and a critic where there is one."""
-        more = {"critic": {"weights": jnp.zeros((1, 6))}} if self.adversarial else {}
-        return {**super().init(key), **more}
+        found = super().init(key)
+        if not self.adversarial:
+            return found
+        return {**found, "critic": Critic().init(key, jnp.zeros((1, 1, 6)))["params"]}
 
     def real(self, frozen, tokens, x, t):
         """Returns what the teacher sees, who knows another law than that of the data."""
         return players.seen(MEAN + OFF, STD, x, t)
 
-    def judged(self, second, frozen, tokens, clips, key):
-        """Returns logits of noised clips."""
-        _, rows = self.taught
-        t = rows(named(key, "levels"), *clips.shape[:2]).t[..., None, None, None]
-        x = (1 - t) * clips + t * jax.random.normal(named(key, "noise"), clips.shape)
-        x = x - (1 - t) * (MEAN + OFF / 2)
-        seen = (x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 1] ** 2, t[:, 0], jnp.ones_like(t[:, 0]))
-        return jnp.stack(seen, -1).reshape(len(x), 6) @ second["critic"]["weights"].T
+    def second(self, score, frozen, tokens, watched=False):
+        """Returns the network of `Normal`, which hands on what it saw."""
+        network = super().second(score, frozen, tokens)
+
+        def hands_on(x, call, carry):
+            t = call.t[:, :1]
+            one, other = (x - (1 - t)[..., None, None, None] * (MEAN + OFF / 2)).reshape(-1, 2).T
+            seen = jnp.stack([one, other, one**2, other**2, t[:, 0], jnp.ones_like(one)], -1)
+            return network(x, call, carry)[0], Seen((seen[:, None],))
+
+        return hands_on if watched else network
 
 
 OFF = 1.0
@@ -144,6 +156,23 @@ def test_a_critic_draws_a_student_from_a_teacher_that_errs_to_the_data(tmp_path)
         found[weight] = arrays(tmp_path / f"{weight}")["ema/model/mean"] - MEAN
     np.testing.assert_allclose(found[0.0], OFF, atol=0.15)  # where the teacher is
     assert (np.abs(found[3.0]) < 0.6 * OFF).all(), found[3.0]
+
+
+def test_a_critic_asks_the_second_network_of_films_alone_and_leaves_its_error():
+    calls = []
+
+    class Counted(Misled):
+        def second(self, *given, **rules):
+            network = super().second(*given, **rules)
+            return lambda x, call, carry: calls.append(call) or network(x, call, carry)
+
+    params = Counted(adversarial=3.0).init(jax.random.key(0))
+    second = {name: params[name] for name in ("score", "critic")}
+    given, errors = (params, batch_of(64), call_of(params)), []
+    for weight, most in ((0.0, 1), (3.0, 3)):
+        errors.append(Counted(adversarial=weight).score_loss(second, *given)[1]["score_loss"])
+        assert len(calls) == most  # one call without a critic, two with it
+    assert errors[0] == errors[1] > 0
 
 
 def system_of(chunks=True, **rules):
@@ -199,7 +228,7 @@ def test_a_critic_sees_through_the_second_network_and_says_nothing_at_first(obje
 
     @jax.jit
     def judged(second, clips):
-        return objective.judged(second, frozen, tokens, clips, key)
+        return objective.judged(second, frozen, tokens, clips, key)[1]
 
     second = {name: params[name] for name in ("score", "critic")}
     assert not np.any(judged(second, clips))
@@ -278,11 +307,15 @@ def test_a_teacher_that_is_not_there_is_refused_before_the_first_step():
 
 
 @pytest.mark.slow
-def test_two_players_on_eight_devices_move_as_on_one(run_python):
-    """In parts of how far a step moves them; 7e-6 and 5e-6 where this was written."""
-    mesh = "data=2,fsdp=2,tensor=2"
-    done = run_python("-m", "tests.training.meshed_players", mesh, timeout=900, check=True)
+@pytest.mark.parametrize("weight", ["0", "0.5"], ids=["plain", "critic"])
+def test_players_on_eight_devices_move_as_on_one(run_python, weight):
+    """In parts of how far a step moves them."""
+    given = ("data=2,fsdp=2,tensor=2", weight)
+    done = run_python("-m", "tests.training.meshed_players", *given, timeout=900, check=True)
     found = json.loads(done.stdout)
-    assert min(found.pop("model moved"), found.pop("score moved")) > 0.01
-    assert set(found) == {"model", "score", "loss", "score_loss"}
+    players, losses = {"model", "score"}, {"loss", "score_loss"}
+    if weight != "0":
+        players, losses = players | {"critic"}, losses | {"unfooled", "critic_loss"}
+    assert min(found.pop(f"{name} moved") for name in players) > 0.01
+    assert set(found) == players | losses
     assert max(found.values()) < 1e-4, found
