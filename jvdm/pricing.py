@@ -101,7 +101,7 @@ def price(system: System, size: Size, matrix: Matrix, shape_of: ShapeOf | None =
         shape_of: Sizes of the latents of every modality, by those of the videos; a system of one
             has them from its autoencoder.
     """
-    shape: Any = _latents(system, size) if shape_of is None else shape_of(size)
+    shape: Any = latents_of(system, size) if shape_of is None else shape_of(size)
     window: Any = _frozen(each(lambda matrix: matrix.window, matrix))
     structure, values = _structure(system)
     operations, largest = _row(structure, values, shape, window)
@@ -121,7 +121,7 @@ def held(system: System, size: Size) -> Held:
         system: The system, with the numbers of the run in it.
         size: One video of as many frames as the stream has in its window.
     """
-    shape = _latents(system, size)
+    shape = latents_of(system, size)
     state, clip = _first_state(*_structure(system), shape, shape[1]), _empty(shape)
     params, decoder = stored_shapes(system)["vae"], 0
     if hasattr(system.vae, "decode_chunk"):
@@ -137,8 +137,8 @@ def held(system: System, size: Size) -> Held:
     return Held(window, cache, decoder)
 
 
-def _latents(system: System, size: Size) -> tuple[int, ...]:
-    """Returns the sizes of the latents."""
+def latents_of(system: System, size: Size) -> tuple[int, ...]:
+    """Returns the sizes of the latents of videos: `B F H W C`."""
     vae = system.vae
     cells = vae.latent_size(size.height, size.width)
     return (size.videos, vae.latent_frames(size.num_frames), *cells, vae.latent_channels)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import PyTree
+from jvdm.data.video_folder import VideoFolder
 from jvdm.errors import ConfigError
 from jvdm.families import (
     FAMILIES,
@@ -34,6 +35,7 @@ from jvdm.parallel import (
 )
 from jvdm.pipeline import programs
 from jvdm.pipeline.loading import kind_in
+from jvdm.pricing import Size, latents_of, stored_shapes
 from jvdm.products import counted
 from jvdm.recipes import load_experiment
 from jvdm.samplers import (
@@ -49,10 +51,13 @@ from jvdm.system import OF_A_ROW, Sampling, System
 from jvdm.text.pieces import PieceTokenizer
 from jvdm.text.published import text_encoder
 from jvdm.training import setup
+from jvdm.training.encoded_clips import EncodedClips
+from jvdm.training.low_rank import LowRankMatching, base_of
 from jvdm.training.objective import GivenBatch, HasFrozen, Objective
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.step import make_step
 from jvdm.vae.tiling import pieces
+from jvdm.weights.diffusers import ADAPTED
 
 _T5 = {"vocab_size": 32128, "d_model": 4096, "num_layers": 24, "num_heads": 64, "d_kv": 64}
 _T5 |= {"d_ff": 10240, "relative_attention_num_buckets": 32}
@@ -93,15 +98,34 @@ class Work(NamedTuple):
 def step_of_config(config: str, mesh: Mesh) -> Work:
     """Returns the training step of a config, of batches that are there."""
     experiment = load_experiment(config)
-    source, size = experiment.source, experiment.batch_size
-    transform = setup.transform_of(experiment.objective, experiment.optimizer, experiment.num_steps)
+    objective, source, size = experiment.objective, experiment.source, experiment.batch_size
+    transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
 
     def drawn() -> PyTree:
         return source.draw(source.start(0, None, data_mesh(1)), jnp.int32(0), size)[0]
 
     name = f"a training step of {experiment.name}"
-    given = (experiment.objective, transform, jax.eval_shape(drawn), size)
+    encodes = isinstance(source, EncodedClips)
+    batch = _encoded(source.encoded_for(objective)) if encodes else jax.eval_shape(drawn)
+    given = (objective, transform, batch, size)
     return _step(name, given, (experiment.seed, experiment.ema_decay), mesh)
+
+
+def _encoded(source: EncodedClips) -> PyTree:
+    """Returns a batch of encoded clips; none is read, nor the weights that encode them."""
+    system, clips, rows = base_of(source.base, source.dtype).system, source.clips, source.batch_size
+    if not isinstance(clips, VideoFolder):
+        what = f"the sizes of the clips of a {type(clips).__name__}"
+        raise ConfigError(what, "a VideoFolder alone says them", "plan the run with one")
+    size = Size(rows, clips.num_frames, clips.height, clips.width)
+
+    def told(params: PyTree) -> TextStates:
+        return system.told(params, jnp.asarray(system.text.read(("",))[0])).text
+
+    nothing = jax.eval_shape(told, {"text": stored_shapes(system)["text"]})
+    text = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), nothing)
+    latents = jax.ShapeDtypeStruct(latents_of(system, size), jnp.float32)
+    return {"latents": latents, "text": text, "nothing": nothing}
 
 
 def step_of_network(name: str, mesh: Mesh) -> Work:
@@ -138,12 +162,19 @@ def _step(
 
     held = {"parameters": state.params, "optimizer": state.replace(params=None), "batch": batch}
     if isinstance(objective, HasFrozen):
-        shapes = jax.eval_shape(objective.frozen)
-        held["frozen"] = _placed(shapes, NamedSharding(mesh, PartitionSpec()))
+        held["frozen"] = _placed(_frozen(objective), NamedSharding(mesh, PartitionSpec()))
     with using(mesh):
         kept = step.kept(held.get("frozen", {}), state, batch)
     made = _work(f"{name}, {size} clips", work, held, ("parameters", "optimizer", None))
     return made._replace(kept=kept, trains=True)
+
+
+def _frozen(objective: HasFrozen) -> PyTree:
+    """Returns what does not train; of a published network no array is read."""
+    if not isinstance(objective, LowRankMatching):
+        return jax.eval_shape(objective.frozen)
+    base = objective.loaded
+    return {ADAPTED: _parameters(base.system.model, base.shapes, data_mesh(1))}
 
 
 def call_of(name: str, mesh: Mesh) -> Work:

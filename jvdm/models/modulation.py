@@ -63,7 +63,8 @@ def _gate_forward(x: Array, vector: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _gate_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, vector = saved
-    return gradient * vector[:, :, None], _sum_tokens(gradient * x).astype(vector.dtype)
+    to_x = (gradient * vector[:, :, None]).astype(x.dtype)  # JAX hands on whatever type it gets
+    return to_x, _sum_tokens(gradient * x).astype(vector.dtype)
 
 
 gate.defvjp(_gate_forward, _gate_backward)

@@ -64,17 +64,17 @@ def base_of(place: str, dtype: str | None) -> Base:
         WeightsError: If it cannot be read.
         ConfigError: If it is no published folder.
     """
-    return _base(find(place).resolve(), dtype)
+    return _base(find(place).resolve(), chosen_dtype(dtype))
 
 
 @functools.lru_cache(maxsize=4)
-def _base(folder: Path, dtype: str | None) -> Base:
+def _base(folder: Path, dtype: str) -> Base:
     """Reads a folder, which is said in full: the same name may be another one elsewhere."""
     manifest = manifest_of(folder)
     if not isinstance(manifest, Published):
         why = "low-rank changes are of published networks"
         raise ConfigError(f"{folder} holds {manifest.family}", why, "give a folder of Diffusers")
-    system = system_of(manifest).with_dtype(chosen_dtype(dtype))
+    system = system_of(manifest).with_dtype(dtype)
     return Base(folder, manifest, system, stored_shapes(system)[ADAPTED])
 
 

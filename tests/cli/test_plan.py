@@ -7,18 +7,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
 
 from jvdm import works
 from jvdm.cli import main
+from jvdm.data.video_folder import VideoFolder
 from jvdm.errors import ConfigError, DeviceMemoryError
+from jvdm.families import FAMILIES
+from jvdm.parallel import data_mesh
 from jvdm.plan import PlanOptions, run, text
 from jvdm.recipes import load_experiment
 from jvdm.targets import LIBTPU, MACHINES, target
+from jvdm.training.encoded_clips import Captions, EncodedClips
+from jvdm.training.low_rank import LowRankMatching
+from jvdm.weights.diffusers import write_tensors
 from jvdm.weights.folder import find
 from tests.data.test_video_folder import caption, write
+from tests.parallel import several
+from tests.training.test_lora import films
+from tests.weights.ltx_folder import write_ltx
+from tests.weights.wan_folder import write_wan
 
 needs_libtpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu (pip install libtpu)"
@@ -79,6 +90,7 @@ def test_a_gpu_is_planned_without_a_compiler_and_says_so():
     assert one["flops"] == pytest.approx(40 * 32760 * layer, rel=0.01)
     time = one["seconds"]["products"]
     np.testing.assert_allclose(time, one["flops"] / MACHINES["h200"].flops)
+    assert "assumed: 989 TFLOP/s" in one["assumed"] and "at 4800 GB/s" in one["assumed"]
 
 
 def test_activations_and_what_is_sent_have_lines_of_their_own():
@@ -160,17 +172,6 @@ def test_less_than_a_host_is_a_part_of_one(monkeypatch, on, bounds):
     assert asked.get("chips_per_host_bounds") == bounds
 
 
-@needs_libtpu
-@pytest.mark.slow
-def test_wan_fits_on_eight_chips_of_v5e():
-    """81 frames at 480x832; 2.85 and 0.69 GB of the 16 of a chip when this was written."""
-    sizes, one = first("wan-1.3b-480p", "v5e:2x4", "ring=2,sequence=4")
-    moved = one["sent_per_device"]
-    assert sizes["parameters"] < 2.9e9 and sizes["temporaries"] < 1e9
-    # 30 layers trade queries, keys, values and results of 32768 / 8 tokens among 4 chips.
-    assert moved["all-to-all"] == 30 * 4 * (4096 * 1536 * 2) * 3 // 4
-
-
 def test_a_video_is_planned_from_prompt_to_frames():
     """All networks stay in memory; what else there is belongs to one program at a time."""
     found = plan("wan-1.3b-480p", "h200x2", "tensor=2", "video")
@@ -209,7 +210,25 @@ def begun(tmp_path, monkeypatch):
         (tmp_path / "work" / name).mkdir(parents=True)
         (tmp_path / "work" / name / "weights").symlink_to(find("tiny_t2v"))
     caption(write(tmp_path / "videos/one.mp4", 30, rate=6, height=64, width=64))
+    at_size(write_wan(tmp_path / "Wan2.1-T2V-1.3B-Diffusers"), "wan-1.3b-480p")
+    at_size(write_ltx(tmp_path / "LTX-Video"), "ltx-2b-512p")
     monkeypatch.chdir(tmp_path)
+
+
+def at_size(folder, name):
+    """Makes the folder of a small network say what that of a published one says."""
+    family = FAMILIES[name]
+    parts = {"transformer": family.transformer, "vae": family.vae}
+    for part, fields in (parts | {"text_encoder": works._TEXTS[family.pipeline]}).items():
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    channels, path = family.latents[-1], folder / "vae/config.json"
+    statistics = {name: [1.0] * channels for name in ("latents_mean", "latents_std")}
+    if family.pipeline == "WanPipeline":
+        path.write_text(json.dumps(json.loads(path.read_text()) | statistics))
+    else:
+        arrays = {name: np.array(one, np.float32) for name, one in statistics.items()}
+        write_tensors(folder / "vae", arrays, "diffusion_pytorch_model")
 
 
 @pytest.mark.slow
@@ -217,13 +236,35 @@ def begun(tmp_path, monkeypatch):
 def test_configs_need_on_their_device_what_their_headers_say(root):
     """All that train. Counted, not compiled: arrays, and the largest product."""
     line = re.compile(r"^jvdm plan (\S+) --on (\S+) +([\d.]+) GB", re.MULTILINE)
-    texts = {path.stem: path.read_text() for path in (root / "configs").glob("*.py")}
+    paths = {
+        str(path.relative_to(root / "configs"))[:-3]: path for path in root.glob("configs/**/*.py")
+    }
+    texts = {name: path.read_text() for name, path in paths.items()}
     said = {name: line.findall(text) for name, text in texts.items() if "def config(" in text}
-    assert len(said) > 9
+    assert {"nano", "families/wan_lora", "families/ltx_lora"} < said.keys()
     for config, lines in said.items():
         assert [name for name, _, _ in lines] == [config], f"configs/{config}.py has no plan"
         ((_, on, needed),) = lines
         assert plan(config, on)["peak"] / 1e9 == pytest.approx(float(needed), abs=0.006), config
+
+
+@pytest.mark.slow
+def test_low_rank_changes_are_planned_with_the_batches_and_weights_of_the_run(tmp_path):
+    """No clip is encoded and no weight read; shapes and number types are those of the run."""
+    films(tmp_path, 5)
+    clips = VideoFolder(tmp_path, Captions(), height=32, width=64, num_frames=5, fps=16.0)
+    objective = LowRankMatching(str(write_wan(tmp_path / "FOLDER")), dtype="bfloat16")
+    source = EncodedClips(clips, batch_size=2, workdir=tmp_path).encoded_for(objective)
+
+    def said(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+    drawn, _ = source.draw(source.start(0, None, data_mesh(1)), jnp.int32(0), 2)
+    assert said(works._encoded(source)) == said(drawn)
+    assert said(works._frozen(objective)) == said(objective.frozen())
+    others = EncodedClips(several.Clips(), 2, base=objective.base)
+    with pytest.raises(ConfigError, match="sizes of the clips of a Clips.*VideoFolder"):
+        works._encoded(others)
 
 
 @needs_libtpu

@@ -1,10 +1,9 @@
 """What happens with bad input and failures: one line per situation that users meet.
 
-A row is tried here, or names the tests that try it where a whole run is needed. Situations
-of what jvdm does not have yet are left out: LoRA, VMEM of kernels and their fall backs, a TPU
-held by another process, several hosts, sequence and head parallel meshes, `jvdm plan`,
-several caches at once; and options that do not exist, where jvdm refuses with the fix instead:
-sizes or frames that are rounded, `duration=`, prompts that are cut, `--debug-nans`.
+A row is tried here, or names the tests that try it where a whole run is needed. Left out are
+situations of what jvdm does not have: VMEM of kernels and their fall backs, a TPU held by another
+process, several caches at once; and options that do not exist, where jvdm refuses with the fix
+instead: sizes or frames that are rounded, `duration=`, prompts that are cut, `--debug-nans`.
 """
 
 import ast
@@ -51,6 +50,32 @@ COMMANDS = {
     "config that is not there": ("train no.py", "no.py"),
     "no config": ("train", "jvdm train needs a config"),
     "no steps": ("train nano --num-steps 0", "--num-steps is 0"),
+    "unwritable work directory": (
+        "train nano --workdir /proc/run",
+        "/proc/run/heartbeat.json cannot be written",
+    ),
+    "mesh of another number of devices": ("train nano --mesh fsdp=3", "use fsdp="),
+    "mesh of several such axes": (
+        "generate x --mesh ring=3,sequence=2",
+        "use ring=2,sequence=2 or",
+    ),
+    "axis that training has not": ("train nano --mesh stage=2", "axes are data, fsdp, ring"),
+    "axis that there is not": ("generate x --mesh rows=2", "axes are stage, branch, data"),
+    "process of no run": ("train nano --process-id 1", "give all three"),
+    "coordinator without a port": (
+        "train nano --coordinator-address here --num-processes 2 --process-id 0",
+        "write HOST:PORT",
+    ),
+    "plan for no machine": ("plan nano --on v9:2x2", "known are v4, v5e, v5p, v6e, h100, h200"),
+    "plan that training cannot carry out": (
+        "plan nano --on h200:2 --mesh branch=2",
+        "axes are data",
+    ),
+    "profile for no machine": ("profile wan-tiny --on h20", "did you mean h200 or h100?"),
+    "adapter of no published network": (
+        "generate x --lora ./no",
+        "give --weights a folder of Diffusers",
+    ),
     "nothing to inspect": ("inspect ./no", "no"),
     "nothing to export": ("export ./no", "no"),
     "unknown set": ("evaluate --sets Q", "there is no prompt set 'Q'; sets are A: one object"),
@@ -182,6 +207,7 @@ ELSEWHERE = {
     ),
     "checkpoint of another run": (
         "training/test_checkpoint.py::test_a_run_does_not_go_on_as_another_one",
+        "training/test_checkpoint.py::test_another_model_is_refused_with_the_difference_of_its_arrays",
     ),
     "full disk": (
         "training/test_resume.py::test_a_full_disk_is_one_line_and_the_run_continues",
@@ -205,6 +231,27 @@ ELSEWHERE = {
         "generate/test_generate.py::test_decode_refuses_latents_of_another_autoencoder",
         "training/test_own_videos.py::test_an_autoencoder_that_is_not_that_of_the_latents_is_refused",
     ),
+    "plan that does not fit": (
+        "cli/test_plan.py::test_what_does_not_fit_ends_with_2_and_the_axis_to_change",
+        "cli/test_plan.py::test_what_the_compiler_has_no_room_for_ends_with_the_axis_and_what_is_left",
+    ),
+    "one of several processes is missing, late or lost": (
+        "parallel/test_peers.py::test_missing_ones_are_named_in_all_that_came",
+        "parallel/test_peers.py::test_a_missing_first_one_is_named",
+        "parallel/test_peers.py::test_a_failure_and_a_lost_process_end_the_others",
+    ),
+    "coordinator on loopback": (
+        "parallel/test_peers.py::test_a_coordinator_on_loopback_is_refused_for_several_hosts",
+    ),
+    "heads and tokens that a mesh does not divide": (
+        "parallel/test_attention.py::test_a_ring_attends_to_what_one_device_does",
+        "parallel/test_everywhere.py::test_meshes_compute_what_one_device_does",
+    ),
+    "slow work directory": ("training/test_checkpoint.py::test_a_slow_disk_is_told",),
+    "adapter that matches nothing": (
+        "weights/test_lora.py::test_what_does_not_fit_is_named",
+        "weights/test_adapters.py::test_what_says_no_network_is_refused",
+    ),
     "export that would fail at the end": (
         "training/test_own_videos.py::test_a_part_that_this_jvdm_cannot_build_is_refused",
     ),
@@ -213,6 +260,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("situation", ELSEWHERE)
 def test_what_needs_a_whole_run_is_tried_elsewhere(situation):
+    assert ELSEWHERE[situation]
     for place in ELSEWHERE[situation]:
         path, name = place.split("::")
         tree = ast.parse((TESTS / path).read_text())

@@ -54,6 +54,14 @@ def test_one_product_for_many_kernels_is_many_products():
         np.testing.assert_allclose(y, x @ kernel, atol=1e-6)
 
 
+def test_gradients_have_the_number_types_of_what_they_are_of():
+    """Vectors are in float32 where tokens are not, as in Wan; JAX hands on what it gets."""
+    x, vector = jnp.ones((2, 3, 4, 8), jnp.bfloat16), jnp.ones((2, 3, 8))
+    for function, given in ((gate, (x, vector)), (modulate, (x, vector, vector))):
+        made, backward = jax.vjp(function, *given)
+        assert [one.dtype for one in backward(made)] == [one.dtype for one in given]
+
+
 @pytest.mark.parametrize("what", ["modulate", "gate"])
 def test_modulation_has_the_values_and_the_gradient_of_its_formula(what):
     keys = jax.random.split(jax.random.key(0), 4)

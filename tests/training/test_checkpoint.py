@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 import shutil
 import warnings
 from typing import Any
@@ -45,6 +46,22 @@ def test_a_run_does_not_go_on_as_another_one(workdir, name, tmp_path):
     value = OTHERS.get(name, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=f"{name}.*in the checkpoint, .* now"):
         train(dataclasses.replace(BASE, **{name: value}), workdir)
+
+
+def test_another_model_is_refused_with_the_difference_of_its_arrays(workdir, monkeypatch):
+    """As after a change of the code: the experiment says the same."""
+    init = toy.Line.init
+
+    def others(self, key):
+        made = init(self, key)
+        return {"gate": jnp.zeros(3), **made, "head": {"kernel": made["head"]["kernel"][:-1]}}
+
+    monkeypatch.setattr(toy.Line, "init", others)
+    with pytest.raises(CheckpointError, match="checkpoint 2 holds other arrays") as error:
+        train(BASE, workdir)
+    said = error.value.why
+    assert "params/gate: absent in the checkpoint, [[3], 'float32'] now" in said
+    assert re.search(r"params/head/kernel: \[\[16, 1\], .* in the checkpoint, \[\[15, 1\]", said)
 
 
 def test_every_setting_is_free_or_tried_above():
