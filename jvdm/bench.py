@@ -13,22 +13,28 @@ Where there is no command line (jax and flax suffice):
 import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvdm import comparison, families, pace, scaling
-from jvdm.arrays import Array, Latents, PyTree
+from jvdm.arrays import Array, Key, Latents, PyTree
 from jvdm.attention import POLICIES, Policy, Sparse, summary
 from jvdm.attention.tally import Tally
+from jvdm.choices import PARTS
 from jvdm.errors import ConfigError
 from jvdm.fidelity import psnr, ssim
 from jvdm.files import probe_writable, write_text
 from jvdm.models import stand_in
+from jvdm.models.carry import ran
+from jvdm.models.step_cache import StepCache
 from jvdm.recipes import nearest
+from jvdm.samplers import rectified_flow
 from jvdm.stages import measuring, stage
 from pallas_kernels.attention import bench, tables, tune
 from pallas_kernels.attention.bench import BLOCKS, DENSITIES
@@ -66,6 +72,9 @@ class BenchOptions:
     """Tokens of a block; a model chooses by its grid."""
     policies: tuple[str, ...] = ("draft", "random")
     """Sparse policies of a model, by name."""
+    caches: tuple[str, ...] = ()
+    """Of a model, step caches by name: runs of 50 rows are timed, with dense attention and with
+    every policy that the cache goes with."""
     dense_layers: int = 1
     """First layers of a model that are dense, for every policy."""
     seed: int = 0
@@ -132,7 +141,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
         rows, total = scaling.rows(names), len(names) * len(scaling.PARTS)
     elif options.what == "model":
         variants = {("dense", 1.0): POLICIES["dense"], **_variants(options, shapes.values())}
-        rows, total = rows_of_model(shapes, variants, options.seed), len(shapes) * len(variants)
+        cached = _cached(options, shapes.values(), variants)
+        total = len(shapes) * (len(variants) + len(cached))
+        rows = rows_of_model(shapes, {**variants, **cached}, options.seed)
     else:
         densities = options.densities or DENSITIES
         rows, absent = bench.rows(shapes, options.blocks, densities), {n: missing(n) for n in PEERS}
@@ -228,15 +239,15 @@ def text(result: Mapping[str, Any]) -> str:
     elif result["settings"]["what"] == "parallel":
         lines += [scaling.told(), *map(scaling.told, result["rows"])]
     else:
-        head = "shape          policy     asked  density  recall  seconds  speedup  of a run"
-        lines += [f"{head}   error    PSNR    SSIM", *map(_told, result["rows"])]
+        head = "shape          policy             asked  density  recall  seconds  speedup"
+        lines += [f"{head}  of a run   error    PSNR    SSIM", *map(_told, result["rows"])]
     return "\n".join([*lines, "", *result["outputs"]])
 
 
 def _told(row: Mapping[str, Any]) -> str:
     kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
     return (
-        f"{row['shape']:14} {row['policy']:10} {row['asked']:5.2f}  "
+        f"{row['shape']:14} {row['policy']:18} {row['asked']:5.2f}  "
         f"{row.get('density', 1.0):7.3f}  {kept}  {row['seconds']:7.3f}  {row['speedup']:7.2f}  "
         f"{row['run_speedup']:8.2f}  {row['error']:6.4f}  {row['psnr']:6.2f}  {row['ssim']:6.4f}"
     )
@@ -245,7 +256,12 @@ def _told(row: Mapping[str, Any]) -> str:
 def rows_of_model(
     shapes: Mapping[str, Shape], variants: Mapping[tuple[str, float], Any], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Runs a network of every shape with every policy, of which the first is dense attention.
+    """Runs a network of every shape with every variant, of which the first is dense attention.
+
+    Args:
+        shapes: By name.
+        variants: By name and density: policies, or pairs of a policy and a step cache.
+        seed: Of weights and video.
 
     Yields:
         Shape, policy, density asked for; seconds of a forward pass in the last phase of a run
@@ -253,6 +269,8 @@ def rows_of_model(
         phase (`phases`) and how many times faster a run of `ROWS` rows is, in which a policy may
         be dense at first and search now and then (`run_speedup`); the price of the last phase
         (`price`), and what its tallies say (`jvdm.attention.summary`).
+        With a cache all rows are run: `seconds` is their mean, `computed` the share of them that
+        ran all layers, and the price that of the worse of the last two.
     """
     for shape_name, shape in shapes.items():
         keys = jax.random.split(jax.random.key(seed), 3)
@@ -263,16 +281,20 @@ def rows_of_model(
             for level in (stand_in.BEFORE, stand_in.LEVEL)
         ]
         dense, dense_s = None, 0.0
-        for (name, density), policy in variants.items():
-            made, tallies, times = _timed_phases(shape, policy, params, videos, states)
-            dense, dense_s = (made, *times.values()) if dense is None else (dense, dense_s)
-            lengths = policy.phases(ROWS)
-            time, run_s = times[lengths[-1][0]], sum(times[phase] * rows for phase, rows in lengths)
+        for (name, density), variant in variants.items():
             row: dict[str, Any] = {"shape": shape_name, "policy": name, "asked": density}
-            row |= {"seconds": time, "speedup": dense_s / time, "phases": times}
+            if isinstance(variant, tuple):
+                run = _timed_run(shape, variant, params, keys[2], states)
+                speedup = dense_s / run["seconds"]
+                yield {**row, **run, "speedup": speedup, "run_speedup": speedup}
+                continue
+            made, tallies, times = _timed_phases(shape, variant, params, videos, states)
+            dense, dense_s = (made, *times.values()) if dense is None else (dense, dense_s)
+            lengths = variant.phases(ROWS)
+            last, run_s = times[lengths[-1][0]], sum(times[phase] * rows for phase, rows in lengths)
+            row |= {"seconds": last, "speedup": dense_s / last, "phases": times}
             row["run_speedup"] = ROWS * dense_s / run_s
-            near = {key: round(float(value), 4) for key, value in price(made, dense).items()}
-            yield {**row, **near, **summary(tallies)}
+            yield {**row, **_rounded(price(made, dense)), **summary(tallies)}
 
 
 def _timed_phases(
@@ -288,15 +310,55 @@ def _timed_phases(
     """
     carry: Any = stand_in.network(shape, policy).start(shape.grid[0], *stand_in.cells(shape))
     *before, last = (name for name, _ in policy.phases(ROWS))
-    made, times = None, {}
+    made, times, row = None, {}, stand_in.row(shape)
     for name, video in [*((name, videos[0]) for name in dict.fromkeys(before)), (last, videos[1])]:
         forward = stand_in.program(stand_in.network(shape, policy.in_phase(name)))
         carry = jax.tree.map(_emptied, carry, is_leaf=lambda leaf: isinstance(leaf, Tally))
         if name not in times:
-            times[name] = bench.seconds(forward, params, video, states, carry)
-        made, carry = forward(params, video, states, carry)
+            times[name] = bench.seconds(forward, params, video, states, carry, row)
+        made, carry = forward(params, video, states, carry, row)
     assert made is not None
     return made, carry.layers, times
+
+
+def _timed_run(
+    shape: Shape, variant: tuple[Policy, StepCache], params: PyTree, key: Key, states: Array
+) -> dict[str, Any]:
+    """Runs all rows with a step cache; the video loses its noise as in a run of equal steps."""
+    policy, cache = variant
+    network = stand_in.network(shape, policy, cache)
+    levels = np.linspace(1.0, 0.0, ROWS + 1).tolist()
+    calls = [stand_in.row(shape, i, *levels[i : i + 2]) for i in range(ROWS)]
+    video = jax.jit(lambda level: stand_in.moving_regions(key, shape, level))
+    phases = [name for name, rows in policy.phases(ROWS) for _ in range(rows)]
+    start: Any = network.start(shape.grid[0], *stand_in.cells(shape))
+    forwards = {
+        name: stand_in.program(network.clone(policy=policy.in_phase(name)))
+        .lower(params, video(1.0), states, start, calls[0])
+        .compile()
+        for name in dict.fromkeys(phases)
+    }
+    carry, made = start, []
+    began = time.perf_counter()
+    for phase, call, level in zip(phases, calls, levels, strict=False):
+        one, carry = forwards[phase](params, video(level), states, carry, call)
+        made = [*made[-1:], one]
+    jax.block_until_ready(made)
+    seconds = (time.perf_counter() - began) / ROWS
+    plain = stand_in.network(shape, POLICIES["dense"])
+    dense, first = stand_in.program(plain), plain.start(shape.grid[0], *stand_in.cells(shape))
+    away = [
+        price(one, dense(params, video(level), states, first, call)[0])
+        for one, call, level in zip(made, calls[-2:], levels[-3:-1], strict=True)
+    ]
+    did = ran(carry)
+    share = did["cache"]["computed"] / did["cache"]["calls"]
+    worse = _rounded(max(away, key=lambda one: one["error"]))
+    return {"seconds": seconds, "computed": round(share, 4), **worse, **did["attention"]}
+
+
+def _rounded(numbers: Mapping[str, Array]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
 def _emptied(leaf: Any) -> Any:
@@ -361,4 +423,27 @@ def _variants(options: BenchOptions, shapes: Iterable[Shape]) -> dict[tuple[str,
         found[name, density] = dataclasses.replace(sparse[name], **fields)
     for shape, policy in itertools.product(shapes, found.values()):
         stand_in.network(shape, policy).start(shape.grid[0], *stand_in.cells(shape))
+    return found
+
+
+def _cached(
+    options: BenchOptions, shapes: Iterable[Shape], variants: Mapping[tuple[str, float], Any]
+) -> dict[tuple[str, float], tuple[Policy, StepCache]]:
+    """Returns every cache with every attention that it goes with, dense attention at least."""
+    known, found = PARTS["cache"], {}
+    for name, (asked, policy) in itertools.product(options.caches, variants.items()):
+        cache, dense = known.get(name), asked[0] == "dense"
+        if cache is None:
+            what = f"a step cache called {name!r} was asked for"
+            raise ConfigError(what, "there is none", nearest(name, known))
+        try:
+            cache = cache.told(rectified_flow())
+            for shape in shapes:
+                network = stand_in.network(shape, policy, cache)
+                network.start(shape.grid[0], *stand_in.cells(shape))
+        except ConfigError:
+            if dense:
+                raise
+            continue
+        found[name if dense else f"{asked[0]}+{name}", asked[1]] = (policy, cache)
     return found

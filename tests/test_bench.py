@@ -45,7 +45,25 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
     assert draft["recall"] > chance["recall"] + 0.1
     assert 0 < draft["error"] < chance["error"] / 2
     assert draft["psnr"] > chance["psnr"] and draft["ssim"] > chance["ssim"]
-    assert "toy            draft       0.04    0.042" in capsys.readouterr().out
+    assert "toy            draft               0.04    0.042" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_runs_with_step_caches_are_timed_row_by_row(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
+    options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".25"]
+    options += ["--policies", "draft", "--caches", "every", "regions"]
+    assert cli.main(options) == 0
+    found = json.loads((tmp_path / "model.json").read_text())
+    rows = {row["policy"]: row for row in found["rows"]}
+    assert list(rows) == ["dense", "draft", "every", "draft+every", "regions"]
+    assert rows["every"]["computed"] == (3 + 23) / 50  # above .95, and every other one of 47
+    assert 0.5 < rows["regions"]["computed"] < 0.6  # all tokens above .95 and in every ninth row
+    for name in ("every", "regions"):
+        assert rows[name]["speedup"] == pytest.approx(1 / rows[name]["seconds"])
+        assert 0 < rows[name]["error"] < 0.5 and rows[name]["psnr"] < 60
+    assert rows["draft+every"]["dense_share"] > rows["draft"]["dense_share"]  # its first rows
+    assert "toy            draft+every         0.25" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -113,6 +131,9 @@ def test_attention_is_timed_and_drawn(monkeypatch, tmp_path, capsys):
         ({"shape": ("wan-1.3b",)}, "no shape 'wan-1.3b'.*wan-1.3b-480p"),
         ({"policies": ("dense",)}, "a sparse policy called 'dense'"),
         ({"densities": (0.0,)}, "density is 0"),
+        ({"caches": ("evry",)}, "a step cache called 'evry'.*every"),
+        ({"caches": ("none",)}, "a step cache called 'none'"),
+        ({"caches": ("mag",)}, "calibrat"),
         ({"densities": (0.001,)}, "less than one of 96 blocks"),
         ({"dense_layers": 2}, "the network has 2 layers"),
         ({"what": "attention", "blocks": (0,)}, "a block of 0 tokens"),

@@ -14,6 +14,7 @@ from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.attention import POLICIES
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, TextStates
+from jvdm.models.step_cache import StepCache
 from jvdm.models.video_dit import VideoDiT
 from jvdm.samplers import Call
 from pallas_kernels.attention.shapes import Shape
@@ -27,7 +28,7 @@ SHARPNESS = 3.0  # gain of the norms of queries and keys: scores have a deviatio
 LEVEL, BEFORE = 0.5, 0.7  # noise level of the call, and of calls before it
 
 
-def network(shape: Shape, policy: Any) -> VideoDiT:
+def network(shape: Shape, policy: Any, cache: StepCache | None = None) -> VideoDiT:
     """Returns a network of a shape; a third of a head turns with each axis."""
     third = shape.size // 6 * 2
     return VideoDiT(
@@ -40,6 +41,7 @@ def network(shape: Shape, policy: Any) -> VideoDiT:
         rotary_axes=(shape.size - 2 * third, third, third),
         rotary_base=ROTARY_BASE,
         policy=policy,
+        cache=cache,
         dtype="float32" if jax.default_backend() == "cpu" else "bfloat16",
     )
 
@@ -62,7 +64,7 @@ def parameters(key: Array, shape: Shape) -> PyTree:
     return jax.tree_util.tree_map_with_path(sharper, params)
 
 
-def moving_regions(key: Array, shape: Shape, level: float = LEVEL) -> Latents:
+def moving_regions(key: Array, shape: Shape, level: float | Array = LEVEL) -> Latents:
     """Returns noisy latents of soft regions that drift over the frames.
 
     A cell is the mixture of the features of the regions near it; queries and keys are linear
@@ -89,13 +91,19 @@ def program(model: VideoDiT) -> Any:
     """Returns the forward pass of one row: the prediction, and the carry of the next."""
 
     def forward(
-        params: PyTree, x: Latents, states: Float[Array, "B L D"], carry: Carry
+        params: PyTree, x: Latents, states: Float[Array, "B L D"], carry: Carry, call: Call
     ) -> tuple[Latents, Carry]:
-        call = Call.at(jnp.full(x.shape[:2], LEVEL))
         made: Any = model.apply({"params": params}, x, call, told(states), carry)
         return made
 
     return jax.jit(forward)
+
+
+def row(shape: Shape, index: int = 0, level: float = LEVEL, after: float = 0.0) -> Call:
+    """Returns what a network is told of a row of a run: its index, its level and the next one."""
+    levels = (jnp.full((1, shape.grid[0]), value, jnp.float32) for value in (level, after))
+    call = Call.at(*levels)
+    return call._replace(row=call.row._replace(index=jnp.int32(index)))
 
 
 def told(states: Float[Array, "B L D"]) -> Conditions:
