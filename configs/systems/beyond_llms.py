@@ -16,7 +16,7 @@ two tables say: one guided step of Wan 1.3B (81 frames of 480 x 832) and of LTX-
 x 768), prompts and decoding beside it; operations are counted from the traced programs, times
 predicted for an H200 by its data sheet:
 
-* Convolutions take up to 44 % of the time of diffusion for pictures: 41 and 39 % of decoding here,
+* Convolutions take up to 44 % of the time of diffusion for pictures: 39 and 39 % of decoding here,
   though they are 99 % of its operations; the transformers have none.
 * Linear layers take up to 49 % of transformers: 21 % of a step of Wan, 42 % of one of LTX, whose
   sequence is a fifth as long; 45 and 66 % of the text encoders.

@@ -1,5 +1,6 @@
 """`jvdm profile`: kinds of operations against closed forms, and what was measured."""
 
+import importlib
 import json
 
 import jax
@@ -10,6 +11,7 @@ from jvdm.cli import main
 from jvdm.errors import ConfigError
 from jvdm.products import operations, product_flops
 from jvdm.profiling import ProfileOptions, kind_of, run, text
+from jvdm.targets import MACHINES
 
 TOKENS, PROMPT, WIDTH, LAYERS, BRANCHES = 12, 5, 24, 2, 2  # of wan-tiny
 
@@ -66,6 +68,53 @@ def test_a_transformer_is_linear_and_an_autoencoder_convolutions(found):
             times = one["flops"] / 989e12, one["bytes"] / 4.8e12
             assert one["predicted_s"] == pytest.approx(max(times))
     assert "conv" in text(found) and "12 queries, 5 keys" in text(found)
+
+
+@pytest.mark.slow
+def test_the_study_says_what_the_tables_say():
+    """Each number of `configs/systems/beyond_llms.py`; shares are those of predicted times."""
+    machine = MACHINES["h200"]
+    tables = [
+        run(ProfileOptions(name, measure=False))["programs"]
+        for name in ("wan-1.3b-480p", "ltx-2b-512p")
+    ]
+
+    def total(program, apart=False):
+        """Milliseconds of a run; `apart` of its operations, as if scores were written and read."""
+        if not apart:
+            return 1e3 * sum(row["predicted_s"] for row in program["rows"])
+        times = (
+            max(row["flops"] / machine.flops, row["unfused_bytes"] / machine.reads)
+            for row in program["rows"]
+        )
+        return 1e3 * sum(times)
+
+    def shares(number, kind, of="predicted_s"):
+        for table in tables:
+            rows = table[number]["rows"]
+            yield 100 * by_kind(table[number])[kind][of] / sum(row[of] for row in rows)
+
+    words, steps, decoders = zip(*tables, strict=True)
+    slower = [100 * (total(one, apart=True) / total(one) - 1) for one in words]
+    wan, ltx = ((total(one, apart=True), total(one)) for one in steps)
+    assert min(shares(2, "conv", "flops")) >= 99 and not any("conv" in by_kind(x) for x in steps)
+    expected = [
+        "{:.0f} and {:.0f} % of decoding here, though".format(*shares(2, "conv")),
+        "{:.0f} % of a step of Wan, {:.0f} % of one of LTX".format(*shares(1, "linear")),
+        "{:.0f} and {:.0f} % of the text encoders".format(*shares(0, "linear")),
+        "a step of Wan falls from {:,.0f} to {:.0f} ms, one of LTX from".format(*wan),
+        "one of LTX from {:.0f} to {:.0f}, the text encoders".format(*ltx),
+        "the text encoders by {:.0f} and {:.0f} %".format(*slower),
+        "{:.0f} and {:.0f} % of the operations of a step".format(
+            *shares(1, "attention self", "flops")
+        ),
+        f"{decoders[0]['times']} pieces of {total(decoders[0]):.0f} ms are predicted",
+    ]
+    for program in (words[0], steps[0], decoders[0], words[1], steps[1]):
+        expected.append(f"{program['attention'][0]['queries']:,}")
+    study = importlib.import_module("jvdm.configs.systems.beyond_llms")
+    said = " ".join(str(study.__doc__).split())
+    assert not [one for one in expected if one not in said], expected
 
 
 @pytest.mark.slow
