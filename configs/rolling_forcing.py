@@ -7,7 +7,7 @@ jvdm plan rolling_forcing --on h200                 0.03 GB of a device
 nano model). A window of four latent frames, a row apart, that see each other; the first of the film
 and the latest four are read from a cache. Half of the films roll so, the others are made frame
 after frame, and the gradient goes through calls whose windows tile the film (arXiv:2509.25161).
-What it begins with: `configs/systems/rolling_forcing.py`.
+What it reaches: `configs/systems/rolling_forcing.py`.
 """
 
 import dataclasses
