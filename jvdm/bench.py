@@ -123,7 +123,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     if options.chips or options.table or options.quick:
         what = f"--chips, --table and --quick were given to jvdm bench {options.what}"
         raise ConfigError(what, "they are of the choice of tile sizes", "use jvdm bench tune")
-    names, path = _names(options), options.output / f"{options.what}.json"
+    names = _names(options)
     probe_writable(options.output)
     shapes, absent = {name: SHAPES[name] for name in names if name in SHAPES}, {}
     if options.what == "families":
@@ -148,30 +148,25 @@ def run(options: BenchOptions) -> dict[str, Any]:
         densities = options.densities or DENSITIES
         rows, absent = bench.rows(shapes, options.blocks, densities), {n: missing(n) for n in PEERS}
         total = len(shapes) * len(options.blocks) * (2 + sum(x < 1 for x in densities))
-    result = _collected(options, rows, total, absent)
-    if options.what == "attention":
-        picture = path.with_suffix(".svg")
-        write_text(picture, speedups(result))
-        result["outputs"].append(str(picture))
-    return result
+    return _collected(options, rows, total, absent)
 
 
 def _compared(options: BenchOptions) -> dict[str, Any]:
-    """Compares systems; the picture is drawn when all are done."""
+    """Compares systems."""
     probe_writable(options.output)
     names = ("systems", "weights", "prompts", "size", "steps")
     given = {name: getattr(options, name) for name in names}
     asked = comparison.Comparison(**given, count=options.clips)
-    result = _collected(options, comparison.rows(asked), 1 + len(options.systems), {})
-    picture = options.output / "systems.svg"
-    write_text(picture, comparison.picture(result))
-    return result | {"outputs": [*result["outputs"], str(picture)]}
+    return _collected(options, comparison.rows(asked), 1 + len(options.systems), {})
 
 
 def _collected(
     options: BenchOptions, rows: Iterable[dict[str, Any]], total: int, absent: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Measures rows, and writes what there is after each: a long run may be stopped."""
+    """Measures rows, and writes what there is after each: a long run may be stopped.
+
+    Pictures are drawn when all are there.
+    """
     path = options.output / f"{options.what}.json"
     result: dict[str, Any] = {
         "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
@@ -187,7 +182,26 @@ def _collected(
             result["rows"].append(row)
             write_text(path, json.dumps(result, indent=1) + "\n")
             bar.update()
+    for name, picture in _pictures(result).items():
+        write_text(options.output / name, picture)
+        result["outputs"].append(str(options.output / name))
     return result
+
+
+def _pictures(result: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the pictures of a result, SVG, by the names of their files."""
+    what, rows = result["settings"]["what"], result["rows"]
+    if what == "attention":
+        return {"attention.svg": speedups(result)}
+    if what == "systems":
+        return {"systems.svg": comparison.picture(result)}
+    if what != "model":
+        return {}
+    shapes = dict.fromkeys(row["shape"] for row in rows)
+    parts = {name: [row for row in rows if row["shape"] == name] for name in shapes}
+    return {
+        f"{name}.svg": comparison.picture({**result, "rows": part}) for name, part in parts.items()
+    }
 
 
 def _tuned(options: BenchOptions) -> dict[str, Any]:

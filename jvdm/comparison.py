@@ -232,14 +232,24 @@ def _lowered(places: Sequence[tuple[float, float]], wide: float = 130.0) -> list
     return [lines[i][1] - y for i, (_, y) in enumerate(places)]
 
 
+def _drawn(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the name and the colour of a row in the picture: fewer steps are grey."""
+    if "policy" in row:
+        asked = "" if row["asked"] == 1 else f" {row['asked']:g}"
+        return f"{row['policy']}{asked}", "#1f77b4"
+    fewer = row["system"] == PLAIN
+    return (f"{row['steps']} steps", "#999") if fewer else (row["system"], "#1f77b4")
+
+
 def picture(result: Mapping[str, Any]) -> str:
     """Draws PSNR to the plain model against its share of time, as SVG.
 
     Args:
-        result: What `jvdm bench systems` returns.
+        result: What `jvdm bench systems` or `jvdm bench model` returns; rows of one shape.
     """
     width, height, left, bottom = 760.0, 420.0, 60.0, 50.0
     made = [row for row in result["rows"][1:] if "refused" not in row]
+    names = [_drawn(row) for row in made]
     times = [1 / row["speedup"] for row in made] or [1.0]
     values = [row["psnr"] for row in made] or [20.0]
     right, low = max(1.0, *times) * 1.15, min(values) - 2
@@ -255,10 +265,7 @@ def picture(result: Mapping[str, Any]) -> str:
 
     drawn = []
     places = [place(time, value) for time, value in zip(times, values, strict=True)] if made else []
-    for row, (x, y), below in zip(made, places, _lowered(places), strict=True):
-        fewer = row["system"] == PLAIN
-        colour = "#999" if fewer else "#1f77b4"
-        name = f"{row['steps']} steps" if fewer else row["system"]
+    for (name, colour), (x, y), below in zip(names, places, _lowered(places), strict=True):
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
         drawn.append(note((x + 7, y + 4 + below), name, colour))
     for time in np.arange(0, right, 0.25).tolist():

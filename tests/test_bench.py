@@ -64,6 +64,12 @@ def test_runs_with_step_caches_are_timed_row_by_row(monkeypatch, tmp_path, capsy
         assert 0 < rows[name]["error"] < 0.5 and rows[name]["psnr"] < 60
     assert rows["draft+every"]["dense_share"] > rows["draft"]["dense_share"]  # its first rows
     assert "toy            draft+every         0.25" in capsys.readouterr().out
+    picture = (tmp_path / "toy.svg").read_text()
+    assert [f">{name}<" in picture for name in ("dense", "draft 0.25", "every")] == [
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.slow
