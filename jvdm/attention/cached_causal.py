@@ -114,8 +114,9 @@ class CachedCausal(Policy):
     """Frame-causal attention, for matrices whose rows write finished frames (`CachedMatrix`).
 
     A frame attends to its block, to earlier ones of its window, and to all cached frames before
-    the window. Slots have roles: the first `sink` frames of the video stay for ever, `pinned` ones,
-    the first after a cut, until the next one, and the others are a ring. Cached equals recomputed
+    these; the last windows of a clip begin with cached ones. Slots have roles: the first `sink`
+    frames of the video stay for ever, `pinned` ones, the first after a cut, until the next one, and
+    the others are a ring. Cached equals recomputed
     (`FrameCausal` on the whole video) as long as no frame has been overwritten: then frames of the
     cache still know what they saw, which none sees any more (ViD-GPT, arXiv:2406.10981;
     Self-Forcing, arXiv:2506.08009; sinks: LongLive, arXiv:2509.22622; cuts: arXiv:2605.18739).
@@ -234,7 +235,7 @@ class CachedCausal(Policy):
         self, positions: Float[Array, " W"], row: Row, state: KVCache
     ) -> Float[Array, " W"]:
         """Returns absolute places, with all jumps before them, or those behind the cache."""
-        first = row.frame + state.jump if self.rotary == "write" else row.frame - self._moved(row)
+        first = row.frame + (state.jump if self.rotary == "write" else -self._moved(state, row))
         return (first + jnp.arange(len(positions))).astype(jnp.float32)
 
     def attend(self, q, k, v, state: KVCache, call: AttentionCall, among: Among):
@@ -273,7 +274,7 @@ class CachedCausal(Policy):
         """Writes the frames that the row says, if any, to the caches of all layers."""
 
         def write(states: KVCache) -> KVCache:
-            frames = row.frame + jnp.arange(len(row.write), dtype=jnp.int32)
+            frames = _frames(row)
             slots = jnp.where(row.write, self.slots(frames), self.frames)
             put = jax.vmap(KVCache.write, (0, 0, 0, None, None))
             if self.packed:
@@ -320,25 +321,26 @@ class CachedCausal(Policy):
     def common(
         self, state: KVCache, row: Row, grid: TokenGrid
     ) -> BlockMask | tuple[BlockMask, ...]:
-        """Allows, of the keys of cache and window, those before the window and of no later block.
+        """Allows, of the keys of cache and window, those in time and of no later block.
 
-        A frame of the window that is cached already is read from the window, and a pinned one from
+        A frame is read from the cache until `_front`, from the window after, and a pinned one from
         the ring as long as it is there. What weighs otherwise has a mask of its own: the ring,
         and each of those of packed frames, which are read where they are not kept whole.
         """
-        frames = row.frame + jnp.arange(grid.frames, dtype=jnp.int32)
+        frames, front = _frames(row), self._front(state, row)
         twice = self._is_pinned & (
             state.frames[:, None] == state.frames[None, ~self._is_pinned]
         ).any(1)
-        held = (state.frames >= 0) & (state.frames < row.frame) & ~twice
+        held = (state.frames >= 0) & (state.frames < front) & ~twice
         block = frames // self.block
         time = block - block[0]  # of frames of the window; what is cached is before all of them
         time = jnp.where(row.write, time, len(frames)) if self.free else time
-        times = jnp.concatenate([jnp.where(held, 0, NEVER), time])
+        keys = jnp.where(frames < front, NEVER, time)
+        times = jnp.concatenate([jnp.where(held, 0, NEVER), keys])
         size, masks = grid.tokens_per_frame, []
         for ring, patch in zip(state.older, self.patches, strict=True):
             whole = (ring.frames[:, None] == state.frames[None]).any(1)
-            seen = (ring.frames >= 0) & (ring.frames < row.frame) & ~whole
+            seen = (ring.frames >= 0) & (ring.frames < front) & ~whole
             masks.append(times_mask(time, jnp.where(seen, 0, NEVER), size, size // patch**2))
         if self.weight == 1:
             near = times_mask(time, times, size)
@@ -358,18 +360,36 @@ class CachedCausal(Policy):
         The window does not move: what was before a cut is that much earlier, as long as the ring
         has some of it.
         """
-        moved = state.frames - jnp.where(state.frames < self.sink, 0, self._moved(row))
+        moved = self._moved(state, row)
+        moved = state.frames - jnp.where(state.frames < self.sink, 0, moved)
         pinned = jnp.minimum(state.frames, np.arange(self.frames))
         back = state.jump + state.frames - state.places
         ring = (state.frames >= 0) & (np.arange(self.frames) >= self.sink + self.pinned)
         back = jnp.minimum(back, jnp.where(ring, back, 0).max())
         return (jnp.where(self._is_pinned, pinned, moved) - back).astype(jnp.float32)
 
-    def _moved(self, row: Row) -> Int[Array, ""]:
+    def _moved(self, state: KVCache, row: Row) -> Int[Array, ""]:
         """Returns by how many places the ring and the window have moved up."""
         if self.rotary == "write":
             return jnp.zeros((), jnp.int32)
-        return jnp.maximum(row.frame - self.frames, 0)
+        return jnp.maximum(self._front(state, row) - self.frames, 0)
+
+    def _front(self, state: KVCache, row: Row) -> Int[Array, ""]:
+        """Returns the first frame that is not read from the cache: that of the window, mostly.
+
+        At the end of a clip windows do not move on, and begin with finished frames. In the cache
+        these still know what they saw; in the window they would see what is left of it.
+        """
+        if row.moving is None:
+            return jnp.asarray(row.frame)
+        rests = jnp.cumprod(~row.moving & ~row.write).astype(bool)
+        held = (state.frames[None] == _frames(row)[:, None]).any(1)
+        return row.frame + jnp.max(jnp.where(rests & held, 1 + jnp.arange(len(held)), 0))
+
+
+def _frames(row: Row) -> Int[Array, " W"]:
+    """Returns the absolute index of every frame of a window."""
+    return row.frame + jnp.arange(len(row.write), dtype=jnp.int32)
 
 
 def times_mask(

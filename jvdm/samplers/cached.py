@@ -57,14 +57,13 @@ def cached(matrix: TimestepMatrix, lookback: int | None = None) -> TimestepMatri
         rows.append(index[row + 1])
         first.append(front[row])
         writes.append(np.zeros(count, bool))
-    start = np.minimum(first, count - window)
     return dataclasses.replace(
         matrix,
         index=jnp.asarray(np.stack(rows), jnp.int32),
-        start=jnp.asarray(start, jnp.int32),
+        start=jnp.asarray(np.minimum(first, count - window), jnp.int32),
         write=jnp.asarray(np.stack(writes)),
         window=window,
-        lookback=min(int(start.max()), count if lookback is None else lookback),
+        lookback=min(max(first), count if lookback is None else lookback),
     )
 
 
@@ -163,11 +162,14 @@ def check_cache(matrix: TimestepMatrix, slots: Slots, banks: int = 0) -> Timeste
         return _check_banks(matrix, slots, moving, banks)
     frames = np.arange(matrix.latent_frames)
     where, start = np.asarray(slots(frames)), np.asarray(matrix.start)
-    index, write = np.asarray(matrix.index), np.asarray(matrix.write)
-    called = (index[1:] != index[:-1]).any(1) | write.any(1)
+    write = np.asarray(matrix.write)
+    works = moving | write
     held = np.full(int(where.max()) + 2, -1)  # the last one is of frames that are kept nowhere
-    for row in np.flatnonzero(called):
-        needed = frames[max(0, start[row] - matrix.lookback) : start[row]]
+    for row in np.flatnonzero(works.any(1)):
+        window = slice(start[row], start[row] + matrix.window)
+        rests = ~works[row, window] & write[:row, window].any(0)  # finished, in a last window
+        front = start[row] + int(np.cumprod(rests).sum())
+        needed = frames[max(0, front - matrix.lookback) : front]
         missing = needed[held[where[needed]] != needed]
         if len(missing):
             known = int(where.max(initial=-1)) + 1

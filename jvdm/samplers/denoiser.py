@@ -50,9 +50,8 @@ class Row(NamedTuple):
         write: bool[W], frames of the window whose keys and values are to be kept.
         frame: i32[], absolute index of the first frame of the window in its video; a stream
             counts on where `start` stays 0.
-        moving: bool[W], frames that are not frozen in the step; None outside of a run, and behind
-            guidance, which networks need not tell from their levels.
-        draws: What guidance may draw noise from; None likewise.
+        moving: bool[W], frames that are not frozen in the step; None outside of a run.
+        draws: What guidance may draw noise from; None likewise, and behind guidance.
         level: i32[W], index of the level that each frame has in its grid; None outside of a run.
     """
 

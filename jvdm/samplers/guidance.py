@@ -435,7 +435,7 @@ def shown(
     every = (views, [one.t for one in calls], [one.t_next for one in calls])
     # Stacked, not concatenated: on a mesh that splits videos they stay where they are.
     x, t, t_next = (jnp.stack(each).reshape(-1, *each[0].shape[1:]) for each in every)
-    return x, Call(t, t_next, call.row._replace(moving=None, draws=None))
+    return x, Call(t, t_next, call.row._replace(draws=None))
 
 
 def _one_by_one(

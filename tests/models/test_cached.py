@@ -39,7 +39,7 @@ def rows(
     policy, matrix, state=None, span=(0, 20), *, noise=NOISE, depth=3, told=TOLD, places=PLACES
 ):
     """The state after some rows; `depth` layers of the network, `places` of the frames in time."""
-    model, matrix = DIT.clone(policy=policy, depth=depth), samplers.pad_rows(matrix, 20)
+    model, matrix = DIT.clone(policy=policy, depth=depth), samplers.pad_rows(matrix, 24)
     if state is None:
         carry = model.start(matrix.window, 4, 4, places, 2)
         state = samplers.start(EULER, noise, KEY, carry)
@@ -67,6 +67,34 @@ def test_cached_equals_recomputed(lag, block, rotary):
     assert matrix.window < FRAMES
     found = rows(policy, matrix).x
     np.testing.assert_allclose(found, expected, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("lag", "block", "rules"),
+    [
+        (1, 1, {}),
+        (1, 1, {"rotary": "read", "sink": 1}),
+        (2, 1, {"frames": 1, "rotary": "read"}),
+        (1, 2, {"weight": 0.3}),
+        (1, 1, {"packed": (1,), "patches": (2,)}),
+    ],
+    ids=["wave", "sink, turned when read", "shorter than the window", "blocks, weighed", "packed"],
+)
+def test_the_end_of_a_clip_reads_what_a_longer_clip_reads(lag, block, rules):
+    """A cached frame knows what it saw; in the window it would see what is left of that."""
+    count, frames = 8, rules.pop("frames", 2 * block)
+    policy = CachedCausal(frames + rules.get("sink", 0), block=block, **rules)
+    noise = initial_noise(KEY, jnp.arange(2), count, (4, 4, 4))
+
+    def made(length: int) -> Any:
+        matrix = cached(lag_matrix(LEVELS, length, lag, block), frames)
+        samplers.check_cache(matrix, policy.slots)
+        places = jnp.arange(length, dtype=jnp.float32)
+        return rows(policy, matrix, span=(0, 24), noise=noise[:, :length], places=places).x
+
+    whole = made(count)
+    for end in (4, 4 + block):
+        np.testing.assert_allclose(made(end), whole[:, :end], rtol=CLOSE, atol=CLOSE)
 
 
 @pytest.mark.parametrize(("lag", "block"), [(3, 1), (1, 2)])

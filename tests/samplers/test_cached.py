@@ -45,7 +45,7 @@ def test_every_frame_makes_its_steps_and_is_written_before_it_leaves(lag, block,
         assert earlier[:first].all()
         assert not (write[row] & (index[row] != 3)).any()
     check_cache(matrix, CachedCausal(frames=max(frames, 1)).slots)
-    assert matrix.lookback == start.max()
+    assert matrix.lookback == max(write[:row].any(0).sum() for row in range(len(start)))
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 5])
@@ -149,6 +149,17 @@ def test_a_cache_that_is_too_short_is_refused_with_row_and_frame(policy, lookbac
     check_cache(matrix, CachedCausal(frames).slots)
     with pytest.raises(ConfigError, match=message):
         check_cache(matrix, policy.slots)
+
+
+@pytest.mark.parametrize(("lag", "block"), [(1, 1), (2, 1), (1, 2), (5, 2)])
+def test_a_ring_as_long_as_the_lookback_serves_the_end_of_a_clip(lag, block):
+    """Its last windows begin with finished frames, which are of those that are looked back at."""
+    for frames in range(block, 9):
+        whole = lag_matrix(LEVELS, frames, lag, block)
+        check_cache(cached(whole, 2 * block), CachedCausal(2 * block, block=block).slots)
+        if frames > 3 * block:
+            with pytest.raises(ConfigError, match=f"holds {block} frames"):
+                check_cache(cached(whole, 2 * block), CachedCausal(block, block=block).slots)
 
 
 def test_frames_that_were_never_written_are_missed():
