@@ -1,7 +1,8 @@
 """Searches for patterns: dense runs that try every one beside what they do.
 
 Sparse-vDiT's writes a table of every head; Efficient-vDiT's says how many reference frames each
-layer needs; that of skip-softmax how much every limit skips.
+layer needs; that of skip-softmax how much every limit skips; that of step caches how much the
+layers change from row to row.
 """
 
 import dataclasses
@@ -19,16 +20,20 @@ from jvdm import record
 from jvdm.arrays import Float, instances
 from jvdm.attention import Blocks, PatternSearch, SkipSoftmax, TokenGrid, blocks_of
 from jvdm.attention.attention_tile import references_of
-from jvdm.attention.patterns import PatternTable, candidates, fingerprint, pattern
+from jvdm.attention.calibration import fingerprint
+from jvdm.attention.patterns import PatternTable, candidates, pattern
 from jvdm.attention.skip_softmax import LIMITS, Skips, SkipSearch, fitted
 from jvdm.attention.sparse_vdit import Trials
 from jvdm.errors import ConfigError
 from jvdm.files import write_text
+from jvdm.models.step_cache import StepCache, TeaCache, relative_change
 from jvdm.pipeline import Pipeline, Request
 from jvdm.stages import stage
 from pallas_kernels import block_sparse_attention
 
 Cost = Literal["blocks", "time"]
+DEGREE = 4
+"""Of TeaCache's polynomial, as published."""
 REPEATS = 5
 """Timed calls, of which the median counts."""
 
@@ -36,6 +41,12 @@ REPEATS = 5
 def with_policy(pipe: Pipeline, policy: Any) -> Pipeline:
     """Returns the pipeline with another attention policy."""
     sampling = dataclasses.replace(pipe.system.sampling, policy=policy)
+    return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
+
+
+def with_cache(pipe: Pipeline, cache: StepCache | None) -> Pipeline:
+    """Returns the pipeline with another step cache."""
+    sampling = dataclasses.replace(pipe.system.sampling, cache=cache)
     return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
 
 
@@ -53,7 +64,7 @@ def run(
     """Searches while videos are made, and writes what was found.
 
     Args:
-        kind: The system whose patterns, reference frames or limits are searched.
+        kind: The system whose patterns, reference frames or limits are searched, or "step_cache".
         pipe: The model, and how it is sampled.
         request: What is made meanwhile.
         densities: Shares of attention.
@@ -63,9 +74,11 @@ def run(
         folder: Where the file is written.
 
     Returns:
-        `weights`, `device`, what was found, and `outputs`, the path of the file.
+        `weights`, their `fingerprint`, `device`, what was found, and `outputs`, the path of the
+        file.
     """
     found: dict[str, Any] = {"weights": dict(pipe.identity), "device": record.device()}
+    found["fingerprint"] = fingerprint(pipe.identity)
     if kind == "sparse_vdit":
         table = search(pipe, request, densities, block, cost)
         name, content = "patterns.json", table.text()
@@ -162,7 +175,7 @@ def search_limits(
 
     Returns:
         `limits` in powers of two, `skipped` `[layers][limits]` the share of blocks that each leaves
-        out, `tokens` of a call, `fit`, and `found`, the limit of every density.
+        out, `tokens` of a call and of a `block`, `fit`, and `found`, the limit of every density.
 
     Raises:
         ConfigError: If too few limits skip a share that a curve can be fitted to, or a density is
@@ -181,8 +194,55 @@ def search_limits(
         "limits": list(LIMITS),
         "skipped": skipped.round(4).tolist(),
         "tokens": grid.tokens,
+        "block": blocks_of(grid, block).size,
         "fit": fitted(mean, grid.tokens),
         "found": limits,
+    }
+
+
+def search_changes(pipe: Pipeline, request: Request, *_given: Any) -> dict[str, Any]:
+    """Returns what step caches know a network by, over rows, prompts and branches.
+
+    Args:
+        pipe: The model, and how it is sampled: all frames of a row at one level.
+        request: What is made meanwhile; the more steps, the smaller the changes that are seen.
+
+    Returns:
+        `levels` ascending and `sizes`, the logarithm of the mean absolute change by the layers at
+        each: MagCache's. `moved` `[rows][2]`, relative changes from row to row of the tokens as
+        the first layer modulates them and of what the layers add; `coefficients` of TeaCache's
+        polynomial from one to the other, fitted to every frame, and `fitted`, the greatest.
+
+    Raises:
+        ConfigError: If there are too few rows for a polynomial.
+    """
+    running = with_cache(pipe, TeaCache(threshold=0.0, above=2.0))
+    run = running.start(running.prepare(request))
+    rows = run.job.matrix.num_rows
+    if rows < DEGREE + 2:
+        what, fix = f"{rows} rows", f"use --num-inference-steps {DEGREE + 2} or more, as 32"
+        raise ConfigError(what, f"a polynomial of degree {DEGREE} is fitted to changes", fix)
+    before: Any = None
+    levels, sizes, moved = [], [], []
+    with stage("search", total=rows, unit="row") as bar:
+        for _ in range(rows):
+            run = running.advance(run, 1)
+            kept: Any = run.state.carry.reused
+            now = jnp.array(kept.signal), jnp.array(kept.change[0])  # the next row donates them
+            levels.insert(0, round(float(kept.at[0].mean()), 4))
+            sizes.insert(0, round(float(jnp.log(jnp.abs(now[1].astype(jnp.float32)).mean())), 4))
+            if before is not None:
+                moved.append([relative_change(*pair) for pair in zip(now, before, strict=True)])
+            before = now
+            bar.update()
+    changes = np.asarray(moved, np.float64)
+    x, y = np.moveaxis(changes, 1, 0).reshape(2, -1)
+    return {
+        "levels": levels,
+        "sizes": sizes,
+        "moved": changes.mean((2, 3)).round(4).tolist(),
+        "coefficients": [float(f"{c:.4g}") for c in np.polyfit(x, y, DEGREE)],
+        "fitted": float(f"{x.max():.4g}"),
     }
 
 
@@ -254,6 +314,7 @@ def costs_of(blocks: Blocks, counts: tuple[int, ...], cost: Cost) -> tuple[float
 SEARCHES = {
     "efficient_vdit": ("references.json", search_references),
     "skip_softmax": ("limits.json", search_limits),
+    "step_cache": ("step_cache.json", search_changes),
 }
 
 
@@ -265,7 +326,21 @@ def said(result: Mapping[str, Any]) -> str:
             lines.append(f"{limit:5.1f}  " + " ".join(f"{one[i]:.3f}" for one in result["skipped"]))
         lines += [f"density {one}: a limit of {x}" for one, x in result["found"].items()]
         a, b = result["fit"]
-        lines.append(f"{result['tokens']} tokens: --sampling.policy.fit {a},{b}")
+        told = {"fit": f"{a},{b}", "block": result["block"], "weights": result["fingerprint"]}
+        lines.append(f"{result['tokens']} tokens:")
+        lines += [f"    --sampling.policy.{name} {value}" for name, value in told.items()]
+        return "\n".join([*lines, "", *result["outputs"]])
+    if "sizes" in result:
+        lines = ["level   log size   tokens moved   layers moved"]
+        rows = list(zip(result["levels"], result["sizes"], strict=True))[::-1]
+        for row, moved in zip(rows, [[np.nan] * 2, *result["moved"]], strict=True):
+            lines.append("{:.4f}  {:8.4f}  {:13.4f}  {:13.4f}".format(*row, *moved))
+        for kind, names in (("mag", ("levels", "sizes")), ("tea", ("coefficients", "fitted"))):
+            given = {name: result[name] for name in names} | {"weights": result["fingerprint"]}
+            lines.append(f"--sampling.cache {kind}")
+            for name, value in given.items():
+                shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+                lines.append(f"    --sampling.cache.{name} {shown}")
         return "\n".join([*lines, "", *result["outputs"]])
     if "references" in result:
         lines = ["references  error by layer, 1 is that of no output"]

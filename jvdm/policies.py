@@ -54,14 +54,16 @@ class PoliciesOptions:
     num_inference_steps: int | None = None
     """Denoising steps; default that of the model."""
     output: Path = Path("out/policies")
-    """Folder for policies.json, or patterns.json, references.json or limits.json of a search."""
+    """Folder for policies.json, or the file of a search: patterns.json, references.json,
+    limits.json or step_cache.json."""
     table: Path | None = None
     """Table of patterns of `sparse_vdit`; without one all its heads have the same."""
-    search: Literal["none", "sparse_vdit", "efficient_vdit", "skip_softmax"] = "none"
+    search: Literal["none", "sparse_vdit", "efficient_vdit", "skip_softmax", "step_cache"] = "none"
     """Instead of measuring, tries patterns while the prompts are made: of blocks, of the sizes
     `densities`, in every head, of which it writes a table; or attention tiles in every layer, of
     which it says how many reference frames each layer needs for these densities; or limits of
-    skip-softmax, to which it fits the two numbers of its scale."""
+    skip-softmax, to which it fits the two numbers of its scale; or, for the step caches `mag` and
+    `tea`, how much the layers change from row to row."""
     cost: Cost = "blocks"
     """What a search weighs errors against: blocks that are computed, or the time that attention
     takes on this device."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +194,3 @@ class PatternTable:
             )
         mine = np.where(mine == len(costs) - 1, -1, mine)
         return np.pad(mine, ((first, 0), (0, 0)), constant_values=-1)
-
-
-def fingerprint(digests: Mapping[str, str]) -> str:
-    """Returns what says which weights they are, of the sha256 of their files."""
-    files = sorted(value for name, value in digests.items() if not name.endswith(".json"))
-    return ".".join(value[:16] for value in files)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int
 from jvdm.attention.blocks import Blocks, blocks_of
+from jvdm.attention.calibration import check_fingerprint
 from jvdm.attention.draft import Draft
 from jvdm.attention.policy import Among, AttentionCall, TokenGrid
 from jvdm.attention.sparse import Sparse
@@ -34,8 +36,7 @@ class SkipSoftmax(Draft):
     keys was needed to know, so that a skipped block costs half: the density is `1 - skipped / 2`,
     and no less than .5. The limit is `scale / tokens` as a factor of weights, and
     `scale = a exp(b skipped)`: two numbers that `jvdm attention --search skip_softmax` fits for
-    weights; those here are of `tiny_t2v` at four times its tokens, 8 steps. A scale of 0 skips
-    nothing.
+    weights. A scale of 0 skips nothing.
 
     What is ours: the order is by distance instead of by number, because what is near is mostly
     best, and after the best more is skipped; frames above `dense_above` skip nothing. What was
@@ -47,8 +48,10 @@ class SkipSoftmax(Draft):
     density: float = 0.75
     dense_rows: float = 0.25
     recall_queries: int = 64
-    fit: tuple[float, ...] | list[float] = (7.92, 6.949)
-    """The numbers a and b of the scale."""
+    fit: tuple[float, ...] | list[float] = ()
+    """The numbers a and b of the scale, for this `block`; none skip nothing, and are refused."""
+    weights: str = ""
+    """Of which they are (`jvdm.attention.calibration`); empty is of any."""
     visits: str = "near"
     """Order of the blocks: "near" first, "first" by number, or "draft", the most drafted first."""
 
@@ -59,11 +62,27 @@ class SkipSoftmax(Draft):
         if self.density < 0.5:
             what, fix = f"density {self.density:g} of skip-softmax", "use 0.5 to 1"
             raise ConfigError(what, "products with keys are half of the work, and all needed", fix)
-        if len(self.fit) != 2 or not all(map(math.isfinite, self.fit)) or self.fit[0] < 0:
+        two = len(self.fit) == 2 and all(map(math.isfinite, self.fit)) and self.fit[0] >= 0
+        if self.fit and not two:
             what, fix = f"fit is {self.fit}", "use what jvdm attention --search skip_softmax says"
             raise ConfigError(what, "it is a and b of a exp(b skipped), a not negative", fix)
         if self.visits not in ORDERS:
             raise ConfigError(f"visits is {self.visits!r}", f"it is one of {', '.join(ORDERS)}")
+
+    def check_weights(self, digests: Mapping[str, str]) -> None:
+        """Refuses the numbers of other weights."""
+        check_fingerprint(self.weights, digests, "a fit of skip-softmax", "skip_softmax")
+
+    def in_layers(self, depth: int):
+        """Checks that the policy is calibrated."""
+        if not self.fit and not self.is_dense:
+            raise ConfigError(
+                "skip-softmax without the two numbers of its scale",
+                "what a limit skips is measured for each model",
+                "use --system skip_softmax, calibrated for tiny_t2v and nano, or what "
+                "jvdm attention --weights FOLDER --search skip_softmax prints",
+            )
+        return super().in_layers(depth)
 
     def limit(self, tokens: int) -> float:
         """Returns the limit for so many keys in powers of two, 0 at most."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.attention.blocks import Blocks, blocks_of
-from jvdm.attention.patterns import PATTERNS, PatternTable, candidates, fingerprint, pattern
+from jvdm.attention.calibration import check_fingerprint
+from jvdm.attention.patterns import PATTERNS, PatternTable, candidates, pattern
 from jvdm.attention.policy import Among, AttentionCall, TokenGrid
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.tally import Tally
@@ -53,12 +54,7 @@ class SparseVDiT(Sparse):
     def check_weights(self, digests: Mapping[str, str]) -> None:
         """Refuses the table of other weights."""
         made_for = _read(self.table).weights if self.table else ""
-        if made_for and made_for != fingerprint(digests):
-            raise ConfigError(
-                "a table of patterns of other weights",
-                f"it is of {made_for:.40}, these are {fingerprint(digests):.40}",
-                "search with these weights: jvdm attention --search sparse_vdit",
-            )
+        check_fingerprint(made_for, digests, "a table of patterns", "sparse_vdit")
 
     def in_layers(self, depth: int):
         """Checks that the table has as many layers."""

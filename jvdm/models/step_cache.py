@@ -21,13 +21,14 @@ import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int, NoiseLevels, PyTree, instances
 from jvdm.attention import Policy
-from jvdm.attention.patterns import fingerprint
+from jvdm.attention.calibration import check_fingerprint
 from jvdm.errors import ConfigError
 from jvdm.samplers import Call, Process
 from jvdm.samplers.process import divide
 
 Tokens = Float[Array, "B F P D"]
 Signal = Literal["time", "modulated"]
+OTHER = ", or use another cache, as --sampling.cache every"
 
 
 class Seen(NamedTuple):
@@ -292,6 +293,7 @@ class TeaCache(Thresholded):
         fitted: Greatest `x` that the polynomial was fitted to; rows beyond it compute.
         signal: `time` is the modulation, so that levels alone decide; `modulated` the tokens as
             the first layer modulates them.
+        weights: Of which the polynomial is (`jvdm.attention.calibration`); empty is of any.
 
     Reference: TeaCache, Liu et al., arXiv:2411.19108, equations 6 and 7.
     """
@@ -299,6 +301,7 @@ class TeaCache(Thresholded):
     coefficients: tuple[float, ...] = (1.0, 0.0)
     fitted: float = 1.0
     signal: Signal = "modulated"
+    weights: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,6 +310,10 @@ class TeaCache(Thresholded):
             raise ConfigError(
                 what, "it compares one of two", f"use {' or '.join(get_args(Signal))}"
             )
+
+    def check_weights(self, digests: Mapping[str, str]) -> None:
+        """Refuses the polynomial of other weights."""
+        check_fingerprint(self.weights, digests, "a TeaCache", "step_cache", OTHER)
 
     def first_signal(self, tokens: jax.ShapeDtypeStruct) -> PyTree:
         """Returns zeros: the first row computes anyway."""
@@ -336,7 +343,7 @@ class MagCache(Thresholded):
         threshold: Sum of these at which rows compute.
         levels: Noise levels that `G` is known at, ascending.
         sizes: `G`, the logarithm of the mean absolute change, at each.
-        weights: Of which they are (`jvdm.attention.fingerprint`); empty is of any.
+        weights: Of which they are (`jvdm.attention.calibration`); empty is of any.
 
     Reference: MagCache, Ma et al., arXiv:2506.09045, equations 5 to 8; the paper's ratios of
     neighbouring steps are those of `G`, which holds for any steps.
@@ -356,13 +363,7 @@ class MagCache(Thresholded):
 
     def check_weights(self, digests: Mapping[str, str]) -> None:
         """Refuses the sizes of other weights."""
-        if self.weights and self.weights != fingerprint(digests):
-            raise ConfigError(
-                "a MagCache of other weights",
-                f"it is of {self.weights:.40}, these are {fingerprint(digests):.40}",
-                "give the levels and sizes that `python -m tests.systems.step_caches calibrate "
-                "WEIGHTS` prints, or another cache, as --sampling.cache every",
-            )
+        check_fingerprint(self.weights, digests, "a MagCache", "step_cache", OTHER)
 
     def told(self, process: Process) -> "MagCache":
         """Returns the rule in the times that a network of this process is told.
@@ -374,8 +375,8 @@ class MagCache(Thresholded):
             raise ConfigError(
                 f"a MagCache of {len(self.levels)} levels and {len(self.sizes)} sizes",
                 "it knows a network by the sizes of its changes, one for each of several levels",
-                "use --system magcache, calibrated for tiny_t2v, another cache, or what `python -m "
-                "tests.systems.step_caches calibrate` prints",
+                "use --system magcache, calibrated for tiny_t2v and nano, what jvdm attention "
+                f"--weights FOLDER --search step_cache prints{OTHER}",
             )
         rule = super().told(process)
         assert isinstance(rule, MagCache)

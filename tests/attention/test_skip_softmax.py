@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 import jvdm
+from configs.systems import skip_softmax
 from jvdm import cli
 from jvdm.attention import SkipSoftmax, blocks_of
+from jvdm.attention.calibration import fingerprint
 from jvdm.attention.skip_softmax import LIMITS, fitted, visiting_order
 from jvdm.errors import ConfigError
+from jvdm.pipeline import Request
+from jvdm.weights.folder import EMBEDDED, digests
 from pallas_kernels import block_sparse_attention, dense_attention, skipped_blocks
 from tests.attention.test_sparse import EVEN, ODD, chosen, moving, ordered
 from tests.generate.conftest import pipe, weights
@@ -111,6 +115,7 @@ def test_a_curve_is_found_again_and_gives_its_density():
         (lambda: SkipSoftmax(0.4), "density 0.4 of skip-softmax; products with keys are half"),
         (lambda: SkipSoftmax(fit=(-1.0, 2.0)), r"fit is \(-1.0, 2.0\)"),
         (lambda: SkipSoftmax(fit=(1.0,)), r"fit is \(1.0,\)"),
+        (lambda: SkipSoftmax().in_layers(3), "skip-softmax without the two numbers of its scale"),
         (lambda: SkipSoftmax(visits="last"), "visits is 'last'"),
         (lambda: SkipSoftmax(shares=[[[0.5]]]), "shares of SkipSoftmax"),
         (lambda: fitted(np.zeros(len(LIMITS)), 64), "0 limits skip between 10% and 90%"),
@@ -131,14 +136,28 @@ def test_limits_are_calibrated_and_used(weights, tmp_path, capsys):
     skipped = np.asarray(found["skipped"])
     assert (np.diff(skipped, axis=1) >= 0).all() and skipped[:, 0].max() < 0.1 < skipped.max()
     a, b = found["fit"]
-    assert f"--sampling.policy.fit {a},{b}\n" in shown
+    mine = fingerprint(found["weights"])
+    told = {"fit": f"{a},{b}", "block": 2, "weights": mine}
+    assert all(f"--sampling.policy.{name} {value}\n" in shown for name, value in told.items())
     asked: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "seed": 0}
     asked |= {"progress": False, "output_type": "latent", "num_inference_steps": 2}
-    rules = {"policy": "skip_softmax", "policy.fit": f"{a},{b}", "policy.block": 2}
+    rules = {"policy": "skip_softmax", **{f"policy.{name}": x for name, x in told.items()}}
     rules |= {"policy.dense_rows": 0.0, "policy.density": 0.6}
     made: Any = jvdm.load(weights, sampling=rules, progress=False)
     plain: Any = jvdm.load(weights, progress=False)
     sparse, dense = (np.asarray(one("a red ball", **asked)) for one in (made, plain))
     assert np.isfinite(sparse).all() and not np.allclose(sparse, dense)
+    other = {"policy.block": 2}
+    system = jvdm.load(weights, system="skip_softmax", sampling=other, progress=False)
+    with pytest.raises(ConfigError, match="skip-softmax of other weights.*--search skip_softmax"):
+        system.prepare(Request(prompt="a red ball"))
     assert cli.main([*search, "--densities", "0.4"]) == 2
     assert "density 0.4 of skip-softmax" in capsys.readouterr().err
+
+
+def test_the_system_has_the_numbers_of_the_weights_that_ship():
+    for name, policy in (("tiny_t2v", skip_softmax.TINY_T2V), ("nano", skip_softmax.NANO)):
+        told = f"jvdm attention --weights {name} --search skip_softmax"
+        assert policy.weights == fingerprint(digests(EMBEDDED / name)), told
+    shipped = jvdm.load("nano", system="skip_softmax", progress=False)
+    assert shipped.prepare(Request(prompt="a red ball")).system.sampling.policy.fit[0] == 1.636

@@ -36,6 +36,7 @@ ELSEWHERE = {
     r"evaluate$": "test_evaluate.py",
     r"evaluate .*--streams": "test_evaluate.py",
     r"attention --weights nano": "attention/test_policies.py",
+    r"attention --weights FOLDER --search": "systems/test_step_caches.py",
     r"convert": "cli/test_convert.py",
     r"generate --weights FOLDER --lora": "weights/test_adapters.py",
     r"generate --mesh ring=8": "cli/test_commands.py",

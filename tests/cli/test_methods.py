@@ -92,8 +92,8 @@ def test_needs_are_found_by_preparing_runs(table):
     assert needs["dydit"] == ["weights of configs/dydit.py"]
     assert "a cache of keys and values" in needs["ar_diffusion"] and not needs["wave"]
     made = {method["name"]: (method["clips"], method["streams"]) for method in table["methods"]}
-    assert made["ar_diffusion"] == (False, True) and made["sdedit"] == (True, False)
-    assert made["wave"] == made["dydit"] == (True, True)
+    assert made["infinity_rope"] == (False, True) and made["sdedit"] == (True, False)
+    assert made["ar_diffusion"] == made["wave"] == made["dydit"] == (True, True)
 
 
 def test_parts_are_those_that_a_system_changes(table):

@@ -1,13 +1,11 @@
-"""Step caches beside runs of fewer steps of equal cost, and what MagCache is calibrated by.
+"""Step caches beside runs of fewer steps of equal cost.
 
-python -m tests.systems.step_caches calibrate [WEIGHTS] [STEPS]
-python -m tests.systems.step_caches measure [WEIGHTS] [STEPS]
+python -m tests.systems.step_caches measure [WEIGHTS] [STEPS] [CACHES]
 
-`calibrate` prints the mean size of the change that the layers make, level by level, over prompts
-and branches, and how it moves from row to row beside what TeaCache looks at. `measure` prints, for
-every cache, the rows that computed and the PSNR of the clips to those of the same steps without a
-cache (`same`) and to those of four times the steps (`fine`), then likewise of runs of as many steps
-as rows computed: a cache that is no nearer to `fine` than these is of no use.
+Prints, for every cache, or those whose names begin so, the rows that computed and the PSNR of the
+clips to those of the same steps without a cache (`same`) and to those of four times the steps
+(`fine`), then likewise of runs of as many steps as rows computed: a cache that is no nearer to
+`fine` than these is of no use.
 """
 
 import dataclasses
@@ -19,11 +17,10 @@ import numpy as np
 
 import jvdm
 from configs.systems import magcache
-from jvdm.attention.patterns import fingerprint
 from jvdm.fidelity import psnr
 from jvdm.models.regions import Regions
 from jvdm.models.step_cache import FirstBlockCache, MagCache, StepCache, TeaCache
-from jvdm.pipeline import Request
+from jvdm.pattern_search import with_cache
 
 PROMPTS = (
     "a large red ball rolls to the left",
@@ -42,20 +39,15 @@ CACHES: dict[str, StepCache] = {
     "tea tokens .6": TeaCache(threshold=0.6),
     "first block .1": FirstBlockCache(threshold=0.1),
     "first block .2": FirstBlockCache(threshold=0.2),
-    "mag .06": dataclasses.replace(magcache.TINY_T2V, threshold=0.06),
-    "mag .12": dataclasses.replace(magcache.TINY_T2V, threshold=0.12),
+    "mag .06": MagCache(threshold=0.06),
+    "mag .12": MagCache(threshold=0.12),
+    "mag .24": MagCache(threshold=0.24),
     "regions .5": Regions(longest=100),
     "regions .5, in turn": Regions(longest=100, impatience=100.0),
     "regions .5, .1": Regions(longest=100, impatience=0.1),
     "regions .25": Regions(longest=100, share=0.25),
-    "mag .24": dataclasses.replace(magcache.TINY_T2V, threshold=0.24),
 }
-
-
-def with_cache(pipe: jvdm.Pipeline, cache: StepCache | None) -> jvdm.Pipeline:
-    """Returns the pipeline with a step cache."""
-    sampling = dataclasses.replace(pipe.system.sampling, cache=cache)
-    return dataclasses.replace(pipe, system=dataclasses.replace(pipe.system, sampling=sampling))
+"""Of those that are calibrated, the thresholds: the rest is of the weights."""
 
 
 def made(pipe: jvdm.Pipeline, steps: int) -> tuple[np.ndarray, dict[str, float]]:
@@ -73,35 +65,10 @@ def made(pipe: jvdm.Pipeline, steps: int) -> tuple[np.ndarray, dict[str, float]]
     return frames.astype(np.float32) / 255, videos[0].record["cache"]
 
 
-def calibrate(weights: str = "tiny_t2v", steps: int = 32) -> None:
-    """Prints levels, logarithms of sizes, and relative changes from row to row."""
-    pipe = with_cache(jvdm.load(weights), TeaCache(threshold=0.0, above=2.0))
-    seeds = tuple(range(len(PROMPTS)))
-    run = pipe.start(pipe.prepare(Request(prompt=PROMPTS, seed=seeds, num_inference_steps=steps)))
-    rows, before = [], None
-    for _ in range(run.job.matrix.num_rows):
-        run = pipe.advance(run, 1)
-        kept = run.state.carry.reused
-        now = [np.asarray(x, np.float32) for x in (kept.change[0], kept.signal)]
-        moved = [np.nan, np.nan]
-        if before is not None:
-            moved = [
-                np.abs(x - y).mean() / np.abs(y).mean() for x, y in zip(now, before, strict=True)
-            ]
-        rows.append((float(kept.at[0, 0, 0]), float(np.log(np.abs(now[0]).mean())), *moved))
-        before = now
-    print("level   log size   change moved   tokens moved")
-    for row in rows:
-        print("{:.4f}  {:8.4f}  {:8.4f}  {:8.4f}".format(*row))
-    levels, sizes = zip(*(row[:2] for row in reversed(rows)), strict=True)
-    print(f"levels={tuple(round(x, 4) for x in levels)}")
-    print(f"sizes={tuple(round(x, 4) for x in sizes)}")
-    print(f"weights={fingerprint(pipe.identity)!r}")
-
-
-def measure(weights: str = "tiny_t2v", steps: int = 16) -> None:
+def measure(weights: str = "tiny_t2v", steps: int = 16, named: str = "") -> None:
     """Prints a row for every cache, and for the runs of equal cost."""
     pipe = jvdm.load(weights)
+    mine = magcache.system(pipe.system).sampling.cache
     same, fine = made(pipe, steps)[0], made(pipe, 4 * steps)[0]
 
     def shown(name: str, calls: float, frames: np.ndarray) -> None:
@@ -112,8 +79,10 @@ def measure(weights: str = "tiny_t2v", steps: int = 16) -> None:
     shown("none", steps, same)
     counts = set()
     for name, cache in CACHES.items():
-        if isinstance(cache, MagCache) and weights != "tiny_t2v":
+        if not name.startswith(named):
             continue
+        if isinstance(cache, MagCache):
+            cache = dataclasses.replace(mine, threshold=cache.threshold)
         frames, did = made(with_cache(pipe, cache), steps)
         shown(name, did["computed"], frames)
         counts.add(round(did["computed"]))
@@ -122,7 +91,6 @@ def measure(weights: str = "tiny_t2v", steps: int = 16) -> None:
 
 
 if __name__ == "__main__":
-    task, *given = sys.argv[1:]
-    named = {"weights": str, "steps": int}
-    read: dict[str, Any] = {key: of(x) for (key, of), x in zip(named.items(), given, strict=False)}
-    {"calibrate": calibrate, "measure": measure}[task](**read)
+    _, *given = sys.argv[1:]
+    kinds = {"weights": str, "steps": int, "named": str}
+    measure(**{name: kind(x) for (name, kind), x in zip(kinds.items(), given, strict=False)})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import jvdm
 import jvdm.choices
 from configs.systems import magcache
-from jvdm.attention.patterns import fingerprint
+from jvdm import cli
+from jvdm.attention.calibration import fingerprint
 from jvdm.models.step_cache import CACHES
 from jvdm.pipeline import Request
 from jvdm.samplers import Heun
@@ -77,19 +79,57 @@ def test_every_cache_has_a_name_on_the_command_line(pipe):
         assert jvdm.choices.choose(pipe.system, {"cache": name}).sampling.cache == cache
 
 
-def test_sizes_of_other_weights_are_refused(pipe, weights):
+def test_what_is_calibrated_is_refused_for_other_weights(pipe, weights):
     asked, sizes = Request(prompt=PROMPT), {"levels": "(0.0, 1.0)", "sizes": "(1.0, 1.5)"}
-    mine = with_cache(pipe, cache="mag", **sizes, weights=fingerprint(pipe.identity))
-    assert mine.prepare(asked).system.sampling.cache.weights
-    others = (
-        with_cache(pipe, cache="mag", **sizes, weights="0123abcd"),
-        jvdm.load(weights, system="magcache", progress=False),
-    )
-    for other in others:
-        with pytest.raises(jvdm.ConfigError, match="a MagCache of other weights; it is of"):
+    mine, fitted = fingerprint(pipe.identity), {"coefficients": "(2.0, 0.0)"}
+    for rules in ({"cache": "mag", **sizes}, {"cache": "tea", **fitted}):
+        rule = with_cache(pipe, **rules, weights=mine).prepare(asked).system.sampling.cache
+        assert rule.weights == mine
+        other = with_cache(pipe, **rules, weights="0123abcd")
+        message = "Cache of other weights; it is of 0123abcd.*--search step_cache.*cache every"
+        with pytest.raises(jvdm.ConfigError, match=message):
             other.prepare(asked)
+    with pytest.raises(jvdm.ConfigError, match="a MagCache of other weights"):
+        jvdm.load(weights, system="magcache", progress=False).prepare(asked)
 
 
 def test_the_system_has_the_sizes_of_the_weights_that_ship():
-    shipped = fingerprint(digests(EMBEDDED / "tiny_t2v"))
-    assert magcache.TINY_T2V.weights == shipped, "python -m tests.systems.step_caches calibrate"
+    for name, cache in (("tiny_t2v", magcache.TINY_T2V), ("nano", magcache.NANO)):
+        told = f"jvdm attention --weights {name} --search step_cache"
+        assert cache.weights == fingerprint(digests(EMBEDDED / name)), told
+    shipped = jvdm.load("nano", system="magcache", progress=False)
+    assert shipped.prepare(Request(prompt=PROMPT)).system.sampling.cache == magcache.NANO
+
+
+def test_caches_are_calibrated_and_used(pipe, weights, tmp_path, capsys):
+    """What the command prints is what the caches then look at, without a row that reuses."""
+    search = ["attention", "--weights", str(weights), "--search", "step_cache", "--height", "16"]
+    search += ["--width", "32", "--output", str(tmp_path), "--prompts", PROMPT, "--seed", "3"]
+    assert cli.main([*search, "--num-inference-steps", "8"]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "step_cache.json").read_text())
+    levels, sizes, moved = (np.asarray(found[name]) for name in ("levels", "sizes", "moved"))
+    assert (np.diff(levels) > 0).all() and levels[-1] == 1 and moved.shape == (7, 2)
+    mine = fingerprint(pipe.identity)
+    for rule in ("mag", "tea"):
+        lines = shown.partition(f"--sampling.cache {rule}\n")[2].splitlines()[:3]
+        given = dict(line.split() for line in lines)
+        asked = {name.removeprefix("--sampling.cache."): value for name, value in given.items()}
+        assert asked["weights"] == mine
+        asked |= {"threshold": 0.0, "above": 2.0}
+        run = with_cache(pipe, cache=rule, **asked)
+        run, kept = with_run(run), []
+        for _ in range(8):
+            run = (run[0], run[0].advance(run[1], 1))
+            kept.append(float(np.log(np.abs(np.asarray(run[1].state.carry.reused.change)).mean())))
+        np.testing.assert_allclose(kept[::-1], sizes, atol=1e-3)
+    x = np.linspace(moved[:, 0].min(), moved[:, 0].max(), 5)
+    near = np.polyval(found["coefficients"], x)
+    assert (near > 0.3 * moved[:, 1].min()).all() and (near < 3 * moved[:, 1].max()).all()
+    assert found["fitted"] >= moved[:, 0].max()
+    assert cli.main([*search, "--num-inference-steps", "5"]) == 2
+    assert "5 rows; a polynomial of degree 4" in capsys.readouterr().err
+
+
+def with_run(pipe: Any) -> tuple[Any, Any]:
+    return pipe, pipe.start(pipe.prepare(Request(prompt=PROMPT, seed=3, num_inference_steps=8)))

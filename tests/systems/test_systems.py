@@ -119,6 +119,7 @@ NEED_MORE = {(part, name) for part in ("matrix",) for name in ("truncated", "cac
 NEED_MORE |= {("process", "edm"), ("process", "biased"), ("levels", "motion")}
 WITH_MORE: dict[tuple[str, str], dict[str, str]] = {
     ("policy", "rettention"): {"policy.density": "0.5"},  # of six blocks
+    ("policy", "skip_softmax"): {"policy.fit": "8.0,7.0"},
     ("policy", "level_bank"): {
         "policy.levels": "3",
         "matrix": "cached",
