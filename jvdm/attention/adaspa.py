@@ -1,6 +1,7 @@
 """AdaSpa: the blocks of most attention are searched for rarely, and used again and again."""
 
 import dataclasses
+import itertools
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -33,11 +34,11 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AdaSpa(Sparse):
-    """Exact search of the best blocks, in one or two rows of a run (arXiv:2502.21079).
+    """Exact search of the best blocks, in few rows of a run (arXiv:2502.21079).
 
     The last dense row is the first search: its log-sum-exp tells the mass of every block at half of
-    the cost of attention again. A second search uses the log-sum-exp of the first, which an offset
-    common to a block of queries does not change, and attends with what it finds. Every row of a
+    the cost of attention again. Later searches use the log-sum-exp of the first, which an offset
+    common to a block of queries does not change, and attend with what they find. Every row of a
     head lists equally many blocks; heads whose recall is above .8 give half of theirs to as many of
     the lowest recall.
 
@@ -50,8 +51,8 @@ class AdaSpa(Sparse):
 
     density: float = 0.2
     dense_rows: float = 0.2
-    again: float = 0.6
-    """Share of the rows after which blocks are searched again; 1 never does."""
+    again: tuple[float, ...] | list[float] = (0.6,)
+    """Shares of the rows after which blocks are searched again; none never does."""
     by_head: bool = True
     """Whether heads of high recall give blocks to those of low recall."""
     mode: str = "search"
@@ -60,18 +61,19 @@ class AdaSpa(Sparse):
     def __post_init__(self) -> None:
         """Raises `ConfigError` for a field that is out of range."""
         super().__post_init__()
-        if not 0 <= self.again <= 1:
-            raise ConfigError(f"again is {self.again:g}", "it must be from 0 to 1")
+        object.__setattr__(self, "again", tuple(self.again))
+        if not all(0 <= share <= 1 for share in self.again):
+            raise ConfigError(f"again is {self.again}", "they are shares of the rows, 0 to 1")
         if self.mode not in MODES:
             raise ConfigError(f"mode is {self.mode!r}", f"it is one of {', '.join(MODES)}")
 
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
-        """Dense rows, the last of which searches; then found blocks, and another search."""
+        """Dense rows, the last of which searches; then found blocks, and other searches."""
         first = max(round(self.dense_rows * num_rows), 1)
-        second = max(round(self.again * num_rows), first)
-        parts = [("dense", first - 1), ("search", 1), ("reuse", second - first)]
-        if second < num_rows:
-            parts += [("again", 1), ("reuse", num_rows - second - 1)]
+        later = {max(round(share * num_rows), first) for share in self.again} - {num_rows}
+        parts = [("dense", first - 1), ("search", 1)]
+        for row, end in itertools.pairwise([first - 1, *sorted(later), num_rows]):
+            parts += [("again", 1)] * (row in later) + [("reuse", end - row - 1)]
         return tuple(part for part in parts if part[1])
 
     def in_phase(self, name: str) -> Policy:

@@ -131,8 +131,18 @@ def test_the_samples_of_a_batch_remember_for_themselves():
 
 
 def test_rows_are_divided_as_published():
-    names = AdaSpa(dense_rows=0.2, again=0.6).phases(50)
+    names = AdaSpa(dense_rows=0.2).phases(50)
     assert names == (("dense", 9), ("search", 1), ("reuse", 20), ("again", 1), ("reuse", 19))
+    often = AdaSpa(again=(0.9, 0.0, 0.5, 0.5, 1.0)).phases(10)
+    assert often == tuple(
+        (name, count)
+        for name, count in zip(
+            ("dense", "search", "again", "reuse", "again", "reuse", "again"),
+            (1, 1, 1, 2, 1, 3, 1),
+            strict=True,
+        )
+    )
+    assert AdaSpa(again=()).phases(4) == (("search", 1), ("reuse", 3))
     rows = [name for name, count in Rettention().phases(50) for _ in range(count)]
     assert rows.count("dense") == 15 and rows.count("refresh") == 7  # CogVideoX-2B's
     assert [n for n, name in enumerate(rows) if name == "refresh"] == list(range(15, 50, 5))
@@ -141,7 +151,7 @@ def test_rows_are_divided_as_published():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: AdaSpa(again=1.5), "again is 1.5"),
+        (lambda: AdaSpa(again=(0.5, 1.5)), r"again is \(0.5, 1.5\)"),
         (lambda: AdaSpa(mode="look"), "mode is 'look'"),
         (lambda: Rettention(period=0), "period is 0"),
         (lambda: Rettention(ramp=-1.0), "ramp is -1"),
