@@ -284,7 +284,7 @@ def rows_of_model(
         be dense at first and search now and then (`run_speedup`); the price of the last phase
         (`price`), and what its tallies say (`jvdm.attention.summary`).
         With a cache all rows are run: `seconds` is their mean, `computed` the share of them that
-        ran all layers, and the price that of the worse of the last two.
+        ran all layers, and the price that of the worse of the two rows in the middle.
     """
     for shape_name, shape in shapes.items():
         keys = jax.random.split(jax.random.key(seed), 3)
@@ -352,18 +352,18 @@ def _timed_run(
         .compile()
         for name in dict.fromkeys(phases)
     }
-    carry, made = start, []
+    carry, middle, compared = start, slice(ROWS // 2 - 1, ROWS // 2 + 1), []
     began = time.perf_counter()
-    for phase, call, level in zip(phases, calls, levels, strict=False):
-        one, carry = forwards[phase](params, video(level), states, carry, call)
-        made = [*made[-1:], one]
+    for row, phase in enumerate(phases):
+        made, carry = forwards[phase](params, video(levels[row]), states, carry, calls[row])
+        compared += [made] if row in range(ROWS)[middle] else []
     jax.block_until_ready(made)
     seconds = (time.perf_counter() - began) / ROWS
     plain = stand_in.network(shape, POLICIES["dense"])
     dense, first = stand_in.program(plain), plain.start(shape.grid[0], *stand_in.cells(shape))
     away = [
         price(one, dense(params, video(level), states, first, call)[0])
-        for one, call, level in zip(made, calls[-2:], levels[-3:-1], strict=True)
+        for one, level, call in zip(compared, levels[middle], calls[middle], strict=True)
     ]
     did = ran(carry)
     share = did["cache"]["computed"] / did["cache"]["calls"]

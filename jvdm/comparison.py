@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvdm.arrays import Array, UInt8
 from jvdm.errors import ConfigError, JvdmError
@@ -32,6 +31,8 @@ Bytes = UInt8[Array, "B T h w 3"]
 
 PLAIN = "none"
 AGAIN, LONG = 2, 10.0  # more runs, for a median of times, after one of fewer seconds
+TIMES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+"""Shares of time that the picture names."""
 FINER = 4  # times the steps of the run that stands for what all steps lead to
 SYSTEMS = ("draft_attention", "window_attention", "radial_attention", "magcache", "teacache")
 
@@ -242,7 +243,7 @@ def _drawn(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def picture(result: Mapping[str, Any]) -> str:
-    """Draws PSNR to the plain model against its share of time, as SVG.
+    """Draws PSNR to the plain model against its share of time, in powers of it, as SVG.
 
     Args:
         result: What `jvdm bench systems` or `jvdm bench model` returns; rows of one shape.
@@ -252,11 +253,11 @@ def picture(result: Mapping[str, Any]) -> str:
     names = [_drawn(row) for row in made]
     times = [1 / row["speedup"] for row in made] or [1.0]
     values = [row["psnr"] for row in made] or [20.0]
-    right, low = max(1.0, *times) * 1.15, min(values) - 2
-    high = max(values) + 2
+    least, most = min(1.0, *times) / 1.1, max(1.0, *times) * 1.1
+    low, high = min(values) - 2, max(values) + 2
 
     def place(time: float, value: float) -> tuple[float, float]:
-        x = left + time / right * (width - left - 140)
+        x = left + math.log(time / least) / math.log(most / least) * (width - left - 140)
         return x, height - bottom - (value - low) / (high - low) * (height - bottom - 30)
 
     def note(where: tuple[float, float], words: str, colour: str = "#333") -> str:
@@ -268,10 +269,10 @@ def picture(result: Mapping[str, Any]) -> str:
     for (name, colour), (x, y), below in zip(names, places, _lowered(places), strict=True):
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
         drawn.append(note((x + 7, y + 4 + below), name, colour))
-    for time in np.arange(0, right, 0.25).tolist():
-        drawn.append(note((place(time, low)[0], height - bottom + 20), f"{time:.2f}"))
+    for time in (time for time in TIMES if least <= time <= most):
+        drawn.append(note((place(time, low)[0], height - bottom + 20), f"{time:g}"))
     for value in range(math.ceil(low), math.floor(high) + 1, 5):
-        drawn.append(note((20.0, place(0.0, float(value))[1]), f"{value} dB"))
+        drawn.append(note((20.0, place(1.0, float(value))[1]), f"{value} dB"))
     title = f"PSNR to the plain model against its share of time; {result['device']}"
     drawn.append(note((left, 18.0), title))
     start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
