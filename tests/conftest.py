@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Programs of the tests run once or twice on tiny shapes: compiling them is most of the work,
     # and without LLVM's expensive passes and XLA's fusion emitters it is a third to a half less.

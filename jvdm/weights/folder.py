@@ -24,6 +24,7 @@ from jvdm.recipes import nearest
 from jvdm.record import digest
 from jvdm.values import from_data
 from jvdm.weights import safetensors
+from jvdm.weights.hub import fetched
 from jvdm.weights.migration import from_version_1
 
 MANIFEST = "model.json"
@@ -181,9 +182,11 @@ def embedded(name: str = "tiny_t2v") -> Path:
 def find(place: str | Path | None) -> Path:
     """Returns the folder that is meant: a path, the name of embedded weights, or None for theirs.
 
+    OWNER/NAME, where there is no folder OWNER, is a repository on the Hugging Face hub.
+
     Raises:
-        WeightsError: If this installation has no weights of that name, or it seems to be the id
-            of a repository on the Hugging Face hub.
+        WeightsError: If this installation has no weights of that name, or the hub does not give
+            the repository.
     """
     if place is None:
         return embedded()
@@ -193,9 +196,7 @@ def find(place: str | Path | None) -> Path:
     if "/" not in str(place) and not os.path.exists(path):
         return embedded(str(place))
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(place)) and not os.path.exists(path.parent):
-        why = "if it is a repository of the Hugging Face hub, it must be fetched first"
-        fix = f'pip install "jvdm[hub]"; hf download {place} --local-dir FOLDER; give the FOLDER'
-        raise WeightsError(f"there is no folder {place}", why, fix)
+        return fetched(str(place), MANIFEST)
     return path
 
 

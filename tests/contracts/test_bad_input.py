@@ -37,7 +37,7 @@ COMMANDS = {
     "unknown command": ("generte", "did you mean generate"),
     "unknown weights": ("generate x --weights nanoo", "it has nano, tiny_t2v; did you mean nano?"),
     "missing weights": ("generate x --weights ./no", "no/model.json does not exist"),
-    "weights of a hub": ("generate x --weights Wan-AI/Wan2.1", 'pip install "jvdm[hub]"'),
+    "weights of a hub": ("generate x --weights Wan-AI/Wan2.1", "hf download Wan-AI/Wan2.1"),
     "incompatible options": ("generate x --last-image b.png", "last_image was given without image"),
     "unknown rule": ("generate x --sampling.solver huen", "did you mean heun?"),
     "unknown system": ("generate x --system wav", "wave"),

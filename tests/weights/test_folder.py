@@ -1,6 +1,7 @@
 """The manifest survives the file and says what is wrong with a broken one."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,13 @@ def test_a_name_a_path_and_the_id_of_a_hub_are_told_apart(tmp_path, monkeypatch)
     (tmp_path / "nano").mkdir()
     assert folder.find("nano") == Path("nano")  # what is here is meant
     assert folder.find("nano/weights") == Path("nano/weights")
-    hub = r"no folder Wan-AI/Wan2.1-T2V.*jvdm\[hub\].*hf download Wan-AI/Wan2.1-T2V --local-dir"
-    with pytest.raises(WeightsError, match=hub):
-        jvdm.load("Wan-AI/Wan2.1-T2V")
+    for installed in (True, False):
+        said = "hub.*" if installed else r"jvdm\[hub\].*"
+        if not installed:
+            monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        said = f"no folder Wan-AI/Wan2.1-T2V.*{said}hf download Wan-AI/Wan2.1-T2V --local-dir"
+        with pytest.raises(WeightsError, match=said):
+            jvdm.load("Wan-AI/Wan2.1-T2V")
     with pytest.raises(WeightsError, match="a/b/c/model.json does not exist"):
         jvdm.load("a/b/c")
 
