@@ -232,6 +232,21 @@ def test_slurm_trains_in_two_processes_that_find_each_other(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_of_open_mpi_find_each_other(tmp_path):
+    pytest.importorskip("grain")
+    if (mpirun := shutil.which("mpirun")) is None:
+        pytest.skip("apt install openmpi-bin: no mpirun")
+    (tmp_path / "config.py").write_text("from tests.parallel.several import experiment as config\n")
+    begin = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
+    train = ["-m", "jvdm", "train", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(LAUNCH.parent)}
+    done = subprocess.run([*begin, *train, "--json"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on 1 hosts met" in done.stderr
+    assert done.stdout.count('"step": 12') == 1  # only process 0 says it
+
+
+@pytest.mark.slow
 def test_ray_trains_in_two_workers_as_one_and_ends_with_what_is_to_be_fixed(tmp_path):
     """Three minutes on two busy cores; Ray is not among what tests need."""
     pytest.importorskip("ray.train", reason="pip install ray[train]")

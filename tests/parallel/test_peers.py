@@ -156,8 +156,17 @@ def test_who_waits_for_one_that_left_waits_no_longer(monkeypatch, asked, error):
         one.leave()
 
 
-def test_a_coordinator_on_loopback_is_refused_for_several_hosts(monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"SLURM_STEP_NUM_NODES": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+    ],
+    ids=["SLURM", "Open MPI"],
+)
+def test_a_coordinator_on_loopback_is_refused_for_several_hosts(monkeypatch, said):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
     with (
         pytest.raises(ConfigError, match="127.0.0.1:9 is on loopback.*several hosts"),
         processes.initialize("127.0.0.1:9", 2, 1, timeout_s=0.1),
