@@ -76,7 +76,7 @@ def test_cached_equals_recomputed(lag, block, rotary):
         (1, 1, {"rotary": "read", "sink": 1}),
         (2, 1, {"frames": 1, "rotary": "read"}),
         (1, 2, {"weight": 0.3}),
-        (1, 1, {"packed": (1,), "patches": (2,)}),
+        (1, 1, {"frames": 1, "packed": (2,), "patches": (2,)}),
     ],
     ids=["wave", "sink, turned when read", "shorter than the window", "blocks, weighed", "packed"],
 )

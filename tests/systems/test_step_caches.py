@@ -121,8 +121,14 @@ def test_caches_are_calibrated_and_used(pipe, weights, tmp_path, capsys):
         run, kept = with_run(run), []
         for _ in range(8):
             run = (run[0], run[0].advance(run[1], 1))
-            kept.append(float(np.log(np.abs(np.asarray(run[1].state.carry.reused.change)).mean())))
-        np.testing.assert_allclose(kept[::-1], sizes, atol=1e-3)
+            kept.append(np.array(run[1].state.carry.reused.change[0]))
+        means = [np.abs(change).mean() for change in kept]
+        np.testing.assert_allclose(np.log(means)[::-1], sizes, atol=1e-3)
+        moves = [
+            np.mean(np.abs(new - old).mean((2, 3)) / np.abs(old).mean((2, 3)))
+            for old, new in itertools.pairwise(kept)
+        ]
+        np.testing.assert_allclose(moves, moved[:, 1], atol=1e-3)
     x = np.linspace(moved[:, 0].min(), moved[:, 0].max(), 5)
     near = np.polyval(found["coefficients"], x)
     assert (near > 0.3 * moved[:, 1].min()).all() and (near < 3 * moved[:, 1].max()).all()
