@@ -142,6 +142,36 @@ def test_step_0_is_the_published_network_bit_for_bit(trained, objective):
     np.testing.assert_array_equal(made[0], made[1])
 
 
+def test_gradients_in_16_bits_are_nearly_those_in_32(trained, objective):
+    """The type of accelerators; all projections and the feed-forward part are changed."""
+    batch, found = batch_of(trained[1]), []
+    fresh = objective.init(jax.random.key(2))
+    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(3), x.shape), fresh)
+    for dtype in ("float32", "bfloat16"):
+        one = dataclasses.replace(objective, dtype=dtype)
+        frozen, given = (
+            one.frozen(),
+            jax.tree.map(
+                lambda x, dtype=dtype: (
+                    x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+                ),
+                batch,
+            ),
+        )
+
+        def loss(params, one=one, frozen=frozen, given=given):
+            call = TrainCall(jnp.int32(0), jax.random.key(0), {}, frozen)
+            return one.loss(params, given, call)[0]
+
+        found.append(flatten(jax.jit(jax.grad(loss), compiler_options=QUICK)(params)))
+    wide, narrow = found
+    assert any("down/kernel" in name for name in wide) and any("up/kernel" in name for name in wide)
+    for name, slope in wide.items():
+        assert narrow[name].dtype == slope.dtype == jnp.float32
+        along = np.vdot(narrow[name], slope) / np.linalg.norm(slope) / np.linalg.norm(narrow[name])
+        assert along > 0.98, (name, along)
+
+
 def test_it_continues_with_the_same_bits_and_encodes_nothing_again(trained, tmp_path):
     _, workdir, command = trained
     shutil.copytree(workdir, tmp_path / "run")
