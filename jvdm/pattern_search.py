@@ -21,13 +21,14 @@ from jvdm.arrays import Float, instances
 from jvdm.attention import Blocks, PatternSearch, SkipSoftmax, TokenGrid, blocks_of
 from jvdm.attention.attention_tile import references_of
 from jvdm.attention.calibration import fingerprint
-from jvdm.attention.patterns import PatternTable, candidates, pattern
+from jvdm.attention.patterns import PATTERNS, WINDOWS, PatternTable, candidates, pattern
 from jvdm.attention.skip_softmax import LIMITS, Skips, SkipSearch, fitted
 from jvdm.attention.sparse_vdit import Trials
 from jvdm.errors import ConfigError
 from jvdm.files import write_text
 from jvdm.models.step_cache import StepCache, TeaCache, relative_change
 from jvdm.pipeline import Pipeline, Request
+from jvdm.recipes import nearest
 from jvdm.stages import stage
 from pallas_kernels import block_sparse_attention
 
@@ -58,7 +59,7 @@ def run(
     densities: tuple[float, ...],
     block: int,
     first: int,
-    cost: Cost,
+    tables: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
     """Searches while videos are made, and writes what was found.
@@ -70,7 +71,7 @@ def run(
         densities: Shares of attention.
         block: Tokens of a block; 0 chooses.
         first: The first layer that is not dense; a table of patterns has all.
-        cost: What a table of patterns weighs errors against.
+        tables: What a table of patterns is made by, `cost` and `names` (`search`).
         folder: Where the file is written.
 
     Returns:
@@ -80,9 +81,9 @@ def run(
     found: dict[str, Any] = {"weights": dict(pipe.identity), "device": record.device()}
     found["fingerprint"] = fingerprint(pipe.identity)
     if kind == "sparse_vdit":
-        table = search(pipe, request, densities, block, cost)
+        table = search(pipe, request, densities, block, **tables)
         name, content = "patterns.json", table.text()
-        found["patterns"] = [f"{one} {count}" for one, count in candidates(table.counts)]
+        found["patterns"] = [f"{one} {count}" for one, count in table.tried]
         found |= {"costs": list(table.costs), "errors": table.errors.round(4).tolist()}
     else:
         name, search_for = SEARCHES[kind]
@@ -93,7 +94,12 @@ def run(
 
 
 def search(
-    pipe: Pipeline, request: Request, densities: tuple[float, ...], block: int, cost: Cost
+    pipe: Pipeline,
+    request: Request,
+    densities: tuple[float, ...],
+    block: int,
+    cost: Cost,
+    names: tuple[str, ...] = PATTERNS,
 ) -> PatternTable:
     """Returns what every pattern does to every head, summed over rows, prompts and branches.
 
@@ -105,9 +111,10 @@ def search(
         densities: Shares of the blocks that are tried as the sizes of a pattern, below 1.
         block: Tokens of a block; 0 chooses.
         cost: What a pattern costs (`costs_of`).
+        names: The patterns that are tried.
 
     Raises:
-        ConfigError: If the densities are no such shares.
+        ConfigError: If the densities are no such shares, or there is no such pattern.
     """
     grid = grid_of(pipe, request)
     blocks = blocks_of(grid, block)
@@ -116,7 +123,12 @@ def search(
         why = f"they are {counts} of {blocks.count} blocks"
         fix = "give shares above 0 and below 1, as --densities 0.5 0.25 0.1"
         raise ConfigError(f"patterns of densities {densities}", why, fix)
-    policy, trials = PatternSearch(block=blocks.size, counts=counts), cast("Any", None)
+    for name in names:
+        if name not in (*PATTERNS, *WINDOWS):
+            fix = nearest(name, (*PATTERNS, *WINDOWS))
+            raise ConfigError(f"a pattern called {name!r}", "there is none", fix)
+    policy = PatternSearch(names=names, block=blocks.size, counts=counts)
+    trials = cast("Any", None)
     with stage("search", total=2, unit="run") as bar:
         for _ in range(2):
             trials = _trials(pipe, request, policy)
@@ -127,9 +139,10 @@ def search(
         grid=(grid.frames, grid.height, grid.width),
         block=blocks.size,
         counts=counts,
-        costs=costs_of(blocks, counts, cost),
+        costs=costs_of(blocks, candidates(counts, names), cost),
         errors=_relative(trials),
         columns=np.asarray(policy.columns),
+        names=names,
     )
 
 
@@ -281,18 +294,17 @@ def grid_of(pipe: Pipeline, request: Request) -> TokenGrid:
     return TokenGrid(window, height, width, 1, heads, model.head_dim, model.dtype)
 
 
-def costs_of(blocks: Blocks, counts: tuple[int, ...], cost: Cost) -> tuple[float, ...]:
+def costs_of(blocks: Blocks, tried: tuple[tuple[str, int], ...], cost: Cost) -> tuple[float, ...]:
     """Returns what each pattern costs, a dense head being 1.
 
     Args:
         blocks: The blocks.
-        counts: Blocks of a row.
+        tried: Patterns, and blocks of a row of each.
         cost: "blocks" that are computed, or "time" that the kernel of this device takes for them
             at this size, the median of five calls over that of lists of everything.
     """
-    tried = candidates(counts)
     if cost == "blocks":
-        return tuple(round(count / blocks.count, 4) for _, count in tried)
+        return tuple(round(float(pattern(blocks, *one).mean()), 4) for one in tried)
     masks = [blocks.mask(pattern(blocks, *one)[None, None], max(one[1], 1)) for one in tried]
     grid = blocks.grid
     shape = (3, 1, blocks.count * blocks.size, grid.heads, grid.head_dim)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jvdm import pattern_search, record
 from jvdm.attention import POLICIES, Sparse, SparseVDiT, summary
+from jvdm.attention.patterns import PATTERNS
 from jvdm.comparison import price, timed
 from jvdm.errors import ConfigError
 from jvdm.files import probe_writable, write_text
@@ -64,6 +65,9 @@ class PoliciesOptions:
     which it says how many reference frames each layer needs for these densities; or limits of
     skip-softmax, to which it fits the two numbers of its scale; or, for the step caches `mag` and
     `tea`, how much the layers change from row to row."""
+    patterns: tuple[str, ...] = PATTERNS
+    """Patterns that the search of `sparse_vdit` tries in every head; `window tube plane` are boxes
+    that slide, of which each head is given one (sliding tile attention)."""
     cost: Cost = "blocks"
     """What a search weighs errors against: blocks that are computed, or the time that attention
     takes on this device."""
@@ -88,9 +92,10 @@ def run(options: PoliciesOptions) -> dict[str, Any]:
     seeds = tuple(range(options.seed, options.seed + len(options.prompts)))
     request = Request(**asked, prompt=options.prompts, seed=seeds)
     if options.search != "none":
-        shared = {name: getattr(options, name) for name in ("densities", "block", "cost")}
-        where = {"first": options.dense_layers, "folder": options.output}
-        return pattern_search.run(options.search, pipe, request, **shared, **where)
+        shared = {name: getattr(options, name) for name in ("densities", "block")}
+        shared |= {"first": options.dense_layers, "folder": options.output}
+        tables = {"cost": options.cost, "names": options.patterns}
+        return pattern_search.run(options.search, pipe, request, **shared, tables=tables)
     for policy in variants.values():
         with_policy(pipe, policy).prepare(request)
     result: dict[str, Any] = {

@@ -1,7 +1,10 @@
 """Patterns of blocks that know nothing of queries and keys, and tables of them, head by head."""
 
 import dataclasses
+import functools
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,14 @@ import numpy as np
 from jvdm.arrays import Bool, Float, Int
 from jvdm.attention.blocks import Blocks
 from jvdm.errors import ConfigError
+from pallas_kernels.windows import Sizes, sliding_windows
 
 PATTERNS = ("diagonal", "crossing", "stripe")
 """Near in the sequence; near in place, in all frames; some columns for all queries."""
-FIELDS = ("weights", "grid", "block", "counts", "costs", "errors", "columns")
+WINDOWS = ("window", "tube", "plane")
+"""Boxes around each that slide, of sliding tile attention (arXiv:2502.04507): of the proportions of
+the grid, through all frames, in its own frame."""
+FIELDS = ("weights", "grid", "block", "counts", "costs", "errors", "columns", "names")
 
 
 def candidates(
@@ -46,6 +53,23 @@ def near(blocks: Blocks, count: int, across: bool = False) -> Bool[np.ndarray, "
     return marked
 
 
+@functools.lru_cache(maxsize=64)
+def box(tiles: Sizes, most: int, frames: int) -> Sizes | None:
+    """Returns the box most like the grid, of those with about as many tiles as there may be."""
+    sides = [range(1, count + 1) for count in tiles]
+    sides[0] = range(frames, frames + 1) if frames else sides[0]
+    boxes: list[Any] = [one for one in itertools.product(*sides) if math.prod(one) <= most]
+    largest = max(map(math.prod, boxes), default=0)
+
+    def likeness(one: Sizes) -> tuple[float, int]:
+        shares = [side / count for side, count in zip(one, tiles, strict=True)]
+        return min(shares) / max(shares), math.prod(one)
+
+    return max(
+        (one for one in boxes if math.prod(one) >= 0.75 * largest), key=likeness, default=None
+    )
+
+
 def tiled(frames: int, count: int) -> Bool[np.ndarray, "F F"]:
     """Marks the frames that each attends to: itself and `count` references, which see all.
 
@@ -75,10 +99,20 @@ def most_references(frames: int, density: float) -> int:
 
 
 def pattern(blocks: Blocks, name: str, count: int) -> Bool[np.ndarray, "Q K"]:
-    """Returns a pattern of `count` blocks in a row; the columns of a stripe are spread evenly.
+    """Returns a pattern of `count` blocks in a row, windows of no more.
 
-    Tiles of "references" have as many reference frames instead.
+    The columns of a stripe are spread evenly. Tiles of "references" have as many reference frames
+    instead.
+
+    Raises:
+        ConfigError: If a window through all frames has so few blocks that there is none.
     """
+    if name in WINDOWS:
+        found = box(blocks.tiles, count, {"tube": blocks.tiles[0], "plane": 1}.get(name, 0))
+        if found is None:
+            what, why = f"a {name} of {count} blocks", f"there are {blocks.tiles[0]} frames"
+            raise ConfigError(what, why, "use larger densities, or other patterns")
+        return sliding_windows(blocks.tiles, found)
     if name == "references":
         return tiled(blocks.grid.frames, count)[np.ix_(blocks.frames, blocks.frames)]
     if name == "skip":
@@ -103,6 +137,7 @@ class PatternTable:
             that of the outputs of all heads of the layer.
         columns: `[layers][heads][largest count]`, blocks of keys by the attention that they
             receive, of which a stripe has the first.
+        names: The patterns that were tried.
     """
 
     weights: str
@@ -112,6 +147,12 @@ class PatternTable:
     costs: tuple[float, ...]
     errors: Float[np.ndarray, "layers N candidates"]
     columns: Int[np.ndarray, "layers N M"]
+    names: tuple[str, ...] = PATTERNS
+
+    @property
+    def tried(self) -> tuple[tuple[str, int], ...]:
+        """What a head may do but attend to everything: a pattern, and a number of blocks."""
+        return candidates(self.counts, self.names)
 
     @classmethod
     def read(cls, text: str) -> "PatternTable":
@@ -123,8 +164,9 @@ class PatternTable:
         fix = "make one: jvdm attention --search sparse_vdit"
         try:
             found: Any = json.loads(text if text.startswith("{") else Path(text).read_text())
+            found.setdefault("names", PATTERNS)  # tables of before there were others
             known: dict[str, Any] = {name: found[name] for name in FIELDS}
-            known |= {name: tuple(known[name]) for name in ("grid", "counts", "costs")}
+            known |= {name: tuple(known[name]) for name in ("grid", "counts", "costs", "names")}
             known["errors"] = np.asarray(known["errors"], np.float64)
             known["columns"] = np.asarray(known["columns"], np.int64)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -133,7 +175,7 @@ class PatternTable:
         table = cls(**known)
         errors, columns = table.errors, table.columns
         fits = errors.ndim == columns.ndim == 3 and errors.shape[:2] == columns.shape[:2]
-        tried = len(candidates(table.counts))
+        tried = len(table.tried)
         if not fits or errors.shape[2] != tried or not np.isfinite(errors).all():
             why = f"errors are {errors.shape}, columns {columns.shape}, for {tried} patterns"
             raise ConfigError(f"the table of patterns {text:.80}", why, fix)
@@ -173,7 +215,7 @@ class PatternTable:
         Raises:
             ConfigError: If all heads together cannot save so much.
         """
-        shares = np.array([count / blocks.count for _, count in candidates(self.counts)] + [1.0])
+        shares = np.array([pattern(blocks, *one).mean() for one in self.tried] + [1.0])
         costs = np.array([*self.costs, 1.0])
         errors = np.pad(self.errors[first:], ((0, 0), (0, 0), (0, 1)))
 

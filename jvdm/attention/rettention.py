@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float
 from jvdm.attention.blocks import Blocks, blocks_of
+from jvdm.attention.patterns import box
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.attention.tally import Tally
-from jvdm.attention.window import Window, box
+from jvdm.attention.window import Window
 from jvdm.errors import ConfigError
 
 

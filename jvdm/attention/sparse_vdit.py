@@ -11,7 +11,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.attention.blocks import Blocks, blocks_of
 from jvdm.attention.calibration import check_fingerprint
-from jvdm.attention.patterns import PATTERNS, PatternTable, candidates, pattern
+from jvdm.attention.patterns import PATTERNS, WINDOWS, PatternTable, candidates, pattern
 from jvdm.attention.policy import Among, AttentionCall, TokenGrid
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.tally import Tally
@@ -41,13 +41,14 @@ class SparseVDiT(Sparse):
     """A file of `jvdm attention --search sparse_vdit`, or its text; without one all heads have
     `pattern`, of the share of blocks that `density` says."""
     pattern: str = "diagonal"
-    """What all heads do without a table: "diagonal", "crossing" or "stripe"."""
+    """What all heads do without a table: "diagonal", "crossing", "stripe", "window", "tube" or
+    "plane"."""
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` for a field that is out of range, or a table that is none."""
         super().__post_init__()
-        if self.pattern not in PATTERNS:
-            raise ConfigError(f"pattern is {self.pattern!r}", f"it is one of {PATTERNS}")
+        if self.pattern not in (known := (*PATTERNS, *WINDOWS)):
+            raise ConfigError(f"pattern is {self.pattern!r}", f"it is one of {known}")
         if self.table:
             object.__setattr__(self, "table", PatternTable.read(self.table).text())
 
@@ -86,7 +87,7 @@ class SparseVDiT(Sparse):
             count = self.listed(blocks)
             return pattern(blocks, self.pattern, count)[None, None], count
         table, modes = _read(self.table), self.modes(blocks)
-        tried = candidates(table.counts)
+        tried = table.tried
         kinds = [pattern(blocks, name, count) for name, count in tried]
         kinds = jnp.asarray(np.stack([*kinds, np.ones_like(kinds[0])]))
         striped = np.array([count if name == "stripe" else 0 for name, count in (*tried, ("", 0))])

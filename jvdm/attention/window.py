@@ -1,15 +1,14 @@
 """Windows in space and time: a block attends to the blocks around it."""
 
 import dataclasses
-import functools
-import itertools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from jvdm.attention.blocks import Blocks
+from jvdm.attention.patterns import box
 from jvdm.attention.policy import AttentionCall, TokenGrid
 from jvdm.attention.sparse import Sparse
 from jvdm.errors import ConfigError
@@ -67,20 +66,3 @@ class Window(Sparse):
                 "use fewer frames, or a larger density",
             )
         return found
-
-
-@functools.lru_cache(maxsize=64)
-def box(tiles: Sizes, most: int, frames: int) -> Sizes | None:
-    """Returns the box most like the grid, of those with about as many tiles as there may be."""
-    sides = [range(1, count + 1) for count in tiles]
-    sides[0] = range(frames, frames + 1) if frames else sides[0]
-    boxes: list[Any] = [one for one in itertools.product(*sides) if math.prod(one) <= most]
-    largest = max(map(math.prod, boxes), default=0)
-
-    def likeness(one: Sizes) -> tuple[float, int]:
-        shares = [side / count for side, count in zip(one, tiles, strict=True)]
-        return min(shares) / max(shares), math.prod(one)
-
-    return max(
-        (one for one in boxes if math.prod(one) >= 0.75 * largest), key=likeness, default=None
-    )

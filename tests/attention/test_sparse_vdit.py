@@ -12,7 +12,7 @@ import pytest
 import jvdm
 from jvdm import cli
 from jvdm.attention import PatternSearch, SparseVDiT, blocks_of
-from jvdm.attention.patterns import PatternTable, candidates, near, pattern
+from jvdm.attention.patterns import WINDOWS, PatternTable, candidates, near, pattern
 from jvdm.errors import ConfigError
 from jvdm.pattern_search import costs_of
 from pallas_kernels import block_sparse_attention, dense_attention
@@ -71,6 +71,43 @@ def test_a_stripe_is_the_same_for_all_queries_and_skipping_is_nothing():
     stripe = pattern(BLOCKS, "stripe", 8)
     assert (stripe == stripe[:1]).all() and stripe[0].sum() == 8
     assert not pattern(BLOCKS, "skip", 0).any()
+
+
+def test_windows_slide_are_equal_in_every_row_and_keep_to_their_frames():
+    frame = np.arange(64) // 16  # four frames of 16 places
+    for count in (4, 12, 40):
+        for name in WINDOWS:
+            marked = pattern(BLOCKS, name, count)
+            assert marked.diagonal().all() and len(set(marked.sum(1).tolist())) == 1
+            assert 0.5 * count < marked[0].sum() <= count or name == "plane"
+            seen = [set(frame[row].tolist()) for row in marked]
+            if name == "tube":
+                assert all(one == {0, 1, 2, 3} for one in seen)
+            if name == "plane":
+                assert seen == [{mine} for mine in frame.tolist()]
+    with pytest.raises(ConfigError, match="a tube of 3 blocks; there are 4 frames"):
+        pattern(BLOCKS, "tube", 3)
+
+
+def test_a_table_of_windows_gives_each_head_its_own_and_counts_what_is_listed():
+    names = list(candidates((16, 4), WINDOWS))
+    errors = np.full((2, 2, len(names)), 1.0)
+    errors[0, 0, names.index(("tube", 16))] = errors[0, 1, names.index(("plane", 4))] = 0.0
+    errors[1, :, 0] = 0.0
+    costs = costs_of(BLOCKS, tuple(names), "blocks")
+    assert costs == tuple(round(pattern(BLOCKS, *one).mean(), 4) for one in names)
+    told: dict[str, Any] = {"names": WINDOWS, "errors": errors, "costs": costs}
+    table = dataclasses.replace(table_of(0.0), **told)
+    again = PatternTable.read(table.text())
+    assert again.names == WINDOWS
+    mask, tally = chosen(SparseVDiT(0.4, table=table.text(), **PLAIN), EVEN)
+    listed = np.asarray(mask.to_dense())[0]
+    for head, one in enumerate((("tube", 16), ("plane", 4))):
+        np.testing.assert_array_equal(listed[head], pattern(BLOCKS, *one))
+    np.testing.assert_allclose(float(tally.density), listed.mean(), rtol=1e-5)
+    old = json.loads(table_of(0.0).text())
+    del old["names"]  # a table of before there were others
+    assert PatternTable.read(json.dumps(old)).names == ("diagonal", "crossing", "stripe")
 
 
 def test_heads_are_given_what_saves_most_for_the_least_error():
@@ -155,9 +192,10 @@ def test_a_search_measures_what_each_pattern_changes(grid):
 
 
 def test_time_is_a_cost_of_its_own():
-    by_time = costs_of(BLOCKS, (16, 4), "time")
+    tried = candidates((16, 4))
+    by_time = costs_of(BLOCKS, tried, "time")
     assert len(by_time) == 7 and min(by_time) > 0
-    assert costs_of(BLOCKS, (16, 4), "blocks") == (0.0, *(0.25,) * 3, *(0.0625,) * 3)
+    assert costs_of(BLOCKS, tried, "blocks") == (0.0, *(0.25,) * 3, *(0.0625,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -215,3 +253,8 @@ def test_a_table_is_searched_used_and_refused_elsewhere(weights, tmp_path, capsy
         other("a red ball", **asked)
     assert cli.main([*search[:-6], "--densities", "1.0", *search[-6:]]) == 2
     assert "patterns of densities" in capsys.readouterr().err
+    assert cli.main([*search, "--patterns", "window", "tube"]) == 0
+    assert "tube 6" in capsys.readouterr().out
+    assert json.loads(file.read_text())["names"] == ["window", "tube"]
+    assert cli.main([*search, "--patterns", "windows"]) == 2
+    assert "a pattern called 'windows'; there is none; did you mean" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 """Sparse-vDiT beside its ablations, on prompts that its table was not searched with.
 
-python -m tests.systems.pattern_tables [WEIGHTS] [HEIGHT]
+python -m tests.systems.pattern_tables [WEIGHTS] [HEIGHT] [BLOCK]
 
 Searches a table, and another with other prompts; prints how many heads both give the same, and for
 every density PSNR and SSIM to dense attention of the searched patterns, of the patterns of the
 table given to heads at random (the same ones in every layer, so that the cost is equal), of the
-paper's one size of patterns, and of one pattern for all heads.
+paper's one size of patterns, and of one pattern for all heads; and likewise of windows that slide,
+searched for every head and the same for all (sliding tile attention).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 
 import jvdm
 from jvdm.attention import Dense, Draft, Random, SparseVDiT, TokenGrid, blocks_of, summary
-from jvdm.attention.patterns import PatternTable
+from jvdm.attention.patterns import PATTERNS, WINDOWS, PatternTable
 from jvdm.comparison import price, timed
 from jvdm.pattern_search import search, with_policy
 from jvdm.pipeline import Request
@@ -65,10 +66,14 @@ def measure(weights: str = "nano", height: int = 128, block: int = 4) -> None:
     base = SparseVDiT(block=block)
     kinds = {"searched": seen, "of other prompts": other, "one size": single}
     kinds |= {f"shuffled {seed}": shuffled(seen, seed) for seed in range(3)}
+    boxes = search(pipe, asked(PROMPTS, 0), SIZES, block, "blocks", WINDOWS)
+    kinds |= {"windows": boxes, "windows shuffled": shuffled(boxes, 0)}
     named: dict[str, Any] = {
         name: dataclasses.replace(base, table=table.text()) for name, table in kinds.items()
     }
-    named |= {f"all {kind}": dataclasses.replace(base, pattern=kind) for kind in ALL}
+    named |= {
+        f"all {kind}": dataclasses.replace(base, pattern=kind) for kind in (*PATTERNS, *WINDOWS)
+    }
     alike: dict[str, Any] = {"dense_rows": 0.25, "dense_layers": 1, "block": block}
     named |= {"random": Random(**alike), "draft": Draft(**alike)}
     request = asked(UNSEEN, 1000)
@@ -88,8 +93,6 @@ def measure(weights: str = "nano", height: int = 128, block: int = 4) -> None:
             psnr, ssim = float(near["psnr"]), float(near["ssim"])
             print(f"{name:18} {density:5.2f}  {done:5.3f}  {psnr:5.1f}  {ssim:6.3f}", flush=True)
 
-
-ALL = ("diagonal", "crossing", "stripe")
 
 if __name__ == "__main__":
     given = dict(zip(("weights", "height", "block"), sys.argv[1:], strict=False))
