@@ -10,8 +10,8 @@ Ours: queries and keys are averaged over patches; the softmax of their products 
 the tokens attend to, after a dense quarter of the rows and a dense first layer
 (`jvdm.attention.Draft`).
 Gain: at density .25 PSNR 32.4 dB to dense on `nano` (random blocks 26.5, the best lists 35.4); a
-network of Wan 1.3B's shape at 720p is 2.03 times as fast at density .277 on an H200, a run with a
-dense quarter 1.62 times.
+network of Wan 1.3B's shape at 720p is 2.12 times as fast at density .277 on an H200, a run with a
+dense quarter 1.66 times, 3.13 times if every other row reuses what the layers did.
 
 jvdm attention --weights nano --height 128 --width 128 --block 4
 Measured on two CPU cores that others shared, in under 2 minutes: the shipped `nano` at four times
@@ -45,11 +45,13 @@ for, recall does not decide. Denoising took .5 to .8 s, dense .2 s: 9 x 16 x 16 
 
 jvdm bench model --shape wan-1.3b-720p
 Measured on one H200 (jax 0.11.2, bfloat16): a network of Wan 1.3B's shape, random weights with
-structured attention, 75,600 tokens. A dense row (full lists of our kernel) takes 1.955 s; one of
-the draft at density .277, first layer dense, .961 s: 2.03 times as fast, at recall .69, PSNR 23.1
-dB, SSIM .861 to the dense prediction (random blocks: .28, 22.6 dB, .844, in a run before). A run
-of 50 rows, a quarter of them dense, is 1.62 times as fast. Beside cuDNN's dense attention, 2.244 s
-in that run before, a row is 2.34 times as fast.
+structured attention, 75,600 tokens. A dense row (full lists of our kernel) takes 1.948 s; one of
+the draft at density .277, first layer dense, .919 s: 2.12 times as fast, at recall .69, PSNR 23.1
+dB, SSIM .861 to the dense prediction (random blocks: .28, 22.6 dB, .844, in a run before). A run of
+50 rows, a quarter of them dense, is 1.66 times as fast, and with `--caches every`, which computes
+26 of the rows, 3.13 times; the worse of its last two rows has a PSNR of 28.2 dB, 36.5 without the
+draft. Beside cuDNN's dense attention, 2.244 s in a run before, a row of .961 s was 2.34 times as
+fast.
 """
 
 import dataclasses

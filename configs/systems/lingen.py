@@ -12,8 +12,8 @@ is a bidirectional Mamba2 in four orders by turns; its overview is the means of 
 read first and alone, so that it costs a state and no token. The paper names no sizes of its blocks,
 and these are ours. A network without scans runs with its windows alone.
 Gain: after 400 steps of equal clips the loss of `configs/lingen.py` on other clips is .440, where
-full attention has .509; at 65,536 tokens what mixes them takes .38 of the time on an H200. Long
-clips were not measured.
+full attention has .509; what mixes tokens is 2.6, 10 and 21 times as fast at 65,536, 262,144 and
+524,288 tokens on an H200. Training on long clips was not measured.
 
 .venv/bin/python -m tests.systems.equal_steps lingen 400
 Two CPU cores that others shared, jax 0.10.2, 17 minutes: one seed, 1,024 clips of 64 x 64 pixels,
@@ -41,11 +41,13 @@ the same cores with a load of ten; `exponent` is of the time by tokens, from the
     8,192     459 ms       .87        1993 ms       1.96
     16,384    819 ms       .83     not measured
 
-The same of width 1,024 on one H200 (jax 0.11.2, bfloat16, full attention by cuDNN's kernel), whose
-time ended before 262,144 tokens:
+The same of width 1,024 on one H200 (jax 0.11.2, bfloat16, full attention by cuDNN's kernel), in two
+runs; the paper's linear cost holds to half a million tokens:
 
     16,384    4.3 ms               2.8 ms
-    65,536    14.3 ms      .86     37.5 ms           1.86
+    65,536    14.6 ms      .88     37.7 ms           1.88
+    262,144   60.8 ms     1.03     610 ms            2.01
+    524,288   117 ms       .95     2409 ms           1.98
 
 Pitfalls: a scan reads all tokens of a call, so causal and cached attention, and step caches that
 run some tokens, are refused beside it. Over devices that share tokens heads are traded, and what

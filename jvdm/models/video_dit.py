@@ -186,9 +186,8 @@ class VideoDiT(Transformer, nn.Module):
         vectors = constrain(modulation.reshape(b, f, 6, self.width), "batch")
         plan = self._plan(conditions.plan, x) if "plan" in self.ports else None
         shared = Shared(vectors, way.rotary, text, call.row, call.t, call.t_next, None, plan, level)
-        planned = (self.depth + 1) // 2
-        made = {"mlp_ratio": self.mlp_ratio, "scan": self.scan, "planned": planned}
-        made["dynamic"] = self.dynamic
+        made = {"mlp_ratio": self.mlp_ratio, "scan": self.scan, "dynamic": self.dynamic}
+        made["planned"] = (self.depth + 1) // 2
         tokens, carry = self._layers(VideoDiTLayer, made, tokens, way, shared)
         return self._head(tokens, time, h, w), carry
 

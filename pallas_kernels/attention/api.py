@@ -159,8 +159,8 @@ def block_mass(
         block_kv: Keys of a block.
         scale: Factor of the products; `1 / sqrt(D)` if None.
         kv_lengths: Keys of a block that count, from its first, as in `BlockMask`; None is all.
-        implementation: `mosaic_gpu` is for H100 and H200, blocks that are multiples of 64 and
-            all keys; `xla` runs anywhere. None chooses the first where it can serve the call.
+        implementation: `mosaic_gpu` is for H100 and H200 and blocks that are multiples of 64;
+            `xla` runs anywhere. None chooses the first where it can serve the call.
 
     Returns:
         Mean over the queries of a block of the weights of the keys of a block: sums to 1
@@ -170,7 +170,7 @@ def block_mass(
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    reason = "some keys do not count" if kv_lengths is not None else _device_refusal("mosaic_gpu")
+    reason = _device_refusal("mosaic_gpu")
     kernel: Any = None if reason else _kernel("mosaic_gpu")
     reason = reason or kernel.refusal_of_blocks(q, block_q, block_kv)
     if implementation == "mosaic_gpu" and reason:
@@ -178,7 +178,7 @@ def block_mass(
     if implementation == "xla" or reason or is_planned():
         sums = looped_mass(q, k, lse, block_q, block_kv, factor, kv_lengths)
     else:
-        sums = kernel.mass(q, k, lse, block_q, block_kv, factor)
+        sums = kernel.mass(q, k, lse, block_q, block_kv, factor, kv_lengths)
     sizes = jnp.minimum(block_q, q.shape[1] - block_q * jnp.arange(sums.shape[2]))
     return sums / sizes.reshape(1, 1, -1, 1)
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockMask, block_mass, block_sparse_attention, explain
+from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
-from pallas_kernels.attention.xla import queries_gradient
+from pallas_kernels.attention.xla import looped_mass, queries_gradient
 from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
 from tests.pallas_kernels.hopper import compiled_for_h200
 
@@ -320,7 +321,8 @@ def test_mass_for_h200_keeps_everything_in_registers(case, tmp_path, monkeypatch
 
 def test_mass_lowers_without_a_gpu_and_is_refused_on_one_without_it():
     inputs, blocks = mass_problem("odd")
-    traced = jax.jit(lambda q, k, lse: KERNEL.mass(q, k, lse, *blocks, 0.1)).trace(*inputs)
+    lengths = some_keys(inputs[1], blocks[1])
+    traced = jax.jit(lambda *given: KERNEL.mass(*given, *blocks, 0.1, lengths)).trace(*inputs)
     assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@mosaic_gpu") == 1
     if jax.default_backend() == "cpu":
         with pytest.raises(NotImplementedError, match="mosaic_gpu: the default device is cpu"):
@@ -328,14 +330,44 @@ def test_mass_lowers_without_a_gpu_and_is_refused_on_one_without_it():
 
 
 @on_hopper
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("case", MASSES)
-def test_mass_is_that_of_a_loop_in_float32(case):
+def test_mass_is_that_of_a_loop_in_float32(case, short):
     (q, k, lse), blocks = mass_problem(case)
     lse = lse.at[..., 7].set(-jnp.inf)  # a query that does not count
-    fast = block_mass(q, k, lse, *blocks, implementation="mosaic_gpu")
+    lengths = some_keys(k, blocks[1]) if short else None
+    options = {"kv_lengths": lengths}
+    fast = block_mass(q, k, lse, *blocks, implementation="mosaic_gpu", **options)
     wide = (q.astype("float32"), k.astype("float32"), lse)
-    plain = block_mass(*wide, *blocks, implementation="xla")
-    np.testing.assert_allclose(fast, plain, rtol=2e-3, atol=1e-7)
+    plain = block_mass(*wide, *blocks, implementation="xla", **options)
+    np.testing.assert_allclose(fast, plain, rtol=2e-3, atol=1e-5 if short else 1e-7)
+
+
+def some_keys(k, block_kv):
+    """Returns lengths of blocks: whole ones, one without a key, one of a single key."""
+    starts = np.arange(0, k.shape[1], block_kv)
+    lengths = np.minimum(block_kv, k.shape[1] - starts)
+    lengths[:3] = lengths[0], 0, 1
+    return jnp.asarray(lengths[None], jnp.int32).at[:, -1].add(-5)
+
+
+@pytest.mark.parametrize("case", MASSES)
+def test_mass_of_keys_that_do_not_count_is_taken_off(case, monkeypatch):
+    """What surrounds the kernel; a loop stands for it, which counts all keys as it does."""
+
+    def counted(q, k, lse, unit, scale, keys, *_):
+        level = jnp.where(jnp.isinf(lse), -jnp.inf, lse)[..., : q.shape[1]]
+        sums = looped_mass(q, k[:, :keys], level, 64, unit, scale, None)
+        return jnp.pad(sums, ((0, 0), (0, 0), (0, lse.shape[2] // 64 - sums.shape[2]), (0, 0)))
+
+    monkeypatch.setattr(mosaic_gpu, "mass", counted)
+    monkeypatch.setattr(mosaic_gpu, "mass_stages", lambda *_: 2)
+    (q, k, lse), blocks = mass_problem(case)
+    lse, lengths = lse.at[..., 7].set(-jnp.inf), some_keys(k, blocks[1])
+    ours = KERNEL.mass(q, k, lse, *blocks, 0.1, lengths)
+    plain = looped_mass(q, k, lse, *blocks, 0.1, lengths)
+    assert not ours[..., 1].any()
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
 def distance(one, two):

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import tables
 from pallas_kernels.attention.kernel import whole_blocks
@@ -21,7 +21,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
 from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.planned import is_planned
-from pallas_kernels.attention.xla import queries_gradient
+from pallas_kernels.attention.xla import looped_mass, queries_gradient
 from pallas_kernels.block_mask import BlockMask
 
 __all__ = ["MosaicGPU"]
@@ -128,8 +128,21 @@ class MosaicGPU:
         block_q: int,
         block_kv: int,
         scale: float,
+        kv_lengths: Int[Array, "#B k"] | None = None,
     ) -> Float[Array, "B N q k"]:
-        """Returns the sums of the weights of blocks of queries and keys, multiples of 64."""
+        """Returns the sums of the weights of blocks of queries and keys, multiples of 64.
+
+        The kernel counts all keys. Those that do not count are therefore read as the first one of
+        their block, and what it has of the weights is taken off as often.
+        """
+        if kv_lengths is not None:
+            blocks, first = jnp.arange(k.shape[1]) // block_kv, k[:, ::block_kv]
+            known = (jnp.arange(k.shape[1]) % block_kv)[None] < kv_lengths[:, blocks]
+            filled = jnp.where(known[..., None, None], k, first[:, blocks])
+            sums = self.mass(q, filled, lse, block_q, block_kv, scale)
+            absent = jnp.bincount(blocks, length=first.shape[1])[None] - kv_lengths
+            sums -= absent[:, None, None] * looped_mass(q, first, lse, block_q, 1, scale, None)
+            return jnp.where(kv_lengths[:, None, None] > 0, jnp.maximum(sums, 0.0), 0.0)
         unit = 64 if block_kv % TILE_SIZE else TILE_SIZE
         levels = whole_blocks(lse, TILE_SIZE)
         inputs = _padded(q), _padded(k), levels
