@@ -105,6 +105,10 @@ def test_a_table_of_windows_gives_each_head_its_own_and_counts_what_is_listed():
     for head, one in enumerate((("tube", 16), ("plane", 4))):
         np.testing.assert_array_equal(listed[head], pattern(BLOCKS, *one))
     np.testing.assert_allclose(float(tally.density), listed.mean(), rtol=1e-5)
+    errors = np.ones(7)
+    errors[3] = 0.0  # a plane of at most 40 blocks, of which a frame has 16
+    wide = dataclasses.replace(table_of(errors, (40, 4)), names=WINDOWS)
+    assert (wide.chosen(0.25, BLOCKS, 0) == 3).all()
     old = json.loads(table_of(0.0).text())
     del old["names"]  # a table of before there were others
     assert PatternTable.read(json.dumps(old)).names == ("diagonal", "crossing", "stripe")
