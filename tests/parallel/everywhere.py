@@ -3,8 +3,7 @@
 `python -m tests.parallel.everywhere few|rest|more|batch` prints one line of JSON for every row of a
 table: the largest differences from one device, in parts of the largest number where there is one.
 Three heads, 72 tokens, two videos, 5 and 9 frames: most of it does not divide. `batch` compares
-videos in a batch, on one device and on a few, with the same videos alone. Tests compute the first
-two tables.
+videos in a batch, on one device and on a few, with the same videos alone. Tests compute all.
 """
 
 import functools
