@@ -63,9 +63,9 @@ def of_network(
     )
 
 
-def of_films(name: str, num_frames: int, network: type[VideoDiT]) -> Experiment:
-    """Returns the run of another network of nano's sizes, on clips of so many pixel frames."""
-    base: Any = of_network(name, network)
+def of_films(name: str, num_frames: int, *given: Any, **fields: Any) -> Experiment:
+    """Returns a run of `of_network` on clips of so many pixel frames."""
+    base: Any = of_network(name, *given, **fields)
     world = dataclasses.replace(WORLD, num_frames=num_frames)
     defaults = dataclasses.replace(base.package.defaults, num_frames=num_frames)
     packaging = dataclasses.replace(base.package, defaults=defaults)

@@ -42,9 +42,10 @@ class Ring(GivenBatch):
         return jax.tree.map(lambda leaf: leaf[picks], data), data
 
 
-def clips(split: str, count: int) -> dict[str, Any]:
+def clips(split: str, count: int, num_frames: int = nano.WORLD.num_frames) -> dict[str, Any]:
     """Returns latents and sentences."""
-    source = WorldLatents(nano.WORLD, nano.VAE, nano.VAE_WEIGHTS, count, 32, split)
+    world = dataclasses.replace(nano.WORLD, num_frames=num_frames)
+    source = WorldLatents(world, nano.VAE, nano.VAE_WEIGHTS, count, 32, split)
     pool = source.start(0, None, data_mesh(1))
     return jax.tree.map(lambda leaf: leaf[0], {"latents": pool.latents, **pool.told})
 
@@ -89,6 +90,7 @@ def train(
     steps: int,
     start: Path | None = None,
     changed: Callable[[PyTree], PyTree] = lambda params: params,
+    frozen: PyTree = None,
 ) -> PyTree:
     """Returns parameters after so many steps of 16 clips.
 
@@ -99,13 +101,14 @@ def train(
         steps: Of training.
         start: Weights folder that it goes on from.
         changed: Gives the parameters that are trained, of those it begins with.
+        frozen: What teaches.
     """
     transform = setup.transform_of(objective, optimizer, max(steps, 1))
     state: Any = setup.make_state(objective, transform, 0, data_mesh(1), start)
     state = state.replace(params=changed(state.params))
     run = jax.jit(make_step(objective, Ring(batch), transform, 16, 0.99).run, donate_argnums=1)
     for _ in range(steps):
-        state, _, _ = run({}, state, batch)
+        state, _, _ = run(frozen or {}, state, batch)
     return state.params
 
 
