@@ -15,8 +15,9 @@ WIDEST = 9 * 48 * 40 * 8 * 4
 def rows_of(run_python):
     """Returns the rows of a table."""
 
-    def rows(table, count):
-        done = run_python("-m", "tests.parallel.everywhere", table, check=True, timeout=550)
+    def rows(table, count, **environment):
+        asked = ("-m", "tests.parallel.everywhere", table)
+        done = run_python(*asked, check=True, timeout=550, **environment)
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(found) == count
         return found
@@ -49,9 +50,12 @@ def test_meshes_compute_what_one_device_does(rows_of, table, rows, share):
 
 @pytest.mark.slow
 def test_a_video_is_the_same_alone_in_a_batch_and_on_a_mesh(rows_of):
-    """A device that computes a whole video, or some heads of it, multiplies as one alone does."""
+    """A device that computes a whole video, or some heads of it, multiplies as one alone does.
+
+    As users compile: with fewer passes of the compiler more bits differ.
+    """
     exact = {"data=2", "data=4", "data=8", "sequence=2", "sequence=4", "sequence=8"}
-    for row in rows_of("batch", 15):
+    for row in rows_of("batch", 15, JAX_DISABLE_MOST_OPTIMIZATIONS="0"):
         assert row["frames"] == 0, row
         assert row["latents"] == 0 if row["mesh"] in exact else row["latents"] < 1e-6, row
 
