@@ -1,6 +1,6 @@
 """Published networks on TPUs that are not there: each compiles, fits, and needs what docs say.
 
-Minutes, and libtpu: `.ci/run` runs them after the other tests, but for the pods, which take ten.
+Minutes, and libtpu: `.ci/run` runs them after the other tests, but for the two longest.
 """
 
 import importlib.util
