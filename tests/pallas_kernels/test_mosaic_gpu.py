@@ -322,7 +322,8 @@ def test_mass_for_h200_keeps_everything_in_registers(case, tmp_path, monkeypatch
 def test_mass_lowers_without_a_gpu_and_is_refused_on_one_without_it():
     inputs, blocks = mass_problem("odd")
     lengths = some_keys(inputs[1], blocks[1])
-    traced = jax.jit(lambda *given: KERNEL.mass(*given, *blocks, 0.1, lengths)).trace(*inputs)
+    mass = jax.jit(lambda q, k, lse: KERNEL.mass(q, k, lse, *blocks, 0.1, lengths))
+    traced = mass.trace(*inputs)
     assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@mosaic_gpu") == 1
     if jax.default_backend() == "cpu":
         with pytest.raises(NotImplementedError, match="mosaic_gpu: the default device is cpu"):
@@ -336,7 +337,7 @@ def test_mass_is_that_of_a_loop_in_float32(case, short):
     (q, k, lse), blocks = mass_problem(case)
     lse = lse.at[..., 7].set(-jnp.inf)  # a query that does not count
     lengths = some_keys(k, blocks[1]) if short else None
-    options = {"kv_lengths": lengths}
+    options: dict[str, Any] = {"kv_lengths": lengths}
     fast = block_mass(q, k, lse, *blocks, implementation="mosaic_gpu", **options)
     wide = (q.astype("float32"), k.astype("float32"), lse)
     plain = block_mass(*wide, *blocks, implementation="xla", **options)
