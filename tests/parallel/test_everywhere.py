@@ -30,7 +30,7 @@ def rows_of(run_python):
     [
         ("few", 3, 0.22),
         pytest.param("rest", 10, 0.22, marks=pytest.mark.slow),
-        pytest.param("more", 22, 0.45, marks=pytest.mark.slow),
+        pytest.param("more", 22, 0.45, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_meshes_compute_what_one_device_does(rows_of, table, rows, share):
@@ -49,6 +49,7 @@ def test_meshes_compute_what_one_device_does(rows_of, table, rows, share):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_video_is_the_same_alone_in_a_batch_and_on_a_mesh(rows_of):
     """A device that computes a whole video, or some heads of it, multiplies as one alone does.
 
