@@ -5,6 +5,7 @@ on it. These queries and keys are sharp, and the video has regions that attend t
 (specs/efficiency.md, 0.7).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -87,8 +88,12 @@ def moving_regions(key: Array, shape: Shape, level: float | Array = LEVEL) -> La
     return ((1 - level) * near @ features + level * 0.3 * noise)[None]
 
 
+@functools.cache
 def program(model: VideoDiT) -> Any:
-    """Returns the forward pass of one row: the prediction, and the carry of the next."""
+    """Returns the forward pass of one row: the prediction, and the carry of the next.
+
+    The same one for equal networks, so that several variants compile their dense rows once.
+    """
 
     def forward(
         params: PyTree, x: Latents, states: Float[Array, "B L D"], carry: Carry, call: Call
