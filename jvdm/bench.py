@@ -326,7 +326,8 @@ def _timed_phases(
     *before, last = (name for name, _ in policy.phases(ROWS))
     made, times, row = None, {}, stand_in.row(shape)
     for name, video in [*((name, videos[0]) for name in dict.fromkeys(before)), (last, videos[1])]:
-        forward = stand_in.program(stand_in.network(shape, policy.in_phase(name)))
+        network: Any = stand_in.network(shape, policy.in_phase(name))
+        forward = stand_in.program(network)
         carry = jax.tree.map(_emptied, carry, is_leaf=lambda leaf: isinstance(leaf, Tally))
         if name not in times:
             times[name] = bench.seconds(forward, params, video, states, carry, row)
@@ -340,7 +341,7 @@ def _timed_run(
 ) -> dict[str, Any]:
     """Runs all rows with a step cache; the video loses its noise as in a run of equal steps."""
     policy, cache = variant
-    network = stand_in.network(shape, policy, cache)
+    network: Any = stand_in.network(shape, policy, cache)
     levels = np.linspace(1.0, 0.0, ROWS + 1).tolist()
     calls = [stand_in.row(shape, i, *levels[i : i + 2]) for i in range(ROWS)]
     video = jax.jit(lambda level: stand_in.moving_regions(key, shape, level))
@@ -359,7 +360,7 @@ def _timed_run(
         compared += [made] if row in range(ROWS)[middle] else []
     jax.block_until_ready(made)
     seconds = (time.perf_counter() - began) / ROWS
-    plain = stand_in.network(shape, POLICIES["dense"])
+    plain: Any = stand_in.network(shape, POLICIES["dense"])
     dense, first = stand_in.program(plain), plain.start(shape.grid[0], *stand_in.cells(shape))
     away = [
         price(one, dense(params, video(level), states, first, call)[0])

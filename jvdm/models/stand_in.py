@@ -89,8 +89,8 @@ def moving_regions(key: Array, shape: Shape, level: float | Array = LEVEL) -> La
 
 
 @functools.cache
-def program(model: Any) -> Any:
-    """Returns the forward pass of a row of a `VideoDiT`: the prediction, and the carry of the next.
+def program(model: VideoDiT) -> Any:
+    """Returns the forward pass of one row: the prediction, and the carry of the next.
 
     The same one for equal networks, so that several variants compile their dense rows once.
     """
