@@ -249,14 +249,17 @@ class Trials:
         return trials._on(one, other) or trials._on(other, one)
 
     def _on(self, second: str, first: str) -> bool:
-        below = self.functions[first](self.pipe.system)
-        both = self.functions[second](below)
-        rules = {**self.changed(both)}
+        try:
+            below = self.functions[first](self.pipe.system)
+            both, alone = map(self.functions[second], (below, self.pipe.system))
+        except ConfigError:  # each needs weights of its own
+            return False
+        rules = self.changed(both)
         kept = all(
             part in rules and any(inner == rule for inner in _inside(rules[part]))
             for part, rule in self.changed(below).items()
         )
-        if not kept or both == below or both == self.functions[second](self.pipe.system):
+        if not kept or both in (below, alone):
             return False
         needs = [self._asked(name) for name in (first, second)]
         given = None if None in needs else {k: v for need in needs for k, v in (need or {}).items()}

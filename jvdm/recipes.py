@@ -74,6 +74,24 @@ def apply_system(function: Callable[[Any], Any], base: Any, name: str) -> Any:
     return made
 
 
+def require_trained(name: str, trained: bool, lacks: str, why: str) -> None:
+    """Refuses weights that were not trained for a system, and names the recipe that trains them.
+
+    Args:
+        name: Of the system, and of its recipe.
+        trained: Whether the weights are made for it.
+        lacks: What they lack, as in "have no routers".
+        why: What it is for.
+
+    Raises:
+        ConfigError: If they are not.
+    """
+    if not trained:
+        what, work = f"the system {name} with weights that {lacks}", f"work/{name}"
+        train = f"train some: jvdm train configs/{name}.py --workdir {work}"
+        raise ConfigError(what, why, f"{train}; then --weights {work}/weights")
+
+
 def load_family(pipeline: str) -> types.ModuleType:
     """Returns the module that reads the folders of a pipeline class of Diffusers.
 

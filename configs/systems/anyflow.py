@@ -37,6 +37,7 @@ seeds, longer training and a GPU were not measured. On a flow that is known 800 
 
 import dataclasses
 
+from jvdm.recipes import require_trained
 from jvdm.samplers import FlowMap, Unguided
 from jvdm.system import System
 
@@ -44,7 +45,13 @@ STEPS = 4  # unless another number is asked for
 
 
 def system(base: System) -> System:
-    """Returns `base` in few jumps, without guidance, at levels spaced as its own."""
+    """Returns `base` in few jumps, without guidance, at levels spaced as its own.
+
+    Raises:
+        ConfigError: If its network is not told where a jump leads.
+    """
+    told = getattr(base.model, "next_share", 0.0) > 0
+    require_trained("anyflow", told, "are not told where a jump leads", "they say what it crosses")
     levels = base.sampling.levels
     if any(field.name == "num_steps" for field in dataclasses.fields(levels)):
         levels = dataclasses.replace(levels, num_steps=STEPS)

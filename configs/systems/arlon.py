@@ -10,8 +10,8 @@ Ours: the network of `configs/arlon.py` (`PlannedDiT`): 16 codes for each latent
 from the prompt and the codes of eight frames, enter the first half of the layers by shift, scale
 and gate of every token; chunks of four latent frames beside the four before them. Codes of given
 frames are read from them. A square of cells has a code in training and in sampling (theirs are
-coarser in training), and one autoencoder, language model and network learn together. Other networks
-are made in chunks without a plan.
+coarser in training), and one autoencoder, language model and network learn together. Weights of
+another network are refused.
 Gain: what true codes say keeps still places within 3.2 levels of 255 after 64 frames and colours
 within .07 of the picture's width, 4.9 and .25 without a plan; with a tenth of them wrong 3.6 and
 .08. Codes that are foretold gain nothing yet after 350 steps of training.
@@ -40,6 +40,8 @@ measured.
 
 import dataclasses
 
+from jvdm.models.planned import PlannedDiT
+from jvdm.recipes import require_trained
 from jvdm.samplers import AutoregressiveMatrix, WindowedMatrix
 from jvdm.system import System
 
@@ -47,7 +49,13 @@ CHUNK = 4  # latent frames that are made together; as many finished ones are bes
 
 
 def system(base: System) -> System:
-    """Returns `base` in chunks of frames; a network that plans follows its plan."""
+    """Returns `base` in chunks of frames that follow one plan.
+
+    Raises:
+        ConfigError: If its network makes no plan.
+    """
+    lacks, why = "make no plan", "chunks of frames follow one"
+    require_trained("arlon", isinstance(base.model, PlannedDiT), lacks, why)
     matrix = WindowedMatrix(AutoregressiveMatrix(CHUNK), 2 * CHUNK)
     sampling = dataclasses.replace(base.sampling, matrix=matrix)
     return dataclasses.replace(base, sampling=sampling)

@@ -65,8 +65,9 @@ videos were made. Published sampling multiplies by masks, which saves no time. T
 """
 
 import dataclasses
+from typing import Any
 
-from jvdm.errors import ConfigError
+from jvdm.recipes import require_trained
 from jvdm.system import System
 
 CAPACITY = 0.75  # share of tokens that the MLP runs, where the network does not say
@@ -78,11 +79,8 @@ def system(base: System) -> System:
     Raises:
         ConfigError: If its network has no routers, which say what is left out.
     """
-    rule = getattr(base.model, "dynamic", None)
-    if rule is None:
-        what, why = "DyDiT++ with weights that have no routers", "they say what is left out"
-        train = "jvdm train configs/dydit.py --workdir work/dydit"
-        raise ConfigError(what, why, f"train some: {train}; then --weights work/dydit/weights")
+    rule: Any = getattr(base.model, "dynamic", None)
+    require_trained("dydit", rule is not None, "have no routers", "they say what is left out")
     chooses = rule.tokens or rule.frames
     capacity = CAPACITY if rule.capacity is None and chooses else rule.capacity
     rule = dataclasses.replace(rule, complete=False, capacity=capacity)

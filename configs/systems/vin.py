@@ -10,8 +10,8 @@ Ours: the network of `configs/vin.py` (`InterfaceDiT`): tokens that read key fra
 noisy video in every call, among themselves and the prompt, chunks as a batch, and frames that
 neighbours share, which are what a chunk knows of the one before and are mixed above level .4
 (theirs in 30 of 50 steps). Chunks read the tokens as they read the prompt, and not as a part of
-their own sequence, so that layers do not write to them; training mixes shared frames too. Other
-networks see the whole video at once.
+their own sequence, so that layers do not write to them; training mixes shared frames too. Weights
+of another network are refused.
 Gain: .84 of the operations of full attention over 160 latent frames, but 1.09 over 80; mixed
 frames take seams of `configs/vin.py` from 1.80 to 1.52. The tokens gain nothing in 600 steps: loss
 .377, without them .374.
@@ -31,11 +31,19 @@ of frames 24 apart agree by .09 (true films .77): so short a training does not k
 
 import dataclasses
 
+from jvdm.models.interface import InterfaceDiT
+from jvdm.recipes import require_trained
 from jvdm.samplers import SynchronousMatrix
 from jvdm.system import System
 
 
 def system(base: System) -> System:
-    """Returns `base` with all chunks at one level."""
+    """Returns `base` with all chunks at one level.
+
+    Raises:
+        ConfigError: If its network does not make a video in chunks.
+    """
+    lacks, why = "have no tokens of a whole video", "these tie its chunks"
+    require_trained("vin", isinstance(base.model, InterfaceDiT), lacks, why)
     sampling = dataclasses.replace(base.sampling, matrix=SynchronousMatrix())
     return dataclasses.replace(base, sampling=sampling)

@@ -89,7 +89,8 @@ def test_needs_are_found_by_preparing_runs(table):
     assert needs["image_to_video"] == ["a first picture"]
     assert needs["interpolation"] == ["a first picture", "a last picture"]
     assert needs["sdedit"] == ["a video"]
-    assert needs["dydit"] == ["weights of configs/dydit.py"]
+    for name in ("anyflow", "arlon", "art_v", "dydit", "vin"):
+        assert needs[name] == [f"weights of configs/{name}.py"]
     assert "a cache of keys and values" in needs["ar_diffusion"] and not needs["wave"]
     made = {method["name"]: (method["clips"], method["streams"]) for method in table["methods"]}
     assert made["infinity_rope"] == (False, True) and made["sdedit"] == (True, False)
@@ -111,6 +112,8 @@ def test_parts_are_those_that_a_system_changes(table):
         ("wave", "fvdm", False),  # one matrix replaces the other
         ("streamdit", "draft_attention", False),
         ("dydit", "wave", True),  # on the network that its recipe trains
+        ("anyflow", "dydit", False),  # each needs a network of its own
+        ("art_v", "cfg_cache", True),
         ("dydit", "ras", False),  # frames are left out by the mean of tokens that were not run
     ],
 )

@@ -98,6 +98,21 @@ def test_sdedit_refuses_a_video_that_is_too_short(loaded):
         latents_of(loaded("sdedit"), video=Video(CLIP[:5], 12.0))
 
 
+@pytest.mark.parametrize(
+    ("system", "lacks"),
+    [
+        ("anyflow", "are not told where a jump leads"),
+        ("arlon", "make no plan"),
+        ("art_v", "show no earlier frames"),
+        ("vin", "have no tokens of a whole video"),
+    ],
+)
+def test_weights_that_were_not_trained_for_a_system_are_refused(loaded, system, lacks):
+    recipe = f"jvdm train configs/{system}.py --workdir work/{system}"
+    with pytest.raises(jvdm.ConfigError, match=f"{system} with weights that {lacks}.*{recipe}"):
+        loaded(system)
+
+
 def test_every_part_is_chosen_by_name(loaded, pipe):
     chosen = {"solver": "heun", "matrix": "lag", "matrix.lag": "3", "policy": "frame_causal"}
     chosen |= {"guidance": "interval", "guidance.low": "0.2", "levels.num_steps": "4"}
