@@ -172,7 +172,7 @@ def block_mass(
     factor = q.shape[3] ** -0.5 if scale is None else scale
     reason = _device_refusal("mosaic_gpu")
     kernel: Any = None if reason else _kernel("mosaic_gpu")
-    reason = reason or kernel.refusal_of_blocks(q, block_q, block_kv)
+    reason = reason or kernel.refusal_of_mass(q, block_q, block_kv)
     if implementation == "mosaic_gpu" and reason:
         raise KernelUnavailable(f"mosaic_gpu: {reason}; use implementation='xla'")
     if implementation == "xla" or reason or is_planned():
@@ -205,12 +205,12 @@ def explain(
         reason = _kernel_refusal(implementation, q, k, mask) if implementation in KERNELS else ""
         if reason:
             raise KernelUnavailable(f"{implementation}: {reason}; use implementation='xla'")
-        return _choice(implementation, "it was asked for")
+        return _choice(implementation, "it was asked for", mask)
     reasons = {}
     for name in get_args(AutomaticImplementation):
         reasons[name] = _kernel_refusal(name, q, k, mask)
         if not reasons[name]:
-            return _choice(name, "it is the kernel for this device")
+            return _choice(name, "it is the kernel for this device", mask)
     width, blocks = mask.kv_indices.shape[3], mask.grid[1]
     why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
     why = f"the lists have room for {width} of {blocks} key blocks ({why})"
@@ -234,12 +234,12 @@ def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
     if _device_refusal("mosaic_gpu"):
         return False
     kernel: Any = _kernel("mosaic_gpu")
-    return not kernel.refusal_of_blocks(q, 128, 128)
+    return not kernel.refusal_of_inputs(q)
 
 
-def _choice(name: SparseImplementation, reason: str) -> Choice:
+def _choice(name: SparseImplementation, reason: str, mask: BlockMask) -> Choice:
     """Returns a choice, with what its kernel says of itself."""
-    about = _kernel(name).about() if name in KERNELS and not is_planned() else ""
+    about = _kernel(name).about(mask) if name in KERNELS and not is_planned() else ""
     return Choice(name, f"{reason}; {about}" if about else reason)
 
 

@@ -44,7 +44,7 @@ class Cudnn:
         }
         return next((reason for reason, true in reasons.items() if true), "") or _missing()
 
-    def about(self) -> str:
+    def about(self, mask: BlockMask) -> str:
         """Says that others made the kernels."""
         return "they are those of NVIDIA's cuDNN frontend"
 

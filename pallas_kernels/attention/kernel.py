@@ -29,7 +29,7 @@ class Kernel(Protocol):
         """Returns why the kernel cannot serve such a call here; empty if it can."""
         ...
 
-    def about(self) -> str:
+    def about(self, mask: BlockMask) -> str:
         """Says what a user should know of the choices of the kernel here; mostly empty."""
         ...
 

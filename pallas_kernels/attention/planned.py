@@ -50,7 +50,7 @@ class Planned:
         """Returns an empty text: it serves all calls."""
         return ""
 
-    def about(self) -> str:
+    def about(self, mask: BlockMask) -> str:
         """Says that it cannot run."""
         return "it is planned, not run"
 

@@ -13,8 +13,16 @@ from pallas_kernels import BlockMask, block_mass, block_sparse_attention, explai
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+from pallas_kernels.attention.mosaic_gpu.cells import in_tiles
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
-from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
+from pallas_kernels.attention.mosaic_gpu.tiles import (
+    ALWAYS,
+    NEVER,
+    in_parts,
+    joined,
+    parts_of,
+    prepare,
+)
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.xla import looped_mass, queries_gradient
 from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
@@ -34,6 +42,10 @@ CASES = {
     "large blocks": (452, 553, 256, 64, 4, 1, 64, True, True),
     "split blocks": (452, 553, 64, 256, 2, 2, 80, True, True),
     "odd blocks": (348, 300, 192, 192, 2, 1, 64, False, False),
+    "cells": (512, 384, 16, 32, 2, 2, 128, False, False),
+    "restricted cells": (500, 424, 16, 16, 4, 2, 64, True, True),
+    "cells in part": (420, 330, 48, 136, 2, 1, 80, False, True),
+    "least cells": (348, 296, 4, 8, 2, 2, 64, True, False),
 }
 
 
@@ -45,6 +57,14 @@ def problem(case: str, dtype: str = "bfloat16") -> tuple[BlockMask, tuple[Any, .
     return mask, random_inputs(1, mask, heads=heads, kv_heads=kv_heads, size=size, dtype=dtype)
 
 
+def words_mean(words, cell, width):
+    """The pairs in listed cells, `[b, n, C, rows, width]`, from words for every four rows."""
+    bits = np.asarray(words)[..., None] >> np.arange(width // cell) & 1
+    pairs = bits.repeat(cell, -1).repeat(4, -2).astype(bool)
+    pairs = np.moveaxis(pairs, 3, 2)
+    return pairs.reshape(*pairs.shape[:3], -1, width)
+
+
 def forward_sizes(mask: BlockMask) -> ForwardSizes:
     return ForwardSizes.of("NVIDIA H200", mask.block_q, mask.block_kv, 128)
 
@@ -53,7 +73,7 @@ def backward_sizes(mask: BlockMask) -> BackwardSizes:
     return BackwardSizes.of("NVIDIA H200", mask.block_kv, 128)
 
 
-def seen(lists, places, sizes, keys_have_kinds):
+def seen(lists, places, sizes, keys_have_kinds, words=None):
     """The pairs that lists and places allow, computed as the kernels do, entry by entry."""
     (indices, counts), (low, high), (rows, columns) = lists, places, sizes
     batch, heads, blocks, _ = np.broadcast_shapes(indices.shape, (2, 1, 1, 1))
@@ -66,6 +86,12 @@ def seen(lists, places, sizes, keys_have_kinds):
                 pairs = low[b, kind, None, column] <= high[b, row, None]
             else:
                 pairs = high[b, row, None] <= low[b, kind, None, column]
+            if words is not None:  # of the columns, those in part behind those in full
+                width = words.shape[4]
+                first = kind * (words.shape[2] // 2) + column.start // width
+                split = range(first, first + columns // width)
+                of_tile = words[min(b, len(words) - 1), min(n, words.shape[1] - 1)]
+                pairs = pairs & np.concatenate([of_tile[i, row] for i in split], 1)
             allowed[b, n, row, column] |= pairs
     return allowed
 
@@ -78,14 +104,22 @@ def batched(array):
 @pytest.mark.parametrize("case", CASES)
 def test_lists_and_places_allow_the_pairs_of_the_mask(case):
     mask, _ = problem(case)
-    lists, tiles, kinds = prepare(mask, 2, CASES[case][4], 132, forward_sizes(mask))
+    tiled, cells = in_tiles(mask)
+    sizes = forward_sizes(tiled)
+    lists, tiles, kinds = prepare(tiled, 2, CASES[case][4], 132, sizes, cells)
     arrays = [batched(x) for x in (lists.indices * (1 if kinds.masked else 2), lists.counts)]
-    sizes = mask.block_q, mask.block_kv
-    places = batched(lists.kv_places), batched(lists.q_places)
-    allowed = seen(arrays, places, sizes, True)[:, :, : mask.q_len, : mask.kv_len]
+    sizes, places = (tiled.block_q, tiled.block_kv), (lists.kv_places, lists.q_places)
+    words = words_mean(lists.words, kinds.cell, tiles.kv) if kinds.cell else None
+    allowed = seen(arrays, [*map(batched, places)], sizes, True, words)
+    allowed = allowed[:, :, : mask.q_len, : mask.kv_len]
     if kinds.q_cut:
         row = np.arange(mask.q_len)
         allowed &= (row % tiles.q < batched(lists.q_limits)[:, row // tiles.q])[:, None, :, None]
+    if cells and mask.q_lengths is not None:  # the kernel's values are put right behind it
+        allowed &= batched(mask.q_counted)[:, None, : mask.q_len, None]
+    last = batched(lists.kv_places).reshape(2, 2, -1, tiles.kv)
+    for_all = (last == ALWAYS).all(3)  # which is read off the last key of a tile
+    np.testing.assert_array_equal(last[..., -1] == ALWAYS, for_all)
     np.testing.assert_array_equal(allowed, np.broadcast_to(mask.token_mask(), allowed.shape))
 
 
@@ -93,14 +127,16 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
 def test_walks_are_the_lists_from_the_side_of_the_keys(case):
     mask, _ = problem(case)
     heads = CASES[case][4], CASES[case][5]
-    walks, shape = prepare_walks(mask, 2, heads, 132, backward_sizes(mask))
-    arrays = [batched(x) for x in (walks.indices, walks.counts)]
-    sizes = mask.block_kv, mask.block_q
+    tiled, cells = in_tiles(mask)
+    walks, shape = prepare_walks(tiled, 2, heads, 132, backward_sizes(tiled), cells)
+    arrays = [batched(x) for x in (walks.indices * (1 if shape.partial else 2), walks.counts)]
+    sizes = tiled.block_kv, tiled.block_q
     places = batched(walks.q_places), batched(walks.kv_places)
     if not shape.partial:  # the kernel reads no places then
         assert mask.kv_full_counts is None
-        return
-    allowed = seen(arrays, places, sizes, False)[:, :, : mask.kv_len, : mask.q_len]
+        places = np.full_like(places[0], NEVER), places[1]
+    words = words_mean(walks.words, shape.cell, 64) if shape.cell else None
+    allowed = seen(arrays, places, sizes, False, words)[:, :, : mask.kv_len, : mask.q_len]
     uncut = dataclasses.replace(mask, q_lengths=None, kv_lengths=None)
     uncut = np.asarray(uncut.token_mask()).swapaxes(2, 3)
     np.testing.assert_array_equal(allowed, np.broadcast_to(uncut, allowed.shape))
@@ -173,7 +209,7 @@ def both_passes(q, k, v, d_out, d_lse, mask):
     return attended, backward((d_out, d_lse))
 
 
-@pytest.mark.parametrize("case", ["restricted", "split blocks"])
+@pytest.mark.parametrize("case", ["restricted", "split blocks", "restricted cells"])
 def test_both_passes_lower_without_a_gpu(case):
     mask, (*arrays, d_lse) = problem(case)
     traced = jax.jit(both_passes).trace(*arrays, d_lse.astype("float32"), mask)
@@ -206,7 +242,7 @@ def test_a_call_without_a_hopper_gpu_is_refused():
     [
         ({"dtype": "float32"}, "float32, not bfloat16"),
         ({"size": 192}, "192 is above 128"),
-        ({"block": 96}, "blocks of 96 queries and 96 keys are not multiples of 64"),
+        ({"block": 6}, "blocks of 6 queries and 6 keys are not multiples of 4"),
     ],
 )
 def test_what_the_kernels_cannot_serve_has_a_reason(change, text, monkeypatch):

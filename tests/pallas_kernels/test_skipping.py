@@ -163,7 +163,7 @@ def test_kernels_that_cannot_skip_say_so(monkeypatch):
     mask = with_limit(BlockMask.full(128, 256), -2.0)
     q = jnp.zeros((1, 128, 1, 128), jnp.bfloat16)
     k = jnp.zeros((1, 256, 1, 128), jnp.bfloat16)
-    monkeypatch.setattr(MosaicGPU, "refusal_of_blocks", lambda *a: "")
+    monkeypatch.setattr(MosaicGPU, "refusal_of_inputs", lambda *a: "")
     plain = dataclasses.replace(mask, skip_log2=None)
     assert "skip_log2" in MosaicGPU().refusal(q, k, mask) and not MosaicGPU().refusal(q, k, plain)
     device = type("device", (), {"compute_capability": "10.0", "device_kind": "B200"})

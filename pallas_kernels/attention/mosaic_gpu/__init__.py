@@ -10,10 +10,12 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.attention import tables
 from pallas_kernels.attention.kernel import whole_blocks
 from pallas_kernels.attention.mosaic_gpu.backward import backward
+from pallas_kernels.attention.mosaic_gpu.cells import in_tiles, refusal, served
 from pallas_kernels.attention.mosaic_gpu.forward import forward
-from pallas_kernels.attention.mosaic_gpu.mass import ROWS, TILE_SIZE, mass
+from pallas_kernels.attention.mosaic_gpu.mass import TILE_SIZE, mass
 from pallas_kernels.attention.mosaic_gpu.sizes import (
     KERNEL,
+    ROWS,
     BackwardSizes,
     ForwardSizes,
     mass_stages,
@@ -43,12 +45,19 @@ class MosaicGPU:
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
-        reason = self.refusal_of_blocks(q, mask.block_q, mask.block_kv)
+        reason = self.refusal_of_inputs(q) or refusal(mask)
         skips = "blocks are skipped by their scores (skip_log2)"
         return reason or ("" if mask.skip_log2 is None else skips)
 
-    def refusal_of_blocks(self, q: Any, block_q: int, block_kv: int) -> str:
-        """The same for blocks of a size, without a mask."""
+    def refusal_of_mass(self, q: Any, block_q: int, block_kv: int) -> str:
+        """The same for `mass`."""
+        reason = self.refusal_of_inputs(q)
+        if not reason and (block_q % ROWS or block_kv % ROWS):
+            return f"blocks of {block_q} queries and {block_kv} keys are not multiples of {ROWS}"
+        return reason
+
+    def refusal_of_inputs(self, q: Any) -> str:
+        """The same for any blocks."""
         reason = self.refusal_of_device()
         if reason:
             return reason
@@ -56,11 +65,6 @@ class MosaicGPU:
             return f"the inputs are {q.dtype}, not bfloat16 or float16"
         if q.shape[-1] > 128:
             return f"the head size {q.shape[-1]} is above 128"
-        if block_q % 64 or block_kv % 64:
-            return (
-                f"blocks of {block_q} queries and {block_kv} keys are not multiples "
-                "of 64; BlockMask.coarsen makes larger ones"
-            )
         return ""
 
     def refusal_of_device(self) -> str:
@@ -71,9 +75,9 @@ class MosaicGPU:
             return f"the GPU has compute capability {capability}, not 9.0 (H100, H200)"
         return ""
 
-    def about(self) -> str:
-        """Says whose tile sizes serve, if the tables do not know this device."""
-        return tables.about(KERNEL, _device())
+    def about(self, mask: BlockMask) -> str:
+        """Says how small blocks are served, and whose tiles if the tables lack this device."""
+        return "; ".join(filter(None, (served(mask), tables.about(KERNEL, _device()))))
 
     def repeating(self) -> "MosaicGPU":
         """Returns the kernels with `deterministic` gradients of queries."""
@@ -83,14 +87,20 @@ class MosaicGPU:
         self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
     ) -> tuple[Array, Array]:
         """Returns attended values and the log-sum-exp of the scores."""
-        blocks, inputs = (mask.block_q, mask.block_kv), (_padded(q), _padded(k), _padded(v))
-        sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks, inputs[0].shape[3])
+        inputs = _padded(q), _padded(k), _padded(v)
+        tiled, listed = in_tiles(mask)
+        blocks = tiled.block_q, tiled.block_kv, inputs[0].shape[3]
+        sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks)
         batch, heads, processors = q.shape[0], q.shape[2], self._processors
-        parts = parts_of(mask, batch * heads, processors, sizes)
-        mask = in_parts(mask, batch, parts)
-        work = prepare(mask, batch * parts, heads, processors, sizes)
+        parts = parts_of(tiled, batch * heads, processors, sizes)
+        tiled = in_parts(tiled, batch, parts)
+        work = prepare(tiled, batch * parts, heads, processors, sizes, listed)
         out, lse = joined(*forward(*inputs, work, scale, processors, parts), parts)
-        return out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
+        out, lse = out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
+        if listed is None or mask.q_lengths is None:
+            return out, lse
+        some = mask.q_counted[:, : q.shape[1]]
+        return jnp.where(some[..., None, None], out, 0), jnp.where(some[:, None], lse, -jnp.inf)
 
     def backward(
         self,
@@ -105,12 +115,17 @@ class MosaicGPU:
     ) -> tuple[Array, Array, Array]:
         """Returns the gradients; see `deterministic` of those of queries."""
         heads, size = (q.shape[2], k.shape[2]), _padded(q).shape[3]
-        sizes = self.backward_sizes or BackwardSizes.of(_device(), mask.block_kv, size)
-        walks = prepare_walks(mask, q.shape[0], heads, self._processors, sizes)
+        tiled, listed = in_tiles(mask)
+        sizes = self.backward_sizes or BackwardSizes.of(_device(), tiled.block_kv, size)
+        walks = prepare_walks(tiled, q.shape[0], heads, self._processors, sizes, listed)
         if mask.kv_lengths is not None:
             known = mask.kv_counted[:, : k.shape[1], None, None]
             k, v = jnp.where(known, k, 0), jnp.where(known, v, 0)
         inputs = _padded(q), _padded(k), _padded(v), _padded(d_out)
+        if listed is not None:  # up to the end of the last tile, not of the last block
+            lse, sums = (x[..., : q.shape[1]] for x in (lse, delta))
+            lse = whole_blocks(lse, tiled.block_q)
+            delta = jnp.pad(sums, ((0, 0), (0, 0), (0, lse.shape[2] - sums.shape[2])))
         d_q, d_k, d_v = backward(*inputs, lse, delta, walks, scale)
         if self.deterministic:
             d_q = queries_gradient(q, k, v, mask, scale, d_out, delta)

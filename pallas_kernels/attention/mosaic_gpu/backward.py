@@ -28,6 +28,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     fence_shared,
     from_fragments,
     launch,
+    listed_cells,
     load,
     pl,
     plgpu,
@@ -67,7 +68,7 @@ def backward(
     batch, length, heads, size = q.shape
     steps, parts, groups = lse.shape[2] // STEP, shape.parts, shape.groups
     q_stages, out_stages = shape.q_stages, shape.out_stages
-    columns = size // STEP
+    columns, arrivals = size // STEP, 2 + shape.partial + (shape.cell > 0)
     d_q = jax.new_ref(jnp.zeros((batch, heads, steps, columns, *FRAGMENT), jnp.float32))
 
     def shared(*sizes: int) -> Any:
@@ -91,8 +92,9 @@ def backward(
             shared(groups * (q_stages if parts > 1 else 1), shape.keys, STEP),
             plgpu.SMEM((2, *FRAGMENT), jnp.float32),
             plgpu.Barrier(num_barriers=groups, num_arrivals=2 * parts),
-            plgpu.Barrier(num_barriers=groups * q_stages, num_arrivals=2 + shape.partial),
+            plgpu.Barrier(num_barriers=groups * q_stages, num_arrivals=arrivals),
             plgpu.Barrier(num_barriers=groups * out_stages, num_arrivals=2),
+            *([plgpu.SMEM((groups * q_stages, 32), jnp.int32)] if shape.cell else []),
         ],
         {"head": batch * k.shape[2], "block": blocks},
     )(q, k, v, d_out, lse * LOG2E, delta, d_q, *lists)
@@ -128,11 +130,13 @@ class _Refs(NamedTuple):
     keys_full: Any
     q_full: Any
     out_full: Any
+    word_tiles: Any
 
 
 def _kernel(options: _Options, *refs: Any) -> None:
     count = len(Walks._fields)
-    names = _Refs._make((*refs[:7], Walks._make(refs[7 : 7 + count]), *refs[7 + count :]))
+    rest = refs[7 + count :] if options.shape.cell else (*refs[7 + count :], None)
+    names = _Refs._make((*refs[:7], Walks._make(refs[7 : 7 + count]), *rest))
     warpgroup = lax.axis_index("warpgroup")
     place = lax.axis_index("head"), lax.axis_index("block")
     groups, registers = options.shape.groups, REGISTERS[names.q.shape[3]]
@@ -269,6 +273,9 @@ class _Group:
                 places = refs.walks.q_places
                 source = places.at[self.batch if places.shape[0] > 1 else 0, partial, rows]
                 plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
+            if self.shape.cell:
+                source = self.words(walk, partial, index)
+                plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
             slot, full = self.out_slot(step), refs.out_full.at[self.out_slot(step)]
             sync(self.out_free(step), self.threads)
             source = refs.d_out.at[self.batch, rows, walk.head]
@@ -288,6 +295,13 @@ class _Group:
             return done + walk.blocks * split
 
         self.each_walk(visit, jnp.int32(0))
+
+    def words(self, walk: _Walk, kind: Any, index: Any) -> Any:
+        """Returns the words of a step, whose cells are listed in full or in part."""
+        words = self.refs.walks.words
+        row = self.batch if words.shape[0] > 1 else 0, walk.head if words.shape[1] > 1 else 0
+        whole = lax.div(self.tile, 2 // self.shape.parts)
+        return words.at[*row, whole, kind * (words.shape[3] // 2) + index]
 
     # What stores
 
@@ -376,8 +390,10 @@ class _Group:
                 values = refs.v_tile.at[warpgroup + zero]
                 plgpu.wgmma(d_p_ref, values, refs.out_tiles.at[out_slot].T)
                 s = lax.optimization_barrier(plgpu.wgmma_accumulator_load(s_ref, wait_n=1))
-                p = jnp.exp2(s * (self.options.scale * LOG2E) - _down(lse, s))
-                p = self.masked(p, q_slot, places)
+                s = s * (self.options.scale * LOG2E) - _down(lse, s)
+                # Scores of keys that do not count are 0, and may be far above all others.
+                p = jnp.exp2(jnp.minimum(s, 0.0) if self.shape.keys_cut else s)
+                p = self.masked(p, q_slot, places, part)
                 # Issued here, this keeps the exponentials before the wait for d_p.
                 plgpu.wgmma(d_v_ref, p.astype(refs.q.dtype), refs.out_tiles.at[out_slot])
                 p = lax.optimization_barrier(p)
@@ -440,8 +456,13 @@ class _Group:
         batch = self.batch if places.shape[0] > 1 else 0
         return places.at[batch, self.rows(part)]
 
-    def masked(self, p: Array, slot: Any, places: Any) -> Array:
+    def masked(self, p: Array, slot: Any, places: Any, part: Any) -> Array:
         """Masks the weights of pairs that do not count."""
+        if self.shape.cell:
+            part = part if self.shape.parts > 1 else lax.rem(self.tile, 2)
+            words = self.refs.word_tiles.at[slot, pl.ds(part * 16, 16)]
+            listed = listed_cells(words, STEP, self.shape.cell)
+            p = jnp.where(listed, p, 0.0)
         if not self.shape.partial:
             return p
         of_queries = self.refs.place_tiles.at[slot]

@@ -28,6 +28,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     TILE,
     arrive,
     launch,
+    listed_cells,
     load,
     pl,
     plgpu,
@@ -65,6 +66,7 @@ def forward(
     batch, count, heads, size = q.shape
     batch *= parts
     groups, length = tiles.groups, lists.q_limits.shape[1] * tiles.q
+    arrivals = 1 + kinds.masked + (kinds.cell > 0)
 
     def shared(*shape: int) -> Any:
         return plgpu.SMEM((*shape, size), q.dtype, transforms=SWIZZLE)
@@ -84,8 +86,9 @@ def forward(
             plgpu.SMEM((2, 64), jnp.float32),
             plgpu.SMEM((groups * tiles.k_stages, tiles.kv), jnp.int16),
             plgpu.Barrier(num_barriers=groups),
-            plgpu.Barrier(num_barriers=groups * tiles.k_stages, num_arrivals=1 + kinds.masked),
+            plgpu.Barrier(num_barriers=groups * tiles.k_stages, num_arrivals=arrivals),
             plgpu.Barrier(num_barriers=groups * tiles.v_stages),
+            *([plgpu.SMEM((groups * tiles.k_stages, 32), jnp.int32)] if kinds.cell else []),
         ],
         {"processor": processors},
     )(q, k, v, *lists)
@@ -114,11 +117,13 @@ class _Refs(NamedTuple):
     q_full: Any
     k_full: Any
     v_full: Any
+    word_tiles: Any
 
 
 def _kernel(options: _Options, *refs: Any) -> None:
     count = len(Lists._fields)
-    names = _Refs._make((*refs[:3], Lists._make(refs[3 : 3 + count]), *refs[3 + count :]))
+    rest = refs[3 + count :] if options.kinds.cell else (*refs[3 + count :], None)
+    names = _Refs._make((*refs[:3], Lists._make(refs[3 : 3 + count]), *rest))
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
     together, registers = options.tiles.groups == 1, REGISTERS[names.q.shape[3]]
 
@@ -224,6 +229,10 @@ class _Group:
                 if self.kinds.masked:
                     source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
                     plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
+                if self.kinds.cell:
+                    kind = partial if self.kinds.masked else 0
+                    source = self.words(tile, kind, index)
+                    plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
                 return index
 
             def load_values(step: Any, index: Any) -> None:
@@ -246,6 +255,13 @@ class _Group:
 
         lax.fori_loop(0, self.count, produce_tile, jnp.int32(0))
 
+    def words(self, tile: _Tile, kind: Any, index: Any) -> Any:
+        """Returns the words of a tile of keys, whose cells are listed in full or in part."""
+        words = self.refs.lists.words
+        row = tile.sequence if words.shape[0] > 1 else 0, tile.head if words.shape[1] > 1 else 0
+        whole = lax.div(tile.index, 2 // self.tiles.parts)
+        return words.at[*row, whole, kind * (words.shape[3] // 2) + index]
+
     # What computes
 
     def compute(self, warpgroup: Any) -> None:
@@ -267,7 +283,7 @@ class _Group:
             rows = pl.ds(tile.index * tiles.q + part * 64, 64)
             out, lse = lax.cond(
                 tile.steps > 0,
-                lambda: self.attend(tile, q, rows, done),
+                lambda: self.attend(tile, q, rows, part, done),
                 lambda: _nothing(q.shape[1], q.dtype),
             )
             if self.kinds.q_cut:
@@ -285,9 +301,10 @@ class _Group:
         lax.fori_loop(0, self.count, compute_tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    def attend(self, tile: _Tile, q: Array, rows: Any, done: Any) -> tuple[Array, Array]:
+    def attend(self, tile: _Tile, q: Array, rows: Any, part: Any, done: Any) -> tuple[Array, Array]:
         """Returns the values that 64 queries attend to, and their log-sum-exp."""
         refs, places = self.refs, self.places(tile, rows)
+        part = part if self.tiles.parts > 1 else lax.rem(tile.index, 2)
         plgpu.barrier_wait(refs.k_full.at[self.k_slot(done)])
 
         def scores(s_ref: Any) -> Array:
@@ -296,7 +313,7 @@ class _Group:
 
         shape = (64, self.tiles.kv)
         s = pl.run_scoped(scores, plgpu.ACC(shape, jnp.float32))
-        s = self.masked(s, self.k_slot(done), places)
+        s = self.masked(s, self.k_slot(done), places, part)
         arrive(self.k_free(done), self.threads)
         p, peak, total = self.weights(s)
         acc = plgpu.layout_cast(jnp.zeros((64, q.shape[1]), jnp.float32), TILE)
@@ -316,7 +333,7 @@ class _Group:
                     return plgpu.wgmma_accumulator_load(s_ref, wait_n=1)  # values still run
 
                 s = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
-                s = self.masked(lax.optimization_barrier(s), self.k_slot(now), places)
+                s = self.masked(lax.optimization_barrier(s), self.k_slot(now), places, part)
                 arrive(self.k_free(now), self.threads)
                 p_ref[...], peak_ref[...], total_ref[...], factor_ref[...] = (
                     lax.optimization_barrier(self.next_weights(s, peak, total))
@@ -342,7 +359,7 @@ class _Group:
         total = total.sum(axis=1)
         lse = peak * (1 / LOG2E) + jnp.log(total)
         factor = 1.0 / total
-        if self.kinds.masked:
+        if self.kinds.restricted:
             some = peak > self.floor
             factor, lse = jnp.where(some, factor, 0.0), jnp.where(some, lse, -jnp.inf)
         return (acc * _across(factor, acc)).astype(q.dtype), lse
@@ -350,7 +367,7 @@ class _Group:
     def weights(self, s: Array) -> tuple[Array, Array, Array]:
         """Returns the weights of the first keys, their peak per row, their sum per lane."""
         peak = s.max(axis=1) * self.scale
-        if self.kinds.masked:  # rounding would decide over the weights of a row of masked scores
+        if self.kinds.restricted:  # or rounding decides over the weights of a row of masked scores
             peak = jnp.maximum(peak, self.floor)
         p = jnp.exp2(s * self.scale - _across(peak, s))
         return p, peak, _lane_sums(p)
@@ -373,8 +390,12 @@ class _Group:
         batch = tile.batch if places.shape[0] > 1 else 0
         return load(places.at[batch, rows], layout=ROW, optimized=False)
 
-    def masked(self, s: Array, slot: Any, places: Any) -> Array:
+    def masked(self, s: Array, slot: Any, places: Any, part: Any) -> Array:
         """Masks the scores of pairs that do not count."""
+        if self.kinds.cell:
+            words = self.refs.word_tiles.at[slot, pl.ds(part * 16, 16)]
+            listed = listed_cells(words, s.shape[1], self.kinds.cell)
+            s = jnp.where(listed, s, MASKED)
         if not self.kinds.masked:
             return s
         of_keys = self.refs.place_tiles.at[slot]

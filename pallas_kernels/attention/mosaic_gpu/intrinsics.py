@@ -17,7 +17,7 @@ from jax.experimental.mosaic.gpu import utils as mgpu_utils
 from jax.experimental.pallas import mosaic_gpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, memref, nvvm, scf, vector  # noqa: F401
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # Their annotations know neither references nor functions that are inlined.
 pl: Any = pallas
@@ -192,6 +192,50 @@ def store_warp_sum(ref: Any, x: Float[Array, "64 C"]) -> None:
         mlir.memref.store(total, ref, [mlir.arith.index_castui(index, warp)])
 
     store(ref, x)
+
+
+def listed_cells(words: Any, columns: int, width: int) -> Bool[Array, "64 C"]:
+    """Returns which pairs of a tile lie in listed cells.
+
+    Args:
+        words: i32[16] in shared memory: for every 4 rows of a warpgroup a word, of which bit `i`
+            says whether its `i`-th cell of the columns is listed.
+        columns: Of the tile.
+        width: Columns of a cell, 4 or more.
+    """
+    result = plgpu.ShapeDtypeStruct((64, columns), jnp.bool_, layout=TILE)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=result)
+    def listed(_, words):
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        pair, flag = ir.VectorType.get((2,), ir.IntegerType.get_signless(1)), mgpu.c(0, i32)
+        number = mlir.arith.remui(mgpu_utils.thread_idx(), mgpu.c(128, i32))
+        first = mlir.arith.addi(  # row of a thread: 16 for a warp, of which it has every eighth
+            mlir.arith.muli(mlir.arith.divui(number, mgpu.c(32, i32)), mgpu.c(16, i32)),
+            mlir.arith.divui(mlir.arith.remui(number, mgpu.c(32, i32)), mgpu.c(4, i32)),
+        )
+        # Of eight columns a thread has two beside each other, those of its number.
+        shift = mlir.arith.divui(
+            mlir.arith.muli(mlir.arith.remui(number, mgpu.c(4, i32)), mgpu.c(2, i32)),
+            mgpu.c(width, i32),
+        )
+        found = []
+        for half in range(2):
+            row = mlir.arith.addi(first, mgpu.c(8 * half, i32))
+            place = mlir.arith.divui(row, mgpu.c(4, i32))
+            word = mlir.memref.load(words, [mlir.arith.index_castui(index, place)])
+            word = mlir.arith.shrui(word, shift) if width < 8 else word
+            found.append([])
+            for column in range(0, columns, 8):
+                bit = mlir.arith.andi(word, mgpu.c(1 << (column // width), i32))
+                bit = mlir.arith.cmpi(mlir.arith.CmpIPredicate.ne, bit, flag)
+                found[-1].append(mlir.vector.broadcast(pair, bit))
+        layout = TILE.to_mgpu()
+        registers = np.empty(layout.registers_shape((64, columns)), dtype=object)
+        registers.flat[:] = [x for both in zip(*found, strict=True) for x in both]
+        return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=False)
+
+    return listed(words)
 
 
 def from_fragments(x: Float[Array, "B N T C 16 256"]) -> Float[Array, "B L N D"]:

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.attention.mosaic_gpu.cells import Cells
 from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
 from pallas_kernels.block_mask import BlockMask
 
 NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
-ALWAYS = -2  # place of one that all do
+ALWAYS = -3  # place of one that all do, in a tile without masked pairs; -2 in others
+NO_WORDS = np.zeros((1, 1, 1, 1, 32), np.int32)  # where blocks are no cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Lists(NamedTuple):
         q_places: i16[b, L], a number per query.
         kv_places: i16[b, 2, L], a number per key that may not be above the query's: in blocks
             that are attended to in full, and in others.
+        words: i32[b, n, tiles, C, 32], as `Cells.words` returns them.
     """
 
     order: Array
@@ -73,6 +76,7 @@ class Lists(NamedTuple):
     q_limits: Array
     q_places: Array
     kv_places: Array
+    words: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,13 @@ class Kinds:
     """Whether pairs may be masked within blocks, at the end of the sequence too."""
     q_cut: bool
     """Whether blocks of queries may be cut short."""
+    cell: int
+    """Keys of a cell, where cells of tiles are listed; 0 where whole blocks are."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether a query may find no key in a listed tile."""
+        return self.masked or self.cell > 0
 
 
 class Work(NamedTuple):
@@ -161,7 +172,14 @@ def joined(
     return values.astype(out.dtype), total
 
 
-def prepare(mask: BlockMask, batch: int, heads: int, processors: int, sizes: ForwardSizes) -> Work:
+def prepare(
+    mask: BlockMask,
+    batch: int,
+    heads: int,
+    processors: int,
+    sizes: ForwardSizes,
+    cells: Cells | None = None,
+) -> Work:
     """Makes what the forward pass reads of a mask.
 
     Args:
@@ -170,14 +188,21 @@ def prepare(mask: BlockMask, batch: int, heads: int, processors: int, sizes: For
         heads: Heads of the queries.
         processors: Streaming multiprocessors of the device.
         sizes: Of its tiles.
+        cells: Those that are listed, where the mask lists tiles that have some.
     """
     tiles = Tiles.of(mask, sizes)
     workers = processors * tiles.groups
     count = mask.grid[0] * tiles.q_split
+    cut = mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0
+    counted = mask.kv_counted if cut else None
+    if cells is not None:
+        counted = cells.counted  # of all parts of a row of the batch
+        counted = counted if counted is None else counted.repeat(batch // len(counted), 0)
     kinds = Kinds(
         ordered=batch * heads * count > 2 * workers,
-        masked=mask.by_place or mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0,
+        masked=mask.by_place or counted is not None,
         q_cut=mask.q_lengths is not None,
+        cell=0 if cells is None else cells.size[1],
     )
     order, limits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, count), jnp.int32)
     if kinds.ordered:
@@ -187,11 +212,29 @@ def prepare(mask: BlockMask, batch: int, heads: int, processors: int, sizes: For
         start = tiles.q * np.arange(tiles.q_split)[None, None]
         limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
     q_places, kv_places = places(mask)
-    both = jnp.stack([jnp.broadcast_to(jnp.int16(ALWAYS), kv_places.shape), kv_places], 1)
-    kv_places = jnp.where(mask.kv_counted[:, None], both, jnp.int16(NEVER))
+    kv_places = jnp.stack([jnp.full_like(kv_places, ALWAYS), kv_places], 1)
+    if counted is not None:
+        kv_places = _without(kv_places, counted, tiles.kv)
     indices = with_kinds(mask) if kinds.masked else mask.kv_indices
-    lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places)
+    words = jnp.asarray(NO_WORDS) if cells is None else cells.words(tiles.kv)
+    lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places, words)
     return Work(lists, tiles, kinds)
+
+
+def _without(
+    places: Int[Array, "b kinds K"], counted: Bool[Array, "c k"], tile: int
+) -> Int[Array, "B kinds K"]:
+    """Returns places of keys, `NEVER` for those that do not count.
+
+    Where one of a tile does not, the others have other numbers than `ALWAYS`, which is that of a
+    tile without masked pairs.
+    """
+    counted = counted[:, : places.shape[2]]
+    short = places.shape[2] - counted.shape[1]
+    counted = jnp.pad(counted, ((0, 0), (0, short)))[:, None]
+    whole = counted.reshape(counted.shape[0], 1, -1, tile).all(3).repeat(tile, 2)
+    places = jnp.where(whole, places, jnp.maximum(places, ALWAYS + 1))
+    return jnp.where(counted, places, jnp.int16(NEVER))
 
 
 def _order(lengths: Int[Array, "S Q"], per_block: int, workers: int) -> Int[Array, " T"]:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from pallas_kernels.attention.mosaic_gpu.cells import Cells
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes
-from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, places, with_kinds
+from pallas_kernels.attention.mosaic_gpu.tiles import NEVER, NO_WORDS, places, with_kinds
 from pallas_kernels.block_mask import BlockMask
 
 STEP = 64  # queries of a step, and keys of a warpgroup
@@ -25,6 +26,7 @@ class Walks(NamedTuple):
         q_places: i16[b, 2, L], a number per query: in blocks that are attended to in full, and
             in others.
         kv_places: i16[b, L], a number per key, which may not be above the query's.
+        words: i32[b, n, tiles, C, 32], as `Cells.words` returns them, rows are keys.
     """
 
     indices: Array
@@ -33,6 +35,7 @@ class Walks(NamedTuple):
     starts: Array
     q_places: Array
     kv_places: Array
+    words: Array
 
 
 class Shape(NamedTuple):
@@ -50,6 +53,10 @@ class Shape(NamedTuple):
     """Steps of queries in shared memory, for each tile of keys."""
     out_stages: int
     """The same of the gradients of values."""
+    cell: int
+    """Queries of a cell, where cells of tiles are listed; 0 where whole blocks are."""
+    keys_cut: bool
+    """Whether some keys do not count, or tiles reach beyond the last."""
 
     @property
     def groups(self) -> int:
@@ -63,7 +70,12 @@ class Shape(NamedTuple):
 
 
 def prepare_walks(
-    mask: BlockMask, batch: int, heads: tuple[int, int], processors: int, sizes: BackwardSizes
+    mask: BlockMask,
+    batch: int,
+    heads: tuple[int, int],
+    processors: int,
+    sizes: BackwardSizes,
+    cells: Cells | None = None,
 ) -> tuple[Walks, Shape]:
     """Makes what the backward pass reads of a mask.
 
@@ -73,8 +85,11 @@ def prepare_walks(
         heads: Of the queries, and of the keys.
         processors: Streaming multiprocessors of the device.
         sizes: Of its tiles.
+        cells: Those that are listed, where the mask lists tiles that have some.
     """
-    turned = mask.transpose()
+    cells = None if cells is None else cells.transpose()
+    turned = mask.transpose() if cells is None else cells.lists(mask)
+    cut = mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0
     shape = Shape(
         parts=sizes.parts,
         q_split=mask.block_q // STEP,
@@ -82,6 +97,8 @@ def prepare_walks(
         partial=mask.by_place,
         q_stages=sizes.q_stages,
         out_stages=sizes.out_stages,
+        cell=0 if cells is None else cells.size[1],
+        keys_cut=cut if cells is None else cells.counted is not None,
     )
     counts = turned.kv_counts
     dealt, at_once = (batch, *heads, shape.kv_split), processors * shape.groups
@@ -89,7 +106,8 @@ def prepare_walks(
     indices = with_kinds(turned) if shape.partial else turned.kv_indices
     q_places, kv_places = places(mask)
     q_places = jnp.stack([jnp.broadcast_to(jnp.int16(NEVER), q_places.shape), q_places], 1)
-    return Walks(indices, counts, firsts, starts, q_places, kv_places), shape
+    words = jnp.asarray(NO_WORDS) if cells is None else cells.words(STEP)
+    return Walks(indices, counts, firsts, starts, q_places, kv_places, words), shape
 
 
 def beginnings(

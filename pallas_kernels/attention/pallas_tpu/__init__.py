@@ -56,7 +56,7 @@ class PallasTPU:
                 )
         return ""
 
-    def about(self) -> str:
+    def about(self, mask: BlockMask) -> str:
         """Says whose tile sizes serve, if the tables do not know this chip."""
         return tables.about(KERNEL, self._chip)
 
