@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockMask, block_mass, block_sparse_attention, explain
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import api, mosaic_gpu
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.mosaic_gpu.cells import in_tiles
+from pallas_kernels.attention.mosaic_gpu.cells import refusal as cells_refusal
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import (
     ALWAYS,
@@ -258,6 +259,58 @@ def test_what_the_kernels_cannot_serve_has_a_reason(change, text, monkeypatch):
     assert "capability 8.0, not 9.0" in KERNEL.refusal(q, k, mask)
 
 
+@pytest.mark.parametrize("blocks", [(16, 16), (1560, 1560), (64, 16), (128, 64)])
+def test_the_choice_says_which_blocks_are_cells_of_tiles(blocks, monkeypatch):
+    mask = BlockMask.full(3120, 3120, *blocks)
+    q = jnp.zeros((1, 3120, 1, 128), jnp.bfloat16)
+    device = type("Device", (), {"compute_capability": "9.0", "device_kind": "NVIDIA H200"})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(api, "backend", lambda: "gpu")
+    choice = explain(q, q, mask)
+    assert choice.implementation == "mosaic_gpu"
+    cells = {(16, 16): "16 x 16", (1560, 1560): "8 x 8", (64, 16): "64 x 16"}.get(blocks)
+    said = f"cells of {cells} in tiles of 128 x 128" if cells else "for this device"
+    assert said in choice.reason and ("cells" in choice.reason) == bool(cells)
+
+
+def test_maps_of_cells_that_fill_the_memory_are_refused():
+    mask = BlockMask.full(12_000, 12_000, 1500, 1500)
+    assert "" == cells_refusal(mask)
+    many = dataclasses.replace(mask, kv_counts=jnp.broadcast_to(mask.kv_counts, (4, 40, 8)))
+    assert "1.4e+09 cells of 4 x 4 for 160 heads" in cells_refusal(many)
+
+
+@on_hopper
+def test_other_tiles_serve_cells_too():
+    mask, inputs = problem("restricted cells")
+    kernel = MosaicGPU(
+        forward_sizes=ForwardSizes(64, 64, 3, 2), backward_sizes=BackwardSizes(1, 2, 1)
+    )
+    results = [
+        gradients(lambda q, k, v, one=one: attend(one, q, k, v, mask, 0.1), inputs)
+        for one in (MosaicGPU(), kernel)
+    ]
+    for one, two in zip(*results, strict=True):
+        assert distance(one, two) < 2 * float(jnp.finfo("bfloat16").eps)
+
+
+@on_hopper
+@pytest.mark.parametrize("case", ["restricted", "restricted cells"])
+def test_keys_that_do_not_count_overflow_nothing_far_below_zero(case):
+    mask, inputs = problem(case)
+    q, k, *rest = inputs
+    inputs = (q + 8, k - 8, *rest)  # all scores are about -700, those of absent keys 0
+    fast = gradients(lambda *x: attend(MosaicGPU(), *x, mask, q.shape[3] ** -0.5), inputs)
+    wide = [x.astype("float32") for x in inputs]
+    plain = gradients(
+        lambda *x: block_sparse_attention(*x, mask, return_lse=True, implementation="reference"),
+        wide,
+    )
+    for one, two in zip(fast, plain, strict=True):
+        assert np.isfinite(np.asarray(one, np.float32)).all()
+        assert distance(one, two) < 0.1  # gradients of scores are rounded, and cancel along -8
+
+
 @on_hopper
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", CASES)
@@ -285,7 +338,7 @@ def test_values_and_gradients_are_as_exact_as_plain_attention(case, dtype):
 
 
 @on_hopper
-@pytest.mark.parametrize("case", ["restricted", "small blocks", "split blocks"])
+@pytest.mark.parametrize("case", ["restricted", "small blocks", "split blocks", "restricted cells"])
 def test_values_and_gradients_come_back_bit_by_bit(case):
     """Those of queries where that is asked for; 8 samples, so that all processors add to them."""
     mask, inputs = problem(case)
