@@ -159,7 +159,7 @@ def block_mass(
         block_kv: Keys of a block.
         scale: Factor of the products; `1 / sqrt(D)` if None.
         kv_lengths: Keys of a block that count, from its first, as in `BlockMask`; None is all.
-        implementation: `mosaic_gpu` is for H100 and H200 and blocks that are multiples of 64;
+        implementation: `mosaic_gpu` is for H100 and H200 and blocks that are multiples of 16;
             `xla` runs anywhere. None chooses the first where it can serve the call.
 
     Returns:

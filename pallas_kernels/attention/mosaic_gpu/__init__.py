@@ -1,6 +1,7 @@
 """Block-sparse attention on Hopper GPUs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -12,10 +13,9 @@ from pallas_kernels.attention.kernel import whole_blocks
 from pallas_kernels.attention.mosaic_gpu.backward import backward
 from pallas_kernels.attention.mosaic_gpu.cells import in_tiles, refusal, served
 from pallas_kernels.attention.mosaic_gpu.forward import forward
-from pallas_kernels.attention.mosaic_gpu.mass import TILE_SIZE, mass
+from pallas_kernels.attention.mosaic_gpu.mass import TILE_SIZE, WARP_ROWS, mass
 from pallas_kernels.attention.mosaic_gpu.sizes import (
     KERNEL,
-    ROWS,
     BackwardSizes,
     ForwardSizes,
     mass_stages,
@@ -52,9 +52,9 @@ class MosaicGPU:
     def refusal_of_mass(self, q: Any, block_q: int, block_kv: int) -> str:
         """The same for `mass`."""
         reason = self.refusal_of_inputs(q)
-        if not reason and (block_q % ROWS or block_kv % ROWS):
-            return f"blocks of {block_q} queries and {block_kv} keys are not multiples of {ROWS}"
-        return reason
+        if reason or not (block_q % WARP_ROWS or block_kv % WARP_ROWS):
+            return reason
+        return f"blocks of {block_q} queries and {block_kv} keys are not multiples of {WARP_ROWS}"
 
     def refusal_of_inputs(self, q: Any) -> str:
         """The same for any blocks."""
@@ -145,7 +145,7 @@ class MosaicGPU:
         scale: float,
         kv_lengths: Int[Array, "#B k"] | None = None,
     ) -> Float[Array, "B N q k"]:
-        """Returns the sums of the weights of blocks of queries and keys, multiples of 64.
+        """Returns the sums of the weights of blocks of queries and keys, multiples of 16.
 
         The kernel counts all keys. Those that do not count are therefore read as the first one of
         their block, and what it has of the weights is taken off as often.
@@ -158,13 +158,13 @@ class MosaicGPU:
             absent = jnp.bincount(blocks, length=first.shape[1])[None] - kv_lengths
             sums -= absent[:, None, None] * looped_mass(q, first, lse, block_q, 1, scale, None)
             return jnp.where(kv_lengths[:, None, None] > 0, jnp.maximum(sums, 0.0), 0.0)
-        unit = 64 if block_kv % TILE_SIZE else TILE_SIZE
+        unit = math.gcd(block_kv, TILE_SIZE)
         levels = whole_blocks(lse, TILE_SIZE)
         inputs = _padded(q), _padded(k), levels
         stages = mass_stages(_device(), inputs[0].shape[3])
         sums = mass(*inputs, unit, scale, k.shape[1], self._processors, stages)
         rows, columns = -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)
-        per_row, per_column = block_q // ROWS, block_kv // unit
+        per_row, per_column = block_q // WARP_ROWS, block_kv // unit
         sizes = (*sums.shape[:2], rows * per_row, columns * per_column)
         sums = sums[:, :, : sizes[2], : sizes[3]]
         sums = jnp.pad(sums, [(0, n - m) for n, m in zip(sizes, sums.shape, strict=True)])

@@ -35,6 +35,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
 TILE_SIZE = 128  # queries and keys of a tile
 ROWS = 64  # queries of a warpgroup
 WARPS = 4  # of a warpgroup
+WARP_ROWS = ROWS // WARPS  # queries whose weights a warp adds up
 
 
 def mass(
@@ -47,14 +48,14 @@ def mass(
     processors: int,
     stages: int,
 ) -> Float[Array, "B N T U"]:
-    """Returns the sum of the weights of 64 queries and the keys of a unit.
+    """Returns the sum of the weights of 16 queries and the keys of a unit.
 
     Args:
         q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
         k: Keys, as many or a divisor of the heads.
         lse: Log-sum-exp of the scores, up to a multiple of 128; inf for a query that does not
             count.
-        unit: Keys that are counted together: 64 or 128.
+        unit: Keys that are counted together: 16, 32, 64 or 128.
         scale: Factor of the scores.
         keys: Keys that count, from the first.
         processors: Streaming multiprocessors of the device.
@@ -74,7 +75,7 @@ def mass(
         ],
         {"processor": processors},
     )(q, k, lse * LOG2E)
-    return jnp.sum(parts, -1)
+    return parts.swapaxes(3, 4).reshape(batch, heads, -1, units)
 
 
 class _Options(NamedTuple):
