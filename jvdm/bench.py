@@ -31,7 +31,7 @@ from jvdm.errors import ConfigError
 from jvdm.fidelity import psnr, ssim
 from jvdm.files import probe_writable, write_text
 from jvdm.models import stand_in
-from jvdm.models.carry import ran
+from jvdm.models.carry import Carry, ran
 from jvdm.models.step_cache import StepCache
 from jvdm.recipes import nearest
 from jvdm.samplers import rectified_flow
@@ -254,16 +254,19 @@ def text(result: Mapping[str, Any]) -> str:
         lines += [scaling.told(), *map(scaling.told, result["rows"])]
     else:
         head = "shape          policy             asked  density  recall  seconds  speedup"
-        lines += [f"{head}  of a run   error    PSNR    SSIM", *map(_told, result["rows"])]
+        head += "  of a run  plan, %   error    PSNR    SSIM"
+        lines += [head, *map(_told, result["rows"])]
     return "\n".join([*lines, "", *result["outputs"]])
 
 
 def _told(row: Mapping[str, Any]) -> str:
     kept = "     -" if row.get("recall") is None else f"{row['recall']:6.3f}"
+    plan = "      -" if row.get("plan") is None else f"{100 * row['plan']:7.1f}"
     return (
         f"{row['shape']:14} {row['policy']:18} {row['asked']:5.2f}  "
         f"{row.get('density', 1.0):7.3f}  {kept}  {row['seconds']:7.3f}  {row['speedup']:7.2f}  "
-        f"{row['run_speedup']:8.2f}  {row['error']:6.4f}  {row['psnr']:6.2f}  {row['ssim']:6.4f}"
+        f"{row['run_speedup']:8.2f}  {plan}  "
+        f"{row['error']:6.4f}  {row['psnr']:6.2f}  {row['ssim']:6.4f}"
     )
 
 
@@ -281,8 +284,9 @@ def rows_of_model(
         Shape, policy, density asked for; seconds of a forward pass in the last phase of a run
         (median), and how many times faster it is than a dense one (`speedup`); seconds of each
         phase (`phases`) and how many times faster a run of `ROWS` rows is, in which a policy may
-        be dense at first and search now and then (`run_speedup`); the price of the last phase
-        (`price`), and what its tallies say (`jvdm.attention.summary`).
+        be dense at first and search now and then (`run_speedup`); what choosing and listing blocks
+        costs in the last phase, as a share of the time of attention among them (`plan`); the price
+        of that phase (`price`), and what its tallies say (`jvdm.attention.summary`).
         With a cache all rows are run: `seconds` is their mean, `computed` the share of them that
         ran all layers, and the price that of the worse of the two rows in the middle.
     """
@@ -302,25 +306,28 @@ def rows_of_model(
                 speedup = dense_s / run["seconds"]
                 yield {**row, **run, "speedup": speedup, "run_speedup": speedup}
                 continue
-            made, tallies, times = _timed_phases(shape, variant, params, videos, states)
+            made, carry, times = _timed_phases(shape, variant, params, videos, states)
             dense, dense_s = (made, *times.values()) if dense is None else (dense, dense_s)
             lengths = variant.phases(ROWS)
             last, run_s = times[lengths[-1][0]], sum(times[phase] * rows for phase, rows in lengths)
             row |= {"seconds": last, "speedup": dense_s / last, "phases": times}
             row["run_speedup"] = ROWS * dense_s / run_s
-            yield {**row, **_rounded(price(made, dense)), **summary(tallies)}
+            if name != "dense":
+                given = (params, videos[1], states, carry)
+                row["plan"] = _plan_share(shape, variant.in_phase(lengths[-1][0]), given)
+            yield {**row, **_rounded(price(made, dense)), **summary(carry.layers)}
 
 
 def _timed_phases(
     shape: Shape, policy: Policy, params: PyTree, videos: Sequence[Latents], states: Array
-) -> tuple[Latents, PyTree, dict[str, float]]:
+) -> tuple[Latents, Carry, dict[str, float]]:
     """Runs a row of each phase, each with what the ones before it have found.
 
     Rows before the last see the first of the videos, which is noisier, so that what they found is
     as old as it would be.
 
     Returns:
-        The prediction of the last phase, the states of its policy, and seconds by phase.
+        The prediction of the last phase, its carry, and seconds by phase.
     """
     carry: Any = stand_in.network(shape, policy).start(shape.grid[0], *stand_in.cells(shape))
     *before, last = (name for name, _ in policy.phases(ROWS))
@@ -333,7 +340,26 @@ def _timed_phases(
             times[name] = bench.seconds(forward, params, video, states, carry, row)
         made, carry = forward(params, video, states, carry, row)
     assert made is not None
-    return made, carry.layers, times
+    return made, carry, times
+
+
+def _plan_share(shape: Shape, policy: Sparse, given: tuple[Any, ...]) -> float | None:
+    """Returns the time of choosing and listing blocks over that of attention among them.
+
+    None if what is left without attention takes no less.
+
+    Args:
+        shape: Of the network.
+        policy: Of the phase; all layers are sparse here.
+        given: Parameters, video, states of a prompt, and the carry after such a row.
+    """
+    sparse, row = dataclasses.replace(policy, dense_layers=0), stand_in.row(shape)
+    chosen = stand_in.Unattended(sparse)
+    whole, listed, plain = (
+        bench.seconds(stand_in.program(stand_in.network(shape, mine)), *given, row)
+        for mine in (sparse, chosen, dataclasses.replace(chosen, chooses=False))
+    )
+    return (listed - plain) / (whole - listed) if whole > listed else None
 
 
 def _timed_run(

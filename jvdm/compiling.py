@@ -15,13 +15,23 @@ GPU_OPTIONS: dict[str, str | bool] = {
     # Convolutions in three axes find channels last, as they lie; XLA would transpose the video
     # there and back. Decoding Wan's latents takes an eighth less on an H200.
     "xla_gpu_force_conv_nhwc": True,
+    # A kernel of two results, one of which a loop over layers keeps, would run once for each.
+    "xla_gpu_enable_dynamic_slice_fusion": False,
 }
 """Options of XLA for programs on GPUs."""
 
 
-def compiler_options(platform: str | None = None) -> dict[str, str | bool] | None:
-    """Returns the options of programs on `platform`, by default JAX's own; None if it has none."""
-    return dict(GPU_OPTIONS) if (platform or jax.default_backend()) == "gpu" else None
+def compiler_options(
+    platform: str | None = None, traced: bool = False
+) -> dict[str, str | bool] | None:
+    """Returns the options of programs on `platform`, by default JAX's own; None if it has none.
+
+    Operations of a `traced` program start one by one, so that a profiler names them: those of a
+    CUDA graph are one event.
+    """
+    if (platform or jax.default_backend()) != "gpu":
+        return None
+    return {**GPU_OPTIONS, **({"xla_gpu_enable_command_buffer": ""} if traced else {})}
 
 
 class Program:

@@ -82,7 +82,9 @@ def train(
     save = functools.partial(checkpoints.save, about=about)
     with StopRequest(heard=processes.announce_stop) as stop, checkpoints:
         stop.state = "while preparing; nothing was unsaved"
-        prepare = functools.partial(_prepare, experiment, checkpoints, resume, mesh, stop)
+        prepare = functools.partial(
+            _prepare, experiment, checkpoints, resume, mesh, stop, profile_steps > 0
+        )
         start = stop.background(lambda: prepare(about["experiment"])).result()
         begin = {"resumed_from": start.position, "prepare_seconds": time.perf_counter() - began}
         if processes.writes():
@@ -107,7 +109,9 @@ def train(
     return {"step": done, **begin, **progress.overall(), **reached}
 
 
-def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop, described):
+def _prepare(
+    experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop, traced, described
+):
     """Compiles the step while the state is made or read."""
     objective, source = experiment.objective, experiment.source
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
@@ -118,7 +122,8 @@ def _prepare(experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, s
     position, saved = (restored.step, restored.data) if restored else (0, None)
     data = setup.placed(source, checkpoints.workdir, objective).start(position, saved, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
-    compiling = stop.background(lambda: setup.compile_step(objective, step, shapes, data, mesh))
+    given = (objective, step, shapes, data, mesh, traced)
+    compiling = stop.background(lambda: setup.compile_step(*given))
     state = restored.state if restored else setup.make_state(*origin, experiment.start_from)
     return setup.Start(position, state, data, *compiling.result())
 

@@ -1,5 +1,6 @@
 """The bench of a network: what it times, and what sparse attention costs in fidelity."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -18,6 +19,8 @@ from pallas_kernels.attention import tables, tune
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.pallas_tpu import schedule
 from pallas_kernels.attention.shapes import SHAPES, Shape
+from tests.attention.test_sparse import EVEN, call_on, moving
+from tests.attention.test_svg2 import among
 
 TOY = Shape((2, 6, 8), 2, 16, 2)
 
@@ -30,7 +33,8 @@ def toy(monkeypatch):
 
 @pytest.mark.slow
 def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_path, capsys):
-    clock = iter([0.4, 0.3, 0.1, 0.2])  # a draft has dense rows, a quarter of them
+    draft, chance = (0.3, 0.1, 0.1, 0.07, 0.04), (0.2, 0.2, 0.1, 0.1)  # a draft has dense rows
+    clock = iter([0.4, *draft, *chance])  # the last three of each: the plan
     monkeypatch.setattr(bench.bench, "seconds", lambda *_: next(clock))
     options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".04"]
     options += ["--dense-layers", "0"]
@@ -40,6 +44,7 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
     assert (dense["policy"], dense["error"], dense["psnr"]) == ("dense", 0, 100)
     assert (draft["speedup"], chance["speedup"]) == pytest.approx((4, 2))
     assert draft["phases"] == {"dense": 0.3, "sparse": 0.1}
+    assert (draft["plan"], chance["plan"]) == (pytest.approx(1), 0)
     assert draft["run_speedup"] == pytest.approx(50 * 0.4 / (12 * 0.3 + 38 * 0.1))
     assert draft["density"] == chance["density"] == pytest.approx(4 / 96, abs=1e-3)
     assert draft["recall"] > chance["recall"] + 0.1
@@ -84,6 +89,37 @@ def test_what_a_policy_found_is_as_old_as_in_a_run(monkeypatch):
     assert all((x == before[0]).all() for x in before) and not (last == before[0]).all()
     assert (last == video[0]).all()  # what dense attention saw
     assert row["density"] == pytest.approx(0.25, abs=0.01) and row["dense_share"] == 0
+
+
+def test_the_share_of_choosing_blocks_is_that_of_what_is_left_without_attention(monkeypatch):
+    def seconds(forward, *_):
+        policy = forward.policy
+        if not isinstance(policy, stand_in.Unattended):
+            return 3.0
+        return 1.4 if policy.chooses else 1.0
+
+    monkeypatch.setattr(bench.bench, "seconds", seconds)
+    monkeypatch.setattr(bench.stand_in, "program", lambda model: model)
+    given = (SHAPES["toy"], POLICIES["draft"])
+    assert bench._plan_share(*given, ()) == pytest.approx(0.4 / 1.6)
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
+    assert bench._plan_share(*given, ()) is None
+
+
+@pytest.mark.parametrize("name", ["draft", "svg2"])
+def test_without_its_attention_a_policy_chooses_as_ever(name):
+    grid, policy = EVEN, dataclasses.replace(POLICIES[name], density=0.3, block=4, recall_queries=9)
+    (q, k, v), call, plain = moving(grid), call_on(grid), stand_in.Unattended(policy, False)
+    _, known = policy.attend(q, k, v, policy.init(grid), call, among)
+    out, state = stand_in.Unattended(policy).attend(q, k, v, policy.init(grid), call, among)
+    jax.tree.map(np.testing.assert_array_equal, state, known)
+    np.testing.assert_allclose(out, q, atol=1e-6)
+    out, state = plain.attend(q, k, v, policy.init(grid), call, among)
+    np.testing.assert_allclose(out, q, atol=1e-6)
+    assert float(state.tally.calls if name == "svg2" else state.calls) == 0
+    nan = v.at[0, -1, -1, -1].set(jnp.nan)  # all that attention reads is read
+    out, _ = stand_in.Unattended(policy).attend(q, k, nan, policy.init(grid), call, among)
+    assert np.isnan(out).any()
 
 
 def _watched(model, seen):

@@ -28,6 +28,15 @@ def told(monkeypatch):
 def test_options_are_those_of_the_platform():
     assert compiling.compiler_options("cpu") is None
     assert compiling.compiler_options("gpu") == compiling.GPU_OPTIONS
+    assert compiling.compiler_options("cpu", traced=True) is None
+    traced = compiling.compiler_options("gpu", traced=True)
+    assert traced == {**compiling.GPU_OPTIONS, "xla_gpu_enable_command_buffer": ""}
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_this_jax_knows_the_options_of_gpus(traced):
+    options = compiling.compiler_options("gpu", traced)
+    assert jax.jit(_twice).lower(3.0, 2).compile(compiler_options=options)(3.0, 2) == 6
 
 
 def test_a_program_is_compiled_with_the_options(told):

@@ -5,6 +5,7 @@ on it. These queries and keys are sharp, and the video has regions that attend t
 (specs/efficiency.md, 0.7).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Latents, PyTree
-from jvdm.attention import POLICIES
+from jvdm.attention import POLICIES, Policy
+from jvdm.attention.policy import Among, AttentionCall, TokenGrid
+from jvdm.compiling import Program
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.models.step_cache import StepCache
@@ -101,7 +104,47 @@ def program(model: VideoDiT) -> Any:
         made: Any = model.apply({"params": params}, x, call, told(states), carry)
         return made
 
-    return jax.jit(forward)
+    return Program(forward)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unattended(Policy):
+    """A sparse policy without its attention: what is left takes time for all else.
+
+    Queries pass through, after all that attention would read was read.
+    """
+
+    policy: Policy
+    """The policy."""
+    chooses: bool = True
+    """Whether it chooses blocks."""
+
+    def in_layers(self, depth: int) -> tuple[tuple[Policy, int], ...]:
+        """Divides the layers as the policy does."""
+        parts = self.policy.in_layers(depth)
+        return tuple((dataclasses.replace(self, policy=part), count) for part, count in parts)
+
+    def order(self, grid: TokenGrid) -> Any:
+        """Returns the order that the policy wants."""
+        return self.policy.order(grid)
+
+    def init(self, grid: TokenGrid) -> PyTree:
+        """Returns the state of the policy."""
+        return self.policy.init(grid)
+
+    def attend(self, q, k, v, state: PyTree, call: AttentionCall, among: Among):
+        """Returns queries, and the state that the policy would return."""
+        if self.chooses:
+            return self.policy.attend(q, k, v, state, call, _read)
+        return _read(q, call.turn(k), v, None), state
+
+
+def _read(q: Array, k: Array, v: Array, mask: Any, return_lse: bool = False) -> Any:
+    """Returns queries, and zeros, whose last bits could depend on all that is given."""
+    leaves = jax.tree.leaves((k, v, mask))
+    total = 1e-30 * sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves)
+    out = (q + total).astype(q.dtype)
+    return (out, jnp.broadcast_to(total, (q.shape[0], *q.shape[2:0:-1]))) if return_lse else out
 
 
 def row(shape: Shape, index: int = 0, level: float = LEVEL, after: float = 0.0) -> Call:

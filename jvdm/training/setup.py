@@ -165,9 +165,16 @@ def _averages(place: Path, fresh: PyTree) -> PyTree:
 
 
 def compile_step(
-    objective: Objective, step: Step, shapes: TrainState, data: PyTree, mesh: Mesh
+    objective: Objective,
+    step: Step,
+    shapes: TrainState,
+    data: PyTree,
+    mesh: Mesh,
+    traced: bool = False,
 ) -> tuple[Callable, float]:
     """Compiles `step` for the shapes and shardings of its donated arguments.
+
+    If it will be `traced`, so that every operation has its own time.
 
     Returns:
         `(state, data) -> (state, data, metrics)`, which holds what `objective` does not
@@ -186,7 +193,7 @@ def compile_step(
         step.run, donate_argnums=(1, 2), out_shardings=(state_sharding, data_sharding, None)
     )
     devices = jax.tree.leaves(state_sharding)[0].device_set
-    options = compiler_options(next(iter(devices)).platform)
+    options = compiler_options(next(iter(devices)).platform, traced)
     for note in whole(shapes.params, mesh):
         print(note, file=sys.stderr)
     with using(mesh):
