@@ -22,7 +22,7 @@ GRAVITY = 9.8
 _MAX_STEP, _MAX_STEP_OCCLUDED = 9.0, 14.0
 _MAX_AREA_RATIO = 1.5
 _MAX_LAST_AREA = 0.6  # Of its largest area, in the frame before it hides.
-_STRAY_AREA, _STRAY_SHARE = 12.0, 0.1
+STRAY_AREA, _STRAY_SHARE = 12.0, 0.1
 # Of 3,900 free silhouettes of true clips none was below .883 or above 1.57.
 _MIN_CONVEXITY, _MAX_ELONGATION, _FUSED_AREA, _FUSED_SHARE = 0.84, 1.65, 30.0, 0.1
 
@@ -52,7 +52,7 @@ class Permanence(NamedTuple):
 def color_set_right(tracks: Tracks, active: Bool[Array, "B K"]) -> Bool[Array, " B"]:
     """Every named colour is seen in a quarter of the frames, and no other colour is."""
     seen = (tracks.pieces > 0).mean(1)
-    other = (tracks.stray > _STRAY_AREA).mean(1)
+    other = (tracks.stray > STRAY_AREA).mean(1)
     return jnp.where(active, seen > 0.25, True).all(-1) & (other < 0.25)
 
 
@@ -94,7 +94,7 @@ def permanence(tracks: Tracks, active: Bool[Array, "B K"], fps: float = 12.0) ->
     area = jnp.maximum(tracks.area, 1.0)
     ratio = jnp.abs(jnp.log(area[:, 1:] / area[:, :-1]))
     sudden = ~hindered & (ratio * (fps / 12.0) > jnp.log(_MAX_AREA_RATIO))
-    stray = tracks.stray > _STRAY_AREA
+    stray = tracks.stray > STRAY_AREA
     return Permanence(
         lost=gone.any(-1) | _never_seen(tracks, active),
         created=come.any(-1) | partly.any(-1) | (_stray(tracks) & ~stray.all(1)),
@@ -113,7 +113,7 @@ def _never_seen(tracks: Tracks, active: Bool[Array, "B K"]) -> Bool[Array, " B"]
 
 
 def _stray(tracks: Tracks) -> Bool[Array, " B"]:
-    return (tracks.stray > _STRAY_AREA).mean(1) > _STRAY_SHARE
+    return (tracks.stray > STRAY_AREA).mean(1) > _STRAY_SHARE
 
 
 def _unexplained(tracks: Tracks) -> tuple[Bool[Array, "B K"], Bool[Array, "B K"]]:

@@ -63,7 +63,7 @@ def measure_stream(
         "frames/s": len(parts[-2]) / float(np.median(timed)),
         "slowdown": float(np.median(timed[half:]) / np.median(timed[:half])),
         **measure_borders(video, borders),
-        "drift": 255.0 * _colour_distance(first, last),
+        "drift": 255.0 * colour_distance(first, last),
         "motion": _change(last) / max(_change(first), 1e-4),
         "PSNR": float(psnr(jnp.asarray(first[None]), jnp.asarray(clip[None]) / 255.0)[0]),
     }
@@ -91,6 +91,17 @@ def measure_borders(video: np.ndarray, borders: Sequence[int]) -> dict[str, Any]
     }
 
 
+def colour_distance(one: np.ndarray, two: np.ndarray) -> float:
+    """Returns the mean difference of the means and deviations of each colour of two films.
+
+    Args:
+        one: `[T, H, W, 3]`, 0..1.
+        two: Likewise, of any length.
+    """
+    moments = [np.stack([x.mean((0, 1, 2)), x.std((0, 1, 2))]) for x in (one, two)]
+    return float(np.abs(moments[0] - moments[1]).mean())
+
+
 def mean_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the means over several streams, and where each stands out and how it changes."""
     single = ("seam at", "changes")
@@ -115,9 +126,3 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 def _change(video: np.ndarray) -> float:
     return float(frame_change(jnp.asarray(video[None]))[0])
-
-
-def _colour_distance(one: np.ndarray, two: np.ndarray) -> float:
-    """Returns the mean difference of means and deviations per channel."""
-    moments = [np.stack([x.mean((0, 1, 2)), x.std((0, 1, 2))]) for x in (one, two)]
-    return float(np.abs(moments[0] - moments[1]).mean())

@@ -33,7 +33,10 @@ from jvdm.samplers import (
     stream_of,
 )
 from jvdm.values import from_data, to_data
+from jvdm.world.scene import COLORS
+from tests.evaluation.drawn import disc, ground
 from tests.generate import nano
+from tests.systems import drift_curves
 
 PROMPT = "a large red ball rolls to the left"
 
@@ -212,6 +215,32 @@ def test_what_is_measured_of_a_stream(monkeypatch, pipe):
     np.testing.assert_allclose(found["PSNR"], 20 * np.log10(25.5), rtol=1e-3)
     with pytest.raises(jvdm.ConfigError, match="7 frames; its ends are compared; make 8"):
         streams.measure_stream(pipe, PROMPT, 0, 7, video[:4])
+
+
+def test_a_curve_tells_what_is_seen_in_each_quarter_and_how_colours_drift():
+    """A red disc that is two in the second quarter, blue in the third, and gone in the last."""
+    film = disc(ground(40), "red", (32, 20), 8, slice(0, 20))
+    film = disc(disc(film, "red", (32, 48), 8, slice(10, 20)), "blue", (32, 20), 8, slice(20, 30))
+    film[:, 0] += np.linspace(0, 0.02, 40)[:, None, None]  # what changes all the time
+    parts = np.split(np.round(255 * film).astype(np.uint8), range(5, 40, 5))
+    seam, *rest = drift_curves.row_of(parts, COLORS.index("red"))
+    assert rest[:4] == [1, 0, 0, 0] and seam > 10
+    assert min(rest[4:]) > 1
+    still = drift_curves.row_of([parts[0]] * 8, COLORS.index("red"))
+    assert still[1:5].tolist() == [1] * 4 and max(still[5:]) < 0.01
+
+
+def test_a_naive_film_goes_on_from_the_last_picture_of_each_clip():
+    told = []
+
+    def clips(prompt, image=None, **rules):
+        told.append((None if image is None else int(image[0, 0, 0]), rules["seed"]))
+        first = 10 * len(told) if image is None else image[0, 0, 0]
+        return (first + np.arange(9)).astype(np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3))
+
+    parts, _ = drift_curves.naive(clips, PROMPT, {"seed": 2, "num_frames": 25})
+    assert told == [(None, 2000), (18, 2001), (26, 2002)]
+    assert np.concatenate(parts)[:, 0, 0, 0].tolist() == list(range(10, 35))
 
 
 def test_streams_are_measured_beside_the_clip(weights, tmp_path):
