@@ -169,7 +169,8 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
             finished ones.
 
     Raises:
-        ConfigError: If the rule has no such rows, or its lag is not 1 to `S`.
+        ConfigError: If the rule has no such rows, its lag is not 1 to `S`, or a window that it asks
+            for holds a part of a finished block.
     """
     steps, context = levels.shape[0] - 1, 0
     kept: bool | Literal["by level"] = False
@@ -182,7 +183,8 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
             why = "a cache for each level has frames as they were there, and no jumps"
             raise ConfigError(f"{what} in a stream", why, "leave both out, flush forgets")
         window, rule = 0, rule.rule
-    if isinstance(rule, WindowedMatrix):
+    asked = isinstance(rule, WindowedMatrix)
+    if asked:
         window, context, rule = rule.window or 0, rule.context, rule.rule
     if isinstance(rule, SynchronousMatrix):
         rule = LagMatrix(-(-steps // max(1, min(window - 1, steps))))
@@ -200,7 +202,8 @@ def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> Stream
         why = "every chunk of a stream is one block; what begins it is a clip"
         raise ConfigError(what, why, "leave first_block out")
     in_work = -(-steps // max(1, rule.lag)) * rule.block
-    context = max(context, window - in_work) // rule.block * rule.block
+    context = max(context, window - in_work)
+    context -= 0 if asked else context % rule.block
     rows = stream_rows(levels, rule.lag, rule.block, context, kept=kept)
     return _retold(rows, **retold) if retold else rows
 

@@ -11,8 +11,10 @@ import pytest
 
 from jvdm.errors import ConfigError, NumericsError, ShapeError
 from jvdm.samplers import (
+    AutoregressiveMatrix,
     Denoised,
     Euler,
+    WindowedMatrix,
     consecutive,
     initial_noise,
     lag_matrix,
@@ -26,6 +28,7 @@ from jvdm.samplers.stream import (
     stream,
     stream_cycle,
     stream_init,
+    stream_of,
     stream_rows,
     stream_step,
     warm_start,
@@ -188,6 +191,10 @@ def test_bad_numbers_are_refused():
         stream_cycle(1, 4, 5)
     with pytest.raises(ConfigError, match="3 frames of context in a stream of blocks of 2"):
         stream_cycle(2, 4, 1, 3)
+    for windowed in ({"window": 3}, {"context": 1}):  # no frame that was asked for is left out
+        rule = WindowedMatrix(AutoregressiveMatrix(2), **windowed)
+        with pytest.raises(ConfigError, match="1 frames of context in a stream of blocks of 2"):
+            stream_of(rule, LEVELS, 9)
 
 
 def test_a_chunk_that_is_not_finite_is_an_error_that_names_it():
