@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
-from pallas_kernels.attention.planned import Planned, backend, is_planned, planned_attention
+from pallas_kernels.attention.planned import (
+    Planned,
+    backend,
+    capability,
+    is_planned,
+    planned_attention,
+)
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
 from pallas_kernels.attention.xla import gather_attention, looped_mass
@@ -324,6 +330,7 @@ def refusal(q: Float[Array, "B Q N D"]) -> str:
         return f"the default device is {backend()}, not an NVIDIA GPU"
     if q.dtype.itemsize != 2:
         return f"the inputs are {q.dtype}, not 16-bit"
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"the head size {q.shape[-1]} is not a multiple of 8 up to 128"
+    largest = 256 if capability() == "9.0" else 128
+    if q.shape[-1] % 8 or q.shape[-1] > largest:
+        return f"the head size {q.shape[-1]} is not a multiple of 8 up to {largest}"
     return ""

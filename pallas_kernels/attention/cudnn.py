@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.kernel import KernelUnavailable
+from pallas_kernels.attention.planned import capability
 from pallas_kernels.block_mask import BlockMask
 
 MODULE = "cudnn.block_sparse_attention.jax_api"
@@ -26,12 +27,10 @@ class Cudnn:
 
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call here; empty if they can."""
-        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
+        found = capability()
         cut = mask.kv_lengths is not None or mask.kv_len % BLOCK
         reasons = {
-            f"the GPU has compute capability {capability}, not 10.0 (B100, B200)": (
-                capability != "10.0"
-            ),
+            f"the GPU has compute capability {found}, not 10.0 (B100, B200)": found != "10.0",
             f"{jax.process_count()} processes run, it serves one": jax.process_count() > 1,
             f"the inputs are {q.dtype}, not bfloat16": q.dtype != jnp.bfloat16,
             f"the head size {q.shape[-1]} is above 128": q.shape[-1] > 128,

@@ -40,6 +40,11 @@ def backend() -> str:
     return _planned.value or jax.default_backend()
 
 
+def capability() -> str:
+    """Returns the compute capability of the GPU that a program is traced for, `9.0` for Hopper."""
+    return "9.0" if is_planned() else getattr(jax.devices()[0], "compute_capability", "unknown")
+
+
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """Stands for a kernel, or for cuDNN."""

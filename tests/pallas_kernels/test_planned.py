@@ -61,7 +61,7 @@ def test_lists_have_the_operations_of_their_blocks():
 
 
 def test_what_a_gpu_has_no_kernel_for_is_planned_as_it_would_run():
-    wide = jax.ShapeDtypeStruct((B, L, N, 160), jnp.bfloat16)
+    wide = jax.ShapeDtypeStruct((B, L, N, 264), jnp.bfloat16)
     exact = jax.ShapeDtypeStruct((B, L, N, D), jnp.float32)
     for shape in (wide, exact):
         with traced_for_gpu():

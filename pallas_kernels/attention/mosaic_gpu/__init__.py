@@ -22,11 +22,13 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
-from pallas_kernels.attention.planned import is_planned
+from pallas_kernels.attention.planned import capability
 from pallas_kernels.attention.xla import looped_mass, queries_gradient
 from pallas_kernels.block_mask import BlockMask
 
 __all__ = ["MosaicGPU"]
+
+HOPPER = "9.0 (H100, H200)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +71,8 @@ class MosaicGPU:
 
     def refusal_of_device(self) -> str:
         """The same for any call."""
-        capability = getattr(jax.devices()[0], "compute_capability", "unknown")
-        capability = "9.0" if is_planned() else capability
-        if capability != "9.0":
-            return f"the GPU has compute capability {capability}, not 9.0 (H100, H200)"
-        return ""
+        found = capability()
+        return "" if found == "9.0" else f"the GPU has compute capability {found}, not {HOPPER}"
 
     def about(self, mask: BlockMask) -> str:
         """Says how small blocks are served, and whose tiles if the tables lack this device."""
