@@ -23,7 +23,7 @@ generate: $(READY)
 	@$(BIN)/jvdm generate "$$PROMPT" $(ARGS)
 
 test: $(READY_TO_TEST)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not notebook and not browser and not long" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not notebook and not browser and not long" $(ARGS)
 
 lint: $(READY_TO_TEST)
 	$(BIN)/ruff check .

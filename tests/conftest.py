@@ -48,6 +48,23 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 
+# Tracing makes many objects that live long: to look for garbage at every 700th of them, as Python
+# does, is a seventh of a run.
+gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Modules with slow tests first: one of them at the end would leave a core without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: nothing looks at it again."""
+    gc.freeze()
+
+
 if importlib.util.find_spec("hypothesis") is not None:
     import hypothesis
 
