@@ -353,12 +353,14 @@ def _plan_share(shape: Shape, policy: Sparse, given: tuple[Any, ...]) -> float |
         policy: Of the phase; all layers are sparse here.
         given: Parameters, video, states of a prompt, and the carry after such a row.
     """
-    sparse, row = dataclasses.replace(policy, dense_layers=0), stand_in.row(shape)
+    row, sparse = stand_in.row(shape), dataclasses.replace(policy, dense_layers=0)
     chosen = stand_in.Unattended(sparse)
-    whole, listed, plain = (
-        bench.seconds(stand_in.program(stand_in.network(shape, mine)), *given, row)
+    networks: list[Any] = [
+        stand_in.network(shape, mine)
         for mine in (sparse, chosen, dataclasses.replace(chosen, chooses=False))
-    )
+    ]
+    times = (bench.seconds(stand_in.program(network), *given, row) for network in networks)
+    whole, listed, plain = times
     return (listed - plain) / (whole - listed) if whole > listed else None
 
 

@@ -1,6 +1,5 @@
 """The bench of a network: what it times, and what sparse attention costs in fidelity."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from jvdm import bench, cli
-from jvdm.attention import POLICIES, AdaSpa
+from jvdm.attention import POLICIES, SVG2, AdaSpa, Draft
 from jvdm.errors import ConfigError
 from jvdm.models import stand_in
 from jvdm.samplers import Call
@@ -100,15 +99,14 @@ def test_the_share_of_choosing_blocks_is_that_of_what_is_left_without_attention(
 
     monkeypatch.setattr(bench.bench, "seconds", seconds)
     monkeypatch.setattr(bench.stand_in, "program", lambda model: model)
-    given = (SHAPES["toy"], POLICIES["draft"])
-    assert bench._plan_share(*given, ()) == pytest.approx(0.4 / 1.6)
+    assert bench._plan_share(TOY, Draft(), ()) == pytest.approx(0.4 / 1.6)
     monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
-    assert bench._plan_share(*given, ()) is None
+    assert bench._plan_share(TOY, Draft(), ()) is None
 
 
-@pytest.mark.parametrize("name", ["draft", "svg2"])
-def test_without_its_attention_a_policy_chooses_as_ever(name):
-    grid, policy = EVEN, dataclasses.replace(POLICIES[name], density=0.3, block=4, recall_queries=9)
+@pytest.mark.parametrize("kind", [Draft, SVG2])
+def test_without_its_attention_a_policy_chooses_as_ever(kind):
+    grid, policy = EVEN, kind(density=0.3, block=4, recall_queries=9)
     (q, k, v), call, plain = moving(grid), call_on(grid), stand_in.Unattended(policy, False)
     _, known = policy.attend(q, k, v, policy.init(grid), call, among)
     out, state = stand_in.Unattended(policy).attend(q, k, v, policy.init(grid), call, among)
@@ -116,7 +114,7 @@ def test_without_its_attention_a_policy_chooses_as_ever(name):
     np.testing.assert_allclose(out, q, atol=1e-6)
     out, state = plain.attend(q, k, v, policy.init(grid), call, among)
     np.testing.assert_allclose(out, q, atol=1e-6)
-    assert float(state.tally.calls if name == "svg2" else state.calls) == 0
+    assert float(state.tally.calls if kind is SVG2 else state.calls) == 0
     nan = v.at[0, -1, -1, -1].set(jnp.nan)  # all that attention reads is read
     out, _ = stand_in.Unattended(policy).attend(q, k, nan, policy.init(grid), call, among)
     assert np.isnan(out).any()

@@ -41,6 +41,19 @@ class Packed(NamedTuple):
     owner: Int[Array, "G T"]
     lengths: Int[Array, "G T"]
 
+    @classmethod
+    def empty(cls, groups: int, tokens: int, clusters: int, block: int) -> "Packed":
+        """Returns what `packed` returns for such sizes, all zeros."""
+        number = _blocks(tokens, clusters, block)
+        sizes = number * block, tokens, number, number
+        return cls(*(jnp.zeros((groups, size), jnp.int32) for size in sizes))
+
+    @property
+    def labels(self) -> Int[Array, "G S"]:
+        """Cluster of every token."""
+        block = self.source.shape[1] // self.owner.shape[1]
+        return jnp.take_along_axis(self.owner, self.slot // block, 1)
+
     def apply(self, x: Float[Array, "G S D"]) -> Float[Array, "G slots D"]:
         """Returns tokens slot by slot, padding included."""
         return jnp.take_along_axis(x, self.source[..., None], 1)
@@ -72,12 +85,13 @@ def means(x: Float[Array, "G S D"], centroids: Float[Array, "G C D"], rounds: in
     given = jnp.moveaxis(pieces, 1, 0), known
 
     def again(_: Array | int, found: Clusters) -> Clusters:
-        sums = jnp.zeros(found.centroids.shape), jnp.zeros_like(found.sizes)
         divide = functools.partial(_divided, found.centroids)
-        (total, sizes), labels = jax.lax.scan(divide, sums, given)
+        total, labels = jax.lax.scan(divide, jnp.zeros(found.centroids.shape), given)
+        labels = jnp.moveaxis(labels, 0, 1).reshape(groups, -1)[:, :tokens]
+        sizes = jnp.zeros_like(found.sizes).at[jnp.arange(groups)[:, None], labels].add(1)
         some = sizes[..., None]
         moved = jnp.where(some > 0, total / jnp.maximum(some, 1), found.centroids)
-        return Clusters(moved, jnp.moveaxis(labels, 0, 1).reshape(groups, -1)[:, :tokens], sizes)
+        return Clusters(moved, labels, sizes)
 
     labels, sizes = (jnp.zeros((groups, n), jnp.int32) for n in (tokens, centroids.shape[1]))
     first = Clusters(centroids.astype(jnp.float32), labels, sizes)
@@ -86,9 +100,9 @@ def means(x: Float[Array, "G S D"], centroids: Float[Array, "G C D"], rounds: in
 
 def _divided(
     centroids: Float[Array, "G C D"],
-    sums: tuple[Float[Array, "G C D"], Int[Array, "G C"]],
+    sums: Float[Array, "G C D"],
     given: tuple[Float[Array, "G s D"], Bool[Array, " s"]],
-) -> tuple[tuple[Float[Array, "G C D"], Int[Array, "G C"]], Int[Array, "G s"]]:
+) -> tuple[Float[Array, "G C D"], Int[Array, "G s"]]:
     """Adds the tokens of a piece to the sums of their clusters; returns their labels too."""
     x, known = given
     at, kind = centroids.astype(x.dtype), jnp.float32
@@ -98,15 +112,13 @@ def _divided(
     every = jnp.arange(centroids.shape[1])[None, None]
     member = (labels[..., None] == every) & known[None, :, None]
     total = jnp.einsum("gsc,gsd->gcd", member.astype(x.dtype), x, preferred_element_type=kind)
-    return (sums[0] + total, sums[1] + jnp.sum(member, 1, dtype=jnp.int32)), labels
+    return sums + total, labels
 
 
 def packed(found: Clusters, block: int) -> Packed:
     """Puts the tokens of clusters into blocks, cluster after cluster.
 
-    A block holds tokens of one cluster, so that `C` clusters of `S` tokens need at most
-    `(S + C * (block - 1)) // block` blocks, which is how many there are; about half a block per
-    cluster stays empty.
+    A block holds tokens of one cluster; about half a block per cluster stays empty.
 
     Args:
         found: The clusters.
@@ -121,7 +133,7 @@ def packed(found: Clusters, block: int) -> Packed:
     before = jnp.cumsum(found.sizes, -1) - found.sizes
     shift = jnp.take_along_axis(begins * block - before, label, -1)
     place = jnp.arange(tokens)[None] + shift  # slot of the tokens in the order of their clusters
-    number, rows = (tokens + count * (block - 1)) // block, jnp.arange(groups)[:, None]
+    number, rows = _blocks(tokens, count, block), jnp.arange(groups)[:, None]
     source = jnp.zeros((groups, number * block), jnp.int32).at[rows, place].set(order)
     slot = jnp.zeros((groups, tokens), jnp.int32).at[rows, order].set(place)
     tile = jnp.arange(number)[None]
@@ -130,3 +142,8 @@ def packed(found: Clusters, block: int) -> Packed:
     size, begin = (jnp.take_along_axis(x, mine, -1) for x in (found.sizes, begins))
     lengths = jnp.clip(size - (tile - begin) * block, 0, block)
     return Packed(source, slot, owner, jnp.where(owner < count, lengths, 0))
+
+
+def _blocks(tokens: int, clusters: int, block: int) -> int:
+    """Returns the most blocks that tokens can need, each of one cluster."""
+    return (tokens + clusters * (block - 1)) // block

@@ -1,6 +1,7 @@
 """Sparse VideoGen2: tokens that are alike are brought together, clusters attend to clusters."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,18 +22,36 @@ KEYS = 64  # tokens of a block of keys, at most: a cluster leaves half a block e
 HALVINGS = 16  # of the interval of the top-p that fits the density
 
 
+class Listed(NamedTuple):
+    """What attends to what, of `G` heads.
+
+    Attributes:
+        rows: Queries in blocks of one cluster.
+        columns: Keys likewise.
+        marked: bool[G, C, c], clusters of keys that clusters of queries attend to.
+        density: f32[], share of all pairs of tokens.
+    """
+
+    rows: Packed
+    columns: Packed
+    marked: Bool[Array, "G C c"]
+    density: Float[Array, ""]
+
+
 class Centroids(NamedTuple):
     """What a layer remembers.
 
     Attributes:
         tally: What was done.
-        queries: f32[B, N, C, D], centroids of the last row.
+        queries: f32[B, N, C, D], centroids of the last search.
         keys: f32[B, N, C, D], the same of keys.
+        listed: What it found, head by head, where it serves several rows; else None.
     """
 
     tally: Tally
     queries: Float[Array, "B N C D"]
     keys: Float[Array, "B N c D"]
+    listed: Listed | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +87,8 @@ class SVG2(Sparse):
     """Rounds of k-means in the first sparse row."""
     later: int = 2
     """Rounds in every later one."""
+    every: int = 1
+    """Rows that a search serves, which then attend among the same tokens; the authors have 1."""
     warm: bool = True
     """Whether a call starts from the centroids of the last one, instead of from tokens."""
 
@@ -80,6 +101,13 @@ class SVG2(Sparse):
             if getattr(self, name) < 0:
                 what = f"{getattr(self, name)} clusters of {name}"
                 raise ConfigError(what, "it is a number", "use 1 or more, or 0, which chooses")
+        if self.every < 1:
+            why, fix = "a search serves the row that it is of", "use 1, or 4 to search less"
+            raise ConfigError(f"every is {self.every}", why, fix)
+        if self.every > 1 and (self.dense_above < 1 or len(self.densities) > 1):
+            what = f"a search for {self.every} rows, whose densities differ"
+            fix = "use every=1, or dense_above=1 and shares of layers and heads"
+            raise ConfigError(what, "they attend among the same tokens", fix)
         for name in ("first", "later"):
             if getattr(self, name) < 1:
                 what = f"{getattr(self, name)} rounds of k-means"
@@ -98,14 +126,14 @@ class SVG2(Sparse):
         """Returns what the rows of a phase do."""
         if name == "dense":
             return self._dense()
-        return dataclasses.replace(self, warm=self.warm and name != "first")
+        return dataclasses.replace(self, warm=False, every=1) if name == "first" else self
 
     def order(self, grid: TokenGrid) -> None:
         """Asks for no order: every head has its own."""
         return None
 
     def init(self, grid: TokenGrid) -> Centroids:
-        """Checks the grid; there are no centroids yet.
+        """Checks the grid; nothing is found yet.
 
         Raises:
             ConfigError: If there are more clusters than tokens, or blocks that cannot be.
@@ -121,7 +149,14 @@ class SVG2(Sparse):
         queries, keys = (
             jnp.zeros((grid.batch, grid.heads, count, grid.head_dim)) for count in counts
         )
-        return Centroids(Tally.empty(), queries, keys)
+        if self.every == 1:
+            return Centroids(Tally.empty(), queries, keys)
+        heads, tokens = grid.batch * grid.heads, grid.tokens
+        sizes = zip(counts, self.sizes(grid), strict=True)
+        rows, columns = (Packed.empty(heads, tokens, count, size) for count, size in sizes)
+        marked = jnp.zeros((heads, *counts), bool)
+        listed = Listed(rows, columns, marked, jnp.zeros(()))
+        return Centroids(Tally.empty(), queries, keys, listed)
 
     def sizes(self, grid: TokenGrid) -> tuple[int, int]:
         """Returns the tokens of a block of queries and of keys."""
@@ -143,20 +178,41 @@ class SVG2(Sparse):
         if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
         q, k, v = (_by_head(x) for x in (q, k, v))
-        asks, told = self.clusters(q, state.queries), self.clusters(k, state.keys)
-        listed = self.listed_clusters(asks, told, call)
-        sizes = self.sizes(call.grid)
-        rows, columns = (packed(x, size) for x, size in zip((asks, told), sizes, strict=True))
-        mask = mask_of(listed, rows, columns, sizes)
+        if self.every == 1:
+            asks, told, listed = self.searched(q, k, state, call)
+        else:
+            found = (x.reshape(-1, *x.shape[2:]) for x in (state.queries, state.keys))
+            kept = (*found, state.listed)
+            search = functools.partial(self.searched, q, k, state, call)
+            due = call.row.index % self.every == 0
+            asks, told, listed = jax.lax.cond(due, search, lambda: kept)
+        rows, columns = listed.rows, listed.columns
+        mask = mask_of(listed, self.sizes(call.grid))
         parts = rows.apply(q), columns.apply(k), columns.apply(v)
         out = rows.undo(among(*(x[:, :, None] for x in parts), mask)[:, :, 0])
         seen: Any = jnp.nan
         if self.recall_queries:
-            seen = recall(q, k, listed, asks, told, self.recall_queries)
-        tally = state.tally.add(density(listed, asks, told), seen, dense=False)
+            seen = recall(q, k, listed, self.recall_queries)
+        tally, kept = state.tally.add(listed.density, seen, dense=False), state.listed and listed
         heads = (call.grid.batch, call.grid.heads)
-        kept = (x.centroids.reshape(*heads, *x.centroids.shape[1:]) for x in (asks, told))
-        return jnp.moveaxis(out.reshape(*heads, *out.shape[1:]), 1, 2), Centroids(tally, *kept)
+        asks, told = (x.reshape(*heads, *x.shape[1:]) for x in (asks, told))
+        out = jnp.moveaxis(out.reshape(*heads, *out.shape[1:]), 1, 2)
+        return out, Centroids(tally, asks, told, kept)
+
+    def searched(
+        self,
+        q: Float[Array, "G S D"],
+        k: Float[Array, "G S D"],
+        state: Centroids,
+        call: AttentionCall,
+    ) -> tuple[Float[Array, "G C D"], Float[Array, "G c D"], Listed]:
+        """Returns the centroids of queries and keys, and what attends to what."""
+        asks, told = self.clusters(q, state.queries), self.clusters(k, state.keys)
+        marked = self.listed_clusters(asks, told, call)
+        parts = zip((asks, told), self.sizes(call.grid), strict=True)
+        rows, columns = (packed(x, size) for x, size in parts)
+        listed = Listed(rows, columns, marked, density(marked, asks, told))
+        return asks.centroids, told.centroids, listed
 
     def clusters(self, x: Float[Array, "G S D"], last: Float[Array, "B N C D"]) -> Clusters:
         """Divides the tokens of every head; all heads search from the same tokens."""
@@ -209,12 +265,11 @@ class SVG2(Sparse):
         return marked | every[..., None]
 
 
-def mask_of(
-    listed: Bool[Array, "G C c"], rows: Packed, columns: Packed, sizes: tuple[int, int]
-) -> BlockMask:
-    """Returns the lists of blocks of a map of clusters, one batch row for each head."""
+def mask_of(listed: Listed, sizes: tuple[int, int]) -> BlockMask:
+    """Returns the lists of blocks of queries and keys, one batch row for each head."""
+    rows, columns, marked, _ = listed
     short = ((0, 0), (0, 1), (0, 1))  # blocks without a cluster are listed nowhere, and list none
-    found = jnp.pad(listed, short)
+    found = jnp.pad(marked, short)
     found = jnp.take_along_axis(found, rows.owner[..., None], 1)
     found = jnp.take_along_axis(found, columns.owner[:, None], 2)
     return BlockMask.from_dense(
@@ -237,9 +292,7 @@ def density(listed: Bool[Array, "G C c"], asks: Clusters, told: Clusters) -> Flo
 def recall(
     q: Float[Array, "G S D"],
     k: Float[Array, "G S D"],
-    listed: Bool[Array, "G C c"],
-    asks: Clusters,
-    told: Clusters,
+    listed: Listed,
     queries: int,
 ) -> Float[Array, ""]:
     """Estimates the share of dense attention on listed clusters from some queries of each head."""
@@ -248,8 +301,8 @@ def recall(
     chosen = np.sort(np.random.default_rng(0).choice(tokens, count, replace=False))
     scores = jnp.einsum("gqd,gkd->gqk", q[:, chosen], k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, -1)
-    kept = jnp.take_along_axis(listed, asks.labels[:, chosen, None], 1)
-    kept = jnp.take_along_axis(kept, told.labels[:, None], 2)
+    kept = jnp.take_along_axis(listed.marked, listed.rows.labels[:, chosen, None], 1)
+    kept = jnp.take_along_axis(kept, listed.columns.labels[:, None], 2)
     return jnp.mean(jnp.sum(jnp.where(kept, weights, 0.0), -1))
 
 

@@ -132,6 +132,10 @@ class Unattended(Policy):
         """Returns the state of the policy."""
         return self.policy.init(grid)
 
+    def select(self, *given: Any) -> Any:
+        """Returns what the policy chooses."""
+        return self.policy.select(*given)
+
     def attend(self, q, k, v, state: PyTree, call: AttentionCall, among: Among):
         """Returns queries, and the state that the policy would return."""
         if self.chooses:

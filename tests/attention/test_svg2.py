@@ -11,7 +11,7 @@ import pytest
 
 from jvdm.attention import SVG2, Draft, Window
 from jvdm.attention.clusters import means, packed
-from jvdm.attention.svg2 import density, recall
+from jvdm.attention.svg2 import Listed, density, recall
 from jvdm.errors import ConfigError
 from pallas_kernels import block_sparse_attention, dense_attention
 from tests.attention.test_sparse import EVEN, ODD, call_on, chosen, moving
@@ -176,6 +176,33 @@ def test_a_warm_start_goes_on_from_the_centroids_of_the_same_head():
     np.testing.assert_array_equal(warm.queries.reshape(moved.centroids.shape), moved.centroids)
 
 
+def test_rows_between_searches_attend_among_the_same_tokens():
+    policy = SVG2(0.25, every=3, **PLAIN)
+    each, noise = dataclasses.replace(policy, every=1), jax.random.key(0)
+    noise = 0.3 * jax.random.normal(noise, (3, *moving(EVEN)[0].shape))
+    drifted = tuple(x + part for x, part in zip(moving(EVEN), noise, strict=True))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(policy, inputs, state, index):
+        call = call_on(EVEN)
+        call = call._replace(row=call.row._replace(index=index))
+        return policy.attend(*inputs, state, call, among)
+
+    first = run(policy.in_phase("first"), moving(EVEN), policy.init(EVEN), 1)[1]
+    out, kept = run(policy, drifted, first, 2)
+    jax.tree.map(np.testing.assert_array_equal, kept[1:], first[1:])
+    found = zip(first.listed.marked, *(part.labels for part in first.listed[:2]), strict=True)
+    pairs = jnp.stack([some[rows][:, columns] for some, rows, columns in found])
+    mask = pairs.reshape(EVEN.batch, EVEN.heads, *pairs.shape[1:])
+    np.testing.assert_allclose(out, dense_attention(*drifted, mask=mask), rtol=3e-6, atol=3e-6)
+    assert float(kept.tally.density) == pytest.approx(2 * float(pairs.mean()), abs=1e-5)
+    out, again = run(policy, drifted, kept, 3)
+    known, theirs = run(each, drifted, first._replace(listed=None), 3)
+    np.testing.assert_array_equal(out, known)
+    np.testing.assert_array_equal(again.keys, theirs.keys)
+    assert theirs.listed is None and not (again.keys == kept.keys).all()
+
+
 def test_the_samples_of_a_batch_remember_for_themselves():
     """Branches of guidance are batch rows."""
     policy = SVG2(0.25, **PLAIN)
@@ -198,7 +225,9 @@ def test_queries_of_noisy_frames_attend_to_everything():
 def test_recall_from_some_queries_is_near_that_from_all():
     asks, told, listed = divided(SVG2(0.2, **PLAIN), EVEN)
     q, k = (by_head(x) for x in moving(EVEN)[:2])
-    few, every = (float(recall(q, k, listed, asks, told, n)) for n in (64, 10_000))
+    rows, columns = packed(asks, 4), packed(told, 4)
+    found = Listed(rows, columns, listed, density(listed, asks, told))
+    few, every = (float(recall(q, k, found, n)) for n in (64, 10_000))
     assert abs(few - every) < 0.1 and few != every
     unknown = dataclasses.replace(SVG2(0.2, **PLAIN), recall_queries=0)
     assert np.isnan(attended(unknown, EVEN, "first")[1].tally.recall)
@@ -209,7 +238,7 @@ def test_rows_are_divided_as_published():
     assert SVG2(dense_rows=1.0).phases(3) == (("dense", 3),)
     assert SVG2(dense_rows=0.0).phases(1) == (("first", 1),)
     assert SVG2().in_phase("sparse") == SVG2()
-    assert SVG2().in_phase("first") == SVG2(warm=False)
+    assert SVG2(every=4).in_phase("first") == SVG2(warm=False)
     wan = dataclasses.replace(EVEN, frames=21, height=45, width=80)
     assert SVG2().counts(wan) == (100, 500) and SVG2().sizes(wan) == (128, 64)
 
@@ -220,6 +249,9 @@ def test_rows_are_divided_as_published():
         (lambda: SVG2(mass=0.0), "mass is 0"),
         (lambda: SVG2(keys=-1), "-1 clusters of keys"),
         (lambda: SVG2(later=0), "0 rounds of k-means"),
+        (lambda: SVG2(every=0), "every is 0"),
+        (lambda: SVG2(every=2, dense_above=0.5), "a search for 2 rows, whose densities differ"),
+        (lambda: SVG2(every=2, shares=(((0.5,),), ((1.0,),))), "whose densities differ"),
         (lambda: SVG2(queries=1000).init(EVEN), "1000 clusters of queries .* 256 tokens"),
         (lambda: SVG2(0.001).init(EVEN), "less than one of 128 blocks"),
     ],
