@@ -47,6 +47,11 @@ def test_frames_are_those_of_calls_that_see_all_and_know_nothing_of_what_follows
     np.testing.assert_allclose(made[:, :4], short, rtol=1e-4, atol=1e-4)
 
 
+def test_a_window_holds_the_frames_that_the_network_is_shown():
+    base = dataclasses.replace(BASE, model=MODEL.clone(back=(1, 3)))
+    assert load_system("art_v", base).sampling.matrix.window == 4
+
+
 def test_a_stream_keeps_its_anchor_in_a_state_of_one_size(film):
     session = begin_session(film, Request(prompt=PROMPT, seed=0))
     found = []
