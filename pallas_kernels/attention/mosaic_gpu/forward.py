@@ -36,10 +36,9 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     sync,
     turns,
 )
-from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, Kinds, Lists, Tiles, Work
+from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, MASKED, Kinds, Lists, Tiles, Work
 
 GROWTH = 8.0  # in powers of two: a weight is at most 2**GROWTH before it is divided by the sum
-MASKED = -1e30  # a score; finite, so that a row of masked scores is no NaN
 
 
 def forward(
@@ -84,7 +83,7 @@ def forward(
             shared(groups * tiles.v_stages, tiles.kv),
             shared(2, 64),
             plgpu.SMEM((2, 64), jnp.float32),
-            plgpu.SMEM((groups * tiles.k_stages, tiles.kv), jnp.int16),
+            plgpu.SMEM((groups * tiles.k_stages, tiles.kv), lists.kv_places.dtype),
             plgpu.Barrier(num_barriers=groups),
             plgpu.Barrier(num_barriers=groups * tiles.k_stages, num_arrivals=arrivals),
             plgpu.Barrier(num_barriers=groups * tiles.v_stages),
@@ -219,8 +218,8 @@ class _Group:
                 place = jnp.where(tile.backwards, tile.steps - 1 - step, step)
                 block = refs.lists.indices[*tile.row, lax.div(place, split)]
                 slot = self.k_slot(done + step)
-                partial = block & 1
-                block = block >> 1 if self.kinds.masked else block
+                partial = block & 1 if self.kinds.placed else 0
+                block = block >> 1 if self.kinds.placed else block
                 index = block * split + lax.rem(place, split)
                 sync(self.k_free(done + step), self.threads)
                 rows, full = pl.ds(index * kv, kv), refs.k_full.at[slot]
@@ -230,8 +229,7 @@ class _Group:
                     source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
                     plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
                 if self.kinds.cell:
-                    kind = partial if self.kinds.masked else 0
-                    source = self.words(tile, kind, index)
+                    source = self.words(tile, partial, index)
                     plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
                 return index
 
@@ -384,7 +382,7 @@ class _Group:
 
     def places(self, tile: _Tile, rows: Any) -> Any:
         """Returns the places of 64 queries."""
-        if not self.kinds.masked:
+        if not self.kinds.placed:
             return None
         places = self.refs.lists.q_places
         batch = tile.batch if places.shape[0] > 1 else 0
@@ -402,10 +400,13 @@ class _Group:
 
         def mask() -> Array:
             columns = load(of_keys, layout=COLUMN, optimized=False)
+            if not self.kinds.placed:  # fewer instructions than a choice
+                return s + lax.broadcast_in_dim(columns.astype(jnp.float32), s.shape, [1])
             allowed = lax.broadcast_in_dim(columns, s.shape, [1]) <= _across(places, s)
             return jnp.where(allowed, s, MASKED)
 
-        return lax.cond(of_keys[self.tiles.kv - 1] != ALWAYS, mask, lambda: s)
+        whole = jnp.asarray(ALWAYS if self.kinds.placed else 0.0, of_keys.dtype)
+        return lax.cond(of_keys[self.tiles.kv - 1] != whole, mask, lambda: s)
 
     def cut(self, tile: _Tile, part: Any, out: Array, lse: Array) -> tuple[Array, Array]:
         """Leaves nothing of queries that do not count."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.mosaic_gpu.cells import Cells
 from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
@@ -14,6 +14,8 @@ from pallas_kernels.block_mask import BlockMask
 
 NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
 ALWAYS = -3  # place of one that all do, in a tile without masked pairs; -2 in others
+MASKED = -1e30  # a score; finite, so that a row of masked scores is no NaN
+IN_CUT_TILE = 2.0**-100  # added to scores of keys that count, beside others that do not
 NO_WORDS = np.zeros((1, 1, 1, 1, 32), np.int32)  # where blocks are no cells
 
 
@@ -66,7 +68,8 @@ class Lists(NamedTuple):
         q_limits: i32[b, tiles], queries of a tile that count.
         q_places: i16[b, L], a number per query.
         kv_places: i16[b, 2, L], a number per key that may not be above the query's: in blocks
-            that are attended to in full, and in others.
+            that are attended to in full, and in others. Without places bf16[b, 1, L]: what is
+            added to the scores of a key.
         words: i32[b, n, tiles, C, 32], as `Cells.words` returns them.
     """
 
@@ -87,6 +90,8 @@ class Kinds:
     """Whether tiles are computed in an order of their own."""
     masked: bool
     """Whether pairs may be masked within blocks, at the end of the sequence too."""
+    placed: bool
+    """Whether places decide over pairs of blocks that are attended to in part."""
     q_cut: bool
     """Whether blocks of queries may be cut short."""
     cell: int
@@ -201,6 +206,7 @@ def prepare(
     kinds = Kinds(
         ordered=batch * heads * count > 2 * workers,
         masked=mask.by_place or counted is not None,
+        placed=mask.by_place,
         q_cut=mask.q_lengths is not None,
         cell=0 if cells is None else cells.size[1],
     )
@@ -212,29 +218,22 @@ def prepare(
         start = tiles.q * np.arange(tiles.q_split)[None, None]
         limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
     q_places, kv_places = places(mask)
-    kv_places = jnp.stack([jnp.full_like(kv_places, ALWAYS), kv_places], 1)
-    if counted is not None:
-        kv_places = _without(kv_places, counted, tiles.kv)
-    indices = with_kinds(mask) if kinds.masked else mask.kv_indices
+    if counted is None:
+        counted = jnp.ones((1, kv_places.shape[1]), bool)
+    counted = counted[:, : kv_places.shape[1]]
+    counted = jnp.pad(counted, ((0, 0), (0, kv_places.shape[1] - counted.shape[1])))[:, None]
+    whole = counted.reshape(counted.shape[0], 1, -1, tiles.kv).all(3).repeat(tiles.kv, 2)
+    if kinds.placed:
+        kv_places = jnp.stack([jnp.full_like(kv_places, ALWAYS), kv_places], 1)
+        kv_places = jnp.where(whole, kv_places, jnp.maximum(kv_places, ALWAYS + 1))
+        kv_places = jnp.where(counted, kv_places, jnp.int16(NEVER))
+    else:
+        kv_places = jnp.where(counted, jnp.where(whole, 0.0, IN_CUT_TILE), MASKED)
+        kv_places = kv_places.astype(jnp.bfloat16)
+    indices = with_kinds(mask) if kinds.placed else mask.kv_indices
     words = jnp.asarray(NO_WORDS) if cells is None else cells.words(tiles.kv)
     lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places, words)
     return Work(lists, tiles, kinds)
-
-
-def _without(
-    places: Int[Array, "b kinds K"], counted: Bool[Array, "c k"], tile: int
-) -> Int[Array, "B kinds K"]:
-    """Returns places of keys, `NEVER` for those that do not count.
-
-    Where one of a tile does not, the others have other numbers than `ALWAYS`, which is that of a
-    tile without masked pairs.
-    """
-    counted = counted[:, : places.shape[2]]
-    short = places.shape[2] - counted.shape[1]
-    counted = jnp.pad(counted, ((0, 0), (0, short)))[:, None]
-    whole = counted.reshape(counted.shape[0], 1, -1, tile).all(3).repeat(tile, 2)
-    places = jnp.where(whole, places, jnp.maximum(places, ALWAYS + 1))
-    return jnp.where(counted, places, jnp.int16(NEVER))
 
 
 def _order(lengths: Int[Array, "S Q"], per_block: int, workers: int) -> Int[Array, " T"]:
