@@ -350,10 +350,11 @@ def _plan_share(shape: Shape, policy: Sparse, given: tuple[Any, ...]) -> float |
 
     Args:
         shape: Of the network.
-        policy: Of the phase; all layers are sparse here.
+        policy: Of the phase; all layers are sparse here, and recall is not estimated.
         given: Parameters, video, states of a prompt, and the carry after such a row.
     """
-    row, sparse = stand_in.row(shape), dataclasses.replace(policy, dense_layers=0)
+    row = stand_in.row(shape)
+    sparse = dataclasses.replace(policy, dense_layers=0, recall_queries=0)
     chosen = stand_in.Unattended(sparse)
     networks: list[Any] = [
         stand_in.network(shape, mine)
