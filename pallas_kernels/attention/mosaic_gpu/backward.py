@@ -390,10 +390,7 @@ class _Group:
                 values = refs.v_tile.at[warpgroup + zero]
                 plgpu.wgmma(d_p_ref, values, refs.out_tiles.at[out_slot].T)
                 s = lax.optimization_barrier(plgpu.wgmma_accumulator_load(s_ref, wait_n=1))
-                s = s * (self.options.scale * LOG2E) - _down(lse, s)
-                # Scores of keys that do not count are 0, and may be far above all others.
-                p = jnp.exp2(jnp.minimum(s, 0.0) if self.shape.keys_cut else s)
-                p = self.masked(p, q_slot, places, part)
+                p = self.weights(s, lse, q_slot, places, part)
                 # Issued here, this keeps the exponentials before the wait for d_p.
                 plgpu.wgmma(d_v_ref, p.astype(refs.q.dtype), refs.out_tiles.at[out_slot])
                 p = lax.optimization_barrier(p)
@@ -456,8 +453,11 @@ class _Group:
         batch = self.batch if places.shape[0] > 1 else 0
         return places.at[batch, self.rows(part)]
 
-    def masked(self, p: Array, slot: Any, places: Any, part: Any) -> Array:
-        """Masks the weights of pairs that do not count."""
+    def weights(self, s: Array, lse: Array, slot: Any, places: Any, part: Any) -> Array:
+        """Returns the weights of scores, 0 where pairs do not count."""
+        s = s * (self.options.scale * LOG2E) - _down(lse, s)
+        # Scores of keys that do not count are 0, and may be far above all others.
+        p = jnp.exp2(jnp.minimum(s, 0.0) if self.shape.keys_cut else s)
         if self.shape.cell:
             part = part if self.shape.parts > 1 else lax.rem(self.tile, 2)
             words = self.refs.word_tiles.at[slot, pl.ds(part * 16, 16)]

@@ -279,9 +279,10 @@ class _Group:
             q = lax.optimization_barrier(q)
             arrive(self.q_free, self.threads)  # in registers: the next tile's may be loaded
             rows = pl.ds(tile.index * tiles.q + part * 64, 64)
+            half = part if tiles.parts > 1 else lax.rem(tile.index, 2)
             out, lse = lax.cond(
                 tile.steps > 0,
-                lambda: self.attend(tile, q, rows, part, done),
+                lambda: self.attend(tile, q, rows, half, done),
                 lambda: _nothing(q.shape[1], q.dtype),
             )
             if self.kinds.q_cut:
@@ -299,10 +300,9 @@ class _Group:
         lax.fori_loop(0, self.count, compute_tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    def attend(self, tile: _Tile, q: Array, rows: Any, part: Any, done: Any) -> tuple[Array, Array]:
+    def attend(self, tile: _Tile, q: Array, rows: Any, half: Any, done: Any) -> tuple[Array, Array]:
         """Returns the values that 64 queries attend to, and their log-sum-exp."""
         refs, places = self.refs, self.places(tile, rows)
-        part = part if self.tiles.parts > 1 else lax.rem(tile.index, 2)
         plgpu.barrier_wait(refs.k_full.at[self.k_slot(done)])
 
         def scores(s_ref: Any) -> Array:
@@ -311,7 +311,7 @@ class _Group:
 
         shape = (64, self.tiles.kv)
         s = pl.run_scoped(scores, plgpu.ACC(shape, jnp.float32))
-        s = self.masked(s, self.k_slot(done), places, part)
+        s = self.masked(s, self.k_slot(done), places, half)
         arrive(self.k_free(done), self.threads)
         p, peak, total = self.weights(s)
         acc = plgpu.layout_cast(jnp.zeros((64, q.shape[1]), jnp.float32), TILE)
@@ -331,7 +331,7 @@ class _Group:
                     return plgpu.wgmma_accumulator_load(s_ref, wait_n=1)  # values still run
 
                 s = pl.run_scoped(products, plgpu.ACC(shape, jnp.float32))
-                s = self.masked(lax.optimization_barrier(s), self.k_slot(now), places, part)
+                s = self.masked(lax.optimization_barrier(s), self.k_slot(now), places, half)
                 arrive(self.k_free(now), self.threads)
                 p_ref[...], peak_ref[...], total_ref[...], factor_ref[...] = (
                     lax.optimization_barrier(self.next_weights(s, peak, total))
@@ -388,10 +388,10 @@ class _Group:
         batch = tile.batch if places.shape[0] > 1 else 0
         return load(places.at[batch, rows], layout=ROW, optimized=False)
 
-    def masked(self, s: Array, slot: Any, places: Any, part: Any) -> Array:
-        """Masks the scores of pairs that do not count."""
+    def masked(self, s: Array, slot: Any, places: Any, half: Any) -> Array:
+        """Masks the scores of pairs that do not count; `half` is that of 128 queries."""
         if self.kinds.cell:
-            words = self.refs.word_tiles.at[slot, pl.ds(part * 16, 16)]
+            words = self.refs.word_tiles.at[slot, pl.ds(half * 16, 16)]
             listed = listed_cells(words, s.shape[1], self.kinds.cell)
             s = jnp.where(listed, s, MASKED)
         if not self.kinds.masked:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pallas_kernels.attention.mosaic_gpu.cells import Cells
 from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
@@ -220,20 +220,26 @@ def prepare(
     q_places, kv_places = places(mask)
     if counted is None:
         counted = jnp.ones((1, kv_places.shape[1]), bool)
-    counted = counted[:, : kv_places.shape[1]]
-    counted = jnp.pad(counted, ((0, 0), (0, kv_places.shape[1] - counted.shape[1])))[:, None]
-    whole = counted.reshape(counted.shape[0], 1, -1, tiles.kv).all(3).repeat(tiles.kv, 2)
-    if kinds.placed:
-        kv_places = jnp.stack([jnp.full_like(kv_places, ALWAYS), kv_places], 1)
-        kv_places = jnp.where(whole, kv_places, jnp.maximum(kv_places, ALWAYS + 1))
-        kv_places = jnp.where(counted, kv_places, jnp.int16(NEVER))
-    else:
-        kv_places = jnp.where(counted, jnp.where(whole, 0.0, IN_CUT_TILE), MASKED)
-        kv_places = kv_places.astype(jnp.bfloat16)
+    kv_places = _of_keys(kv_places, counted, kinds.placed, tiles.kv)
     indices = with_kinds(mask) if kinds.placed else mask.kv_indices
     words = jnp.asarray(NO_WORDS) if cells is None else cells.words(tiles.kv)
     lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places, words)
     return Work(lists, tiles, kinds)
+
+
+def _of_keys(
+    places: Int[Array, "b K"], counted: Bool[Array, "c k"], placed: bool, tile: int
+) -> Shaped[Array, "B kinds K"]:
+    """Returns `Lists.kv_places`; that of the last key of a tile says whether all of it count."""
+    counted = counted[:, : places.shape[1]]
+    counted = jnp.pad(counted, ((0, 0), (0, places.shape[1] - counted.shape[1])))[:, None]
+    whole = counted.reshape(counted.shape[0], 1, -1, tile).all(3).repeat(tile, 2)
+    if not placed:
+        added = jnp.where(counted, jnp.where(whole, 0.0, IN_CUT_TILE), MASKED)
+        return added.astype(jnp.bfloat16)
+    both = jnp.stack([jnp.full_like(places, ALWAYS), places], 1)
+    both = jnp.where(whole, both, jnp.maximum(both, ALWAYS + 1))
+    return jnp.where(counted, both, jnp.int16(NEVER))
 
 
 def _order(lengths: Int[Array, "S Q"], per_block: int, workers: int) -> Int[Array, " T"]:
