@@ -1,8 +1,8 @@
 """Distribution matching in a process of eight CPU devices: what a mesh trains, and what one does.
 
-`python -m tests.training.meshed_players MESH ADVERSARIAL` prints a line of JSON: how far the
-parameters of each player are apart after a step, in parts of how far the step moved them, and how
-far the losses are apart, in parts of themselves. ADVERSARIAL is the weight of the critic.
+`python -m tests.training.meshed_players MESH ADVERSARIAL ...` prints a line of JSON for each
+ADVERSARIAL, the weight of the critic: how far the parameters of each player are apart after a step,
+in parts of how far the step moved them, and how far the losses are apart, in parts of themselves.
 """
 
 import dataclasses
@@ -64,29 +64,35 @@ def stepped(mesh, teacher, weight):
     return before, jax.tree.map(np.asarray, state.params), losses
 
 
-def main(description, weight):
-    """Prints how far a mesh is from one device."""
+def main(description, weights):
+    """Prints how far a mesh is from one device, for each weight of the critic."""
     size = math.prod(int(part) for part in re.findall(r"\d+", description))
+    meshes = [("data=1", 1), (description, size)]
     with tempfile.TemporaryDirectory() as folder:
         teacher = str(write_weights(Path(folder)))
-        found = [
-            stepped(mesh_of(named, jax.devices()[:count]), teacher, weight)
-            for named, count in (("data=1", 1), (description, size))
-        ]
-    (before, one, losses), (_, other, others) = found
-    apart = {}
-    for name in sorted(set(one) - {"text"}):
+        for weight in weights:
+            found = [
+                stepped(mesh_of(named, jax.devices()[:count]), teacher, weight)
+                for named, count in meshes
+            ]
+            print(json.dumps(apart(*found)))
+
+
+def apart(one, other):
+    """Returns the differences of parameters, as parts of a step, and of losses."""
+    (before, after, losses), (_, meshed, others) = one, other
+    found = {}
+    for name in sorted(set(after) - {"text"}):
         moved, off = (
             math.sqrt(sum(float(np.sum(np.square(a - b))) for a, b in zip(*leaves, strict=True)))
             for leaves in (
-                (jax.tree.leaves(one[name]), jax.tree.leaves(before[name])),
-                (jax.tree.leaves(one[name]), jax.tree.leaves(other[name])),
+                (jax.tree.leaves(after[name]), jax.tree.leaves(before[name])),
+                (jax.tree.leaves(after[name]), jax.tree.leaves(meshed[name])),
             )
         )
-        apart |= {name: off / moved, f"{name} moved": moved}
-    apart |= {name: abs(losses[name] - others[name]) / losses[name] for name in losses}
-    print(json.dumps(apart))
+        found |= {name: off / moved, f"{name} moved": moved}
+    return found | {name: abs(losses[name] - others[name]) / losses[name] for name in losses}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], [float(weight) for weight in sys.argv[2:]])

@@ -306,13 +306,19 @@ def test_a_teacher_that_is_not_there_is_refused_before_the_first_step():
         DistributionMatching(system_of(), "no/such/folder").init(jax.random.key(0))
 
 
+@pytest.fixture(scope="module")
+def meshed(run_python):
+    """Returns what a process of eight devices says, without a critic and with one."""
+    given = ("data=2,fsdp=2,tensor=2", "0", "0.5")
+    done = run_python("-m", "tests.training.meshed_players", *given, timeout=900, check=True)
+    return dict(zip(given[1:], map(json.loads, done.stdout.splitlines()), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weight", ["0", "0.5"], ids=["plain", "critic"])
-def test_players_on_eight_devices_move_as_on_one(run_python, weight):
+def test_players_on_eight_devices_move_as_on_one(meshed, weight):
     """In parts of how far a step moves them."""
-    given = ("data=2,fsdp=2,tensor=2", weight)
-    done = run_python("-m", "tests.training.meshed_players", *given, timeout=900, check=True)
-    found = json.loads(done.stdout)
+    found = meshed[weight]
     players, losses = {"model", "score"}, {"loss", "score_loss"}
     if weight != "0":
         players, losses = players | {"critic"}, losses | {"unfooled", "critic_loss"}
