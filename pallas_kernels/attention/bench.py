@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from pallas_kernels.attention.api import (
@@ -77,8 +78,24 @@ def random_mask(heads: int, length: int, block: int, density: float, widest: flo
     )
 
 
+def near_mask(heads: int, length: int, block: int, density: float, widest: float) -> BlockMask:
+    """Returns a mask of lists of the blocks around each, shorter at the ends of the sequence.
+
+    Its arguments are those of `random_mask`; one program serves all densities.
+    """
+    place = np.arange(-(-length // block))
+    reach = round(density * len(place) / 2)
+    listed = np.abs(place[:, None] - place[None]) <= reach
+    sizes: dict[str, Any] = {"block_q": block, "block_kv": block, "q_len": length, "kv_len": length}
+    return BlockMask.from_dense(np.broadcast_to(listed, (1, heads, *listed.shape)), **sizes)
+
+
 def measure(
-    shape: Shape, block: int, densities: Sequence[float], peers: Iterable[str] = ()
+    shape: Shape,
+    block: int,
+    densities: Sequence[float],
+    peers: Iterable[str] = (),
+    lists: Callable[..., BlockMask] = random_mask,
 ) -> Iterator[dict[str, Any]]:
     """Times both passes of one shape and block, at each density, beside dense attention.
 
@@ -108,7 +125,8 @@ def measure(
     parts = [density for density in densities if density < 1]
     for density in (1.0, *parts):
         widest = 1.0 if density == 1 else max(parts)
-        mask = random_mask(shape.heads, shape.length, block, density, widest)
+        lister = random_mask if density == 1 else lists
+        mask = lister(shape.heads, shape.length, block, density, widest)
         share = float(mask.density)
         yield row(explain(q, k, mask).implementation, share, timed(sparse, mask))
         for name in peers:
@@ -142,6 +160,7 @@ def rows(
     shapes: Mapping[str, Shape],
     blocks: Sequence[int] = BLOCKS,
     densities: Sequence[float] = DENSITIES,
+    lists: Callable[..., BlockMask] = random_mask,
 ) -> Iterator[dict[str, Any]]:
     """Measures all shapes, blocks and densities on the default device.
 
@@ -149,6 +168,7 @@ def rows(
         shapes: Shapes by name.
         blocks: Tokens of a block.
         densities: Shares of the blocks that are listed, in (0, 1].
+        lists: Makes the lists, as `random_mask` or `near_mask`.
 
     Yields:
         The rows of `measure`, with the name of the `shape`.
@@ -156,7 +176,7 @@ def rows(
     peers = [name for name in PEERS if not missing(name)]
     for name, shape in shapes.items():
         for block in blocks:
-            for row in measure(shape, block, densities, peers):
+            for row in measure(shape, block, densities, peers, lists):
                 yield {"shape": name, **row}
 
 
@@ -179,6 +199,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="of a head of other sequences")
     parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS)
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--near", action="store_true", help="list neighbours, not random blocks")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     parser.add_argument("--plot", type=Path, help="file to draw the speedups to, an .svg")
     options = parser.parse_args()
@@ -192,7 +213,8 @@ def main() -> None:
     print(*(f"without {name}: {why}" for name, why in absent.items() if why), told(), sep="\n")
     result: dict[str, Any] = {"device": device, "jax": jax.__version__, "missing": absent}
     result["rows"] = []
-    for row in rows(shapes, options.blocks, options.densities):
+    lists = near_mask if options.near else random_mask
+    for row in rows(shapes, options.blocks, options.densities, lists):
         result["rows"].append(row)
         print(told(row), flush=True)
     if options.json:

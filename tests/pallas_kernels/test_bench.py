@@ -18,6 +18,25 @@ def test_random_lists_have_the_density_that_was_asked():
     assert mask.kv_indices.shape == (1, 3, 16, 8)
 
 
+def test_lists_of_neighbours_are_windows_of_about_the_density_that_was_asked():
+    mask = bench.near_mask(heads=2, length=500, block=16, density=0.25, widest=0.5).check()
+    place = np.arange(32)
+    expected = np.abs(place[:, None] - place[None]) <= 4
+    np.testing.assert_array_equal(mask.to_dense()[0], np.stack([expected] * 2))
+    assert 0.22 < float(mask.density) < 0.28
+
+
+def test_neighbours_are_timed_where_asked_beside_full_lists(monkeypatch, capsys):
+    options = ["bench", "--lengths", "256", "--blocks", "16", "--densities", ".25", "--near"]
+    monkeypatch.setattr(bench, "seconds", lambda call, *inputs, **_: 1e-3)
+    monkeypatch.setattr(sys, "argv", [*options, "--heads", "2", "--size", "8"])
+    bench.main()
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    near = float(bench.near_mask(2, 256, 16, 0.25, 0.25).density)
+    told = [f" {share:.3f} " in line for share, line in zip((1, 1, near), lines, strict=True)]
+    assert near != 0.25 and all(told)
+
+
 def test_the_table_has_a_row_per_density_beside_dense(monkeypatch, tmp_path, capsys):
     options = ["bench", "--lengths", "128", "--blocks", "32", "--densities", ".5", ".25"]
     options += ["--heads", "2", "--size", "8", "--json", str(tmp_path / "rows.json")]
