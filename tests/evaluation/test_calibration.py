@@ -34,9 +34,9 @@ def planted():
             programme=PROGRAMMES.index("drop"),
         )
         key = jax.random.fold_in(jax.random.key(0), index)
-        clips = {name: plant(shot, WORLD, key) for name, plant in DEFECTS.items()}
-        clips["true"] = render(shot, WORLD)
-        return clips, facts(shot.scene, shot.trajectory, WORLD)
+        true = render(shot, WORLD)
+        clips = {name: plant(shot, true, WORLD, key) for name, plant in DEFECTS.items()}
+        return {**clips, "true": true}, facts(shot.scene, shot.trajectory, WORLD)
 
     return jax.jit(jax.vmap(one))(jnp.arange(CLIPS))
 

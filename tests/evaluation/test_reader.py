@@ -39,6 +39,8 @@ WORLD = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12, supersamp
 READER = Reader(widths=(8, 16), blocks=1, hidden=32, dtype="float32")
 PACKAGE = Packaging("nano", Defaults(64, 64, 9, 6.0))
 OBJECTIVE = ClipReading(READER, WORLD, held_out=8)
+CLIPS = ReaderClips(WORLD)
+DRAW = jax.jit(lambda step: CLIPS.draw(CLIPS.start(0, None, data_mesh(1)), step, 4)[0])
 
 
 def some_facts():
@@ -134,9 +136,7 @@ def test_degraded_clips_stay_in_range_and_differ(key):
 
 
 def test_batches_follow_from_the_step():
-    source = ReaderClips(WORLD)
-    draw = jax.jit(lambda step: source.draw(source.start(0, None, data_mesh(1)), step, 4)[0])
-    first, again, next_one = draw(0), draw(0), draw(1)
+    first, again, next_one = DRAW(0), DRAW(0), DRAW(1)
     assert first.video.shape == (4, 9, 64, 64, 3) and first.facts.position.shape == (4, 9, 3, 3)
     np.testing.assert_array_equal(first.video, again.video)
     assert (jnp.abs(first.video - next_one.video).mean((1, 2, 3, 4)) > 1e-3).all()
@@ -161,8 +161,7 @@ def test_a_share_of_a_batch_is_reconstructed(tmp_path):
     source = ReaderClips(WORLD, vae, nano.write_weights(tmp_path), reconstructed=0.25)
     data = source.start(0, None, data_mesh(1))
     batch = jax.jit(lambda data: source.draw(data, jnp.int32(0), 4)[0])(data)
-    plain = ReaderClips(WORLD)
-    same = jax.jit(lambda: plain.draw(plain.start(0, None, data_mesh(1)), jnp.int32(0), 4)[0])()
+    same = DRAW(0)
     np.testing.assert_array_equal(batch.facts.color, same.facts.color)
     apart = jnp.abs(batch.video - same.video).mean((1, 2, 3, 4))
     assert apart[0] > 0.05 and apart[1:].max() < 1e-6
@@ -170,11 +169,7 @@ def test_a_share_of_a_batch_is_reconstructed(tmp_path):
 
 @pytest.mark.slow
 def test_the_reader_learns_and_is_read_back(tmp_path, key):
-    batch = jax.jit(
-        lambda: ReaderClips(WORLD).draw(
-            ReaderClips(WORLD).start(0, None, data_mesh(1)), jnp.int32(0), 8
-        )[0]
-    )()
+    batch = jax.tree.map(lambda *clips: jnp.concatenate(clips), DRAW(0), DRAW(1))
     params = drawn(OBJECTIVE.init, key)
 
     @jax.jit
