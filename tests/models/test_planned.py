@@ -198,11 +198,12 @@ def _turned() -> Any:
 def test_codes_are_drawn_as_they_are_foretold():
     logits = jnp.array([1.0, 0.0, -1.0, 2.0])
     frames = jax.random.normal(jax.random.key(9), (4000, 1, 2, 2, 4))
-    for square in (0, 3):
+    for square, temperature in ((0, 1.0), (3, 1.0), (0, 0.5)):
         given = (frames, jnp.zeros((4000, 4), int), jnp.int32(square))
-        draws = MODEL.drawn(*given, jnp.broadcast_to(logits, (4000, 4)))
+        model = MODEL.clone(temperature=temperature)
+        draws = model.drawn(*given, jnp.broadcast_to(logits, (4000, 4)))
         shares = np.bincount(draws, minlength=4) / 4000
-        expected = np.asarray(jax.nn.softmax(logits))
+        expected = np.asarray(jax.nn.softmax(logits / temperature))
         # Four standard deviations of a share of 4,000 draws.
         assert (np.abs(shares - expected) < 4 * np.sqrt(expected / 4000)).all()
     likeliest = MODEL.clone(temperature=0.0)

@@ -34,10 +34,10 @@ LEVEL = 0.5
 STILL = 1 / 255  # most that a place of the true film changes that counts as one that does not
 
 
-def films() -> tuple[list[str], np.ndarray]:
-    """Returns sentences and bytes of true films `[B, 65, 64, 64, 3]`."""
+def films(first: int = FIRST) -> tuple[list[str], np.ndarray]:
+    """Returns sentences and bytes of true films `[B, 65, 64, 64, 3]` from one of the split on."""
     world = World(height=64, width=64, num_frames=MADE + 1, fps=6.0, substeps=12)
-    render = jax.jit(lambda: clips(world, "test", FIRST + jnp.arange(FILMS), camera=0))
+    render = jax.jit(lambda: clips(world, "test", first + jnp.arange(FILMS), camera=0))
     clip = render()
     sentences = [
         " ".join(WORDS[token] for token in row if token > 0) for row in np.asarray(clip.tokens)

@@ -1,13 +1,14 @@
 """Whether a plan keeps films where they belong: the table of the system arlon.
 
-python -m tests.systems.planned_drift STEPS WEIGHTS [ROW...]
+python -m tests.systems.planned_drift STEPS WEIGHTS[:first=NUMBER] [ROW...]
 
-WEIGHTS are those of `configs/arlon.py`. Films of the world with a camera that rests are gone on
-with from their first latent frame, as `frame_drift` says, which also says what `error` and `motion`
-are. `away` is how far the colours of the prompt are from where the true film has them, in widths of
-the picture. Rows: `foretold` is the system, `without` the same network without a plan, `true` codes
-are those of the true film, `wrong` and `true wrong` have one code in ten replaced by any; all rows
-if none is named. `foretold:0.5` has another temperature.
+WEIGHTS are those of `configs/arlon.py`; NUMBER is that of the first of other films. Films of the
+world with a camera that rests are gone on with from their first latent frame, as `frame_drift`
+says, which also says what `error` and `motion` are. `away` is how far the colours of the prompt are
+from where the true film has them, in widths of the picture. Rows: `foretold` is the system,
+`without` the same network without a plan, `true` codes are those of the true film, `wrong` and
+`true wrong` have one code in ten replaced by any; all rows if none is named. `foretold:0.5` has
+another temperature.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from jvdm.models.planned import Planned, PlannedDiT
 from jvdm.pipeline.request import Given
 from jvdm.world.actions import places
 from jvdm.world.scene import COLORS
-from tests.systems.frame_drift import MADE, WINDOWS, films, row_of
+from tests.systems.frame_drift import FIRST, MADE, WINDOWS, films, row_of
 
 ROWS = ("without", "foretold", "wrong", "true wrong", "true")
 WRONG = 0.1
@@ -90,9 +91,10 @@ def network_of(row: str, model: PlannedDiT, codes: np.ndarray) -> PlannedDiT:
     return ToldDiT(**fields, told=told, wrong=WRONG if row == "wrong" else 0.0)
 
 
-def main(steps: int, folder: str, rows: list[str]) -> None:
+def main(steps: int, named: str, rows: list[str]) -> None:
     """Prints the table."""
-    sentences, video = films()
+    folder, _, first = named.partition(":first=")
+    sentences, video = films(int(first or FIRST))
     still = (np.ptp(video.astype(np.int32), axis=1) <= 1).all(-1)
     asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 1.0, "seed": 100}
     asked |= {"num_frames": MADE + 1, "progress": False, "output_type": "latent"}
