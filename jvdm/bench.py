@@ -34,7 +34,7 @@ from jvdm.models import stand_in
 from jvdm.models.carry import Carry, ran
 from jvdm.models.step_cache import StepCache
 from jvdm.recipes import nearest
-from jvdm.samplers import rectified_flow
+from jvdm.samplers import Call, rectified_flow
 from jvdm.stages import measuring, stage
 from pallas_kernels.attention import bench, tables, tune
 from pallas_kernels.attention.bench import BLOCKS, DENSITIES
@@ -314,7 +314,7 @@ def rows_of_model(
             row["run_speedup"] = ROWS * dense_s / run_s
             if name != "dense":
                 given = (params, videos[1], states, carry)
-                row["plan"] = _plan_share(shape, variant.in_phase(lengths[-1][0]), given)
+                row["plan"] = plan_share(shape, variant.in_phase(lengths[-1][0]), given)
             yield {**row, **_rounded(price(made, dense)), **summary(carry.layers)}
 
 
@@ -343,7 +343,9 @@ def _timed_phases(
     return made, carry, times
 
 
-def _plan_share(shape: Shape, policy: Sparse, given: tuple[Any, ...]) -> float | None:
+def plan_share(
+    shape: Shape, policy: Sparse, given: tuple[Any, ...], row: Call | None = None
+) -> float | None:
     """Returns the time of choosing and listing blocks over that of attention among them.
 
     None if what is left without attention takes no less.
@@ -352,8 +354,9 @@ def _plan_share(shape: Shape, policy: Sparse, given: tuple[Any, ...]) -> float |
         shape: Of the network.
         policy: Of the phase; all layers are sparse here, and recall is not estimated.
         given: Parameters, video, states of a prompt, and the carry after such a row.
+        row: What the network is told of the row; None is the first one.
     """
-    row = stand_in.row(shape)
+    row = row or stand_in.row(shape)
     sparse = dataclasses.replace(policy, dense_layers=0, recall_queries=0)
     chosen = stand_in.Unattended(sparse)
     networks: list[Any] = [

@@ -82,10 +82,8 @@ def train(
     save = functools.partial(checkpoints.save, about=about)
     with StopRequest(heard=processes.announce_stop) as stop, checkpoints:
         stop.state = "while preparing; nothing was unsaved"
-        prepare = functools.partial(
-            _prepare, experiment, checkpoints, resume, mesh, stop, profile_steps > 0
-        )
-        start = stop.background(lambda: prepare(about["experiment"])).result()
+        prepare = functools.partial(_prepare, experiment, checkpoints, resume, mesh, stop)
+        start = stop.background(lambda: prepare(about["experiment"], profile_steps > 0)).result()
         begin = {"resumed_from": start.position, "prepare_seconds": time.perf_counter() - began}
         if processes.writes():
             write_text(workdir / "experiment.json", json.dumps(about["experiment"], indent=2))
@@ -109,9 +107,7 @@ def train(
     return {"step": done, **begin, **progress.overall(), **reached}
 
 
-def _prepare(
-    experiment, checkpoints: Checkpoints, resume: Resume, mesh: Mesh, stop, traced, described
-):
+def _prepare(experiment, checkpoints: Checkpoints, resume, mesh: Mesh, stop, described, traced):
     """Compiles the step while the state is made or read."""
     objective, source = experiment.objective, experiment.source
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
@@ -119,13 +115,13 @@ def _prepare(
     shapes = setup.state_shapes(*origin)
     check_export(objective, experiment.package, source, checkpoints.workdir / WEIGHTS, shapes.ema)
     restored = checkpoints.resume(resume, shapes, described)
-    position, saved = (restored.step, restored.data) if restored else (0, None)
-    data = setup.placed(source, checkpoints.workdir, objective).start(position, saved, mesh)
+    begin = (restored.step, restored.data) if restored else (0, None)
+    data = setup.placed(source, checkpoints.workdir, objective).start(*begin, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
-    given = (objective, step, shapes, data, mesh, traced)
-    compiling = stop.background(lambda: setup.compile_step(*given))
+    compiled = functools.partial(setup.compile_step, objective, step, shapes, data, mesh, traced)
+    compiling = stop.background(compiled)
     state = restored.state if restored else setup.make_state(*origin, experiment.start_from)
-    return setup.Start(position, state, data, *compiling.result())
+    return setup.Start(begin[0], state, data, *compiling.result())
 
 
 def _loop(experiment, start: setup.Start, progress: Progress, tracer: Tracer, save, stop):

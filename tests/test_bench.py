@@ -99,9 +99,9 @@ def test_the_share_of_choosing_blocks_is_that_of_what_is_left_without_attention(
 
     monkeypatch.setattr(bench.bench, "seconds", seconds)
     monkeypatch.setattr(bench.stand_in, "program", lambda model: model)
-    assert bench._plan_share(TOY, Draft(), ()) == pytest.approx(0.4 / 1.6)
+    assert bench.plan_share(TOY, Draft(), ()) == pytest.approx(0.4 / 1.6)
     monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
-    assert bench._plan_share(TOY, Draft(), ()) is None
+    assert bench.plan_share(TOY, Draft(), ()) is None
 
 
 @pytest.mark.parametrize("kind", [Draft, SVG2])

@@ -37,8 +37,14 @@ to dense there, and from .48 on a draft is. A search costs what 2 rows of such l
 jvdm attention --weights nano --height 128 --width 128 --block 4 --densities .25 --policies adaspa
 Measured as `draft_attention` was, with one search after the first: PSNR 34.8 dB, a draft 32.4, the
 best lists 35.4, random blocks 26.5; SSIM .966, recall of the two sparse layers .76 .77, half of the
-calls dense. The other numbers are of its table; windows, which are constant, recall .50 .49. No
-time was measured on a GPU.
+calls dense. The other numbers are of its table; windows, which are constant, recall .50 .49.
+
+jvdm bench model --shape wan-1.3b-720p --policies adaspa --densities .2
+One H200 (jax 0.11.2), random weights at the sizes of Wan 1.3B and structured attention, 75,600
+tokens: full lists take 1.949 s a row, lists that are kept .841 at a density of .231, 2.32 times as
+fast; the first search 5.30 s, the second 2.17, so that a run of 50 rows is 1.68 times as fast.
+Recall .58, PSNR 23.8 dB, SSIM .881. In the first search XLA ran attention twice, once for each of
+its results, which programs now forbid; it was not timed since.
 """
 
 import dataclasses

@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.attention import planned
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
-from pallas_kernels.attention.planned import (
-    Planned,
-    backend,
-    capability,
-    is_planned,
-    planned_attention,
-)
+from pallas_kernels.attention.planned import backend, capability, is_planned
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
 from pallas_kernels.attention.xla import gather_attention, looped_mass
@@ -76,7 +71,7 @@ def dense_attention(
         raise KernelUnavailable(f"cudnn: {reason}; use implementation='xla'")
     chosen = implementation or ("xla" if reason else "cudnn")
     if chosen == "cudnn" and is_planned():
-        return planned_attention(q, k, v, scale)
+        return planned.planned_attention(q, k, v, scale)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, key_value_seq_lengths=kv_lengths, implementation=chosen
     )
@@ -132,7 +127,7 @@ def block_sparse_attention(
     if chosen in KERNELS:
         if factor <= 0:
             raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
-        kernel: Any = Planned() if is_planned() else _kernel(chosen)
+        kernel: Any = planned.Planned() if is_planned() else _kernel(chosen)
         kernel = kernel.repeating() if deterministic else kernel
         both: Any = attend(kernel, q, k, v, mask, factor)
     elif chosen == "reference":
@@ -233,11 +228,9 @@ def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
         return False
     if not _device_refusal("pallas_tpu") and length >= LONG_ON_TPU:
         return not _kernel("pallas_tpu").refusal(q, k, BlockMask.full(q.shape[1], k.shape[1]))
-    if length < LONG[size]:
+    if length < LONG[size] or _device_refusal("mosaic_gpu"):
         return False
     if deterministic or "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
-        return False
-    if _device_refusal("mosaic_gpu"):
         return False
     kernel: Any = _kernel("mosaic_gpu")
     return not kernel.refusal_of_inputs(q)

@@ -13,10 +13,26 @@ import jvdm.pipeline
 from jvdm import cli
 from jvdm import policies as measured
 from jvdm.attention import Draft, Window
+from jvdm.models import stand_in
+from pallas_kernels.attention.shapes import SHAPES, Shape
+from tests.systems import kept_clusters
 from tests.systems.test_systems import PROMPT, latents_of
 
 SIZE: Any = {"height": 32, "width": 64}  # 2 x 4 tokens in each of three frames
 pytestmark = pytest.mark.filterwarnings("ignore:height x width")
+
+
+@pytest.mark.slow
+def test_clusters_that_are_kept_are_measured_as_docs_say(monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, "toy", Shape((2, 6, 8), 2, 16, 2))
+    monkeypatch.setattr(stand_in, "TEXT", (3, 8))
+    times = iter([3.0, 3.0, 1.6, 1.0, 2.0, 2.0, 0.5, 0.5])
+    monkeypatch.setattr(kept_clusters, "seconds", lambda *_: next(times))
+    monkeypatch.setattr(kept_clusters.bench.bench, "seconds", lambda *_: next(times))
+    kept_clusters.times("toy", 0.5)
+    searches, keeps = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert searches[:2] == ["searches", "3.0"] and float(searches[2]) == pytest.approx(0.6 / 1.4)
+    assert keeps == ["keeps", "2.0", "0.0"]
 
 
 @pytest.fixture(scope="module")
