@@ -15,8 +15,6 @@ GPU_OPTIONS: dict[str, str | bool] = {
     # Convolutions in three axes find channels last, as they lie; XLA would transpose the video
     # there and back. Decoding Wan's latents takes an eighth less on an H200.
     "xla_gpu_force_conv_nhwc": True,
-    # A kernel of two results, one of which a loop over layers keeps, would run once for each.
-    "xla_gpu_enable_dynamic_slice_fusion": False,
 }
 """Options of XLA for programs on GPUs."""
 

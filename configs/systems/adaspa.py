@@ -44,7 +44,7 @@ One H200 (jax 0.11.2), random weights at the sizes of Wan 1.3B and structured at
 tokens: full lists take 1.949 s a row, lists that are kept .841 at a density of .231, 2.32 times as
 fast; the first search 5.30 s, the second 2.17, so that a run of 50 rows is 1.68 times as fast.
 Recall .58, PSNR 23.8 dB, SSIM .881. In the first search XLA ran attention twice, once for each of
-its results, which programs now forbid; it was not timed since.
+its results, which is prevented now; it was not timed since.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, PyTree, Tokens
@@ -68,7 +69,10 @@ def attend(
     ) -> Any:
         if mask is None and call.order is not None and call.order.is_padded:
             mask = Blocks(call.grid, call.order).everything()
-        return attention(q, k, v, mask, return_lse)
+        made = attention(q, k, v, mask, return_lse)
+        if return_lse:  # a policy may keep it: XLA would run a kernel again for what a loop keeps
+            return made[0], jax.lax.optimization_barrier(made[1])
+        return made
 
     return policy.attend(q, k, v, state, call, among)
 

@@ -11,6 +11,7 @@ import pytest
 
 from jvdm.attention import AdaSpa, Draft, Rettention, blocks_of
 from jvdm.errors import ConfigError
+from jvdm.models.attention import attend
 from pallas_kernels import block_sparse_attention, dense_attention
 from tests.attention.test_sparse import EVEN, ODD, call_on, chosen, moving, ordered
 
@@ -48,6 +49,22 @@ def test_the_row_that_looks_at_everything_is_dense(policy, grid):
     (out,), state = calls(policy, grid, phase)
     np.testing.assert_allclose(out, dense_attention(*moving(grid)), atol=3e-6)
     assert [float(x) for x in state.tally] == [1, 1, 1, 1]
+
+
+def test_sums_that_are_kept_are_not_what_a_kernel_returned():
+    """XLA for GPUs would run a kernel again for a result that a loop over layers keeps."""
+
+    class Keeps(AdaSpa):
+        def attend(self, q, k, v, state, call, among):
+            return among(q, k, v, None, return_lse=True)
+
+    def kept(q, k, v):
+        return attend(Keeps(0.25, **PLAIN), q, k, v, None, call_on(EVEN))
+
+    *_, last = jax.make_jaxpr(kept)(*moving(EVEN)).jaxpr.eqns
+    assert last.primitive.name == "optimization_barrier"
+    known = block_sparse_attention(*moving(EVEN), None, return_lse=True)
+    jax.tree.map(np.testing.assert_array_equal, kept(*moving(EVEN)), known)
 
 
 @GRIDS
