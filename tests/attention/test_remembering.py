@@ -61,10 +61,11 @@ def test_sums_that_are_kept_are_not_what_a_kernel_returned():
     def kept(q, k, v):
         return attend(Keeps(0.25, **PLAIN), q, k, v, None, call_on(EVEN))
 
-    *_, last = jax.make_jaxpr(kept)(*moving(EVEN)).jaxpr.eqns
+    q, k, v = moving(EVEN)
+    *_, last = jax.make_jaxpr(kept)(q, k, v).jaxpr.eqns
     assert last.primitive.name == "optimization_barrier"
-    known = block_sparse_attention(*moving(EVEN), None, return_lse=True)
-    jax.tree.map(np.testing.assert_array_equal, kept(*moving(EVEN)), known)
+    known = block_sparse_attention(q, k, v, None, return_lse=True)
+    jax.tree.map(np.testing.assert_array_equal, kept(q, k, v), known)
 
 
 @GRIDS
