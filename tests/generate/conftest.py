@@ -1,6 +1,7 @@
 """One random model for all tests of this folder; its programs are compiled once."""
 
 import contextlib
+import threading
 
 import jax
 import pytest
@@ -23,14 +24,20 @@ def pipe(weights):
 
 @pytest.fixture
 def compilations():
-    """Collects what JAX traces or compiles while it is open."""
+    """Collects what JAX traces or compiles while it is open.
+
+    Not in threads that were there before: a training run of another test that was refused may
+    compile its step to the end.
+    """
 
     @contextlib.contextmanager
     def collecting():
-        found = []
+        found, others = [], {thread.ident for thread in threading.enumerate()}
+        others.discard(threading.get_ident())
 
         def note(event, duration_secs, **about):
-            if event.endswith(("jaxpr_trace_duration", "backend_compile_duration")):
+            mine = threading.get_ident() not in others
+            if mine and event.endswith(("jaxpr_trace_duration", "backend_compile_duration")):
                 found.append((event, about))
 
         jax.monitoring.register_event_duration_secs_listener(note)

@@ -102,19 +102,12 @@ def test_guidance_of_a_shipped_size_is_its_closed_form_when_compiled(batch):
 
 
 @pytest.mark.filterwarnings("ignore:.*more than the 9 of training")
-def test_nothing_is_traced_again_for_other_values_of_the_same_shape(pipe):
+def test_nothing_is_traced_again_for_other_values_of_the_same_shape(pipe, compilations):
     levels = samplers.linspace_levels(3)
     lagged = samplers.lag_matrix(levels, 3, lag=1)
     other = samplers.lag_matrix(samplers.shift_levels(levels, 5.0), 3, lag=1, block=1)
     pipe(PROMPT, seed=0, matrix=lagged, image=IMAGE, progress=False)
-    traced = []
-
-    def listen(event: str, *_, **__) -> None:
-        if "trace" in event or "compile" in event:
-            traced.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as found:
         pipe(
             "a tiny cyan can drops; the camera pans left",
             negative_prompt="a ball",
@@ -124,9 +117,7 @@ def test_nothing_is_traced_again_for_other_values_of_the_same_shape(pipe):
             image=IMAGE[::-1].copy(),
             progress=False,
         )
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert not traced
+    assert not found
 
 
 def test_programs_are_shared_by_pipelines_of_equal_networks(pipe, weights):
