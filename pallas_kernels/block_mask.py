@@ -316,6 +316,11 @@ class BlockMask:
         placed = self.q_coords is not None and self.kv_coords is not None
         return placed and self.kv_full_counts is not None
 
+    @property
+    def cuts_keys(self) -> bool:
+        """Whether some keys of blocks do not count: of short ones, or beyond the end of all."""
+        return self.kv_lengths is not None or self.kv_len % self.block_kv > 0
+
     def places(self, nowhere: int) -> tuple[Int[Array, "B Q"], Int[Array, "B K"]]:
         """Returns numbers of queries and keys, up to the end of the last blocks, instead of places.
 

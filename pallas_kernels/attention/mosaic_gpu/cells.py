@@ -52,8 +52,8 @@ class Cells:
         listed = jnp.stack(kinds, 2)
         for axis, block, part in ((3, mask.block_q, size[0]), (4, mask.block_kv, size[1])):
             listed = jnp.repeat(listed, block // part, axis)
-        cut = mask.kv_lengths is not None or mask.kv_len % size[1] > 0
-        return cls(listed, size, (mask.q_len, mask.kv_len), mask.kv_counted if cut else None)
+        counted = mask.kv_counted if mask.cuts_keys else None
+        return cls(listed, size, (mask.q_len, mask.kv_len), counted)
 
     def transpose(self) -> "Cells":
         """Returns the cells with queries and keys exchanged."""

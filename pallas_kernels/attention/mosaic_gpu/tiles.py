@@ -198,8 +198,7 @@ def prepare(
     tiles = Tiles.of(mask, sizes)
     workers = processors * tiles.groups
     count = mask.grid[0] * tiles.q_split
-    cut = mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0
-    counted = mask.kv_counted if cut else None
+    counted = mask.kv_counted if mask.cuts_keys else None
     if cells is not None:
         counted = cells.counted  # of all parts of a row of the batch
         counted = counted if counted is None else counted.repeat(batch // len(counted), 0)

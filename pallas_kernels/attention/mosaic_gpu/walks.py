@@ -89,7 +89,6 @@ def prepare_walks(
     """
     cells = None if cells is None else cells.transpose()
     turned = mask.transpose() if cells is None else cells.lists(mask)
-    cut = mask.kv_lengths is not None or mask.kv_len % mask.block_kv > 0
     shape = Shape(
         parts=sizes.parts,
         q_split=mask.block_q // STEP,
@@ -98,7 +97,7 @@ def prepare_walks(
         q_stages=sizes.q_stages,
         out_stages=sizes.out_stages,
         cell=0 if cells is None else cells.size[1],
-        keys_cut=cut if cells is None else cells.counted is not None,
+        keys_cut=mask.cuts_keys if cells is None else cells.counted is not None,
     )
     counts = turned.kv_counts
     dealt, at_once = (batch, *heads, shape.kv_split), processors * shape.groups
