@@ -34,6 +34,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     plgpu,
     store_fragment,
     sync,
+    words_of,
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import NEVER
 from pallas_kernels.attention.mosaic_gpu.walks import STEP, Shape, Walks
@@ -274,7 +275,8 @@ class _Group:
                 source = places.at[self.batch if places.shape[0] > 1 else 0, partial, rows]
                 plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
             if self.shape.cell:
-                source = self.words(walk, partial, index)
+                place = self.batch, walk.head, lax.div(self.tile, 2 // self.shape.parts)
+                source = words_of(refs.walks.words, place, partial, index)
                 plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
             slot, full = self.out_slot(step), refs.out_full.at[self.out_slot(step)]
             sync(self.out_free(step), self.threads)
@@ -295,13 +297,6 @@ class _Group:
             return done + walk.blocks * split
 
         self.each_walk(visit, jnp.int32(0))
-
-    def words(self, walk: _Walk, kind: Any, index: Any) -> Any:
-        """Returns the words of a step, whose cells are listed in full or in part."""
-        words = self.refs.walks.words
-        row = self.batch if words.shape[0] > 1 else 0, walk.head if words.shape[1] > 1 else 0
-        whole = lax.div(self.tile, 2 // self.shape.parts)
-        return words.at[*row, whole, kind * (words.shape[3] // 2) + index]
 
     # What stores
 

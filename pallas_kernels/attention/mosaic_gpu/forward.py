@@ -35,6 +35,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     scale_rows,
     sync,
     turns,
+    words_of,
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, MASKED, Kinds, Lists, Tiles, Work
 
@@ -229,7 +230,8 @@ class _Group:
                     source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
                     plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
                 if self.kinds.cell:
-                    source = self.words(tile, partial, index)
+                    place = tile.sequence, tile.head, lax.div(tile.index, 2 // self.tiles.parts)
+                    source = words_of(refs.lists.words, place, partial, index)
                     plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
                 return index
 
@@ -252,13 +254,6 @@ class _Group:
             return done + tile.steps
 
         lax.fori_loop(0, self.count, produce_tile, jnp.int32(0))
-
-    def words(self, tile: _Tile, kind: Any, index: Any) -> Any:
-        """Returns the words of a tile of keys, whose cells are listed in full or in part."""
-        words = self.refs.lists.words
-        row = tile.sequence if words.shape[0] > 1 else 0, tile.head if words.shape[1] > 1 else 0
-        whole = lax.div(tile.index, 2 // self.tiles.parts)
-        return words.at[*row, whole, kind * (words.shape[3] // 2) + index]
 
     # What computes
 

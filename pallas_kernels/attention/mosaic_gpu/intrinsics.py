@@ -194,6 +194,19 @@ def store_warp_sum(ref: Any, x: Float[Array, "64 C"]) -> None:
     store(ref, x)
 
 
+def words_of(words: Any, place: tuple[Any, Any, Any], kind: Any, index: Any) -> Any:
+    """Returns the words of a tile, i32[32], whose cells are listed in full or in part.
+
+    Args:
+        words: Of all tiles, as `Cells.words` returns them; one batch row or head serves all.
+        place: Batch row, head and tile of the rows.
+        kind: 0 for cells in full, 1 for those in part.
+        index: Of the tile of the columns.
+    """
+    row = (at if size > 1 else 0 for at, size in zip(place, words.shape[:2], strict=False))
+    return words.at[*row, place[2], kind * (words.shape[3] // 2) + index]
+
+
 def listed_cells(words: Any, columns: int, width: int) -> Bool[Array, "64 C"]:
     """Returns which pairs of a tile lie in listed cells.
 
