@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import typing
 from pathlib import Path
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -99,9 +100,23 @@ class WorldLatents:
     """Clips of the split to pass over, for a run that goes on from another one's weights."""
     caption_style: Style = "mixed"
     """What captions say, see `jvdm.world.captions.RULES`."""
+    window: int | None = None
+    """Latent frames that a step sees of a clip, which begin at any of its frames, all equally
+    likely, as those that a stream has in work do; None is the whole clip."""
+    timed: ClassVar[tuple[str, ...]] = ("latents",)
+    """What a batch has for each latent frame."""
 
     def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
-        """Returns the full ring after `position` steps, split over `mesh`."""
+        """Returns the full ring after `position` steps, split over `mesh`.
+
+        Raises:
+            ConfigError: If the ring or a turn cannot be split, or a clip is shorter than a window.
+        """
+        whole = self.vae.latent_frames(self.world.num_frames)
+        if self.window is not None and not 1 <= self.window <= whole:
+            what = f"a window of {self.window} latent frames"
+            why = f"clips of {self.world.num_frames} frames have {whole}"
+            raise ConfigError(what, why, "use a smaller one, or a larger --source.world.num-frames")
         if self.pool % self.fresh or self.fresh % parts(mesh):
             raise ConfigError(
                 f"pool {self.pool}, fresh {self.fresh}, {parts(mesh)} parts of a batch",
@@ -147,6 +162,11 @@ class WorldLatents:
         merge = functools.partial(_merge, batch_size)
         every = {"latents": data.latents, **data.told}
         batch = {name: merge(take(ring, picks)) for name, ring in every.items()}
+        if self.window is not None:
+            starts = batch["latents"].shape[1] - self.window + 1
+            begins = jax.random.randint(named(key, "window"), (batch_size,), 0, starts)
+            cut = jax.vmap(functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=self.window))
+            batch |= {name: cut(batch[name], begins) for name in self.timed}
         return constrain_batch(batch, data.mesh), data
 
     def add(self, data: LatentPool, turn: Int[Array, ""]) -> LatentPool:
@@ -178,6 +198,7 @@ class PlayedLatents(WorldLatents):
     An action is held for the frames of a latent frame.
     """
 
+    timed: ClassVar[tuple[str, ...]] = ("latents", "actions")
     keep: float = 0.5
     """Chance that the action of a latent frame is that of the one before it."""
 

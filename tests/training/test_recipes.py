@@ -14,6 +14,7 @@ from jvdm.configs import (
     nano_vae,
     nfd,
     reader,
+    streamdit,
     tiny_t2v,
     tiny_t2v_causal,
     vae,
@@ -23,7 +24,7 @@ from jvdm.configs import vae_decoder as decoder
 from jvdm.experiment import describe
 from jvdm.weights.folder import EMBEDDED, read_manifest
 
-SMALL = (nano, nano_vae, nfd, arlon, art_v, vin, lingen)
+SMALL = (nano, nano_vae, nfd, streamdit, arlon, art_v, vin, lingen)
 RECIPES = (*SMALL, my_videos, reader, tiny_t2v, tiny_t2v_causal, vae, decoder)
 
 

@@ -12,7 +12,7 @@ import pytest
 from jvdm.configs import nano
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.parallel.mesh import data_mesh
-from jvdm.training.world_source import WorldClips, WorldLatents
+from jvdm.training.world_source import PlayedLatents, WorldClips, WorldLatents
 from jvdm.vae.latent_space import load_latent_space
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
@@ -148,9 +148,50 @@ def test_rendered_clips_of_two_steps_share_none():
     assert len(np.unique(clips, axis=0)) == 8
 
 
+class Filmed(PlayedLatents):
+    """A ring of films whose latent frames and actions say which frame they are."""
+
+    def _encoded(self, space, indices):
+        count = self.vae.latent_frames(self.world.num_frames)
+        frames = jnp.broadcast_to(jnp.arange(count), (len(indices), count))
+        latents = frames.astype(jnp.bfloat16)[..., None, None, None]
+        return latents, {"tokens": indices[:, None], "actions": frames}
+
+
+def filmed(window, devices: int = 1, steps: int = 20) -> dict[str, np.ndarray]:
+    """All batches of films of nine latent frames, one after the other."""
+    fields = {f.name: getattr(SOURCE, f.name) for f in dataclasses.fields(SOURCE)}
+    fields["world"] = dataclasses.replace(SOURCE.world, num_frames=33)
+    source = Filmed(**{**fields, "window": window})
+    data, draw = source.start(0, None, data_mesh(devices)), jax.jit(source.draw, static_argnums=2)
+    batches = [draw(data, jnp.int32(step), 8)[0] for step in range(steps)]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_window_is_frames_in_a_row_that_begin_anywhere_with_what_was_done_in_them(devices):
+    cut, whole = filmed(6, devices), filmed(None, devices)
+    assert cut["latents"].shape == (160, 6, 1, 1, 1) and whole["latents"].shape[1] == 9
+    frames = cut["latents"][..., 0, 0, 0].astype(int)
+    np.testing.assert_array_equal(np.diff(frames, axis=1), 1)
+    np.testing.assert_array_equal(frames, cut["actions"])
+    np.testing.assert_array_equal(cut["tokens"], whole["tokens"])  # the same clips, told whole
+    begins = np.bincount(frames[:, 0], minlength=4)
+    assert len(begins) == 4 and begins.min() > 20  # 40 each on average
+    assert len(np.unique(frames[:, 0].reshape(-1, 8), axis=0)) > 15  # of a step, and in it, others
+
+
+def test_a_window_of_all_frames_is_the_film():
+    cut, whole = filmed(9, steps=3), filmed(None, steps=3)
+    jax.tree.map(np.testing.assert_array_equal, cut, whole)
+
+
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(ConfigError, match="pool 10, fresh 4"):
         dataclasses.replace(SOURCE, pool=10).start(0, None, data_mesh(1))
+    for window in (0, 4):
+        with pytest.raises(ConfigError, match=f"window of {window} .* 9 frames have 3"):
+            dataclasses.replace(SOURCE, window=window).start(0, None, data_mesh(1))
 
 
 def test_latents_are_standardised_and_restored():
