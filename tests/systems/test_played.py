@@ -20,9 +20,11 @@ from jvdm.recipes import load_system
 from jvdm.samplers import Call, accept, speculate, stream
 from jvdm.values import to_data
 from jvdm.weights import read_manifest, safetensors, write_manifest
-from jvdm.world.actions import ACTIONS
+from jvdm.world.actions import ACTIONS, TURN
+from jvdm.world.scene import World
 from tests.generate import nano
 from tests.generate.test_session import steps
+from tests.systems import played_motion
 
 PROMPT, OTHER = "a large red ball rests", "a small blue box rests"
 MODEL = nano.DIT.clone(ports=("text", "actions"), actions=ACTIONS)
@@ -255,3 +257,20 @@ def test_lines_of_actions_are_commands():
     assert command_of("act push left\n") == LEFT
     with pytest.raises(jvdm.ConfigError, match="is no command; .*act NAME"):
         command_of("act ")
+
+
+@pytest.mark.slow  # renders twelve short films and the ground from 73 sides
+def test_what_is_read_of_true_films_is_what_was_done_in_them():
+    world = World(height=64, width=64, num_frames=9, fps=6.0, substeps=12)
+    films = {
+        name: np.stack(played_motion.true_films(name, 3, world))
+        for name in ("push right", "push closer", "turn left", "stop")
+    }
+    turned = films["turn left"][:, played_motion.AXES.index("turned")]
+    angle = -TURN * 4 * played_motion.HELD / world.fps
+    np.testing.assert_allclose(turned, angle, atol=0.025)  # angles of the bank
+    for name in ("push right", "push closer"):
+        axis, sign = played_motion.WAYS[name]
+        assert (sign * films[name][:, axis] > played_motion.LEAST[axis]).all()
+        np.testing.assert_array_equal(films[name][:, 2], 0)
+    assert played_motion.share("stop", list(films["stop"])) == "1.00"
