@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, as_completed, wait
 from typing import Any
 
 from jvdm.errors import Interrupted, Preempted
@@ -118,6 +118,13 @@ class StopRequest:
         self._working.append(future)
         threading.Thread(target=run, daemon=True).start()
         return future
+
+    def side_by_side(self, *works: Callable[[], Any]) -> list[Any]:
+        """Returns what each of `works` returns, each in a thread; raises the first error."""
+        working = [self.background(work) for work in works]
+        for work in as_completed(working):
+            work.result()
+        return [work.result() for work in working]
 
     def __enter__(self) -> "StopRequest":
         StopRequest.asked = StopRequest.asked and StopRequest._entered > 0

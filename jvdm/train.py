@@ -108,20 +108,20 @@ def train(
 
 
 def _prepare(experiment, checkpoints: Checkpoints, resume, mesh: Mesh, stop, described, traced):
-    """Compiles the step while the state is made or read."""
+    """Compiles side by side what runs before the first step, then makes what it starts with."""
     objective, source = experiment.objective, experiment.source
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
     origin = (objective, transform, experiment.seed, mesh)
     shapes = setup.state_shapes(*origin)
     check_export(objective, experiment.package, source, checkpoints.workdir / WEIGHTS, shapes.ema)
     restored = checkpoints.resume(resume, shapes, described)
-    begin = (restored.step, restored.data) if restored else (0, None)
-    data = setup.placed(source, checkpoints.workdir, objective).start(*begin, mesh)
+    position, saved, make = setup.beginning(restored, origin, experiment.start_from)
+    placed = setup.placed(source, checkpoints.workdir, objective)
+    data, compile_source, start = setup.opened(placed, position, saved, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
     compiled = functools.partial(setup.compile_step, objective, step, shapes, data, mesh, traced)
-    compiling = stop.background(compiled)
-    state = restored.state if restored else setup.make_state(*origin, experiment.start_from)
-    return setup.Start(begin[0], state, data, *compiling.result())
+    compiled, state, _ = stop.side_by_side(compiled, make, compile_source)
+    return setup.Start(position, state, start(), *compiled)
 
 
 def _loop(experiment, start: setup.Start, progress: Progress, tracer: Tracer, save, stop):

@@ -12,17 +12,19 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import Array, PyTree
-from jvdm.parallel.mesh import BATCH, ROWS, TOKENS, parts, present
+from jvdm.parallel.mesh import BATCH, ROWS, TOKENS, TRAINING, parts, present
 
-Axis = Literal["batch", "tokens", "heads", "frames", "lines"]
+Axis = Literal["batch", "tokens", "heads", "frames", "lines", "matrices"]
 """Axes of activations that may be split: videos of all branches of guidance, tokens of a video,
-heads or other features, and where a video is no tokens its frames and the lines of a frame."""
+heads or other features, and where a video is no tokens its frames and the lines of a frame;
+matrices of an optimizer."""
 _MEANS: dict[Axis, tuple[str, ...]] = {
     "batch": ROWS,
     "tokens": TOKENS,
     "heads": ("tensor",),
     "frames": ("ring",),
     "lines": ("sequence",),
+    "matrices": TRAINING,
 }
 
 _USED: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)

@@ -210,6 +210,19 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class CompilesAhead(Source, Protocol):
+    """A source whose `start` runs programs: it says first what it will make of which shapes."""
+
+    def shapes(self, mesh: Mesh) -> PyTree:
+        """Returns the state of the source as shapes, placed on `mesh`."""
+        ...
+
+    def compile(self, mesh: Mesh) -> None:
+        """Compiles what `start` runs; a thread of its own calls it."""
+        ...
+
+
 class GivenBatch:
     """A source of one batch, the same in every step: to plan and to time steps."""
 

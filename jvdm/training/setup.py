@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from jvdm.arrays import PyTree
+from jvdm.arrays import Array, PyTree
 from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
-from jvdm.parallel import processes, replicate, shardings, using, whole
+from jvdm.parallel import replicate, shardings, using, whole
 from jvdm.training import inventory, memory
-from jvdm.training.checkpoint import read_averages
+from jvdm.training.checkpoint import Restored, read_averages
 from jvdm.training.objective import (
+    CompilesAhead,
     HasComponents,
     HasFrozen,
     HasUpdate,
@@ -71,6 +71,20 @@ def placed(source: Source, workdir: Path, objective: Objective) -> Source:
     return source.encoded_for(objective) if isinstance(source, UsesEncoders) else source
 
 
+def opened(
+    source: Source, position: int, saved: bytes | None, mesh: Mesh
+) -> tuple[PyTree, Callable[[], None], Callable[[], PyTree]]:
+    """Returns the state of `source` as shapes, what compiles its programs, and what makes it.
+
+    A source without programs makes it at once.
+    """
+    if isinstance(source, CompilesAhead):
+        start = functools.partial(source.start, position, saved, mesh)
+        return source.shapes(mesh), functools.partial(source.compile, mesh), start
+    data = source.start(position, saved, mesh)
+    return data, lambda: None, lambda: data
+
+
 def transform_of(objective: Objective, optimizer: Optimizer, num_steps: int) -> Transform:
     """Returns what moves the parameters of `objective`: its own rule, or `optimizer`."""
     if isinstance(objective, HasUpdate):
@@ -88,12 +102,28 @@ def state_shapes(objective: Objective, transform: Transform, seed: int, mesh: Me
     )
 
 
+def beginning(
+    restored: Restored | None,
+    origin: tuple[Objective, Transform, int, Mesh],
+    start_from: Path | None,
+) -> tuple[int, bytes | None, Callable[[], TrainState]]:
+    """Returns how many steps are done, what the source kept, and what makes the state.
+
+    All of a checkpoint, or of a run that begins, whose parameters are read now (`given`) and
+    drawn later (`make_state`).
+    """
+    if restored is not None:
+        return restored.step, restored.data, lambda: restored.state
+    parameters = given(origin[0], start_from)
+    return 0, None, functools.partial(make_state, *origin, parameters)
+
+
 def make_state(
     objective: Objective,
     transform: Transform,
     seed: int,
     mesh: Mesh,
-    start_from: Path | None = None,
+    parameters: PyTree | None = None,
 ) -> TrainState:
     """Returns the state before the first step, placed on `mesh`.
 
@@ -102,44 +132,54 @@ def make_state(
         transform: The optimizer.
         seed: Seed of the run.
         mesh: The devices.
+        parameters: Those that it begins with (`given`); what is left a shape is drawn, and
+            with None all is.
+    """
+    shapes = state_shapes(objective, transform, seed, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    state = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=places)()
+    if parameters is None:
+        return state
+
+    def instead(leaf: Any, drawn: Array) -> Array:
+        known = not isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.device_put(leaf, drawn.sharding) if known else drawn
+
+    # Two copies: the step is given both to overwrite.
+    drawn = (state.params, state.ema)
+    params, ema = (jax.tree.map(instead, parameters, tree) for tree in drawn)
+    return state.replace(params=params, ema=ema)
+
+
+def given(objective: Objective, start_from: Path | None) -> PyTree | None:
+    """Returns the parameters that a run begins with, as shapes those that it draws; None: all.
+
+    What is never exported is drawn, and so is what a file lacks of a network's `silent` parts.
+
+    Args:
+        objective: What is trained.
         start_from: Safetensors file with all parameters, weights folder, name of embedded
             weights, or work directory of a run (or one of its checkpoints, by step) whose
-            averages are taken, from any mesh and number type; None draws them.
+            averages are taken, from any mesh and number type; None draws all.
 
     Raises:
         WeightsError: If it cannot be read or holds another model.
         CheckpointError: If it is a run without a checkpoint that can be read.
     """
-    shapes = state_shapes(objective, transform, seed, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    init = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=places)
     if start_from is None:
-        return init()
-    state = init()
-    fresh = jax.tree.map(np.array, processes.fetch(state.params))
-    tree = _parameters(objective, find(start_from), fresh)
-    # Two copies: the step is given both to overwrite.
-    return state.replace(
-        params=jax.device_put(tree, places.params), ema=jax.device_put(tree, places.params)
-    )
-
-
-def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
-    """Returns parameters from what lies there.
-
-    What is never exported stays fresh, and so does what a file lacks of a network's `silent` parts.
-    """
+        return None
+    place, shapes = find(start_from), jax.eval_shape(objective.init, jax.random.key(0))
     if os.path.isdir(place / CHECKPOINTS) or place.parent.name == CHECKPOINTS:
-        return _averages(place, fresh)
+        return _averages(place, shapes)
     if os.path.isfile(place):
         tree = safetensors.load(place)
         safetensors.check_floating(place, tree)
-        safetensors.match(place, tree, fresh)
+        safetensors.match(place, tree, shapes)
         return tree
     if not isinstance(objective, HasComponents):
         what = f"{type(objective).__name__} does not say which components it trains"
         raise ConfigError(what, f"{place} holds components", "start from a safetensors file")
-    manifest, (leaves, structure) = read_manifest(place), jax.tree.flatten(fresh)
+    manifest, (leaves, structure) = read_manifest(place), jax.tree.flatten(shapes)
     identity(place)
     numbered = jax.tree.unflatten(structure, range(len(leaves)))
     for name, component in objective.components(numbered).items():
@@ -154,14 +194,14 @@ def _parameters(objective: Objective, place: Path, fresh: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _averages(place: Path, fresh: PyTree) -> PyTree:
-    """Returns the averages of a checkpoint in the number types of `fresh`."""
+def _averages(place: Path, shapes: PyTree) -> PyTree:
+    """Returns the averages of a checkpoint in the number types of `shapes`."""
     step = int(place.name) if place.parent.name == CHECKPOINTS else None
     arrays = read_averages(place / CHECKPOINTS if step is None else place.parent, step)
-    wanted = inventory.by_name(fresh)
+    wanted = inventory.by_name(shapes)
     safetensors.match(place, arrays, wanted, "start from a run of the same model")
     leaves = [arrays[name].astype(leaf.dtype) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def compile_step(

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.arrays import Array, Float, Int, PyTree
+from jvdm.compiling import Program
 from jvdm.errors import ConfigError
 from jvdm.keys import named
-from jvdm.parallel.mesh import batch_sharding, constrain_batch, parts
+from jvdm.parallel.mesh import batch_sharding, constrain_batch, parts, replicate
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.world.actions import held_actions, of_frames, play
 from jvdm.world.captions import Style
@@ -106,8 +107,8 @@ class WorldLatents:
     timed: ClassVar[tuple[str, ...]] = ("latents",)
     """What a batch has for each latent frame."""
 
-    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
-        """Returns the full ring after `position` steps, split over `mesh`.
+    def shapes(self, mesh: Mesh) -> LatentPool:
+        """Returns the ring as shapes, split over `mesh`.
 
         Raises:
             ConfigError: If the ring or a turn cannot be split, or a clip is shorter than a window.
@@ -122,24 +123,37 @@ class WorldLatents:
                 f"pool {self.pool}, fresh {self.fresh}, {parts(mesh)} parts of a batch",
                 "the pool must be a multiple of fresh, and fresh of the number of parts",
             )
-        replicated = NamedSharding(mesh, PartitionSpec())
-        space = jax.device_put(load_latent_space(self.vae_weights), replicated)
-        add = jax.jit(self.add, donate_argnums=0)
-        data = self._empty(space, mesh)
-        for turn in range(position, position + self.pool // self.fresh):
-            data = add(data, jnp.int32(turn))
-        return data
-
-    def _empty(self, space: LatentSpace, mesh: Mesh) -> LatentPool:
+        space = load_latent_space(self.vae_weights)
         clip = jax.eval_shape(self._encoded, space, jnp.zeros((1,), jnp.int32))
 
-        def ring(leaf: jax.ShapeDtypeStruct) -> Array:
+        def ring(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             shape = (parts(mesh), self.pool // parts(mesh), *leaf.shape[1:])
-            places = batch_sharding(mesh)
-            return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=places)()
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=batch_sharding(mesh))
+
+        def copy(leaf: Array) -> jax.ShapeDtypeStruct:
+            place = NamedSharding(mesh, PartitionSpec())
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
         latents, told = jax.tree.map(ring, clip)
-        return LatentPool(latents, told, space, mesh)
+        return LatentPool(latents, told, jax.tree.map(copy, space), mesh)
+
+    def compile(self, mesh: Mesh) -> None:
+        """Compiles what `start` runs."""
+        _add.lower(self, self.shapes(mesh), jax.ShapeDtypeStruct((), jnp.int32)).compile()
+
+    def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
+        """Returns the full ring after `position` steps, split over `mesh`."""
+        shapes = self.shapes(mesh)
+
+        def empty(leaf: jax.ShapeDtypeStruct) -> Array:
+            return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+        latents, told = jax.tree.map(empty, (shapes.latents, shapes.told))
+        space = replicate(load_latent_space(self.vae_weights), mesh)
+        data = LatentPool(latents, told, space, mesh)
+        for turn in range(position, position + self.pool // self.fresh):
+            data = _add(self, data, jnp.int32(turn))
+        return data
 
     def feed(self, data: LatentPool) -> LatentPool:
         """Nothing to do on the host."""
@@ -213,6 +227,11 @@ class PlayedLatents(WorldLatents):
         clip = play(self.world, self.split, indices, each, caption_style=self.caption_style)
         told = {"tokens": clip.tokens, "actions": actions}
         return self._latents(space, clip.video), told
+
+
+@functools.partial(Program, static_argnums=0, donate_argnums=1)
+def _add(source: WorldLatents, data: LatentPool, turn: Int[Array, ""]) -> LatentPool:
+    return source.add(data, turn)
 
 
 def _merge(batch_size: int, x: Array) -> Array:

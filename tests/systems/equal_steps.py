@@ -104,7 +104,8 @@ def train(
         frozen: What teaches.
     """
     transform = setup.transform_of(objective, optimizer, max(steps, 1))
-    state: Any = setup.make_state(objective, transform, 0, data_mesh(1), start)
+    given = setup.given(objective, start)
+    state: Any = setup.make_state(objective, transform, 0, data_mesh(1), given)
     state = state.replace(params=changed(state.params))
     run = jax.jit(make_step(objective, Ring(batch), transform, 16, 0.99).run, donate_argnums=1)
     for _ in range(steps):

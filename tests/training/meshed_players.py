@@ -27,7 +27,7 @@ from jvdm.samplers.solvers import Consistency  # noqa: E402
 from jvdm.training.distribution_matching import DistributionMatching  # noqa: E402
 from jvdm.training.objective import GivenBatch  # noqa: E402
 from jvdm.training.optimizer import Optimizer  # noqa: E402
-from jvdm.training.setup import compile_step, make_state, transform_of  # noqa: E402
+from jvdm.training.setup import compile_step, given, make_state, transform_of  # noqa: E402
 from jvdm.training.step import make_step  # noqa: E402
 from tests.generate.nano import SYSTEM, write_weights  # noqa: E402
 
@@ -47,7 +47,7 @@ def stepped(mesh, teacher, weight):
     objective = DistributionMatching(student, teacher, score_updates=2, adversarial=weight)
     optimizer = Optimizer(kind="adamw", learning_rate=1e-3, warmup_steps=1)
     transform = transform_of(objective, optimizer, 10)
-    state = make_state(objective, transform, 0, mesh, Path(teacher))
+    state = make_state(objective, transform, 0, mesh, given(objective, Path(teacher)))
     before = jax.tree.map(np.asarray, state.params)
     tokens = jnp.asarray(SYSTEM.text.read(("a red ball",) * SHAPE[0])[0])
     films = jax.random.normal(jax.random.key(0), SHAPE)

@@ -123,15 +123,16 @@ def test_a_run_begins_with_the_averages_of_another_one_in_its_own_number_type(wo
 
     transform = Optimizer().build(2)
     for place in (workdir, workdir / "checkpoints/2"):
-        state = setup.make_state(Half(), transform, 0, data_mesh(4), place)
+        given = setup.given(Half(), place)
+        state = setup.make_state(Half(), transform, 0, data_mesh(4), given)
         for name, leaf in inventory.by_name(state.params).items():
             assert leaf.dtype == jnp.bfloat16
             np.testing.assert_array_equal(leaf, averages[name].astype(jnp.bfloat16))
     with pytest.raises(WeightsError, match="head/kernel is .16, 1., needs .32, 1."):
-        setup.make_state(toy.Line(width=32), transform, 0, data_mesh(1), workdir)
+        setup.given(toy.Line(width=32), workdir)
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
         (tmp_path / "checkpoints").mkdir()
-        setup.make_state(toy.Line(), transform, 0, data_mesh(1), tmp_path)
+        setup.given(toy.Line(), tmp_path)
 
 
 def test_a_slow_disk_is_told(workdir, tmp_path, monkeypatch):

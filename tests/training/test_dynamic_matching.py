@@ -90,7 +90,8 @@ def test_steps_from_weights_without_routers_reach_the_target(batch, weights):
     """Routers close with the steps, and the share follows the target."""
     aimed = dataclasses.replace(OURS, full_steps=0, falling_steps=20, weight=20.0, complete_steps=0)
     transform: Any = optax.adam(3e-2)
-    state = setup.make_state(aimed, transform, 0, data_mesh(1), weights)
+    begun = setup.given(aimed, weights)
+    state = setup.make_state(aimed, transform, 0, data_mesh(1), begun)
     given: Any = state.params
     shipped = nano.safetensors.load(weights / "model.safetensors")
     kernel = shipped["layers"]["mlp"]["up"]["kernel"]
@@ -115,9 +116,8 @@ def test_steps_from_weights_without_routers_reach_the_target(batch, weights):
 def test_other_parts_that_a_file_lacks_are_still_refused(weights):
     other = dataclasses.replace(SYSTEM, model=SYSTEM.model.clone(ports=("text", "channel")))
     objective = dataclasses.replace(OURS, system=other)
-    transform: Any = optax.sgd(1.0)
     with pytest.raises(WeightsError, match="missing: channel_in/kernel"):
-        setup.make_state(objective, transform, 0, data_mesh(1), weights)
+        setup.given(objective, weights)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The optimizer: which parameters are matrices, schedules, steps of the published size."""
 
+import functools
 from typing import Any
 
 import chex
@@ -10,15 +11,14 @@ import optax
 import pytest
 
 from jvdm.configs import nano
-from jvdm.training.optimizer import Optimizer, matrix_axes
+from jvdm.parallel import data_mesh, using
+from jvdm.training.optimizer import Optimizer, kinds, newton_schulz, orthogonal
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_nothing_else():
     shapes = jax.eval_shape(nano.config().objective.init, jax.random.key(0))
-    axes = jax.tree_util.tree_leaves_with_path(
-        matrix_axes(shapes), is_leaf=lambda leaf: leaf is None or hasattr(leaf, "output_axis")
-    )
-    chosen = {jax.tree_util.keystr(path) for path, leaf in axes if leaf is not None}
+    found = jax.tree_util.tree_leaves_with_path(kinds(shapes))
+    chosen = {jax.tree_util.keystr(path) for path, kind in found if kind == "matrix"}
     assert "['model']['layers']['self_attention']['qkv']['kernel_0']" in chosen
     assert "['text']['layers_0']['q']['kernel']" in chosen
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
@@ -59,18 +59,70 @@ def test_a_muon_step_has_the_size_of_an_adam_step(shape):
     np.testing.assert_allclose(size["layers"] / (2 * 0.2 * 1e-3), 1.0, atol=0.3)
 
 
-def test_every_layer_of_a_stack_is_a_matrix_of_its_own():
-    transform = Optimizer(warmup_steps=1, weight_decay=0.0, clip_norm=1e9).build(10)
-    stack = jax.random.normal(jax.random.key(0), (3, 8, 16))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 8, 16), (2, 64, 64), (1, 48, 192)])
+def test_singular_values_come_near_one_and_singular_vectors_stay(shape, dtype):
+    """Within the band of Muon's authors, .7 to 1.2, where they were at least a fiftieth."""
+    matrices = jax.random.normal(jax.random.key(0), shape)
+    left, sizes, right = np.linalg.svd(np.asarray(matrices), full_matrices=False)
+    made = np.asarray(newton_schulz(matrices.astype(dtype)), np.float32)
+    now = np.einsum("nki,nkl,nil->ni", left, made, right)
+    large = sizes > 0.02 * np.linalg.norm(sizes, axis=1, keepdims=True)
+    assert large.mean() > 0.8 and now[large].min() > 0.66 and now.max() < 1.22
+    rest = made - np.einsum("nki,ni,nil->nkl", left, now, right)
+    assert np.abs(rest).max() < (0.03 if dtype == "bfloat16" else 1e-4)
 
-    def update(gradient):
-        params = {"layers": {"kernel": jnp.zeros_like(gradient)}}
-        given = {"layers": {"kernel": gradient}}
-        return jax.tree.leaves(transform.update(given, transform.init(params), params)[0])[0]
 
-    np.testing.assert_allclose(
-        update(stack), jnp.stack([*map(update, stack)]), rtol=1e-3, atol=1e-6
-    )
+def test_every_matrix_is_its_own_whatever_else_has_its_shape():
+    """Stacks, single matrices and turned ones are one batch; none changes another one."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"stack": (3, 8, 16), "single": (8, 16), "turned": (2, 16, 8), "square": (8, 8)}
+    tree = {
+        name: jax.random.normal(key, shape) * 10.0**place
+        for place, (key, (name, shape)) in enumerate(zip(keys, shapes.items(), strict=True))
+    }
+    made = orthogonal(tree, "float32")
+    for name, leaf in tree.items():
+        assert made[name].shape == leaf.shape
+        each = leaf if leaf.ndim == 3 else leaf[None]
+        alone = [orthogonal({"a": one}, "float32")["a"] for one in each]
+        np.testing.assert_allclose(made[name], jnp.stack(alone).reshape(leaf.shape), atol=1e-4)
+        back = orthogonal({"a": leaf.mT}, "float32")["a"].mT
+        np.testing.assert_allclose(made[name], back, atol=1e-4)
+
+
+def test_matrices_of_one_shape_are_one_batch_of_products():
+    """Five turns of three products for each shape, however many layers and parts have it."""
+    shapes = jax.eval_shape(nano.config().objective.init, jax.random.key(0))
+    transform = Optimizer().build(10)
+    state = jax.eval_shape(transform.init, shapes)
+    program = jax.make_jaxpr(transform.update)(shapes, state, shapes)
+    products = [line for line in str(program).splitlines() if "dot_general" in line]
+    matrices = [
+        tuple(sorted(leaf.shape[-2:]))
+        for leaf, kind in zip(*map(jax.tree.leaves, (shapes, kinds(shapes))), strict=True)
+        if kind == "matrix"
+    ]
+    assert len(products) == 15 * len(set(matrices)) < 5 * len(matrices)
+    assert all("bf16" in line for line in products)
+
+
+def test_devices_share_matrices_and_momenta_stay_in_the_type_of_parameters():
+    mesh = data_mesh(4)
+    tree = {"layers": {"kernel": jax.random.normal(jax.random.key(0), (8, 16, 24))}}
+
+    def made(gradient, **settings):
+        transform = Optimizer(**settings).build(10)
+        return transform.update(gradient, transform.init(gradient), gradient)
+
+    exact = functools.partial(made, matrix_dtype="float32")
+    alone = jax.jit(exact)(tree)[0]
+    with using(mesh):
+        program = jax.jit(exact).lower(tree).compile()
+    assert "f32[2,16,24]" in str(program.as_text())  # two of eight on each
+    chex.assert_trees_all_close(program(tree)[0], alone, rtol=1e-4, atol=1e-8)
+    state = jax.tree.leaves(jax.eval_shape(made, tree)[1])
+    assert {leaf.dtype.name for leaf in state} == {"float32", "int32"}
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])

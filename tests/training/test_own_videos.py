@@ -7,6 +7,7 @@ import shlex
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -220,7 +221,7 @@ def assert_equal(found, wanted):
 def test_training_starts_from_all_components_of_embedded_weights():
     experiment = dataclasses.replace(nano.config(), start_from=Path("nano"))
     run = (experiment.objective, Optimizer().build(1), 0, data_mesh(1))
-    state = setup.make_state(*run, experiment.start_from)
+    state = setup.make_state(*run, setup.given(experiment.objective, experiment.start_from))
     for part in ("text", "model"):
         wanted = read_manifest(find("nano")).parameters(find("nano"), part)[1]
         assert_equal(state.params[part], wanted)
@@ -231,14 +232,15 @@ def test_training_starts_from_all_components_of_embedded_weights():
 
 def test_the_shipped_recipe_starts_from_the_shipped_weights():
     objective = tiny_t2v.config().objective
-    found = setup._parameters(objective, find("tiny_t2v"), jax.eval_shape(objective.init, key()))
+    found: Any = setup.given(objective, find("tiny_t2v"))
     for part in ("text", "model"):
         assert_equal(found[part], read_manifest(find(None)).parameters(find(None), part)[1])
 
 
 def test_an_autoencoder_starts_from_a_folder_and_other_models_are_refused():
     mesh, transform = data_mesh(1), Optimizer().build(1)
-    state = setup.make_state(nano_vae.config().objective, transform, 0, mesh, find("nano"))
+    objective = nano_vae.config().objective
+    state = setup.make_state(objective, transform, 0, mesh, setup.given(objective, find("nano")))
     _, wanted = read_manifest(find("nano")).parameters(find("nano"), "vae")
     assert_equal(state.params, wanted)
     assert_equal(state.ema, wanted)
@@ -248,8 +250,4 @@ def test_an_autoencoder_starts_from_a_folder_and_other_models_are_refused():
         (pair.experiment().objective, ConfigError, "does not say which components"),
     ]:
         with pytest.raises(kind, match=message):
-            setup._parameters(objective, find("nano"), jax.eval_shape(objective.init, key()))
-
-
-def key():
-    return jax.random.key(0)
+            setup.given(objective, find("nano"))

@@ -17,7 +17,7 @@ from jvdm.configs import my_videos, nano, tiny_t2v
 from jvdm.errors import CheckpointError, ConfigError, NumericsError, WeightsError
 from jvdm.parallel.mesh import data_mesh
 from jvdm.train import text, train
-from jvdm.training import checkpoint
+from jvdm.training import checkpoint, setup
 from jvdm.training.checkpoint import read_checkpoint
 from jvdm.training.export import export
 from jvdm.training.flow_matching import FlowMatching
@@ -84,7 +84,11 @@ def test_a_run_starts_from_the_parameters_of_a_file(tmp_path):
         np.testing.assert_array_equal(arrays[f"{part}/head/kernel"], params["head"]["kernel"])
 
 
-def test_parameters_of_another_model_are_refused(tmp_path):
+def test_parameters_of_another_model_are_refused_before_anything_is_drawn_or_compiled(
+    tmp_path, monkeypatch
+):
+    for name in ("make_state", "compile_step"):
+        monkeypatch.setattr(setup, name, lambda *_: pytest.fail("it was not refused by then"))
     wide = dataclasses.replace(toy.Line(), width=8).init(jax.random.key(0))
     safetensors.save(tmp_path / "wide.safetensors", wide)
     other = dataclasses.replace(toy.experiment(), start_from=tmp_path / "wide.safetensors")

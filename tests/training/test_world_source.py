@@ -112,6 +112,25 @@ def seen(source, mesh, steps, first=0):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
+def test_the_ring_has_its_shapes_and_is_filled_by_what_was_compiled_ahead(devices, caplog):
+    mesh = data_mesh(devices)
+    ahead, alone = numbered(skip=1000), numbered(skip=2000)
+    ahead.compile(mesh)
+    rings, said = [], []
+    for source in (ahead, alone):
+        caplog.clear()
+        with jax.log_compiles():
+            rings.append(source.start(0, None, mesh))
+        said.append("Compiling jit(_add)" in caplog.text)
+    assert said == [False, True]
+    foretold, ring = ahead.shapes(mesh), rings[0]
+    assert jax.tree.structure(foretold) == jax.tree.structure(ring)
+    for shape, leaf in zip(*map(jax.tree.leaves, (foretold, ring)), strict=True):
+        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+        assert shape.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
 def test_the_ring_holds_the_newest_clips_and_each_is_drawn_as_often(devices):
     source, mesh = numbered(), data_mesh(devices)
     batches, slots, ring = seen(source, mesh, 40)

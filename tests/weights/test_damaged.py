@@ -5,7 +5,6 @@ import random
 import warnings
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy as library
@@ -182,12 +181,11 @@ def test_loading_says_which_file_is_not_the_exported_one(nano):
         nano / "vae.safetensors", lambda stored: stored.update({min(stored): -stored[min(stored)]})
     )
     objective = nano_vae.config().objective
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
     packaging = Packaging("mine", Defaults(64, 64, 9, 6.0), (str(nano),))
     for use in (
         lambda: jvdm.load(nano, progress=False),
         lambda: load_latent_space(nano),
-        lambda: setup._parameters(objective, nano, shapes),
+        lambda: setup.given(objective, nano),
         lambda: check_package(nano / "out", packaging, {}, {}),
     ):
         with pytest.warns(UserWarning, match="not what was exported: vae.safetensors has changed"):
