@@ -1,10 +1,11 @@
 """Streams of published methods, of none and of a naive one: what is seen of them as they go on.
 
-python -m tests.systems.drift_curves WEIGHTS FRAMES [SYSTEM...]
+python -m tests.systems.drift_curves WEIGHTS FRAMES[xSEEDS] [SYSTEM...]
 
 Objects that rest are asked for, so that what changes is a fault. `at once` is a clip of all frames;
 `naive` makes clips of the length of training, each of which begins with the last picture of the one
-before. All systems of the table if none is named. Columns:
+before. All systems of the table if none is named, two seeds of each of four prompts if none are
+said. Columns:
 
 ms      processor time of a frame, of all cores, after the first chunks
 seam    largest change where a chunk begins over the median change (`streams.measure_borders`)
@@ -34,7 +35,7 @@ from tests.systems.long_clips import PROMPTS
 
 SYSTEMS = ("wave", "fvdm", "ar_diffusion", "streamdit", "fifo", "diffusion_forcing", "vid_gpt")
 SYSTEMS += ("skyreels_v2", "longlive", "rolling_forcing")
-PARTS, WARM, SEEDS = 4, 2, (7, 8)
+PARTS, WARM, FIRST_SEED = 4, 2, 7
 QUIET: dict[str, Any] = {"progress": False, "output_type": "np"}
 Made = tuple[list[np.ndarray], float]
 
@@ -85,15 +86,19 @@ def row_of(parts: list[np.ndarray], color: int) -> np.ndarray:
     return np.array([streams.measure_borders(video, borders)["seam"], *seen, *drift])
 
 
-def main(weights: str, num_frames: int, names: tuple[str, ...]) -> None:
+def main(weights: str, asked: str, names: tuple[str, ...]) -> None:
     """Prints a row for each system."""
+    num_frames, _, count = asked.partition("x")
+    seeds = range(FIRST_SEED, FIRST_SEED + int(count or 2))
+    films = len(PROMPTS) * len(seeds)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {films} films")
     plain = {"at once": clip_of, "naive": naive}
     for name in names or (*plain, *SYSTEMS):
         make = plain.get(name, stream_of)
         pipe = jvdm.load(weights, system=None if name in plain else name, progress=False)
         rows, spent = [], []
-        for (prompt, color), seed in itertools.product(PROMPTS, SEEDS):
-            parts, ms = make(pipe, prompt, {"seed": seed, "num_frames": num_frames})
+        for (prompt, color), seed in itertools.product(PROMPTS, seeds):
+            parts, ms = make(pipe, prompt, {"seed": seed, "num_frames": int(num_frames)})
             rows.append(row_of(parts, COLORS.index(color)))
             spent.append(ms)
         seam, *more = np.mean(rows, 0)
@@ -105,6 +110,4 @@ def main(weights: str, num_frames: int, names: tuple[str, ...]) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", "[0-9]+ frames are more")
-    films = len(PROMPTS) * len(SEEDS)
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {films} films")
-    main(sys.argv[1], int(sys.argv[2]), tuple(sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], tuple(sys.argv[3:]))
