@@ -2,8 +2,10 @@
 
 from pallas_kernels.attention import (
     KernelUnavailable,
+    Past,
     block_mass,
     block_sparse_attention,
+    cached_attention,
     dense_attention,
     explain,
     left_out,
@@ -18,11 +20,13 @@ from pallas_kernels.tile_order import TileOrder
 __all__ = [
     "BlockMask",
     "KernelUnavailable",
+    "Past",
     "TileOrder",
     "backend",
     "best_blocks",
     "block_mass",
     "block_sparse_attention",
+    "cached_attention",
     "dense_attention",
     "explain",
     "left_out",

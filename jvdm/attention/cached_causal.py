@@ -17,7 +17,7 @@ from jvdm.attention.packed_frames import EMPTY, PackedFrames, handed_down
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Row
-from pallas_kernels import BlockMask, merge
+from pallas_kernels import BlockMask, Past, merge
 from pallas_kernels.block_mask import TIME_BITS
 
 NEVER = BlockMask.MAX_TIME  # time of a frame that none sees
@@ -240,35 +240,53 @@ class CachedCausal(Policy):
 
     def attend(self, q, k, v, state: KVCache, call: AttentionCall, among: Among):
         """Attends to all that is seen, or to parts that weigh otherwise, and joins them."""
+        past, masks = self._past(state, call)
+        keys, made = self._made(k, v, call)
         if self.weight == 1 and not self.packed:
-            return super().attend(q, k, v, state, call, among)
-        keys, values, mask, made = self.attended(q, k, v, state, call)
-        masks: Any = mask
-        parts, less = [(keys, values, 0.0)], math.log(self.weight) if self.weight else -math.inf
+            return among(q, keys, v, masks[0], past=past), made
+        parts: list[Any] = [((keys, v), past, 0.0)]
+        less = math.log(self.weight) if self.weight else -math.inf
         if self.weight != 1:
             ends = np.multiply((self.sink + self.pinned, self.frames), call.grid.tokens_per_frame)
-            first, ring, window = zip(*(jnp.split(x, ends, 1) for x in (keys, values)), strict=True)
-            near = (jnp.concatenate(pair, 1) for pair in zip(first, window, strict=True))
-            parts = [(*near, 0.0), (*ring, less)]
+            whole = past.before(keys, v, 1)
+            first, ring, window = zip(*(jnp.split(x, ends, 1) for x in whole), strict=True)
+            near = tuple(jnp.concatenate(pair, 1) for pair in zip(first, window, strict=True))
+            parts = [(near, None, 0.0), (ring, None, less)]
         for ring, patch in zip(state.older, self.patches, strict=True):
-            parts.append((*ring.tokens(), less + 2 * math.log(patch)))
-        out, lse = among(q, *parts[0][:2], masks[0], return_lse=True)
-        for (*part, more), seen in zip(parts[1:], masks[1:], strict=True):
-            past, past_lse = among(q, *part, seen, return_lse=True)
-            out, lse = merge(out, lse, past, past_lse + more)
+            parts.append((ring.tokens(), None, less + 2 * math.log(patch)))
+        found = [
+            (*among(q, *own, seen, return_lse=True, past=before), more)
+            for (own, before, more), seen in zip(parts, masks, strict=True)
+        ]
+        out, lse, _ = found[0]
+        for other, other_lse, more in found[1:]:
+            out, lse = merge(out, lse, other, other_lse + more)
         return out, made
 
     def attended(self, q, k, v, state: KVCache, call: AttentionCall):
         """Puts the cache before the window, whose own keys and values are handed on."""
-        turned = call.turn(k)
-        cached, values = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (state.k, state.v))
+        past, masks = self._past(state, call)
+        keys, made = self._made(k, v, call)
+        return *past.before(keys, v, masks[0].block_kv), masks[0], made
+
+    def _made(self, k: Array, v: Array, call: AttentionCall) -> tuple[Array, Made]:
+        """Returns the keys of a window with positions, and what of it a cache keeps."""
+        turned, kind = call.turn(k), jnp.dtype(call.grid.dtype)
+        return turned, Made((k if self.rotary == "read" else turned).astype(kind), v.astype(kind))
+
+    def _past(self, state: KVCache, call: AttentionCall) -> tuple[Past, tuple[BlockMask, ...]]:
+        """Returns the keys and values that the cache of a layer has, and the masks of all keys."""
+        common, layer = call.common, call.layer
+        if common is None:
+            states = jax.tree.map(lambda leaf: leaf[None], state)
+            common, layer = self.common(states, call.row, call.grid), jnp.int32(0)
+        (k, v), masks = common
         if self.rotary == "read":
-            cached = call.turn(cached, self._places(state, call.row))
-        keys = jnp.concatenate([cached, turned], 1)
-        mask, _ = self.select(q, keys, v, state, call)
-        kind = state.k.dtype
-        made = Made((k if self.rotary == "read" else turned).astype(kind), v.astype(kind))
-        return keys, jnp.concatenate([values, v], 1), mask, made
+            places = self._places(state, call.row)
+            own = call.turn(jax.lax.dynamic_index_in_dim(k, layer, keepdims=False), places)
+            v = jax.lax.dynamic_index_in_dim(v, layer)
+            k, layer = own[None], jnp.int32(0)
+        return Past(k, v, layer), masks
 
     def joined(self, states: KVCache, made: Made, row: Row) -> KVCache:
         """Writes the frames that the row says, if any, to the caches of all layers."""
@@ -315,18 +333,20 @@ class CachedCausal(Policy):
 
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
         """Returns the mask, which is that of all layers."""
-        known = call.common is not None
-        return call.common if known else self.common(state, call.row, call.grid), state
+        return self._past(state, call)[1][0], state
 
     def common(
-        self, state: KVCache, row: Row, grid: TokenGrid
-    ) -> BlockMask | tuple[BlockMask, ...]:
-        """Allows, of the keys of cache and window, those in time and of no later block.
+        self, states: KVCache, row: Row, grid: TokenGrid
+    ) -> tuple[tuple[Array, Array], tuple[BlockMask, ...]]:
+        """Returns the keys and values of all layers, `[R, B, S P, N, D]`, and who sees which.
 
+        Of the keys of cache and window those in time and of no later block are allowed.
         A frame is read from the cache until `_front`, from the window after, and a pinned one from
         the ring as long as it is there. What weighs otherwise has a mask of its own: the ring,
         and each of those of packed frames, which are read where they are not kept whole.
         """
+        state = jax.tree.map(lambda leaf: leaf[0], states)
+        k, v = (x.reshape(*x.shape[:2], -1, *x.shape[4:]) for x in (states.k, states.v))
         frames, front = _frames(row), self._front(state, row)
         twice = self._is_pinned & (
             state.frames[:, None] == state.frames[None, ~self._is_pinned]
@@ -336,18 +356,18 @@ class CachedCausal(Policy):
         time = block - block[0]  # of frames of the window; what is cached is before all of them
         time = jnp.where(row.write, time, len(frames)) if self.free else time
         keys = jnp.where(frames < front, NEVER, time)
-        times = jnp.concatenate([jnp.where(held, 0, NEVER), keys])
-        size, masks = grid.tokens_per_frame, []
+        before, size, masks = jnp.where(held, 0, NEVER), grid.tokens_per_frame, []
+        if self.weight == 1:
+            masks.append(times_mask(time, keys, size, before=before))
+        else:
+            first, ring = jnp.split(before, (self.sink + self.pinned,))
+            masks += [times_mask(time, jnp.concatenate([first, keys]), size)]
+            masks += [times_mask(time, ring, size)]
         for ring, patch in zip(state.older, self.patches, strict=True):
             whole = (ring.frames[:, None] == state.frames[None]).any(1)
             seen = (ring.frames >= 0) & (ring.frames < front) & ~whole
             masks.append(times_mask(time, jnp.where(seen, 0, NEVER), size, size // patch**2))
-        if self.weight == 1:
-            near = times_mask(time, times, size)
-            return (near, *masks) if masks else near
-        slots = np.arange(len(times))
-        ring = (slots >= self.sink + self.pinned) & (slots < self.frames)
-        return *(times_mask(time, times[part], size) for part in (~ring, ring)), *masks
+        return (k, v), tuple(masks)
 
     @property
     def _is_pinned(self) -> np.ndarray:
@@ -393,19 +413,25 @@ def _frames(row: Row) -> Int[Array, " W"]:
 
 
 def times_mask(
-    q: Int[Array, " W"], kv: Int[Array, " K"], per_frame: int, per_key: int | None = None
+    q: Int[Array, " W"],
+    kv: Int[Array, " K"],
+    per_frame: int,
+    per_key: int | None = None,
+    before: Int[Array, " S"] | None = None,
 ) -> BlockMask:
     """Returns the mask of frames that see those whose time is not after theirs.
 
     Frames have `per_frame` queries, and `per_key` keys, or as many. Blocks are frames where these
     are small; else what kernels like best, and times decide where a block has tokens of several
-    frames.
+    frames. Keys of frames `before`, which are elsewhere (`Past`), fill whole blocks.
     """
     per_key = per_key or per_frame
-    sizes: Any = {"q_len": len(q) * per_frame, "kv_len": len(kv) * per_key}
+    parts = (kv,) if before is None else (before, kv)
     if per_frame <= LARGEST // 2:
+        whole = jnp.concatenate(parts)
+        sizes: Any = {"q_len": len(q) * per_frame, "kv_len": len(whole) * per_key}
         sizes |= {"block_q": per_frame, "block_kv": per_key}
-        return BlockMask.from_dense((q[:, None] >= kv[None])[None, None], **sizes)
+        return BlockMask.from_dense((q[:, None] >= whole[None])[None, None], **sizes)
 
     def placed(times: Array, size: int) -> tuple[Array, Array, Array]:
         """Places of tokens, and the first and last time of each block."""
@@ -416,10 +442,25 @@ def times_mask(
         within = (frames >= first[:, None]) & (frames <= last[:, None])
         of_blocks = jnp.where(within, times[None], NEVER), jnp.where(within, times[None], -1)
         coords = jnp.where(times < NEVER, times << TIME_BITS, -1)
-        return jnp.repeat(coords, size)[None], of_blocks[0].min(1), of_blocks[1].max(1)
+        return jnp.repeat(coords, size), of_blocks[0].min(1), of_blocks[1].max(1)
+
+    def filled(coords: Array, first: Array, last: Array) -> tuple[Array, Array, Array]:
+        """The same up to the end of the last block, of which nobody sees what fills it."""
+        short = -len(coords) % LARGEST
+        last = last.at[-1].set(NEVER) if short else last
+        return jnp.pad(coords, (0, short), constant_values=-1), first, last
 
     q_coords, oldest, newest = placed(q, per_frame)
-    kv_coords, first, last = placed(kv, per_key)
-    sizes |= {"q_coords": q_coords, "kv_coords": kv_coords, "causal_time": True}
+    keys = [placed(times, per_key) for times in parts]
+    keys[:-1] = [filled(*of) for of in keys[:-1]]
+    kv_coords, first, last = (jnp.concatenate(of) for of in zip(*keys, strict=True))
     listed, partial = newest[:, None] >= first[None], oldest[:, None] < last[None]
-    return BlockMask.from_dense(listed[None, None], partial[None, None], **sizes)
+    return BlockMask.from_dense(
+        listed[None, None],
+        partial[None, None],
+        q_len=len(q_coords),
+        kv_len=len(kv_coords),
+        q_coords=q_coords[None],
+        kv_coords=kv_coords[None],
+        causal_time=True,
+    )

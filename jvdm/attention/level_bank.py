@@ -97,11 +97,12 @@ class LevelBank(Policy):
         """Returns the places of frames: absolute ones until the cache is full, then behind it."""
         return jnp.minimum(_frames(row, len(positions)), self.frames).astype(jnp.float32)
 
-    def common(self, state: Bank, row: Row, grid: TokenGrid) -> BlockMask:
+    def common(self, states: Bank, row: Row, grid: TokenGrid) -> BlockMask:
         """Allows earlier frames of the own cache, and the frame itself, for each by itself.
 
-        A frame of the sink is read from the ring as long as it is there.
+        A frame of the sink is read from the ring as long as it is there. All layers hold the same.
         """
+        state = jax.tree.map(lambda leaf: leaf[0], states)
         window, level = grid.frames, self._levels(row, grid.frames)
         held, frames = state.frames[:, level], _frames(row, window)
         known = (held >= 0) & (held < frames[None, :, None])
@@ -116,8 +117,10 @@ class LevelBank(Policy):
 
     def select(self, q, k, v, state: Bank, call: AttentionCall):
         """Returns the mask, which is that of all layers."""
-        known = call.common is not None
-        return call.common if known else self.common(state, call.row, call.grid), state
+        if call.common is not None:
+            return call.common, state
+        states = jax.tree.map(lambda leaf: leaf[None], state)
+        return self.common(states, call.row, call.grid), state
 
     def attend(self, q, k, v, state: Bank, call: AttentionCall, among: Among):
         """Lets every frame attend to the cache of its level and to itself, all in one batch."""

@@ -45,7 +45,8 @@ class TokenGrid:
 Among = Callable[..., Any]
 """`among(q, k, v, mask)` returns attended values; keys have positions, None is all tokens.
 
-`among(q, k, v, mask, return_lse=True)` returns the log-sum-exp of the scores too, f32[B, N, L].
+`among(q, k, v, mask, return_lse=True)` returns the log-sum-exp of the scores too, f32[B, N, L];
+`among(q, k, v, mask, past=past)` attends to keys of a `pallas_kernels.Past` too, those before.
 """
 
 Turn = Callable[..., Array]
@@ -165,8 +166,11 @@ class Policy(Protocol):
         """Returns where in its state it keeps the keys of each frame that a row writes, or -1."""
         return jnp.full(len(frames), -1)
 
-    def common(self, state: PyTree, row: Row, grid: TokenGrid) -> PyTree:
-        """Returns what it chooses once for all layers of a call, by the state of the first."""
+    def common(self, states: PyTree, row: Row, grid: TokenGrid) -> PyTree:
+        """Returns what it chooses once for all layers of a call, by their states, stacked.
+
+        What every layer is given whole, to read its own part where it is, is of it too.
+        """
         return None
 
     def init(self, grid: TokenGrid) -> PyTree:

@@ -13,7 +13,7 @@ from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from jvdm.parallel import attention, read
-from pallas_kernels import BlockMask
+from pallas_kernels import BlockMask, Past
 
 
 class Positions:
@@ -65,11 +65,16 @@ def attend(
     """
 
     def among(
-        q: Array, k: Array, v: Array, mask: BlockMask | None, return_lse: bool = False
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: BlockMask | None,
+        return_lse: bool = False,
+        past: Past | None = None,
     ) -> Any:
         if mask is None and call.order is not None and call.order.is_padded:
             mask = Blocks(call.grid, call.order).everything()
-        made = attention(q, k, v, mask, return_lse)
+        made = attention(q, k, v, mask, return_lse, past)
         if return_lse:  # a policy may keep it: XLA would run a kernel again for what a loop keeps
             return made[0], jax.lax.optimization_barrier(made[1])
         return made

@@ -307,15 +307,14 @@ class Transformer:
             layers = layer_stack(layer, count, self.remat, self.unroll)
             return layers(policy=policy, **fields, **named)
 
-        def told(policy: Policy, states: PyTree) -> Shared:
-            first = jax.tree.map(operator.itemgetter(0), states)
-            return shared._replace(common=policy.common(first, shared.row, way.grid))
+        def told(policy: Policy) -> Shared:
+            return shared._replace(common=policy.common(way.carry.layers, shared.row, way.grid))
 
         parts = way.policy.in_layers(self.depth)
         if len(parts) == 1 and way.carry.reused is None:
             policy, states = parts[0][0], way.carry.layers
             layers = stack(self.depth, policy, name="layers")
-            tokens, (made, features) = layers(tokens, inputs, told(policy, states))
+            tokens, (made, features) = layers(tokens, inputs, told(policy))
             states = policy.joined(states, made, shared.row)
         else:
             own = {
@@ -349,7 +348,7 @@ def _divided(
     variables: PyTree,
     tokens: Array,
     inputs: PyTree,
-    told: Callable[[Policy, PyTree], Shared],
+    told: Callable[[Policy], Shared],
     first: int,
 ) -> tuple[Array, PyTree]:
     """Runs layers from `first` on, one policy after the other; returns tokens and all outputs."""
@@ -357,7 +356,7 @@ def _divided(
     for policy, count in parts:
         own = jax.tree.map(operator.itemgetter(slice(first, first + count)), (variables, inputs))
         layers = stack(count, policy, parent=None)
-        shared = told(policy, own[1][1])
+        shared = told(policy)
         tokens, (made, features) = layers.apply(own[0], tokens, own[1], shared)
         first += count
         outputs.append((policy.joined(own[1][1], made, shared.row), features))

@@ -26,7 +26,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jvdm.arrays import Array, Float, Int
 from jvdm.parallel.activations import used
 from jvdm.parallel.mesh import ROWS, TOKENS, parts, present
-from pallas_kernels import BlockMask, block_sparse_attention, dense_attention, merge
+from pallas_kernels import (
+    BlockMask,
+    Past,
+    block_sparse_attention,
+    cached_attention,
+    dense_attention,
+    merge,
+)
 from pallas_kernels.attention.api import LONG_ON_TPU
 from pallas_kernels.attention.kernel import attend
 from pallas_kernels.attention.pallas_tpu import PallasTPU
@@ -48,6 +55,7 @@ def attention(
     v: Float[Array, "B K N D"],
     mask: BlockMask | None = None,
     return_lse: bool = False,
+    past: Past | None = None,
 ) -> Any:
     """Computes attention among the pairs that `mask` allows, over the mesh that is in use.
 
@@ -57,12 +65,18 @@ def attention(
         v: Values.
         mask: The blocks that are attended to, by number in the whole sequences; None is all.
         return_lse: Whether the log-sum-exp of the scores is returned too.
+        past: Keys and values before these, of which the mask speaks first; one device reads them
+            where they are.
 
     Returns:
         Attended values in the dtype of `q`, those of one device; with `return_lse` a pair of these
         and f32[B, N, Q], as of `block_sparse_attention`.
     """
     mesh = used()
+    if past is not None and mask is not None:
+        if mesh is None:
+            return cached_attention(q, k, v, past, mask, return_lse=return_lse)
+        k, v = past.before(k, v, mask.block_kv)
     whole = mask is None and not (_on_tpus(mesh) and min(q.shape[1], k.shape[1]) >= LONG_ON_TPU)
     if mesh is None or (whole and parts(mesh, SPLIT) == 1):
         return block_sparse_attention(q, k, v, mask, return_lse=return_lse)

@@ -4,19 +4,23 @@ from pallas_kernels.attention.api import (
     Choice,
     block_mass,
     block_sparse_attention,
+    cached_attention,
     dense_attention,
     explain,
     merge,
     refusal,
 )
 from pallas_kernels.attention.kernel import KernelUnavailable
+from pallas_kernels.attention.past import Past
 from pallas_kernels.attention.skipping import left_out, skipped_blocks
 
 __all__ = [
     "Choice",
     "KernelUnavailable",
+    "Past",
     "block_mass",
     "block_sparse_attention",
+    "cached_attention",
     "dense_attention",
     "explain",
     "left_out",

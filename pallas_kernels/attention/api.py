@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention import planned
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
+from pallas_kernels.attention.past import Past
 from pallas_kernels.attention.planned import backend, capability, is_planned
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
@@ -123,10 +124,8 @@ def block_sparse_attention(
         return dense_attention(q, k, v, scale=scale)
     mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
     chosen = explain(q, k, mask, implementation).implementation
-    factor = q.shape[3] ** -0.5 if scale is None else scale
+    factor = _factor(q, scale, chosen)
     if chosen in KERNELS:
-        if factor <= 0:
-            raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
         kernel: Any = planned.Planned() if is_planned() else _kernel(chosen)
         kernel = kernel.repeating() if deterministic else kernel
         both: Any = attend(kernel, q, k, v, mask, factor)
@@ -135,6 +134,50 @@ def block_sparse_attention(
         both = masked_attention(q, k, v, mask, factor, skipped)
     else:
         both = gather_attention(q, k, v, mask, factor)
+    return both if return_lse else both[0]
+
+
+def cached_attention(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    past: Past,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    implementation: SparseImplementation | None = None,
+) -> Any:
+    """Computes attention to the keys of a cache and to new ones, among the pairs of `mask`.
+
+    It is `block_sparse_attention` to `past.before(k, v, mask.block_kv)`. `mosaic_gpu` reads the
+    cache where it is, if its heads have a size of 64 or 128 and its keys are a multiple of 8.
+
+    Args:
+        q: Queries.
+        k: Keys after those of the cache.
+        v: Values after those of the cache.
+        past: The cache.
+        mask: The blocks that are attended to, of the keys of both, one after the other.
+        scale: As in `block_sparse_attention`.
+        return_lse: The same.
+        implementation: The same.
+
+    Returns:
+        What `block_sparse_attention` returns.
+
+    Raises:
+        ValueError: If the mask is made for other sizes.
+        KernelUnavailable: If the asked implementation cannot serve the call.
+    """
+    keys, values = past.before(k, v, mask.block_kv)
+    chosen = explain(q, keys, mask, implementation).implementation
+    kernel: Any = None if is_planned() or chosen != "mosaic_gpu" else _kernel(chosen)
+    if kernel is None or not kernel.reads(past, mask):
+        rules: Any = {"scale": scale, "return_lse": return_lse, "implementation": implementation}
+        return block_sparse_attention(q, keys, values, mask, **rules)
+    attended: Any = attend
+    both = attended(kernel, q, k, v, mask, _factor(q, scale, "mosaic_gpu"), past)
     return both if return_lse else both[0]
 
 
@@ -216,6 +259,14 @@ def explain(
     why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
     why = f"the lists have room for {width} of {blocks} key blocks ({why})"
     return Choice("xla" if 2 * width <= blocks else "reference", why)
+
+
+def _factor(q: Array, scale: float | None, chosen: SparseImplementation) -> float:
+    """Returns the factor of the products, which a kernel wants above 0."""
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    if chosen in KERNELS and factor <= 0:
+        raise ValueError(f"a scale of {factor}; {chosen} needs one above 0")
+    return factor
 
 
 def _is_long(q: Array, k: Array, deterministic: bool) -> bool:

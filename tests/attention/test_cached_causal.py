@@ -9,8 +9,9 @@ import pytest
 
 from jvdm.attention import AttentionCall, CachedCausal, KVCache, TokenGrid
 from jvdm.errors import ConfigError
+from jvdm.parallel import attention
 from jvdm.samplers import Call
-from pallas_kernels import block_sparse_attention, dense_attention
+from pallas_kernels import dense_attention
 
 GRID = TokenGrid(frames=2, height=1, width=1, head_dim=1)
 
@@ -133,7 +134,7 @@ def attended(policy, state, frame, q, k, v):
     row = Call.at(jnp.zeros((1, 2))).row._replace(frame=jnp.int32(frame))
     grid = dataclasses.replace(GRID, head_dim=8)
     call = AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), grid)
-    return policy.attend(q, k, v, state, call, block_sparse_attention)[0]
+    return policy.attend(q, k, v, state, call, attention)[0]
 
 
 def test_a_ring_of_a_weight_is_read_as_if_its_keys_were_there_so_often():
@@ -219,9 +220,9 @@ def test_frames_of_many_tokens_are_seen_as_a_whole_in_blocks_that_kernels_like(b
     policy, masks = CachedCausal(frames=3, block=block), []
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2 * 70, 2, 8))
 
-    def among(q, k, v, mask):
+    def among(q, k, v, mask, **given):
         masks.append(mask)
-        return block_sparse_attention(q, k, v, mask)
+        return attention(q, k, v, mask, **given)
 
     def call_at(first):
         row = Call.at(jnp.zeros((1, 2))).row

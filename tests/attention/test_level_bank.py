@@ -190,16 +190,22 @@ def test_samples_and_levels_refresh_their_sinks_by_themselves():
     assert (frames[:, 1] == -1).all()  # nothing was at level 1
 
 
+def stacked(state):
+    """The states of the only layer."""
+    return jax.tree.map(lambda leaf: leaf[None], state)
+
+
 def test_a_refreshed_frame_is_read_once():
     policy = LevelBank(1, 4, 1)
     state = policy.init(dataclasses.replace(GRID, frames=1))
     state = dataclasses.replace(state, frames=jnp.asarray([[[6, 6, 4, 5]], [[0, 6, 4, 5]]]))
-    mask = policy.common(state, row(7, [0]), dataclasses.replace(GRID, frames=1))
+    one = dataclasses.replace(GRID, frames=1)
+    mask = policy.common(stacked(state), row(7, [0]), one)
     seen = np.asarray(mask.to_dense())[:, 0, 0]
     np.testing.assert_array_equal(seen, [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     # The second evaluation of a step: what the first one wrote of the frame is not its past.
     again = dataclasses.replace(state, frames=jnp.asarray([[[0, 7, 8, 6]]] * 2))
-    seen = policy.common(again, row(7, [0]), dataclasses.replace(GRID, frames=1)).to_dense()
+    seen = policy.common(stacked(again), row(7, [0]), one).to_dense()
     np.testing.assert_array_equal(np.asarray(seen)[0, 0, 0], [1, 0, 0, 1, 1])
 
 

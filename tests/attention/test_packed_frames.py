@@ -10,9 +10,10 @@ import pytest
 
 from jvdm.attention import AttentionCall, CachedCausal, TokenGrid
 from jvdm.errors import ConfigError
+from jvdm.parallel import attention
 from jvdm.samplers import Call
 from jvdm.values import from_data, to_data
-from pallas_kernels import block_sparse_attention, dense_attention
+from pallas_kernels import dense_attention
 
 GRID = TokenGrid(frames=2, height=4, width=8, batch=2, heads=2, head_dim=8)
 LARGE = dataclasses.replace(GRID, height=8, width=12, batch=1)
@@ -56,7 +57,7 @@ def read(policy, grid, state, kept, first):
     q = jax.random.normal(jax.random.key(7), of(kept[0], 0, 1).shape)
     window = (of(x, first, first + 1) for x in kept)
     call = call_of(grid, first)
-    return q, policy.attend(q, *window, state, call, block_sparse_attention)[0]
+    return q, policy.attend(q, *window, state, call, attention)[0]
 
 
 def means(x, patch, grid=GRID):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.attention import tables
 from pallas_kernels.attention.kernel import whole_blocks
 from pallas_kernels.attention.mosaic_gpu.backward import backward
-from pallas_kernels.attention.mosaic_gpu.cells import in_tiles, refusal, served
+from pallas_kernels.attention.mosaic_gpu.cells import fits, in_tiles, refusal, served
 from pallas_kernels.attention.mosaic_gpu.forward import forward
 from pallas_kernels.attention.mosaic_gpu.mass import TILE_SIZE, WARP_ROWS, mass
 from pallas_kernels.attention.mosaic_gpu.sizes import (
@@ -22,6 +22,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
+from pallas_kernels.attention.past import Past
 from pallas_kernels.attention.planned import capability
 from pallas_kernels.attention.xla import looped_mass, queries_gradient
 from pallas_kernels.block_mask import BlockMask
@@ -78,12 +79,23 @@ class MosaicGPU:
         """Says how small blocks are served, and whose tiles if the tables lack this device."""
         return "; ".join(filter(None, (served(mask), tables.about(KERNEL, _device()))))
 
+    def reads(self, past: Past, mask: BlockMask) -> bool:
+        """Returns whether `forward` reads keys from before where they are, without padding them."""
+        length, size = past.k.shape[2], past.k.shape[4]
+        return size in (64, 128) and length % 8 == 0 and fits(mask)
+
     def repeating(self) -> "MosaicGPU":
         """Returns the kernels with `deterministic` gradients of queries."""
         return dataclasses.replace(self, deterministic=True)
 
     def forward(
-        self, q: Array, k: Array, v: Array, mask: BlockMask, scale: float
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: BlockMask,
+        scale: float,
+        past: Past | None = None,
     ) -> tuple[Array, Array]:
         """Returns attended values and the log-sum-exp of the scores."""
         inputs = _padded(q), _padded(k), _padded(v)
@@ -94,7 +106,7 @@ class MosaicGPU:
         parts = parts_of(tiled, batch * heads, processors, sizes)
         tiled = in_parts(tiled, batch, parts)
         work = prepare(tiled, batch * parts, heads, processors, sizes, listed)
-        out, lse = joined(*forward(*inputs, work, scale, processors, parts), parts)
+        out, lse = joined(*forward(*inputs, work, scale, processors, parts, past), parts)
         out, lse = out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
         if listed is None or mask.q_lengths is None:
             return out, lse

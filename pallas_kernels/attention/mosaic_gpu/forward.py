@@ -38,6 +38,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     words_of,
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, MASKED, Kinds, Lists, Tiles, Work
+from pallas_kernels.attention.past import Past
 
 GROWTH = 8.0  # in powers of two: a weight is at most 2**GROWTH before it is divided by the sum
 
@@ -50,6 +51,7 @@ def forward(
     scale: float,
     processors: int,
     parts: int,
+    past: Past | None = None,
 ) -> tuple[Float[Array, "P Q N D"], Float[Array, "P N L"]]:
     """Returns attended values and the log-sum-exp of the scores, up to the end of the last tile.
 
@@ -61,19 +63,25 @@ def forward(
         scale: Factor of the scores, positive.
         processors: Streaming multiprocessors of the device.
         parts: Of every list; each has rows of its own in `work`, and in what is returned.
+        past: Keys and values before these, as `MosaicGPU.reads` allows them.
     """
     lists, tiles, kinds = work
     batch, count, heads, size = q.shape
     batch *= parts
     groups, length = tiles.groups, lists.q_limits.shape[1] * tiles.q
     arrivals = 1 + kinds.masked + (kinds.cell > 0)
+    options, cache = _Options(tiles, kinds, scale * LOG2E, processors), ()
+    if past is not None:
+        options = options._replace(past=past.length(tiles.kv * tiles.kv_split) // tiles.kv)
+        stacks = (x.reshape(-1, *x.shape[2:]) for x in (past.k, past.v))
+        cache = (*stacks, jnp.reshape(past.row * q.shape[0], 1))
 
     def shared(*shape: int) -> Any:
         return plgpu.SMEM((*shape, size), q.dtype, transforms=SWIZZLE)
 
     return launch(
         "block_sparse_attention_forward",
-        functools.partial(_kernel, _Options(tiles, kinds, scale * LOG2E, processors)),
+        functools.partial(_kernel, options),
         (
             jax.ShapeDtypeStruct((batch, count, heads, size), q.dtype),
             jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
@@ -91,7 +99,7 @@ def forward(
             *([plgpu.SMEM((groups * tiles.k_stages, 32), jnp.int32)] if kinds.cell else []),
         ],
         {"processor": processors},
-    )(q, k, v, *lists)
+    )(q, k, v, *lists, *cache)
 
 
 class _Options(NamedTuple):
@@ -99,6 +107,7 @@ class _Options(NamedTuple):
     kinds: Kinds
     scale: float  # of scores, for powers of two
     processors: int
+    past: int = 0  # tiles of keys that are in a cache
 
 
 class _Refs(NamedTuple):
@@ -106,6 +115,7 @@ class _Refs(NamedTuple):
     k: Any
     v: Any
     lists: Lists
+    past: Any  # keys, values, and their first row; empty without
     out: Any
     lse: Any
     q_tile: Any
@@ -122,8 +132,10 @@ class _Refs(NamedTuple):
 
 def _kernel(options: _Options, *refs: Any) -> None:
     count = len(Lists._fields)
-    rest = refs[3 + count :] if options.kinds.cell else (*refs[3 + count :], None)
-    names = _Refs._make((*refs[:3], Lists._make(refs[3 : 3 + count]), *rest))
+    end = 3 + count + (3 if options.past else 0)
+    rest = refs[end:] if options.kinds.cell else (*refs[end:], None)
+    lists, past = Lists._make(refs[3 : 3 + count]), refs[3 + count : end]
+    names = _Refs._make((*refs[:3], lists, past, *rest))
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
     together, registers = options.tiles.groups == 1, REGISTERS[names.q.shape[3]]
 
@@ -148,6 +160,7 @@ class _Tile(NamedTuple):
 
     batch: Any
     sequence: Any  # row of queries and keys, of which `batch` is a part
+    cache_row: Any  # of the cache, if there is one
     head: Any
     index: Any
     row: tuple[Any, Any, Any]  # of the lists
@@ -162,6 +175,7 @@ class _Group:
         tiles = options.tiles
         self.tiles, self.kinds, self.scale = tiles, options.kinds, options.scale
         self.floor = MASKED * self.scale / 2  # of peaks, above what is masked
+        self.past = options.past
         self.refs, self.index = refs, index
         self.workers = options.processors * tiles.groups
         self.first = processor * tiles.groups + index
@@ -197,7 +211,8 @@ class _Group:
         )
         steps = lists.counts[row] * self.tiles.kv_split
         whole = lax.div(batch, self.parts) if self.parts > 1 else batch
-        return _Tile(batch, whole, head, index, row, steps, (turn & 1) == 1)
+        cache_row = self.refs.past[2][0] + whole if self.past else None
+        return _Tile(batch, whole, cache_row, head, index, row, steps, (turn & 1) == 1)
 
     # What loads
 
@@ -205,11 +220,9 @@ class _Group:
         """Loads the queries, keys and values of all tiles, as room for them is made."""
         refs, kv, split = self.refs, self.tiles.kv, self.tiles.kv_split
         places = refs.lists.kv_places
-        shared_heads = refs.q.shape[2] // refs.k.shape[2]
 
         def produce_tile(turn: Any, done: Any) -> Any:
             tile = self.tile(turn)
-            head = lax.div(tile.head, shared_heads)
             sync(self.q_free, self.threads)
             rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
             source = refs.q.at[tile.sequence, rows, tile.head]
@@ -223,10 +236,10 @@ class _Group:
                 block = block >> 1 if self.kinds.placed else block
                 index = block * split + lax.rem(place, split)
                 sync(self.k_free(done + step), self.threads)
-                rows, full = pl.ds(index * kv, kv), refs.k_full.at[slot]
-                source = refs.k.at[tile.sequence, rows, head]
-                plgpu.copy_gmem_to_smem(source, refs.k_tiles.at[slot], full)
+                full = refs.k_full.at[slot]
+                self.copy(0, tile, index, refs.k_tiles.at[slot], full)
                 if self.kinds.masked:
+                    rows = pl.ds(index * kv, kv)
                     source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
                     plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
                 if self.kinds.cell:
@@ -238,8 +251,7 @@ class _Group:
             def load_values(step: Any, index: Any) -> None:
                 slot = self.v_slot(done + step)
                 sync(self.v_free(done + step), self.threads)
-                source = refs.v.at[tile.sequence, pl.ds(index * kv, kv), head]
-                plgpu.copy_gmem_to_smem(source, refs.v_tiles.at[slot], refs.v_full.at[slot])
+                self.copy(1, tile, index, refs.v_tiles.at[slot], refs.v_full.at[slot])
 
             def advance(step: Any, index: Any) -> Any:  # keys are one step ahead of values
                 following = load_keys(step)
@@ -254,6 +266,23 @@ class _Group:
             return done + tile.steps
 
         lax.fori_loop(0, self.count, produce_tile, jnp.int32(0))
+
+    def copy(self, which: int, tile: _Tile, index: Any, target: Any, full: Any) -> None:
+        """Loads a tile of keys (0) or values (1), of the cache or after it."""
+        refs, kv = self.refs, self.tiles.kv
+        head = lax.div(tile.head, refs.q.shape[2] // refs.k.shape[2])
+
+        def copy(source: Any, row: Any, index: Any) -> None:
+            tokens = source.at[row, pl.ds(index * kv, kv), head]
+            plgpu.copy_gmem_to_smem(tokens, target, full)
+
+        new = refs.v if which else refs.k
+        if not self.past:
+            copy(new, tile.sequence, index)
+            return
+        cached = index < self.past
+        pl.when(cached)(lambda: copy(refs.past[which], tile.cache_row, index))
+        pl.when(~cached)(lambda: copy(new, tile.sequence, index - self.past))
 
     # What computes
 
