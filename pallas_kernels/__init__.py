@@ -3,6 +3,7 @@
 from pallas_kernels.attention import (
     KernelUnavailable,
     Past,
+    Prepared,
     block_mass,
     block_sparse_attention,
     cached_attention,
@@ -10,6 +11,7 @@ from pallas_kernels.attention import (
     explain,
     left_out,
     merge,
+    prepared,
     skipped_blocks,
 )
 from pallas_kernels.attention.planned import backend, traced_for_gpu
@@ -21,6 +23,7 @@ __all__ = [
     "BlockMask",
     "KernelUnavailable",
     "Past",
+    "Prepared",
     "TileOrder",
     "backend",
     "best_blocks",
@@ -31,6 +34,7 @@ __all__ = [
     "explain",
     "left_out",
     "merge",
+    "prepared",
     "skipped_blocks",
     "traced_for_gpu",
     "windowed_attention",

@@ -17,7 +17,7 @@ from jvdm.attention.packed_frames import EMPTY, PackedFrames, handed_down
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
 from jvdm.samplers import Row
-from pallas_kernels import BlockMask, Past, merge
+from pallas_kernels import BlockMask, Past, Prepared, merge, prepared
 from pallas_kernels.block_mask import TIME_BITS
 
 NEVER = BlockMask.MAX_TIME  # time of a frame that none sees
@@ -100,6 +100,21 @@ class KVCache:
         too, and each other as ever (LongLive 2; Infinity-RoPE, arXiv:2511.20649, has a cut of 42).
         """
         return dataclasses.replace(self, jump=self.jump + by, shot=jnp.full_like(self.shot, frame))
+
+
+class Kept(NamedTuple):
+    """What a cache has for all layers of a call.
+
+    Attributes:
+        k: `[R, B, S P, N, D]`, keys of all layers.
+        v: `[R, B, S P, N, D]`, values.
+        masks: Which of these and of those of the window are attended to, and which of others that
+            weigh otherwise; the first is prepared for a kernel that reads the cache where it is.
+    """
+
+    k: Float[Array, "R B L N D"]
+    v: Float[Array, "R B L N D"]
+    masks: tuple[Prepared, ...]
 
 
 class Made(NamedTuple):
@@ -255,7 +270,7 @@ class CachedCausal(Policy):
         for ring, patch in zip(state.older, self.patches, strict=True):
             parts.append((ring.tokens(), None, less + 2 * math.log(patch)))
         found = [
-            (*among(q, *own, seen, return_lse=True, past=before), more)
+            (*among(q, *own, seen if before else seen.mask, return_lse=True, past=before), more)
             for (own, before, more), seen in zip(parts, masks, strict=True)
         ]
         out, lse, _ = found[0]
@@ -267,20 +282,20 @@ class CachedCausal(Policy):
         """Puts the cache before the window, whose own keys and values are handed on."""
         past, masks = self._past(state, call)
         keys, made = self._made(k, v, call)
-        return *past.before(keys, v, masks[0].block_kv), masks[0], made
+        return *past.before(keys, v, masks[0].mask.block_kv), masks[0].mask, made
 
     def _made(self, k: Array, v: Array, call: AttentionCall) -> tuple[Array, Made]:
         """Returns the keys of a window with positions, and what of it a cache keeps."""
         turned, kind = call.turn(k), jnp.dtype(call.grid.dtype)
         return turned, Made((k if self.rotary == "read" else turned).astype(kind), v.astype(kind))
 
-    def _past(self, state: KVCache, call: AttentionCall) -> tuple[Past, tuple[BlockMask, ...]]:
+    def _past(self, state: KVCache, call: AttentionCall) -> tuple[Past, tuple[Prepared, ...]]:
         """Returns the keys and values that the cache of a layer has, and the masks of all keys."""
         common, layer = call.common, call.layer
         if common is None:
             states = jax.tree.map(lambda leaf: leaf[None], state)
             common, layer = self.common(states, call.row, call.grid), jnp.int32(0)
-        (k, v), masks = common
+        k, v, masks = common
         if self.rotary == "read":
             places = self._places(state, call.row)
             own = call.turn(jax.lax.dynamic_index_in_dim(k, layer, keepdims=False), places)
@@ -333,12 +348,10 @@ class CachedCausal(Policy):
 
     def select(self, q, k, v, state: KVCache, call: AttentionCall):
         """Returns the mask, which is that of all layers."""
-        return self._past(state, call)[1][0], state
+        return self._past(state, call)[1][0].mask, state
 
-    def common(
-        self, states: KVCache, row: Row, grid: TokenGrid
-    ) -> tuple[tuple[Array, Array], tuple[BlockMask, ...]]:
-        """Returns the keys and values of all layers, `[R, B, S P, N, D]`, and who sees which.
+    def common(self, states: KVCache, row: Row, grid: TokenGrid) -> Kept:
+        """Returns the keys and values of all layers, and who sees which.
 
         Of the keys of cache and window those in time and of no later block are allowed.
         A frame is read from the cache until `_front`, from the window after, and a pinned one from
@@ -367,7 +380,12 @@ class CachedCausal(Policy):
             whole = (ring.frames[:, None] == state.frames[None]).any(1)
             seen = (ring.frames >= 0) & (ring.frames < front) & ~whole
             masks.append(times_mask(time, jnp.where(seen, 0, NEVER), size, size // patch**2))
-        return (k, v), tuple(masks)
+        seen = [Prepared(mask) for mask in masks]
+        if self.weight == 1:
+            heads = (grid.batch, grid.tokens, grid.heads, grid.head_dim)
+            past = Past(k, v, jnp.int32(0))
+            seen[0] = prepared(jax.ShapeDtypeStruct(heads, grid.dtype), past, masks[0])
+        return Kept(k, v, tuple(seen))
 
     @property
     def _is_pinned(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from jvdm.parallel import attention, read
-from pallas_kernels import BlockMask, Past
+from pallas_kernels import BlockMask, Past, Prepared
 
 
 class Positions:
@@ -68,7 +68,7 @@ def attend(
         q: Array,
         k: Array,
         v: Array,
-        mask: BlockMask | None,
+        mask: BlockMask | Prepared | None,
         return_lse: bool = False,
         past: Past | None = None,
     ) -> Any:

@@ -29,6 +29,7 @@ from jvdm.parallel.mesh import ROWS, TOKENS, parts, present
 from pallas_kernels import (
     BlockMask,
     Past,
+    Prepared,
     block_sparse_attention,
     cached_attention,
     dense_attention,
@@ -53,7 +54,7 @@ def attention(
     q: Float[Array, "B Q N D"],
     k: Float[Array, "B K N D"],
     v: Float[Array, "B K N D"],
-    mask: BlockMask | None = None,
+    mask: BlockMask | Prepared | None = None,
     return_lse: bool = False,
     past: Past | None = None,
 ) -> Any:
@@ -63,7 +64,8 @@ def attention(
         q: Queries.
         k: Keys.
         v: Values.
-        mask: The blocks that are attended to, by number in the whole sequences; None is all.
+        mask: The blocks that are attended to, by number in the whole sequences; None is all. With
+            `past` it may be prepared for one device.
         return_lse: Whether the log-sum-exp of the scores is returned too.
         past: Keys and values before these, of which the mask speaks first; one device reads them
             where they are.
@@ -73,9 +75,10 @@ def attention(
         and f32[B, N, Q], as of `block_sparse_attention`.
     """
     mesh = used()
+    if past is not None and mask is not None and mesh is None:
+        return cached_attention(q, k, v, past, mask, return_lse=return_lse)
+    mask = mask.mask if isinstance(mask, Prepared) else mask
     if past is not None and mask is not None:
-        if mesh is None:
-            return cached_attention(q, k, v, past, mask, return_lse=return_lse)
         k, v = past.before(k, v, mask.block_kv)
     whole = mask is None and not (_on_tpus(mesh) and min(q.shape[1], k.shape[1]) >= LONG_ON_TPU)
     if mesh is None or (whole and parts(mesh, SPLIT) == 1):

@@ -8,16 +8,18 @@ from pallas_kernels.attention.api import (
     dense_attention,
     explain,
     merge,
+    prepared,
     refusal,
 )
 from pallas_kernels.attention.kernel import KernelUnavailable
-from pallas_kernels.attention.past import Past
+from pallas_kernels.attention.past import Past, Prepared
 from pallas_kernels.attention.skipping import left_out, skipped_blocks
 
 __all__ = [
     "Choice",
     "KernelUnavailable",
     "Past",
+    "Prepared",
     "block_mass",
     "block_sparse_attention",
     "cached_attention",
@@ -25,6 +27,7 @@ __all__ = [
     "explain",
     "left_out",
     "merge",
+    "prepared",
     "refusal",
     "skipped_blocks",
 ]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention import planned
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
-from pallas_kernels.attention.past import Past
+from pallas_kernels.attention.past import Past, Prepared
 from pallas_kernels.attention.planned import backend, capability, is_planned
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
@@ -142,7 +142,7 @@ def cached_attention(
     k: Float[Array, "B K H D"],
     v: Float[Array, "B K H D"],
     past: Past,
-    mask: BlockMask,
+    mask: BlockMask | Prepared,
     *,
     scale: float | None = None,
     return_lse: bool = False,
@@ -158,7 +158,8 @@ def cached_attention(
         k: Keys after those of the cache.
         v: Values after those of the cache.
         past: The cache.
-        mask: The blocks that are attended to, of the keys of both, one after the other.
+        mask: The blocks that are attended to, of the keys of both, one after the other; what
+            layers share is prepared once for all of them (`prepared`).
         scale: As in `block_sparse_attention`.
         return_lse: The same.
         implementation: The same.
@@ -170,15 +171,35 @@ def cached_attention(
         ValueError: If the mask is made for other sizes.
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
-    keys, values = past.before(k, v, mask.block_kv)
-    chosen = explain(q, keys, mask, implementation).implementation
-    kernel: Any = None if is_planned() or chosen != "mosaic_gpu" else _kernel(chosen)
-    if kernel is None or not kernel.reads(past, mask):
+    made = mask if isinstance(mask, Prepared) else Prepared(mask)
+    keys, values = past.before(k, v, made.mask.block_kv)
+    kernel = _reader(q, keys, past, made.mask, implementation)
+    if kernel is None:
         rules: Any = {"scale": scale, "return_lse": return_lse, "implementation": implementation}
-        return block_sparse_attention(q, keys, values, mask, **rules)
+        return block_sparse_attention(q, keys, values, made.mask, **rules)
     attended: Any = attend
-    both = attended(kernel, q, k, v, mask, _factor(q, scale, "mosaic_gpu"), past)
+    both = attended(kernel, q, k, v, made.mask, _factor(q, scale, "mosaic_gpu"), (past, made.work))
     return both if return_lse else both[0]
+
+
+def prepared(q: Any, past: Past, mask: BlockMask) -> Prepared:
+    """Makes what `cached_attention` reads of a mask, for all layers that share it.
+
+    Args:
+        q: Queries `[B, Q, N, D]` of a layer, or their shape and dtype.
+        past: The cache, of whatever layer.
+        mask: The blocks that are attended to.
+    """
+    keys = jax.ShapeDtypeStruct((q.shape[0], mask.kv_len, *past.k.shape[3:]), past.k.dtype)
+    kernel = _reader(q, keys, past, mask, None)
+    return Prepared(mask, None if kernel is None else kernel.work_of(mask, q))
+
+
+def _reader(q: Any, k: Any, past: Past, mask: BlockMask, implementation: Any) -> Any:
+    """Returns the kernel that serves a call and reads its cache where it is, if there is one."""
+    chosen = _explained(q, k, mask, implementation).implementation
+    kernel: Any = None if is_planned() or chosen != "mosaic_gpu" else _kernel(chosen)
+    return kernel if kernel is not None and kernel.reads(past, mask) else None
 
 
 def block_mass(
@@ -244,6 +265,13 @@ def explain(
         ValueError: If the mask is made for other sizes.
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
+    return _explained(q, k, mask, implementation)
+
+
+def _explained(
+    q: Any, k: Any, mask: BlockMask, implementation: SparseImplementation | None
+) -> Choice:
+    """As `explain`, of arrays or their shapes."""
     _check(q, k, mask)
     if implementation is not None:
         reason = _kernel_refusal(implementation, q, k, mask) if implementation in KERNELS else ""
@@ -311,7 +339,7 @@ def _kernel(name: KernelImplementation) -> Kernel:
     raise ValueError(f"no kernel is called {name}")
 
 
-def _kernel_refusal(name: KernelImplementation, q: Array, k: Array, mask: BlockMask) -> str:
+def _kernel_refusal(name: KernelImplementation, q: Any, k: Any, mask: BlockMask) -> str:
     """Returns why a kernel cannot serve a call here; empty if it can."""
     return _device_refusal(name) or _kernel(name).refusal(q, k, mask)
 
@@ -348,7 +376,7 @@ def merge(
     return joined, jnp.where(some, peak + jnp.log(total), -jnp.inf)
 
 
-def _check(q: Array, k: Array, mask: BlockMask) -> None:
+def _check(q: Any, k: Any, mask: BlockMask) -> None:
     """Raises `ValueError` if a mask is not for these queries and keys."""
     if (mask.q_len, mask.kv_len) != (q.shape[1], k.shape[1]):
         raise ValueError(

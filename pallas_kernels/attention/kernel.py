@@ -81,32 +81,33 @@ def attend(
     v: Float[Array, "B K H D"],
     mask: BlockMask,
     scale: float,
-    past: Past | None = None,
+    cached: tuple[Past, Any] | None = None,
 ) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
     """Returns attended values and the log-sum-exp of the scores, both differentiable.
 
     What the backward pass keeps is named `attention_out` and `attention_lse`, for policies of
-    rematerialisation. Keys from before (`past`) are for a kernel that reads them.
+    rematerialisation. A cache, and what was prepared of the mask, are for a kernel that reads them.
     """
-    return _attended(kernel, q, k, v, mask, scale, past)
+    return _attended(kernel, q, k, v, mask, scale, cached)
 
 
 def _attended(kernel: Any, *given: Any) -> tuple[Array, Array]:
-    return kernel.forward(*(given[:-1] if given[-1] is None else given))
+    *inputs, cached = given
+    return kernel.forward(*inputs, *(cached or ()))
 
 
 def _forward(
-    kernel: Kernel, q: Array, k: Array, v: Array, mask: BlockMask, scale: float, past: Past | None
+    kernel: Kernel, q: Array, k: Array, v: Array, mask: BlockMask, scale: float, cached: Any
 ) -> Any:
-    out, lse = _attended(kernel, q, k, v, mask, scale, past)
+    out, lse = _attended(kernel, q, k, v, mask, scale, cached)
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
-    return (out, lse), (q, k, v, mask, past, out, lse)
+    return (out, lse), (q, k, v, mask, cached, out, lse)
 
 
 def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
-    q, k, v, mask, past, out, lse = kept
-    if past is not None:
-        k, v = past.before(k, v, mask.block_kv)
+    q, k, v, mask, cached, out, lse = kept
+    if cached is not None:
+        k, v = cached[0].before(k, v, mask.block_kv)
     if mask.skip_log2 is not None:
         what = "a kernel has no gradients where blocks are skipped by their scores (skip_log2)"
         raise KernelUnavailable(f"{what}; use implementation='xla', or masks without")
@@ -121,10 +122,11 @@ def _backward(kernel: Kernel, scale: float, kept: Any, cotangents: Any) -> Any:
     if mask.kv_lengths is not None:
         known = mask.kv_counted[:, : k.shape[1], None, None]
         d_k, d_v = jnp.where(known, d_k, 0), jnp.where(known, d_v, 0)
-    d_past = None
-    if past is not None:
-        d_past, d_k, d_v = past.gradient(d_k, d_v, mask.block_kv)
-    return d_q, d_k, d_v, None, d_past
+    d_cached = None
+    if cached is not None:
+        d_past, d_k, d_v = cached[0].gradient(d_k, d_v, mask.block_kv)
+        d_cached = d_past, None
+    return d_q, d_k, d_v, None, d_cached
 
 
 attend.defvjp(_forward, _backward)

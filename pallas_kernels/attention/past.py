@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.block_mask import BlockMask
+
 
 class Past(NamedTuple):
     """Keys and values of a cache, one entry of a stack, before those of a call.
@@ -56,3 +58,15 @@ class Past(NamedTuple):
         none: Any = None
         past = Past(of_stack(self.k, d_k), of_stack(self.v, d_v), none)
         return past, d_k[:, self.length(block) :], d_v[:, self.length(block) :]
+
+
+class Prepared(NamedTuple):
+    """A mask, and what a kernel reads of it: made once for the layers that share it.
+
+    Attributes:
+        mask: The blocks that are attended to.
+        work: What `mosaic_gpu` reads of it; None where that does not serve.
+    """
+
+    mask: BlockMask
+    work: Any = None

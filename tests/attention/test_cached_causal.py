@@ -221,7 +221,7 @@ def test_frames_of_many_tokens_are_seen_as_a_whole_in_blocks_that_kernels_like(b
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2 * 70, 2, 8))
 
     def among(q, k, v, mask, **given):
-        masks.append(mask)
+        masks.append(mask.mask)
         return attention(q, k, v, mask, **given)
 
     def call_at(first):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, Past, block_sparse_attention, cached_attention
+from pallas_kernels import BlockMask, Past, block_sparse_attention, cached_attention, prepared
 from pallas_kernels.attention import api, mosaic_gpu
 from tests.pallas_kernels.cases import random_mask
 from tests.pallas_kernels.hopper import compiled_for_h200
@@ -78,6 +78,8 @@ def test_a_cache_is_read_where_it_is(monkeypatch):
         traced = jax.jit(functools.partial(cached_attention, scale=0.1)).trace(q, k, v, past, mask)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
+    work = prepared(q, past, mask).work
+    assert jax.tree.leaves(work) and work.kinds.list_parts > 1
     joined = "tensor<2x768x2x128xbf16>"  # keys of the cache, of its last block, and new ones
     text = lowered(past)
     assert "custom_call @mosaic_gpu" in text and joined not in text

@@ -20,7 +20,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
     ForwardSizes,
     mass_stages,
 )
-from pallas_kernels.attention.mosaic_gpu.tiles import in_parts, joined, parts_of, prepare
+from pallas_kernels.attention.mosaic_gpu.tiles import Work, in_parts, joined, parts_of, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.past import Past
 from pallas_kernels.attention.planned import capability
@@ -96,22 +96,29 @@ class MosaicGPU:
         mask: BlockMask,
         scale: float,
         past: Past | None = None,
+        work: Work | None = None,
     ) -> tuple[Array, Array]:
-        """Returns attended values and the log-sum-exp of the scores."""
+        """Returns attended values and the log-sum-exp of the scores; see `work_of`."""
+        work = work or self.work_of(mask, q)
         inputs = _padded(q), _padded(k), _padded(v)
-        tiled, listed = in_tiles(mask)
-        blocks = tiled.block_q, tiled.block_kv, inputs[0].shape[3]
-        sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks)
-        batch, heads, processors = q.shape[0], q.shape[2], self._processors
-        parts = parts_of(tiled, batch * heads, processors, sizes)
-        tiled = in_parts(tiled, batch, parts)
-        work = prepare(tiled, batch * parts, heads, processors, sizes, listed)
-        out, lse = joined(*forward(*inputs, work, scale, processors, parts, past), parts)
+        parts = work.kinds.list_parts
+        out, lse = joined(*forward(*inputs, work, scale, self._processors, past), parts)
         out, lse = out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
-        if listed is None or mask.q_lengths is None:
+        if fits(mask) or mask.q_lengths is None:
             return out, lse
         some = mask.q_counted[:, : q.shape[1]]
         return jnp.where(some[..., None, None], out, 0), jnp.where(some[:, None], lse, -jnp.inf)
+
+    def work_of(self, mask: BlockMask, q: Any) -> Work:
+        """Returns what the forward pass reads of a mask, for such queries."""
+        batch, _, heads, size = q.shape
+        tiled, listed = in_tiles(mask)
+        blocks = tiled.block_q, tiled.block_kv, _head(size)
+        sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks)
+        parts = parts_of(tiled, batch * heads, self._processors, sizes)
+        tiled = in_parts(tiled, batch, parts)
+        work = prepare(tiled, batch * parts, heads, self._processors, sizes, listed)
+        return work._replace(kinds=dataclasses.replace(work.kinds, list_parts=parts))
 
     def backward(
         self,
@@ -193,5 +200,9 @@ def _device() -> str:
 
 def _padded(x: Float[Array, "B L N D"]) -> Float[Array, "B l N d"]:
     """Pads lengths to multiples of 8, and heads to a size of 64 or 128."""
-    size = 64 if x.shape[3] <= 64 else 128
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, size - x.shape[3])))
+    short = _head(x.shape[3]) - x.shape[3]
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, short)))
+
+
+def _head(size: int) -> int:
+    return 64 if size <= 64 else 128

@@ -50,10 +50,11 @@ def forward(
     work: Work,
     scale: float,
     processors: int,
-    parts: int,
     past: Past | None = None,
 ) -> tuple[Float[Array, "P Q N D"], Float[Array, "P N L"]]:
     """Returns attended values and the log-sum-exp of the scores, up to the end of the last tile.
+
+    They are those of the parts of lists, `P` of them for all rows of the batch.
 
     Args:
         q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
@@ -62,12 +63,11 @@ def forward(
         work: What is attended to.
         scale: Factor of the scores, positive.
         processors: Streaming multiprocessors of the device.
-        parts: Of every list; each has rows of its own in `work`, and in what is returned.
         past: Keys and values before these, as `MosaicGPU.reads` allows them.
     """
     lists, tiles, kinds = work
     batch, count, heads, size = q.shape
-    batch *= parts
+    batch *= kinds.list_parts
     groups, length = tiles.groups, lists.q_limits.shape[1] * tiles.q
     arrivals = 1 + kinds.masked + (kinds.cell > 0)
     options, cache = _Options(tiles, kinds, scale * LOG2E, processors), ()
@@ -180,7 +180,7 @@ class _Group:
         self.workers = options.processors * tiles.groups
         self.first = processor * tiles.groups + index
         self.per_head = refs.lists.q_limits.shape[1]
-        self.parts = refs.out.shape[0] // refs.q.shape[0]
+        self.parts = options.kinds.list_parts
         self.total = refs.out.shape[0] * refs.q.shape[2] * self.per_head
         self.threads = 128 * tiles.parts + 32
         k_stages, v_stages = tiles.k_stages, tiles.v_stages

@@ -19,6 +19,7 @@ IN_CUT_TILE = 2.0**-100  # added to scores of keys that count, beside others tha
 NO_WORDS = np.zeros((1, 1, 1, 1, 32), np.int32)  # where blocks are no cells
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Tiles:
     """How the two compute warpgroups of a processor divide their work.
@@ -82,6 +83,7 @@ class Lists(NamedTuple):
     words: Array
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Kinds:
     """Which restrictions a mask has: what it has not costs nothing."""
@@ -96,6 +98,8 @@ class Kinds:
     """Whether blocks of queries may be cut short."""
     cell: int
     """Keys of a cell, where cells of tiles are listed; 0 where whole blocks are."""
+    list_parts: int = 1
+    """Of every list; each has rows of its own in `Lists`, and in what the kernel returns."""
 
     @property
     def restricted(self) -> bool:
