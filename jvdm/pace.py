@@ -110,9 +110,9 @@ def rows(names: tuple[str, ...], chunks: int) -> Iterator[dict[str, Any]]:
     Yields:
         `shape`, `parameters`; of a chunk its `calls` of the network and `frames`; `seconds`, the
         median time of a chunk with decoding, `slowest` (the 99th percentile), `fps`, and
-        `denoise_seconds` of further chunks; how the time grows per chunk (`slope`, seconds, and `slope_error`, its standard
-        deviation); `held` and `held_later`, bytes of the state after the first and last chunk;
-        and `aim`, the frames a second that are wanted on an H200, if any.
+        `denoise_seconds` of further chunks; how the time grows per chunk (`slope`, seconds, and
+        `slope_error`, its standard deviation); `held` and `held_later`, bytes of the state after
+        the first and last chunk; and `aim`, the frames a second that are wanted on an H200, if any.
     """
     for name in names:
         yield {"shape": name, **_timed(STREAMS[name], chunks), "aim": STREAMS[name].aim}
