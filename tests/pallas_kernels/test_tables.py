@@ -145,6 +145,23 @@ def test_a_step_costs_its_instructions_or_products_and_what_it_computes_in_vain(
     np.testing.assert_allclose(costs / costs[2], expected / expected[2], rtol=0.01)
 
 
+def test_a_choice_costs_the_least_of_two_rounds(monkeypatch):
+    """All are called in one round before the next, for a device slows down as it warms."""
+    called, times = [], iter((3.0, 1.0, 2.0, 5.0))
+
+    def seconds(call, *inputs):
+        called.append(float(call(*inputs)[0]))
+        return next(times)
+
+    monkeypatch.setattr(tune, "seconds", seconds)
+    calls = {
+        factor: functools.partial(lambda x, by, to: by * x + to, by=factor) for factor in (2, 3)
+    }
+    found = dict(tune.timed(calls, jax.numpy.ones(2), to=jax.numpy.ones(2)))
+    assert called == [3, 4, 3, 4]
+    assert found == {2: 2.0, 3: 1.0}
+
+
 def test_the_tuner_refuses_a_device_without_choices(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tune"])
     monkeypatch.setattr(MosaicGPU, "refusal_of_device", lambda _: "it is a toaster")

@@ -132,7 +132,7 @@ class MosaicGPU:
         delta: Array,
     ) -> tuple[Array, Array, Array]:
         """Returns the gradients; see `deterministic` of those of queries."""
-        heads, size = (q.shape[2], k.shape[2]), _padded(q).shape[3]
+        heads, size = q.shape[2], _padded(q).shape[3]
         tiled, listed = in_tiles(mask)
         sizes = self.backward_sizes or BackwardSizes.of(_device(), tiled.block_kv, size)
         walks = prepare_walks(tiled, q.shape[0], heads, self._processors, sizes, listed)

@@ -5,7 +5,8 @@ A warpgroup owns 64 keys, and walks the queries that attend to them, 64 at a tim
 `dQ = dS^T K`, `dK += dS Q`. Gradients of keys and values stay in registers. Those of queries are
 added to a float32 buffer in memory, in the order of registers; their last bits depend on the order
 of additions. Walks begin where the other processors are at that time, so that they find queries in
-the L2 cache.
+the L2 cache. Where heads of queries share keys, each has gradients of keys and values of its own,
+which are added up at the end: long walks over all of them drift apart.
 """
 
 import functools
@@ -76,12 +77,13 @@ def backward(
         return plgpu.SMEM(sizes, q.dtype, transforms=SWIZZLE)
 
     rows = plgpu.SMEM((groups * q_stages, STEP), jnp.float32)
-    options = _Options(shape, scale, heads // k.shape[2])
+    options = _Options(shape, scale)
+    own = (batch, k.shape[1], heads, size)
     blocks = -(-lists.starts.shape[2] // groups)
     d_k, d_v = launch(
         "block_sparse_attention_backward",
         functools.partial(_kernel, options),
-        (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
+        (jax.ShapeDtypeStruct(own, k.dtype), jax.ShapeDtypeStruct(own, v.dtype)),
         [
             shared(2, STEP, size),
             shared(2, STEP, size),
@@ -97,15 +99,23 @@ def backward(
             plgpu.Barrier(num_barriers=groups * out_stages, num_arrivals=2),
             *([plgpu.SMEM((groups * q_stages, 32), jnp.int32)] if shape.cell else []),
         ],
-        {"head": batch * k.shape[2], "block": blocks},
+        {"head": batch * heads, "block": blocks},
     )(q, k, v, d_out, lse * LOG2E, delta, d_q, *lists)
+    d_k, d_v = (over_shared_heads(x, k.shape[2]) for x in (d_k, d_v))
     return (from_fragments(d_q[...])[:, :length] * scale).astype(q.dtype), d_k, d_v
+
+
+def over_shared_heads(x: Float[Array, "B K N D"], count: int) -> Float[Array, "B K H D"]:
+    """Adds up the gradients of the heads of queries that share each of so many of keys."""
+    if x.shape[2] == count:
+        return x
+    apart = x.reshape(*x.shape[:2], count, -1, x.shape[3])
+    return jnp.sum(apart, 3, jnp.float32).astype(x.dtype)
 
 
 class _Options(NamedTuple):
     shape: Shape
     scale: float
-    shared_heads: int  # of queries per head of keys
 
 
 class _Refs(NamedTuple):
@@ -168,9 +178,8 @@ def _kernel(options: _Options, *refs: Any) -> None:
 
 
 class _Walk(NamedTuple):
-    """The queries of one head that attend to a tile of keys."""
+    """The queries that attend to a tile of keys."""
 
-    head: Any
     row: tuple[Any, Any, Any]  # of the lists
     blocks: Any
     start: Any
@@ -182,10 +191,10 @@ class _Group:
     def __init__(self, options: _Options, refs: _Refs, place: tuple[Any, Any], index: Any):
         shape = options.shape
         self.shape, self.options, self.refs = shape, options, refs
-        self.index = index
+        self.index, self.place = index, place
         self.size = refs.q.shape[3]
-        kv_heads, (sequence, block) = refs.k.shape[2], place
-        self.batch, self.head = lax.div(sequence, kv_heads), lax.rem(sequence, kv_heads)
+        heads, (sequence, block) = refs.q.shape[2], place
+        self.batch, self.head = lax.div(sequence, heads), lax.rem(sequence, heads)
         self.tile = block * shape.groups + index
         self.tiles = refs.walks.starts.shape[2]
         self.threads = 128 * shape.parts + 32
@@ -200,43 +209,37 @@ class _Group:
         self.exchange = shape.parts == 2 and self.size == 2 * STEP  # of dS, for halves of dQ
         self.pieces = 1 if self.exchange else self.size // STEP
 
+    def again(self, step: Any) -> "_Group":
+        """Returns the same, found once more at a step: what is kept from the start spills."""
+        zero = lax.shift_right_logical(step, 30)  # which the compiler does not know
+        sequence, block = self.place
+        return _Group(self.options, self.refs, (sequence + zero, block + zero), self.index)
+
     def rows(self, part: Any) -> Any:
         """Returns the keys of a warpgroup."""
         return pl.ds(self.tile * self.shape.keys + part * STEP, STEP)
 
-    def each_walk(self, visit: Any, state: Any) -> Any:
-        """Folds `visit(walk, state)` over the heads of queries that share these keys."""
-        if self.options.shared_heads == 1:
-            return visit(self.walk(self.head), state)
-        sharing, tile = self.options.shared_heads, jnp.minimum(self.tile, self.tiles - 1)
-        first = self.refs.walks.firsts[self.batch, self.head, tile]
-
-        def advance(number: Any, state: Any) -> Any:
-            member = lax.rem(first + number, sharing)
-            return visit(self.walk(self.head * sharing + member), state)
-
-        return lax.fori_loop(0, sharing, advance, state)
-
-    def walk(self, head: Any) -> _Walk:
-        """Returns the walk of one head of queries."""
+    @property
+    def walk(self) -> _Walk:
+        """The walk of this tile."""
         walks = self.refs.walks
         tile = jnp.minimum(self.tile, self.tiles - 1)
         row = (
             self.batch if walks.counts.shape[0] > 1 else 0,
-            head if walks.counts.shape[1] > 1 else 0,
+            self.head if walks.counts.shape[1] > 1 else 0,
             lax.div(tile, self.shape.kv_split),
         )
         blocks = jnp.where(self.tile < self.tiles, walks.counts[row], 0)
-        return _Walk(head, row, blocks, walks.starts[self.batch, head, tile])
+        return _Walk(row, blocks, walks.starts[self.batch, self.head, tile])
 
     def entry(self, walk: _Walk, block: Any) -> Any:
         """Returns the list entry of a block of the walk, which goes round; the last is repeated."""
         entry = jnp.minimum(block, walk.blocks - 1) + walk.start
         return jnp.maximum(jnp.where(entry >= walk.blocks, entry - walk.blocks, entry), 0)
 
-    def each_block(self, walk: _Walk, visit: Any) -> None:
+    def each_block(self, visit: Any) -> None:
         """Calls `visit(number, block of queries)`; a list is read one block ahead."""
-        indices = self.refs.walks.indices
+        walk, indices = self.walk, self.refs.walks.indices
 
         def advance(number: Any, block: Any) -> Any:
             following = indices[*walk.row, self.entry(walk, number + 1)]
@@ -250,6 +253,7 @@ class _Group:
     def load(self) -> None:
         """Loads a tile of keys and values, then the queries that attend to them."""
         refs, split = self.refs, self.shape.q_split
+        kv_head = lax.div(self.head, refs.q.shape[2] // refs.k.shape[2])
 
         @pl.when(self.tile < self.tiles)
         def _():
@@ -257,46 +261,41 @@ class _Group:
                 slot = self.index + part
                 for source, target in ((refs.k, refs.k_tile), (refs.v, refs.v_tile)):
                     plgpu.copy_gmem_to_smem(
-                        source.at[self.batch, self.rows(part), self.head],
+                        source.at[self.batch, self.rows(part), kv_head],
                         target.at[slot],
                         refs.keys_full.at[self.index],
                     )
 
-        def load_step(walk: _Walk, step: Any, index: Any, partial: Any) -> None:
+        def load_step(step: Any, index: Any, partial: Any) -> None:
             rows = pl.ds(index * STEP, STEP)
             slot, full = self.q_slot(step), refs.q_full.at[self.q_slot(step)]
             sync(self.q_free(step), self.threads)
-            source = refs.q.at[self.batch, rows, walk.head]
+            source = refs.q.at[self.batch, rows, self.head]
             plgpu.copy_gmem_to_smem(source, refs.q_tiles.at[slot], full)
-            source = refs.lse.at[self.batch, walk.head, rows]
+            source = refs.lse.at[self.batch, self.head, rows]
             plgpu.copy_gmem_to_smem(source, refs.lse_tiles.at[slot], full)
             if self.shape.partial:
                 places = refs.walks.q_places
                 source = places.at[self.batch if places.shape[0] > 1 else 0, partial, rows]
                 plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
             if self.shape.cell:
-                place = self.batch, walk.head, lax.div(self.tile, 2 // self.shape.parts)
+                place = self.batch, self.head, lax.div(self.tile, 2 // self.shape.parts)
                 source = words_of(refs.walks.words, place, partial, index)
                 plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
             slot, full = self.out_slot(step), refs.out_full.at[self.out_slot(step)]
             sync(self.out_free(step), self.threads)
-            source = refs.d_out.at[self.batch, rows, walk.head]
+            source = refs.d_out.at[self.batch, rows, self.head]
             plgpu.copy_gmem_to_smem(source, refs.out_tiles.at[slot], full)
-            source = refs.delta.at[self.batch, walk.head, rows]
+            source = refs.delta.at[self.batch, self.head, rows]
             plgpu.copy_gmem_to_smem(source, refs.delta_tiles.at[slot], full)
 
-        def visit(walk: _Walk, done: Any) -> Any:
-            def load_block(number: Any, block: Any) -> None:
-                partial = block & 1 if self.shape.partial else 0
-                block = block >> 1 if self.shape.partial else block
-                for step in range(split):
-                    place = done + number * split + step
-                    load_step(walk, place, block * split + step, partial)
+        def load_block(number: Any, block: Any) -> None:
+            partial = block & 1 if self.shape.partial else 0
+            block = block >> 1 if self.shape.partial else block
+            for step in range(split):
+                load_step(number * split + step, block * split + step, partial)
 
-            self.each_block(walk, load_block)
-            return done + walk.blocks * split
-
-        self.each_walk(visit, jnp.int32(0))
+        self.each_block(load_block)
 
     # What stores
 
@@ -307,25 +306,19 @@ class _Group:
         for owner in owners:
             arrive(self.d_q_free + owner, 160)
 
-        def visit(walk: _Walk, done: Any) -> Any:
-            def store_block(_: Any, block: Any) -> None:
-                block = block >> 1 if self.shape.partial else block
-                for step, piece in ((s, p) for s in range(split) for p in range(self.pieces)):
-                    for owner in owners:
-                        column = owner if self.exchange else piece
-                        target = refs.d_q.at[self.batch, walk.head, block * split + step, column]
-                        sync(self.d_q_full + owner, 160)
-                        plgpu.copy_smem_to_gmem(
-                            refs.d_q_tiles.at[owner], target, reduction_op="add"
-                        )
-                    for left, owner in reversed(list(enumerate(reversed(owners)))):
-                        plgpu.wait_smem_to_gmem(left, wait_read_only=True)
-                        arrive(self.d_q_free + owner, 160)
+        def store_block(_: Any, block: Any) -> None:
+            block = block >> 1 if self.shape.partial else block
+            for step, piece in ((s, p) for s in range(split) for p in range(self.pieces)):
+                for owner in owners:
+                    column = owner if self.exchange else piece
+                    target = refs.d_q.at[self.batch, self.head, block * split + step, column]
+                    sync(self.d_q_full + owner, 160)
+                    plgpu.copy_smem_to_gmem(refs.d_q_tiles.at[owner], target, reduction_op="add")
+                for left, owner in reversed(list(enumerate(reversed(owners)))):
+                    plgpu.wait_smem_to_gmem(left, wait_read_only=True)
+                    arrive(self.d_q_free + owner, 160)
 
-            self.each_block(walk, store_block)
-            return done
-
-        self.each_walk(visit, jnp.int32(0))
+        self.each_block(store_block)
         plgpu.wait_smem_to_gmem(0)
 
     # What computes
@@ -342,28 +335,28 @@ class _Group:
         @pl.when(self.tile < self.tiles)
         def _():
             plgpu.barrier_wait(refs.keys_full.at[self.index])
-            places = self.places(part)
-            steps = self.each_walk(lambda walk, total: total + walk.blocks * split, jnp.int32(0))
             zero = plgpu.layout_cast(jnp.zeros((STEP, self.size), jnp.float32), TILE)
 
             def advance(_: Any, state: Any) -> Any:
                 step, *sums = state
-                return step + 1, *self.step(warpgroup, part, step, places, *sums)
+                return step + 1, *self.step(warpgroup, part, step, *sums)
 
-            _, d_k, d_v = lax.fori_loop(0, steps, advance, (jnp.int32(0), zero, zero))
+            steps = self.walk.blocks * split
+            step, d_k, d_v = lax.fori_loop(0, steps, advance, (jnp.int32(0), zero, zero))
+            end = self.again(step)
             if self.exchange:
                 sync(self.d_s_full, 256)  # both have read the keys, whose place is taken
             refs.k_tile[warpgroup] = (d_k * options.scale).astype(refs.d_k.dtype)
             refs.v_tile[warpgroup] = d_v.astype(refs.d_v.dtype)
             plgpu.commit_smem()
-            target = refs.d_k.at[self.batch, self.rows(part), self.head]
+            target = refs.d_k.at[end.batch, end.rows(part), end.head]
             plgpu.copy_smem_to_gmem(refs.k_tile.at[warpgroup], target, commit_group=False)
-            target = refs.d_v.at[self.batch, self.rows(part), self.head]
+            target = refs.d_v.at[end.batch, end.rows(part), end.head]
             plgpu.copy_smem_to_gmem(refs.v_tile.at[warpgroup], target)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def step(
-        self, warpgroup: Any, part: Any, step: Any, places: Any, d_k: Array, d_v: Array
+        self, warpgroup: Any, part: Any, step: Any, d_k: Array, d_v: Array
     ) -> tuple[Array, Array]:
         """Adds to the gradients what 64 queries contribute."""
         refs = self.refs
@@ -373,6 +366,7 @@ class _Group:
         # Always 0, which the compiler does not know: or it keeps all addresses and spills.
         zero = lax.shift_right_logical(step, 30)
         tile = plgpu.ACC((STEP, STEP), jnp.float32)
+        places = self.again(step).places(part)
 
         def contribute(sums: Any) -> None:
             d_k_ref, d_v_ref = sums

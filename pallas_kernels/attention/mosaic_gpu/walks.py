@@ -21,8 +21,7 @@ class Walks(NamedTuple):
         indices: i32[b, n, K, M], blocks of queries; with partial blocks, twice that, and 1
             more where not all pairs count.
         counts: i32[b, n, K], how many count.
-        firsts: i32[B, H, tiles], which of the heads of queries that share keys comes first.
-        starts: i32[B, N, tiles], list entry at which each tile of keys begins, in every head.
+        starts: i32[B, N, tiles], list entry at which each tile of keys begins.
         q_places: i16[b, 2, L], a number per query: in blocks that are attended to in full, and
             in others.
         kv_places: i16[b, L], a number per key, which may not be above the query's.
@@ -31,7 +30,6 @@ class Walks(NamedTuple):
 
     indices: Array
     counts: Array
-    firsts: Array
     starts: Array
     q_places: Array
     kv_places: Array
@@ -72,7 +70,7 @@ class Shape(NamedTuple):
 def prepare_walks(
     mask: BlockMask,
     batch: int,
-    heads: tuple[int, int],
+    heads: int,
     processors: int,
     sizes: BackwardSizes,
     cells: Cells | None = None,
@@ -82,7 +80,7 @@ def prepare_walks(
     Args:
         mask: Its blocks are multiples of 64.
         batch: Rows of the batch.
-        heads: Of the queries, and of the keys.
+        heads: Of the queries.
         processors: Streaming multiprocessors of the device.
         sizes: Of its tiles.
         cells: Those that are listed, where the mask lists tiles that have some.
@@ -100,23 +98,23 @@ def prepare_walks(
         keys_cut=mask.cuts_keys if cells is None else cells.counted is not None,
     )
     counts = turned.kv_counts
-    dealt, at_once = (batch, *heads, shape.kv_split), processors * shape.groups
-    firsts, starts = beginnings(turned.kv_indices, counts, mask.grid[0], dealt, at_once)
+    dealt, at_once = (batch, heads, shape.kv_split), processors * shape.groups
+    starts = beginnings(turned.kv_indices, counts, mask.grid[0], dealt, at_once)
     indices = with_kinds(turned) if shape.partial else turned.kv_indices
     q_places, kv_places = places(mask)
     q_places = jnp.stack([jnp.broadcast_to(jnp.int16(NEVER), q_places.shape), q_places], 1)
     words = jnp.asarray(NO_WORDS) if cells is None else cells.words(STEP)
-    return Walks(indices, counts, firsts, starts, q_places, kv_places, words), shape
+    return Walks(indices, counts, starts, q_places, kv_places, words), shape
 
 
 def beginnings(
     indices: Int[Array, "b n K M"],
     counts: Int[Array, "b n K"],
     blocks: int,
-    sizes: tuple[int, int, int, int],
+    sizes: tuple[int, int, int],
     processors: int,
-) -> tuple[Int[Array, "B H T"], Int[Array, "B N T"]]:
-    """Returns the head and the list entry with which each tile of keys begins its walk.
+) -> Int[Array, "B N T"]:
+    """Returns the list entry with which each tile of keys begins its walk.
 
     Tiles begin when others end. When, follows from the spread of the counts; a tile then begins
     at the queries that the others read at that time.
@@ -125,13 +123,12 @@ def beginnings(
         indices: Blocks of queries per block of keys.
         counts: How many count.
         blocks: Blocks of queries of the sequence.
-        sizes: Batch rows, heads of queries and of keys, and tiles in a block of keys.
+        sizes: Batch rows, heads of queries, and tiles in a block of keys.
         processors: Tiles that are computed at one time.
     """
-    batch, heads, kv_heads, split = sizes
-    sharing = heads // kv_heads
+    batch, heads, split = sizes
     spread = jnp.broadcast_to(counts, (batch, heads, counts.shape[2]))
-    spread = jnp.repeat(spread.reshape(batch, kv_heads, sharing, -1).sum(2), split, axis=2)
+    spread = jnp.repeat(spread, split, axis=2)
     waves = -(-spread.size // processors)
     mean = jnp.maximum(jnp.mean(spread.astype(jnp.float32)), 1e-3)
     deviation = jnp.clip(jnp.std(spread.astype(jnp.float32)) / mean, 0.01, 0.5)
@@ -143,9 +140,7 @@ def beginnings(
     begun = processors * (1 + jnp.sum(ended, 1))
     number = jnp.arange(spread.size)
     front = jnp.where(number < processors, 0.0, jnp.interp(number + 0.5, begun, time)) % 1.0
-    front = front.reshape(spread.shape) * sharing
-    place = jnp.repeat(front % 1.0, sharing, axis=1) * blocks
+    place = front.reshape(spread.shape) * blocks
     order = jnp.arange(indices.shape[3])[None, None, None] < counts[..., None]
     listed = jnp.repeat(jnp.where(order, indices, blocks), split, axis=2)
-    starts = jnp.sum(listed < place[..., None], -1, dtype=jnp.int32)
-    return jnp.minimum(front.astype(jnp.int32), sharing - 1), starts
+    return jnp.sum(listed < place[..., None], -1, dtype=jnp.int32)
