@@ -84,7 +84,7 @@ class AdaSpa(Sparse):
         """Checks the grid; nothing is found yet, and each block lists itself."""
         super().init(grid)
         blocks = blocks_of(grid, self.block)
-        lse = jnp.zeros((grid.batch, grid.heads, blocks.count * blocks.size))
+        lse = jnp.zeros((grid.batch, grid.heads, blocks.slots))
         shape = (grid.batch, grid.heads, blocks.count, blocks.count)
         return Found(Tally.empty(), lse, jnp.broadcast_to(jnp.eye(blocks.count, dtype=bool), shape))
 

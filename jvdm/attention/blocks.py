@@ -15,6 +15,9 @@ from pallas_kernels import BlockMask, TileOrder
 
 LARGEST = 128
 """Tokens of a block that kernels like best."""
+PADDED = 1.12
+"""How many times as many slots they may need as blocks of half the size, with which kernels are a
+fifth slower: work grows with the square of the slots."""
 ENOUGH = 128
 """Blocks of a sequence below which a smaller size is chosen: densities of 1 % can be told."""
 
@@ -46,6 +49,11 @@ class Blocks:
         return math.prod(self.tiles)
 
     @property
+    def slots(self) -> int:
+        """Slots of the sequence, padding included."""
+        return self.count * self.size
+
+    @property
     def frames(self) -> Int[np.ndarray, " blocks"]:
         """The frame of each block."""
         return np.arange(self.count) // math.prod(self.order.tiles)
@@ -74,9 +82,8 @@ class Blocks:
         self, listed: Bool[Array | np.ndarray, "B N Q K"], width: int | None = None
     ) -> BlockMask:
         """Returns the lists of a map of blocks, of `width` entries; padding is no key."""
-        slots = self.count * self.size
         short = jnp.asarray(self.lengths[None], jnp.int32) if self.order.is_padded else None
-        sizes: Any = {"q_len": slots, "kv_len": slots, "kv_lengths": short}
+        sizes: Any = {"q_len": self.slots, "kv_len": self.slots, "kv_lengths": short}
         sizes |= {"block_q": self.size, "block_kv": self.size}
         return BlockMask.from_dense(listed, max_blocks=width, **sizes)
 
@@ -102,7 +109,7 @@ def blocks_of(grid: TokenGrid, size: int = 0) -> Blocks:
     Args:
         grid: Layout of the tokens.
         size: Tokens of a block; 0 is the largest power of two up to `LARGEST` that gives
-            `ENOUGH` blocks.
+            `ENOUGH` blocks, or half of `LARGEST` if that leaves less padding (`PADDED`).
 
     Returns:
         Blocks whose tile leaves the least padding, and is the squarest of such, rather wide
@@ -114,13 +121,20 @@ def blocks_of(grid: TokenGrid, size: int = 0) -> Blocks:
     per_frame = grid.tokens_per_frame
     if size == 0:
         fits = min(per_frame, max(grid.tokens // ENOUGH, 1), LARGEST)
-        size = 1 << (fits.bit_length() - 1)
-    elif not 1 <= size <= per_frame:
+        largest = _divided(grid, 1 << (fits.bit_length() - 1))
+        half = _divided(grid, LARGEST // 2) if largest.size == LARGEST else largest
+        return half if largest.slots > PADDED * half.slots else largest
+    if not 1 <= size <= per_frame:
         raise ConfigError(
             f"attention in blocks of {size} tokens",
             f"a latent frame has {grid.height} x {grid.width} tokens",
             "use smaller blocks, a larger picture, or block=0, which chooses",
         )
+    return _divided(grid, size)
+
+
+def _divided(grid: TokenGrid, size: int) -> Blocks:
+    """Divides a grid into blocks of a size."""
     sides = [(rows, size // rows) for rows in range(1, size + 1) if size % rows == 0]
     fitting = [tile for tile in sides if tile[0] <= grid.height and tile[1] <= grid.width]
     if not fitting:

@@ -95,7 +95,7 @@ class Rettention(Window):
         blocks = blocks_of(grid, self.block)
         if not self.is_dense:
             self.window(blocks)
-        slots = blocks.count * blocks.size
+        slots = blocks.slots
         rest = jnp.zeros((grid.batch, slots, grid.heads, grid.head_dim), grid.dtype)
         return Remembered(Tally.empty(), jnp.ones((grid.batch, grid.heads, slots)), rest)
 

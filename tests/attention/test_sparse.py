@@ -266,6 +266,7 @@ def test_random_blocks_change_with_layer_and_row_and_seed_and_hold_themselves():
     [
         (TokenGrid(9, 16, 16), 16, (4, 4)),  # the shipped model at four times its tokens
         (TokenGrid(21, 30, 52), 128, (16, 8)),  # Wan 480p
+        (TokenGrid(33, 22, 38), 64, (8, 8)),  # LTX-Video 704p: 8 x 16 would need a fifth more slots
         (TokenGrid(33, 48, 80), 128, (8, 16)),  # HunyuanVideo 768p: that of DraftAttention
         (TokenGrid(3, 1, 2), 1, (1, 1)),
     ],
