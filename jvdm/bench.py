@@ -315,7 +315,7 @@ def rows_of_model(
             if name != "dense":
                 given = (params, videos[1], states, carry)
                 row["plan"] = plan_share(shape, variant.in_phase(lengths[-1][0]), given)
-            yield {**row, **_rounded(price(made, dense)), **summary(carry.layers)}
+            yield {**row, **comparison.rounded(price(made, dense)), **summary(carry.layers)}
 
 
 def _timed_phases(
@@ -400,12 +400,8 @@ def _timed_run(
     ]
     did = ran(carry)
     share = did["cache"]["computed"] / did["cache"]["calls"]
-    worse = _rounded(max(away, key=lambda one: one["error"]))
+    worse = comparison.rounded(max(away, key=lambda one: one["error"]))
     return {"seconds": seconds, "computed": round(share, 4), **worse, **did["attention"]}
-
-
-def _rounded(numbers: Mapping[str, Array]) -> dict[str, float]:
-    return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
 def _emptied(leaf: Any) -> Any:

@@ -110,7 +110,7 @@ def rows(asked: Comparison) -> Iterator[dict[str, Any]]:
             if features is not None and true is not None:
                 row["reader"] = _distance(features, true)
         row["speedup"] = first["seconds"] / row["seconds"]
-        return jax.tree.map(_plainly, row)
+        return rounded(row)
 
     yield priced(PLAIN, plain, first) | {"attention": share}
     for given in asked.systems:
@@ -189,8 +189,13 @@ def _distance(features: Array, plain: Array) -> Array:
     return (away / length).mean()
 
 
-def _plainly(value: Any) -> Any:
-    return round(float(value), 4) if isinstance(value, jax.Array | float) else value
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row whose numbers are plain and have four digits; counts and names stay."""
+
+    def one(value: Any) -> Any:
+        return round(float(value), 4) if isinstance(value, jax.Array | float) else value
+
+    return jax.tree.map(one, dict(row))
 
 
 def told(row: Mapping[str, Any] | None = None) -> str:

@@ -312,8 +312,8 @@ def _fit(system: System, size: Size, needed: Callable[[System, Size], int]) -> N
     found = lacking(system, size)
     if found is None:
         return
-    what = f"{size}: about {_bytes(found[0])} of memory are needed"
-    why = f"{found[1]} has {_bytes(found[2])} free"
+    what = f"{size}: about {amount(found[0])} of memory are needed"
+    why = f"{found[1]} has {amount(found[2])} free"
     kept = smaller_cache(system, lambda system: lacking(system, size) is None)
     if kept is not None:
         what = f"{what}, with a cache of {_cache_of(system).frames} latent frames"
@@ -404,7 +404,7 @@ def _speed(platform: str) -> float:
     return 2.0 * _SIDE**3 / min(seconds)
 
 
-def _bytes(count: int | float) -> str:
+def amount(count: int | float) -> str:
     """Returns a number of bytes for people: 11.4 PB."""
     thousands = min(int(math.log10(max(count, 1)) // 3), 5)
     return f"{count / 1000**thousands:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[thousands]}"

@@ -230,7 +230,7 @@ def test_the_same_structure_is_traced_once(memory):
 
 
 def test_sizes_and_times_are_for_people():
-    assert [pricing._bytes(n) for n in (0, 999, 53.2e9, 1.14e16, 3e24)] == [
+    assert [pricing.amount(n) for n in (0, 999, 53.2e9, 1.14e16, 3e24)] == [
         "0 B", "999 B", "53.2 GB", "11.4 PB", "3e+09 PB"
     ]  # fmt: skip
     assert [pricing._duration(n) for n in (61, 7200, 1e6, 1e8)] == [

@@ -22,7 +22,7 @@ from jvdm.parallel.mesh import (
     replicate,
     split_batch,
 )
-from jvdm.parallel.placement import place, shardings, whole
+from jvdm.parallel.placement import place, placed_shapes, shardings, whole
 
 __all__ = [
     "AXES",
@@ -40,6 +40,7 @@ __all__ = [
     "mesh_of",
     "parts",
     "place",
+    "placed_shapes",
     "read",
     "replicate",
     "shardings",

@@ -93,6 +93,15 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def placed_shapes(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Returns parameters, or their shapes, as shapes that are where they belong."""
+
+    def one(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(one, tree, shardings(tree, mesh))
+
+
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts parameters where they belong."""
     return jax.device_put(tree, shardings(tree, mesh))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ from jvdm.choices import choose
 from jvdm.errors import ConfigError, JvdmError, WeightsError
 from jvdm.machine import free_device_memory
 from jvdm.models.low_rank import Adapted
-from jvdm.parallel import place, shardings
+from jvdm.parallel import place, placed_shapes, shardings
 from jvdm.pipeline.texts import Texts, texts_of
 from jvdm.pricing import parameter_shapes, stored_shapes
+from jvdm.products import device_bytes
 from jvdm.recipes import apply_system, load_family, load_system
 from jvdm.record import digest
 from jvdm.stages import seen, stage
@@ -210,7 +210,9 @@ def keeps_text(system: System, mesh: Mesh | None) -> bool:
     free = free_device_memory(jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     if how != "auto" or free is None:
         return how != "drop"
-    sizes = {name: _bytes(tree, mesh) for name, tree in _held_shapes(system).items()}
+    held = _held_shapes(system)
+    held = held if mesh is None else {n: placed_shapes(tree, mesh) for n, tree in held.items()}
+    sizes = {name: device_bytes(tree) for name, tree in held.items()}
     return sum(sizes.values()) + sizes["text"] <= free
 
 
@@ -244,7 +246,7 @@ def texts(
         assert isinstance(source, Source)
         places = (f"{CONVERTED}/text.", f"{source.folder}/")
     files = {name: content for name, content in identity.items() if name.startswith(places)}
-    size = _bytes(_held_shapes(system)["text"])
+    size = device_bytes(_held_shapes(system)["text"])
     return texts_of(params.get("text"), fetch, files, size)
 
 
@@ -296,17 +298,6 @@ def _held_shapes(system: System) -> dict[str, PyTree]:
         )
         for name, tree in stored_shapes(system).items()
     }
-
-
-def _bytes(shapes: PyTree, mesh: Mesh | None = None) -> int:
-    """Returns the bytes of parameters on one device."""
-    leaves = jax.tree.leaves(shapes)
-    parts = [leaf.shape for leaf in leaves]
-    if mesh is not None:
-        places = jax.tree.leaves(shardings(shapes, mesh))
-        parts = [place.shard_shape(part) for place, part in zip(places, parts, strict=True)]
-    sizes = zip(leaves, parts, strict=True)
-    return sum(math.prod(part) * leaf.dtype.itemsize for leaf, part in sizes)
 
 
 def _adapted(params: PyTree, manifest: Published, shapes: PyTree) -> Adapted:

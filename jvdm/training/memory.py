@@ -1,7 +1,6 @@
 """Whether a device holds a training step: said before the step is compiled for minutes."""
 
 import sys
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +9,7 @@ from jvdm.arrays import PyTree
 from jvdm.errors import DeviceMemoryError
 from jvdm.machine import device_memory
 from jvdm.parallel import parts
+from jvdm.pricing import amount
 from jvdm.products import device_bytes
 from jvdm.training.state import TrainState
 from jvdm.training.step import Step
@@ -48,9 +48,9 @@ def check(step: Step, frozen: PyTree, state: TrainState, data: PyTree, mesh: Mes
     needed = sum(sizes.values())
     if needed <= limit:
         return
-    each = ", ".join(f"{name} {_gb(size)}" for name, size in sizes.items())
-    what = f"a training step needs about {_gb(needed)} of a device: {each}"
-    why = f"{here[0].device_kind} has {_gb(limit)}"
+    each = ", ".join(f"{name} {amount(size)}" for name, size in sizes.items())
+    what = f"a training step needs about {amount(needed)} of a device: {each}"
+    why = f"{here[0].device_kind} has {amount(limit)}"
     if needed <= DOUBT * limit and needed - sizes["activations"] <= limit:
         print(f"{what}; {why}: it may not fit", file=sys.stderr)
         return
@@ -64,7 +64,3 @@ def _fix(sizes: dict[str, int]) -> str:
             "use a smaller --batch-size, more devices, or a network that computes more again: remat"
         )
     return "split them over more devices: --mesh fsdp=4"
-
-
-def _gb(size: Any) -> str:
-    return f"{size / 1e9:.3g} GB"

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jvdm.arrays import Array, PyTree
 from jvdm.compiling import compiler_options
 from jvdm.errors import ConfigError
-from jvdm.parallel import replicate, shardings, using, whole
+from jvdm.parallel import placed_shapes, replicate, using, whole
 from jvdm.training import inventory, memory
 from jvdm.training.checkpoint import Restored, read_averages
 from jvdm.training.objective import (
@@ -94,12 +94,7 @@ def transform_of(objective: Objective, optimizer: Optimizer, num_steps: int) -> 
 
 def state_shapes(objective: Objective, transform: Transform, seed: int, mesh: Mesh) -> TrainState:
     """Returns the training state as shapes, placed on `mesh`; computes nothing."""
-    shapes = jax.eval_shape(lambda: init_state(objective, transform, seed))
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings(shapes, mesh),
-    )
+    return placed_shapes(jax.eval_shape(lambda: init_state(objective, transform, seed)), mesh)
 
 
 def beginning(

@@ -15,6 +15,7 @@ import jvdm
 from jvdm.cache import cache_folder
 from jvdm.errors import ConfigError
 from jvdm.pipeline import loading, programs, texts
+from jvdm.products import device_bytes
 from tests.generate import nano
 
 PROMPT, OTHER = "a red ball rolls to the left", "a small blue box rests"
@@ -137,7 +138,7 @@ def test_a_dropped_encoder_is_gone_while_videos_are_made(folder, monkeypatch):
 def test_memory_says_whether_the_encoder_stays(monkeypatch, said, share, keeps):
     """It needs room for all networks and once more for itself."""
     shapes = loading._held_shapes(nano.SYSTEM)
-    sizes = {name: loading._bytes(tree) for name, tree in shapes.items()}
+    sizes = {name: device_bytes(tree) for name, tree in shapes.items()}
     room = share * (sum(sizes.values()) + sizes["text"])
     monkeypatch.setattr(loading, "free_device_memory", lambda device: int(np.ceil(room)))
     monkeypatch.setenv("JVDM_TEXT_ENCODER", said)
