@@ -1,5 +1,6 @@
 """How programs are compiled: `jax.jit`, and what XLA does better on GPUs when it is told to."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,21 @@ def compiler_options(
     if (platform or jax.default_backend()) != "gpu":
         return None
     return {**GPU_OPTIONS, **({"xla_gpu_enable_command_buffer": ""} if traced else {})}
+
+
+def kernel_draws(whole: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Makes programs that are traced inside draw random numbers by a kernel of the GPU.
+
+    The numbers are the same. Otherwise XLA compiles the rounds of Threefry for every draw and every
+    key: for the parameters of the shipped model 70,000 operations, which took a minute.
+
+    Args:
+        whole: Whether all that is drawn is on every device. If not, nothing changes: a kernel is
+            not split over devices.
+    """
+    from jax._src import config  # it has no public name that holds for a thread
+
+    return config.threefry_gpu_kernel_lowering(whole)
 
 
 class Program:

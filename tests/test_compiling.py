@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jvdm import compiling
@@ -37,6 +38,18 @@ def test_options_are_those_of_the_platform():
 def test_this_jax_knows_the_options_of_gpus(traced):
     options = compiling.compiler_options("gpu", traced)
     assert jax.jit(_twice).lower(3.0, 2).compile(compiler_options=options)(3.0, 2) == 6
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_whole_is_drawn_by_kernels_of_a_gpu_and_the_same_elsewhere(whole):
+    draw = jax.jit(lambda: jax.random.normal(jax.random.key(3), (8,)))
+    plain = draw()
+    with compiling.kernel_draws(whole):
+        made, lowered = draw(), draw.trace().lower(lowering_platforms=("cuda",))
+    np.testing.assert_array_equal(made, plain)
+    assert ("cu_threefry2x32_ffi" in lowered.as_text()) == whole
+    lowered = draw.trace().lower(lowering_platforms=("cuda",))
+    assert "cu_threefry2x32_ffi" not in lowered.as_text()
 
 
 def test_a_program_is_compiled_with_the_options(told):

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jvdm.arrays import Array, PyTree
-from jvdm.compiling import compiler_options
+from jvdm.compiling import compiler_options, kernel_draws
 from jvdm.errors import ConfigError
 from jvdm.parallel import placed_shapes, replicate, using, whole
 from jvdm.training import inventory, memory
@@ -132,7 +132,9 @@ def make_state(
     """
     shapes = state_shapes(objective, transform, seed, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    state = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=places)()
+    draw = jax.jit(lambda: init_state(objective, transform, seed), out_shardings=places)
+    with kernel_draws(all(place.is_fully_replicated for place in jax.tree.leaves(places))):
+        state = draw()
     if parameters is None:
         return state
 

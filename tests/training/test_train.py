@@ -15,7 +15,7 @@ import pytest
 from jvdm.attention import FrameCausal
 from jvdm.configs import my_videos, nano, tiny_t2v
 from jvdm.errors import CheckpointError, ConfigError, NumericsError, WeightsError
-from jvdm.parallel.mesh import data_mesh
+from jvdm.parallel.mesh import data_mesh, mesh_of
 from jvdm.train import text, train
 from jvdm.training import checkpoint, setup
 from jvdm.training.checkpoint import read_checkpoint
@@ -96,6 +96,15 @@ def test_parameters_of_another_model_are_refused_before_anything_is_drawn_or_com
     with pytest.raises(WeightsError, match=r"head/kernel is \(8, 1\), needs \(16, 1\)"):
         train(other, tmp_path / "run")
     assert not done
+
+
+@pytest.mark.parametrize(("mesh", "whole"), [("data=4", True), ("fsdp=4", False)])
+def test_parameters_are_drawn_by_kernels_where_no_device_has_a_part(monkeypatch, mesh, whole):
+    said, real = [], setup.kernel_draws
+    monkeypatch.setattr(setup, "kernel_draws", lambda whole: (said.append(whole), real(whole))[1])
+    devices = mesh_of(mesh, jax.devices()[:4])
+    setup.make_state(toy.Line(width=256), Optimizer().build(2), 0, devices)
+    assert said == [whole]
 
 
 def test_resume_must_needs_a_checkpoint(tmp_path):
