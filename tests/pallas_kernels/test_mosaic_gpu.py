@@ -16,12 +16,14 @@ from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 from pallas_kernels.attention.mosaic_gpu.backward import over_shared_heads
 from pallas_kernels.attention.mosaic_gpu.cells import in_tiles
 from pallas_kernels.attention.mosaic_gpu.cells import refusal as cells_refusal
+from pallas_kernels.attention.mosaic_gpu.intrinsics import CHUNK
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import (
     ALWAYS,
     NEVER,
     in_parts,
     joined,
+    marks_of_keys,
     parts_of,
     prepare,
 )
@@ -114,7 +116,7 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
     tiled, cells = in_tiles(mask)
     sizes = forward_sizes(tiled)
     lists, tiles, kinds = prepare(tiled, 2, CASES[case][4], 132, sizes, cells)
-    arrays = [batched(x) for x in (lists.indices * (1 if kinds.placed else 2), lists.counts)]
+    arrays = [batched(x) for x in (lists.indices * (1 if kinds.placed else 2), tiled.kv_counts)]
     sizes = tiled.block_q, tiled.block_kv
     places: list[Any] = [lists.kv_places, lists.q_places]
     last = batched(lists.kv_places).reshape(2, 1 + kinds.placed, -1, tiles.kv)
@@ -180,17 +182,40 @@ def test_gradients_of_shared_keys_are_the_sums_over_the_heads_of_queries(kv_head
     np.testing.assert_array_equal(found, expected.astype(found.dtype))
 
 
-def test_every_tile_is_computed_once_and_workers_have_equal_work():
+@pytest.mark.parametrize(("count", "workers"), [(96, 8), (256, 132), (16, 132)])
+def test_every_tile_is_computed_once_and_workers_end_at_one_time(count, workers):
     draw = np.random.default_rng(0)
-    blocks = draw.random((1, 3, 96, 96)) < draw.random((1, 3, 96, 1)) ** 3  # a few long lists
-    mask = BlockMask.from_dense(blocks, block_q=128, block_kv=128, q_len=96 * 128, kv_len=96 * 128)
-    lists, tiles, kinds = prepare(mask, 1, 3, 8, forward_sizes(mask))
-    order = np.asarray(lists.order)
-    assert kinds.ordered and tiles.groups == 1
-    assert sorted(order) == list(range(3 * 96))
-    counts = np.asarray(mask.kv_counts).reshape(-1)
-    work, plain = (np.sum(x.reshape(-1, 8), 0) for x in (counts[order], counts))
-    assert np.ptp(work) < 0.06 * work.mean() < np.ptp(plain)
+    blocks = draw.random((1, 12, count, count)) < draw.random((1, 12, count, 1)) ** 3
+    sizes = {"block_q": 128, "block_kv": 128, "q_len": 128 * count, "kv_len": 128 * count}
+    mask = BlockMask.from_dense(blocks, **sizes)  # a few long lists
+    lists, tiles, _ = prepare(mask, 1, 12, workers, forward_sizes(mask))
+    order, steps = np.asarray(lists.order)
+    assert tiles.groups == 1 and sorted(order) == list(range(12 * count))
+    np.testing.assert_array_equal(order // count, np.repeat(range(12), count))  # head by head
+    np.testing.assert_array_equal(steps, np.asarray(mask.kv_counts).reshape(-1)[order])
+    ended = np.zeros(workers)
+    for length in steps:  # each takes the next when it is done
+        ended[np.argmin(ended)] += length
+    assert count == 16 or np.max(ended) < 1.1 * np.mean(ended)
+
+
+@pytest.mark.parametrize("tile", [64, 128])
+@pytest.mark.parametrize("kinds", [0, 1, 2])
+def test_what_is_added_to_scores_says_which_chunks_are_whole(tile, kinds):
+    """By the sign of the last of a chunk, and by the last of a tile; what counts stays as it is."""
+    draw, count = np.random.default_rng(kinds), 8 * 128
+    counted = np.ones((2, count), bool)
+    if kinds:  # prefixes of tiles, or any
+        ends = draw.integers(0, tile + 1, (2, count // tile, 1))
+        counted = (np.arange(tile) < ends).reshape(2, count)
+        counted = counted if kinds == 1 else counted | (draw.random((2, count)) < 0.99)
+    added = marks_of_keys(jnp.zeros((1, count), jnp.int16), jnp.asarray(counted), False, tile)
+    added = np.asarray(added, np.float32)[:, 0]
+    np.testing.assert_array_equal(np.float32(1) + added == 1, counted)
+    assert np.all(added[~counted] < -1e29)
+    for size, says in ((tile, lambda x: x == 0), (CHUNK, lambda x: x >= 0)):
+        whole = counted.reshape(2, -1, size).all(2)
+        np.testing.assert_array_equal(says(added.reshape(2, -1, size)[..., -1]), whole)
 
 
 @pytest.mark.parametrize("parts", [2, 3])

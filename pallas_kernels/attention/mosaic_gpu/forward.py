@@ -1,6 +1,7 @@
 """Forward pass for Hopper.
 
-A block of threads per processor stays; two of its warpgroups compute, one loads.
+A block of threads per processor stays; two of its warpgroups compute, one loads, and takes from a
+queue which tile of queries is next: lists may differ in length.
 
 In order of gain: heads are slowest in the order of tiles, so that keys and values stay in the L2
 cache; scores of one tile of keys and the product with the values of the one before are in flight
@@ -26,6 +27,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     ROW,
     SWIZZLE,
     TILE,
+    add_to_columns,
     arrive,
     launch,
     listed_cells,
@@ -34,7 +36,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     plgpu,
     scale_rows,
     sync,
-    turns,
+    take,
     words_of,
 )
 from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, MASKED, Kinds, Lists, Tiles, Work
@@ -79,19 +81,20 @@ def forward(
     def shared(*shape: int) -> Any:
         return plgpu.SMEM((*shape, size), q.dtype, transforms=SWIZZLE)
 
-    return launch(
+    taken = jax.new_ref(jnp.zeros((1,), jnp.int32))
+    out, lse = launch(
         "block_sparse_attention_forward",
         functools.partial(_kernel, options),
         (
             jax.ShapeDtypeStruct((batch, count, heads, size), q.dtype),
-            jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
+            jax.ShapeDtypeStruct((batch, heads, length), jnp.int32),
         ),
         [
             shared(groups, tiles.q),
             shared(groups * tiles.k_stages, tiles.kv),
             shared(groups * tiles.v_stages, tiles.kv),
             shared(2, 64),
-            plgpu.SMEM((2, 64), jnp.float32),
+            plgpu.SMEM((2 + groups, 64), jnp.int32),
             plgpu.SMEM((groups * tiles.k_stages, tiles.kv), lists.kv_places.dtype),
             plgpu.Barrier(num_barriers=groups),
             plgpu.Barrier(num_barriers=groups * tiles.k_stages, num_arrivals=arrivals),
@@ -99,7 +102,8 @@ def forward(
             *([plgpu.SMEM((groups * tiles.k_stages, 32), jnp.int32)] if kinds.cell else []),
         ],
         {"processor": processors},
-    )(q, k, v, *lists, *cache)
+    )(q, k, v, taken, *lists, *cache)
+    return out, lax.bitcast_convert_type(lse, jnp.float32)
 
 
 class _Options(NamedTuple):
@@ -114,6 +118,7 @@ class _Refs(NamedTuple):
     q: Any
     k: Any
     v: Any
+    taken: Any
     lists: Lists
     past: Any  # keys, values, and their first row; empty without
     out: Any
@@ -122,7 +127,7 @@ class _Refs(NamedTuple):
     k_tiles: Any
     v_tiles: Any
     out_tile: Any
-    lse_tile: Any
+    small: Any  # bits of log-sum-exps of two warpgroups, and the turn of each group
     place_tiles: Any
     q_full: Any
     k_full: Any
@@ -132,10 +137,10 @@ class _Refs(NamedTuple):
 
 def _kernel(options: _Options, *refs: Any) -> None:
     count = len(Lists._fields)
-    end = 3 + count + (3 if options.past else 0)
+    end = 4 + count + (3 if options.past else 0)
     rest = refs[end:] if options.kinds.cell else (*refs[end:], None)
-    lists, past = Lists._make(refs[3 : 3 + count]), refs[3 + count : end]
-    names = _Refs._make((*refs[:3], lists, past, *rest))
+    lists, past = Lists._make(refs[4 : 4 + count]), refs[4 + count : end]
+    names = _Refs._make((*refs[:4], lists, past, *rest))
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
     together, registers = options.tiles.groups == 1, REGISTERS[names.q.shape[3]]
 
@@ -160,12 +165,10 @@ class _Tile(NamedTuple):
 
     batch: Any
     sequence: Any  # row of queries and keys, of which `batch` is a part
-    cache_row: Any  # of the cache, if there is one
     head: Any
     index: Any
     row: tuple[Any, Any, Any]  # of the lists
     steps: Any  # tiles of keys
-    backwards: Any
 
 
 class _Group:
@@ -175,7 +178,7 @@ class _Group:
         tiles = options.tiles
         self.tiles, self.kinds, self.scale = tiles, options.kinds, options.scale
         self.floor = MASKED * self.scale / 2  # of peaks, above what is masked
-        self.past = options.past
+        self.past, self.past_row = options.past, refs.past[2][0] if options.past else None
         self.refs, self.index = refs, index
         self.workers = options.processors * tiles.groups
         self.first = processor * tiles.groups + index
@@ -191,81 +194,94 @@ class _Group:
         self.k_slot = lambda step: index * k_stages + lax.rem(step, k_stages)
         self.v_slot = lambda step: index * v_stages + lax.rem(step, v_stages)
 
-    @property
-    def count(self) -> Any:
-        """Tiles of this group."""
-        return turns(self.first, self.total, self.workers)
-
-    def tile(self, turn: Any) -> _Tile:
-        """Returns the tile of queries of a turn."""
-        lists, place = self.refs.lists, self.first + turn * self.workers
-        if self.kinds.ordered:
-            place = lists.order[place]
+    def tile(self, place: Any, steps: Any) -> _Tile:
+        """Returns the tile of queries at a place."""
+        lists, heads = self.refs.lists, self.refs.q.shape[2]
         sequence, index = lax.div(place, self.per_head), lax.rem(place, self.per_head)
-        heads = self.refs.q.shape[2]
         batch, head = lax.div(sequence, heads), lax.rem(sequence, heads)
         row = (
-            batch if lists.counts.shape[0] > 1 else 0,
-            head if lists.counts.shape[1] > 1 else 0,
+            batch if lists.indices.shape[0] > 1 else 0,
+            head if lists.indices.shape[1] > 1 else 0,
             lax.div(index, self.tiles.q_split),
         )
-        steps = lists.counts[row] * self.tiles.kv_split
         whole = lax.div(batch, self.parts) if self.parts > 1 else batch
-        cache_row = self.refs.past[2][0] + whole if self.past else None
-        return _Tile(batch, whole, cache_row, head, index, row, steps, (turn & 1) == 1)
+        return _Tile(batch, whole, head, index, row, steps)
 
     # What loads
 
     def produce(self) -> None:
         """Loads the queries, keys and values of all tiles, as room for them is made."""
-        refs, kv, split = self.refs, self.tiles.kv, self.tiles.kv_split
-        places = refs.lists.kv_places
+        refs = self.refs
 
-        def produce_tile(turn: Any, done: Any) -> Any:
-            tile = self.tile(turn)
-            sync(self.q_free, self.threads)
-            rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
-            source = refs.q.at[tile.sequence, rows, tile.head]
-            plgpu.copy_gmem_to_smem(source, refs.q_tile.at[self.index], refs.q_full.at[self.index])
+        def produce_tile(state: Any) -> Any:
+            done, turn, place, steps, *first = state
+            tile = self.tile(place, steps)
+            self.load_queries(tile, place)
 
-            def load_keys(step: Any) -> Any:
-                place = jnp.where(tile.backwards, tile.steps - 1 - step, step)
-                block = refs.lists.indices[*tile.row, lax.div(place, split)]
-                slot = self.k_slot(done + step)
-                partial = block & 1 if self.kinds.placed else 0
-                block = block >> 1 if self.kinds.placed else block
-                index = block * split + lax.rem(place, split)
-                sync(self.k_free(done + step), self.threads)
-                full = refs.k_full.at[slot]
-                self.copy(0, tile, index, refs.k_tiles.at[slot], full)
-                if self.kinds.masked:
-                    rows = pl.ds(index * kv, kv)
-                    source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
-                    plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
-                if self.kinds.cell:
-                    place = tile.sequence, tile.head, lax.div(tile.index, 2 // self.tiles.parts)
-                    source = words_of(refs.lists.words, place, partial, index)
-                    plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
-                return index
+            def advance(step: Any, state: Any) -> Any:  # keys are one step ahead of values
+                index, *listed = state
+                following = self.entry(turn, tile, step + 1)  # a list is read one step ahead
+                index_of_keys = self.load_keys(tile, done + step, *listed)
+                pl.when(step > 0)(lambda: self.load_values(tile, done + step - 1, index))
+                return index_of_keys, *following
 
-            def load_values(step: Any, index: Any) -> None:
-                slot = self.v_slot(done + step)
-                sync(self.v_free(done + step), self.threads)
-                self.copy(1, tile, index, refs.v_tiles.at[slot], refs.v_full.at[slot])
+            last, *_ = lax.fori_loop(0, steps, advance, (jnp.int32(0), *first))
+            following = self.read(self.workers + take(refs.taken))
+            pl.when(steps > 0)(lambda: self.load_values(tile, done + steps - 1, last))
+            return done + steps, *following
 
-            def advance(step: Any, index: Any) -> Any:  # keys are one step ahead of values
-                following = load_keys(step)
-                load_values(step - 1, index)
-                return following
+        state = jnp.int32(0), *self.read(jnp.int32(self.first))
+        _, _, place, steps, *_ = lax.while_loop(lambda x: x[1] < self.total, produce_tile, state)
+        self.load_queries(self.tile(place, steps), jnp.int32(-1))  # there are no more
 
-            @pl.when(tile.steps > 0)
-            def _():
-                last = lax.fori_loop(1, tile.steps, advance, load_keys(jnp.int32(0)))
-                load_values(tile.steps - 1, last)
+    def read(self, turn: Any) -> tuple[Any, ...]:
+        """Reads what a turn begins with, which takes long: before the turn before ends."""
+        number, order = jnp.minimum(turn, self.total - 1), self.refs.lists.order
+        place, steps = order[0, number], order[1, number]
+        return turn, place, steps, *self.entry(turn, self.tile(place, steps), jnp.int32(0))
 
-            return done + tile.steps
+    def entry(self, turn: Any, tile: _Tile, step: Any) -> tuple[Any, Any]:
+        """Returns the list entry of a tile of keys, and its part of it; the last is repeated."""
+        last, split = jnp.maximum(tile.steps - 1, 0), self.tiles.kv_split
+        step = jnp.minimum(step, last)
+        backwards = (lax.div(turn, self.workers) & 1) == 1
+        place = jnp.where(backwards, last - step, step)
+        return self.refs.lists.indices[*tile.row, lax.div(place, split)], lax.rem(place, split)
 
-        lax.fori_loop(0, self.count, produce_tile, jnp.int32(0))
+    def load_queries(self, tile: _Tile, place: Any) -> None:
+        """Loads the queries of a tile, and tells what computes where it is."""
+        refs, row = self.refs, 2 + self.index
+        sync(self.q_free, self.threads)
+        refs.small[row, 0], refs.small[row, 1] = place, tile.steps
+        rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
+        source = refs.q.at[tile.sequence, rows, tile.head]
+        plgpu.copy_gmem_to_smem(source, refs.q_tile.at[self.index], refs.q_full.at[self.index])
+
+    def load_keys(self, tile: _Tile, number: Any, block: Any, part: Any) -> Any:
+        """Loads a tile of keys, with what is masked of it, and returns which it is."""
+        refs, kv, places = self.refs, self.tiles.kv, self.refs.lists.kv_places
+        slot = self.k_slot(number)
+        partial = block & 1 if self.kinds.placed else 0
+        block = block >> 1 if self.kinds.placed else block
+        index = block * self.tiles.kv_split + part
+        sync(self.k_free(number), self.threads)
+        full = refs.k_full.at[slot]
+        self.copy(0, tile, index, refs.k_tiles.at[slot], full)
+        if self.kinds.masked:
+            rows = pl.ds(index * kv, kv)
+            source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
+            plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
+        if self.kinds.cell:
+            place = tile.sequence, tile.head, lax.div(tile.index, 2 // self.tiles.parts)
+            source = words_of(refs.lists.words, place, partial, index)
+            plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
+        return index
+
+    def load_values(self, tile: _Tile, number: Any, index: Any) -> None:
+        """Loads a tile of values."""
+        slot = self.v_slot(number)
+        sync(self.v_free(number), self.threads)
+        self.copy(1, tile, index, self.refs.v_tiles.at[slot], self.refs.v_full.at[slot])
 
     def copy(self, which: int, tile: _Tile, index: Any, target: Any, full: Any) -> None:
         """Loads a tile of keys (0) or values (1), of the cache or after it."""
@@ -281,7 +297,7 @@ class _Group:
             copy(new, tile.sequence, index)
             return
         cached = index < self.past
-        pl.when(cached)(lambda: copy(refs.past[which], tile.cache_row, index))
+        pl.when(cached)(lambda: copy(refs.past[which], self.past_row + tile.sequence, index))
         pl.when(~cached)(lambda: copy(new, tile.sequence, index - self.past))
 
     # What computes
@@ -296,11 +312,15 @@ class _Group:
             arrive(self.v_free(jnp.int32(slot)), self.threads)
         arrive(self.q_free, self.threads)
 
-        def compute_tile(turn: Any, done: Any) -> Any:
-            tile = self.tile(turn)
+        def turn() -> tuple[Any, Any]:
             plgpu.barrier_wait(refs.q_full.at[self.index])
+            return refs.small[2 + self.index, 0], refs.small[2 + self.index, 1]
+
+        def compute_tile(state: Any) -> Any:
+            done, *found = state
             q = load(refs.q_tile.at[self.index, pl.ds(part * 64, 64)], layout=TILE)
-            q = lax.optimization_barrier(q)
+            q, *found = lax.optimization_barrier((q, *found))
+            tile = self.tile(*found)
             arrive(self.q_free, self.threads)  # in registers: the next tile's may be loaded
             rows = pl.ds(tile.index * tiles.q + part * 64, 64)
             half = part if tiles.parts > 1 else lax.rem(tile.index, 2)
@@ -313,15 +333,15 @@ class _Group:
                 out, lse = self.cut(tile, part, out, lse)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tile before has been read
             refs.out_tile[warpgroup] = out
-            refs.lse_tile[warpgroup] = lse
+            refs.small[warpgroup] = lax.bitcast_convert_type(lse, jnp.int32)
             plgpu.commit_smem()
             target = refs.out.at[tile.batch, rows, tile.head]
             plgpu.copy_smem_to_gmem(refs.out_tile.at[warpgroup], target, commit_group=False)
             target = refs.lse.at[tile.batch, tile.head, rows]
-            plgpu.copy_smem_to_gmem(refs.lse_tile.at[warpgroup], target)
-            return done + tile.steps
+            plgpu.copy_smem_to_gmem(refs.small.at[warpgroup], target)
+            return done + tile.steps, *turn()
 
-        lax.fori_loop(0, self.count, compute_tile, jnp.int32(0))
+        lax.while_loop(lambda x: x[1] >= 0, compute_tile, (jnp.int32(0), *turn()))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def attend(self, tile: _Tile, q: Array, rows: Any, half: Any, done: Any) -> tuple[Array, Array]:
@@ -421,15 +441,15 @@ class _Group:
         if not self.kinds.masked:
             return s
         of_keys = self.refs.place_tiles.at[slot]
+        if not self.kinds.placed:
+            return add_to_columns(s, of_keys)
 
         def mask() -> Array:
             columns = load(of_keys, layout=COLUMN, optimized=False)
-            if not self.kinds.placed:  # fewer instructions than a choice
-                return s + lax.broadcast_in_dim(columns.astype(jnp.float32), s.shape, [1])
             allowed = lax.broadcast_in_dim(columns, s.shape, [1]) <= _across(places, s)
             return jnp.where(allowed, s, MASKED)
 
-        whole = jnp.asarray(ALWAYS if self.kinds.placed else 0.0, of_keys.dtype)
+        whole = jnp.asarray(ALWAYS, of_keys.dtype)
         return lax.cond(of_keys[self.tiles.kv - 1] != whole, mask, lambda: s)
 
     def cut(self, tile: _Tile, part: Any, out: Array, lse: Array) -> tuple[Array, Array]:

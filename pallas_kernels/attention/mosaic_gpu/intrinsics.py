@@ -28,6 +28,7 @@ FIRST_BARRIER = 4  # hardware barriers below are Mosaic's own: the block's and o
 LOG2E = math.log2(math.e)
 # Registers of a thread that computes, and of one that loads or stores, by the size of a head.
 REGISTERS = {64: (232, 40), 128: (240, 24)}
+CHUNK = 32  # columns of a tile that are masked together
 SWIZZLE = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
 
 TILE = plgpu.Layout.WGMMA
@@ -74,6 +75,27 @@ def turns(first: Any, total: int, workers: int) -> Any:
     """Returns how many of `first`, `first + workers`, ... are below `total`."""
     left = lax.div(jnp.int32(total - 1) - first, jnp.int32(workers))
     return jnp.where(first < total, left + 1, 0)  # for div truncates
+
+
+def take(counter: Any) -> Any:
+    """Counts one up, i32[1] in the memory of the device, and returns what it was: for one warp."""
+    result = plgpu.ShapeDtypeStruct((), jnp.int32, layout=plgpu.Layout.WG_SPLAT)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=result)
+    def taken(_, counter):
+        i32 = ir.IntegerType.get_signless(32)
+        number = mlir.llvm.inline_asm(
+            i32,
+            [mgpu_utils.memref_ptr(counter)],
+            "{ .reg .pred p; .reg .b32 lane, old; mov.b32 old, 0; mov.u32 lane, %laneid;"
+            " setp.eq.u32 p, lane, 0; @p atom.global.add.u32 old, [$1], 1;"
+            " shfl.sync.idx.b32 $0, old, 0, 31, 0xffffffff; }",
+            "=r,l",
+            has_side_effects=True,
+        )
+        return mgpu.FragmentedArray.splat(number, (), is_signed=True)
+
+    return taken(counter)
 
 
 def arrive(barrier: Any, threads: int) -> None:
@@ -192,6 +214,62 @@ def store_warp_sum(ref: Any, x: Float[Array, "64 C"]) -> None:
         mlir.memref.store(total, ref, [mlir.arith.index_castui(index, warp)])
 
     store(ref, x)
+
+
+def add_to_columns(x: Float[Array, "64 C"], ref: Any) -> Float[Array, "64 C"]:
+    """Adds a number per column to a tile, which is little to do where most are not masked.
+
+    Args:
+        x: The tile.
+        ref: bf16[C] in shared memory. Nothing is added if the last is 0, and nothing to `CHUNK`
+            columns of which the last has a positive one.
+    """
+    result = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=TILE)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), TILE), return_type=result)
+    def added(_, ref, x):
+        i32, f32, index = ir.IntegerType.get_signless(32), ir.F32Type.get(), ir.IndexType.get()
+        pair, wide = ir.VectorType.get((2,), ir.BF16Type.get()), ir.VectorType.get((2,), f32)
+        lane = mlir.arith.remui(mgpu_utils.thread_idx(), mgpu.c(4, i32))
+        lane = mlir.arith.index_castui(index, mlir.arith.muli(lane, mgpu.c(2, i32)))
+        zero = mlir.arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
+
+        def where(wanted: Any, registers: list[Any], make: Any) -> list[Any]:
+            branch = mlir.scf.IfOp(wanted, [r.type for r in registers], has_else=True)
+            with ir.InsertionPoint(branch.then_block):
+                mlir.scf.yield_(make())
+            with ir.InsertionPoint(branch.else_block):
+                mlir.scf.yield_(registers)
+            return list(branch.results)
+
+        def chunk(registers: list[Any], start: int) -> list[Any]:
+            sums = []
+            for at, register in enumerate(registers):  # of eight columns two rows, one by one
+                if at % 2 == 0:
+                    column = mlir.arith.addi(lane, mgpu.c(start + 4 * at, index))
+                    numbers = mlir.arith.extf(wide, mlir.vector.load(pair, ref, [column]))
+                sums.append(mlir.arith.addf(register, numbers))
+            return sums
+
+        def all_chunks() -> list[Any]:
+            found = []
+            for number, last in enumerate(lasts):
+                start = number * CHUNK
+                part = registers[start // 4 : (start + CHUNK) // 4]
+                some = mlir.arith.cmpf(mlir.arith.CmpFPredicate.OLT, last, zero)
+                found += where(some, part, functools.partial(chunk, part, start))
+            return found
+
+        registers, ends = list(x.registers.flat), range(CHUNK - 1, x.shape[1], CHUNK)
+        # All at once, before they are asked for.
+        lasts = [mlir.memref.load(ref, [mgpu.c(end, index)]) for end in ends]
+        lasts = [mlir.arith.extf(f32, last) for last in lasts]
+        differs = mlir.arith.cmpf(mlir.arith.CmpFPredicate.UNE, lasts[-1], zero)
+        out = np.empty_like(x.registers)
+        out.flat[:] = where(differs, registers, all_chunks)
+        return mgpu.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=None)
+
+    return added(ref, x)
 
 
 def words_of(words: Any, place: tuple[Any, Any, Any], kind: Any, index: Any) -> Any:

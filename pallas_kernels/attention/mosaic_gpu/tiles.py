@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pallas_kernels.attention.mosaic_gpu.cells import Cells
+from pallas_kernels.attention.mosaic_gpu.intrinsics import CHUNK
 from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
 from pallas_kernels.block_mask import BlockMask
 
 NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
 ALWAYS = -3  # place of one that all do, in a tile without masked pairs; -2 in others
 MASKED = -1e30  # a score; finite, so that a row of masked scores is no NaN
-IN_CUT_TILE = 2.0**-100  # added to scores of keys that count, beside others that do not
+BESIDE = 2.0**-100  # added to scores of keys that count, in tiles with others that do not
 NO_WORDS = np.zeros((1, 1, 1, 1, 32), np.int32)  # where blocks are no cells
 
 
@@ -61,11 +62,10 @@ class Lists(NamedTuple):
     """A mask as the forward pass reads it.
 
     Attributes:
-        order: i32[T], tile of queries `(batch * heads + head) * tiles + tile` that is the
-            n-th to be computed.
+        order: i32[2, T], tile of queries `(batch * heads + head) * tiles + tile` that is the
+            n-th to be computed, and how many tiles of keys it has.
         indices: i32[b, n, Q, M], blocks of keys; where pairs may be masked, twice that, and 1
             more in blocks that are attended to in part.
-        counts: i32[b, n, Q], as in the mask.
         q_limits: i32[b, tiles], queries of a tile that count.
         q_places: i16[b, L], a number per query.
         kv_places: i16[b, 2, L], a number per key that may not be above the query's: in blocks
@@ -76,7 +76,6 @@ class Lists(NamedTuple):
 
     order: Array
     indices: Array
-    counts: Array
     q_limits: Array
     q_places: Array
     kv_places: Array
@@ -88,8 +87,6 @@ class Lists(NamedTuple):
 class Kinds:
     """Which restrictions a mask has: what it has not costs nothing."""
 
-    ordered: bool
-    """Whether tiles are computed in an order of their own."""
     masked: bool
     """Whether pairs may be masked within blocks, at the end of the sequence too."""
     placed: bool
@@ -200,45 +197,52 @@ def prepare(
         cells: Those that are listed, where the mask lists tiles that have some.
     """
     tiles = Tiles.of(mask, sizes)
-    workers = processors * tiles.groups
     count = mask.grid[0] * tiles.q_split
     counted = mask.kv_counted if mask.cuts_keys else None
     if cells is not None:
         counted = cells.counted  # of all parts of a row of the batch
         counted = counted if counted is None else counted.repeat(batch // len(counted), 0)
     kinds = Kinds(
-        ordered=batch * heads * count > 2 * workers,
         masked=mask.by_place or counted is not None,
         placed=mask.by_place,
         q_cut=mask.q_lengths is not None,
         cell=0 if cells is None else cells.size[1],
     )
-    order, limits = jnp.zeros((1,), jnp.int32), jnp.zeros((1, count), jnp.int32)
-    if kinds.ordered:
-        lengths = jnp.broadcast_to(mask.kv_counts, (batch, heads, mask.grid[0]))
-        order = _order(lengths.reshape(-1, mask.grid[0]), tiles.q_split, workers)
+    lengths = jnp.broadcast_to(mask.kv_counts, (batch, heads, mask.grid[0]))
+    workers = processors * tiles.groups
+    order = _order(lengths.reshape(-1, mask.grid[0]), tiles.q_split, workers)
+    steps = jnp.repeat(lengths.reshape(-1), tiles.q_split)[order] * tiles.kv_split
+    limits = jnp.zeros((1, count), jnp.int32)
     if mask.q_lengths is not None:
         start = tiles.q * np.arange(tiles.q_split)[None, None]
         limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
     q_places, kv_places = places(mask)
     if counted is None:
         counted = jnp.ones((1, kv_places.shape[1]), bool)
-    kv_places = _of_keys(kv_places, counted, kinds.placed, tiles.kv)
+    kv_places = marks_of_keys(kv_places, counted, kinds.placed, tiles.kv)
     indices = with_kinds(mask) if kinds.placed else mask.kv_indices
     words = jnp.asarray(NO_WORDS) if cells is None else cells.words(tiles.kv)
-    lists = Lists(order, indices, mask.kv_counts, limits, q_places, kv_places, words)
+    lists = Lists(jnp.stack([order, steps]), indices, limits, q_places, kv_places, words)
     return Work(lists, tiles, kinds)
 
 
-def _of_keys(
+def marks_of_keys(
     places: Int[Array, "b K"], counted: Bool[Array, "c k"], placed: bool, tile: int
 ) -> Shaped[Array, "B kinds K"]:
-    """Returns `Lists.kv_places`; that of the last key of a tile says whether all of it count."""
+    """Returns `Lists.kv_places`; that of the last key of a tile says whether all of it count.
+
+    Without places, those of chunks of a tile have a sign that says the same of each.
+    """
     counted = counted[:, : places.shape[1]]
     counted = jnp.pad(counted, ((0, 0), (0, places.shape[1] - counted.shape[1])))[:, None]
-    whole = counted.reshape(counted.shape[0], 1, -1, tile).all(3).repeat(tile, 2)
+
+    def all_of(keys: int) -> Bool[Array, "c 1 K"]:
+        return counted.reshape(counted.shape[0], 1, -1, keys).all(3).repeat(keys, 2)
+
+    whole = all_of(tile)
     if not placed:
-        added = jnp.where(counted, jnp.where(whole, 0.0, IN_CUT_TILE), MASKED)
+        beside = jnp.where(all_of(CHUNK), BESIDE, -BESIDE)
+        added = jnp.where(counted, jnp.where(whole, 0.0, beside), MASKED)
         return added.astype(jnp.bfloat16)
     both = jnp.stack([jnp.full_like(places, ALWAYS), places], 1)
     both = jnp.where(whole, both, jnp.maximum(both, ALWAYS + 1))
@@ -246,20 +250,17 @@ def _of_keys(
 
 
 def _order(lengths: Int[Array, "S Q"], per_block: int, workers: int) -> Int[Array, " T"]:
-    """Orders tiles so that every worker, which takes each `workers`-th, has equal work.
+    """Orders tiles for workers of which each takes the next when it is done.
 
     A head's tiles stay together, for its keys and values are in the cache. Within a head the
-    longest lists come first, and every other round is dealt backwards.
+    longest lists come first, so that all workers end at about one time.
     """
+    if lengths.size * per_block <= workers:  # all begin at once
+        return jnp.arange(lengths.size * per_block, dtype=jnp.int32)
     longest = jnp.argsort(-lengths, axis=1, stable=True)
-    tiles = (longest[..., None] * per_block + np.arange(per_block)[None, None]).reshape(
-        len(lengths), -1
-    )
-    order = (tiles + tiles.shape[1] * jnp.arange(len(lengths))[:, None]).reshape(-1)
-    dealt = np.arange(len(order))
-    turned = dealt[: len(order) // workers * workers].reshape(-1, workers)
-    turned[1::2] = turned[1::2, ::-1].copy()
-    return order[dealt].astype(jnp.int32)
+    tiles = longest[..., None] * per_block + np.arange(per_block)[None, None]
+    starts = per_block * lengths.shape[1] * jnp.arange(len(lengths))[:, None, None]
+    return (tiles + starts).reshape(-1).astype(jnp.int32)
 
 
 def with_kinds(mask: BlockMask) -> Int[Array, "b n Q M"]:
