@@ -35,7 +35,7 @@ class Optimizer:
     """Peak learning rate of Adam."""
     matrix_scale: float = 2.0
     """Muon's learning rate over Adam's."""
-    matrix_dtype: str = "bfloat16"
+    matrix_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number type in which Muon orthogonalises, as its authors do."""
     warmup_steps: int = 200
     """Steps of linear warm-up; 0 and 1 have none."""
@@ -114,8 +114,8 @@ def orthogonal(tree: PyTree, dtype: str = "bfloat16") -> PyTree:
         ends = [sum(map(len, parts[:count])) for count in range(1, len(parts))]
         for place, part in zip(places, jnp.split(made, ends), strict=True):
             like = leaves[place]
-            update = 0.2 * math.sqrt(shape[1]) * _lying(part, like).reshape(like.shape)
-            leaves[place] = update.astype(like.dtype)
+            update = _lying(part, like).reshape(like.shape).astype(like.dtype)
+            leaves[place] = 0.2 * math.sqrt(shape[1]) * update
     return jax.tree.unflatten(structure, leaves)
 
 
