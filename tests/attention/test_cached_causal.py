@@ -214,8 +214,8 @@ def test_weights_that_are_none_are_refused(weight):
         CachedCausal(weight=weight).init(GRID)
 
 
-@pytest.mark.parametrize("block", [1, 2])
-def test_frames_of_many_tokens_are_seen_as_a_whole_in_blocks_that_kernels_like(block):
+@pytest.mark.parametrize(("block", "held"), [(1, 1), (2, 1), (1, 3)])
+def test_frames_of_many_tokens_are_seen_as_a_whole_in_blocks_that_kernels_like(block, held):
     grid = TokenGrid(frames=2, height=7, width=10, heads=2, head_dim=8)
     policy, masks = CachedCausal(frames=3, block=block), []
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2 * 70, 2, 8))
@@ -230,13 +230,15 @@ def test_frames_of_many_tokens_are_seen_as_a_whole_in_blocks_that_kernels_like(b
         return AttentionCall(jnp.int32(0), row, jnp.zeros((1, 2)), grid)
 
     state = policy.init(grid)
-    _, made = policy.attend(q, k, v, state, call_at(0), among)
-    state = after(policy, state, made, call_at(0).row)
-    out, _ = policy.attend(q, k, v, state, call_at(2), among)
-    assert masks[1].block_q == masks[1].block_kv == 128
-    # Frame 0 is cached; a frame of the window sees it and those of its block or before.
-    for frame, keys in ((0, 2 if block == 1 else 3), (1, 3)):
+    for frame in range(held):
+        _, made = policy.attend(q, k, v, state, call_at(frame), among)
+        state = after(policy, state, made, call_at(frame).row)
+    out, _ = policy.attend(q, k, v, state, call_at(max(held, 2)), among)
+    assert masks[-1].block_q == masks[-1].block_kv == 128
+    # Of the cached frames, all alike, and of its block or before a frame of the window sees all.
+    for frame, keys in ((0, held + block), (1, held + 2)):
         mine = slice(70 * frame, 70 * (frame + 1))
-        k_seen, v_seen = (jnp.concatenate([x[:, :70], x], 1)[:, : 70 * keys] for x in (k, v))
+        cached = ([*[x[:, :70]] * held, x] for x in (k, v))
+        k_seen, v_seen = (jnp.concatenate(parts, 1)[:, : 70 * keys] for parts in cached)
         expected = dense_attention(q[:, mine], k_seen, v_seen)
         np.testing.assert_allclose(out[:, mine], expected, rtol=1e-5, atol=1e-5)
