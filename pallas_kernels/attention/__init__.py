@@ -4,13 +4,11 @@ from pallas_kernels.attention.api import (
     Choice,
     block_mass,
     block_sparse_attention,
-    cached_attention,
     dense_attention,
     explain,
-    merge,
-    prepared,
     refusal,
 )
+from pallas_kernels.attention.cached import cached_attention, merge, prepared
 from pallas_kernels.attention.kernel import KernelUnavailable
 from pallas_kernels.attention.past import Past, Prepared
 from pallas_kernels.attention.skipping import left_out, skipped_blocks

@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention import planned
 from pallas_kernels.attention.kernel import Kernel, KernelUnavailable, attend
-from pallas_kernels.attention.past import Past, Prepared
 from pallas_kernels.attention.planned import backend, capability, is_planned
 from pallas_kernels.attention.reference import masked_attention
 from pallas_kernels.attention.skipping import skipped_blocks
@@ -124,7 +123,7 @@ def block_sparse_attention(
         return dense_attention(q, k, v, scale=scale)
     mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
     chosen = explain(q, k, mask, implementation).implementation
-    factor = _factor(q, scale, chosen)
+    factor = positive(q, scale, chosen)
     if chosen in KERNELS:
         kernel: Any = planned.Planned() if is_planned() else _kernel(chosen)
         kernel = kernel.repeating() if deterministic else kernel
@@ -135,71 +134,6 @@ def block_sparse_attention(
     else:
         both = gather_attention(q, k, v, mask, factor)
     return both if return_lse else both[0]
-
-
-def cached_attention(
-    q: Float[Array, "B Q N D"],
-    k: Float[Array, "B K H D"],
-    v: Float[Array, "B K H D"],
-    past: Past,
-    mask: BlockMask | Prepared,
-    *,
-    scale: float | None = None,
-    return_lse: bool = False,
-    implementation: SparseImplementation | None = None,
-) -> Any:
-    """Computes attention to the keys of a cache and to new ones, among the pairs of `mask`.
-
-    It is `block_sparse_attention` to `past.before(k, v, mask.block_kv)`. `mosaic_gpu` reads the
-    cache where it is, if its heads have a size of 64 or 128 and its keys are a multiple of 8.
-
-    Args:
-        q: Queries.
-        k: Keys after those of the cache.
-        v: Values after those of the cache.
-        past: The cache.
-        mask: The blocks that are attended to, of the keys of both, one after the other; what
-            layers share is prepared once for all of them (`prepared`).
-        scale: As in `block_sparse_attention`.
-        return_lse: The same.
-        implementation: The same.
-
-    Returns:
-        What `block_sparse_attention` returns.
-
-    Raises:
-        ValueError: If the mask is made for other sizes.
-        KernelUnavailable: If the asked implementation cannot serve the call.
-    """
-    made = mask if isinstance(mask, Prepared) else Prepared(mask)
-    keys, values = past.before(k, v, made.mask.block_kv)
-    kernel = _reader(q, keys, past, made.mask, implementation)
-    if kernel is None:
-        rules: Any = {"scale": scale, "return_lse": return_lse, "implementation": implementation}
-        return block_sparse_attention(q, keys, values, made.mask, **rules)
-    attended: Any = attend
-    both = attended(kernel, q, k, v, made.mask, _factor(q, scale, "mosaic_gpu"), (past, made.work))
-    return both if return_lse else both[0]
-
-
-def prepared(q: Any, past: Past, mask: BlockMask) -> Prepared:
-    """Makes what `cached_attention` reads of a mask, for all layers that share it.
-
-    Args:
-        q: Queries `[B, Q, N, D]` of a layer, or their shape and dtype.
-        past: The cache, of whatever layer.
-        mask: The blocks that are attended to.
-    """
-    keys = jax.ShapeDtypeStruct((q.shape[0], mask.kv_len, *past.k.shape[3:]), past.k.dtype)
-    kernel = _reader(q, keys, past, mask, None)
-    return Prepared(mask, None if kernel is None else kernel.work_of(mask, q))
-
-
-def _reader(q: Any, k: Any, past: Past, mask: BlockMask, implementation: Any) -> Any:
-    """Returns the kernel that serves a call and reads its cache where it is, if there is one."""
-    chosen = _explained(q, k, mask, implementation).implementation
-    kernel: Any = None if is_planned() or chosen != "mosaic_gpu" else _kernel(chosen)
-    return kernel if kernel is not None and kernel.reads(past, mask) else None
 
 
 def block_mass(
@@ -249,13 +183,11 @@ def block_mass(
 
 
 def explain(
-    q: Float[Array, "B Q N D"],
-    k: Float[Array, "B K H D"],
-    mask: BlockMask,
-    implementation: SparseImplementation | None = None,
+    q: Any, k: Any, mask: BlockMask, implementation: SparseImplementation | None = None
 ) -> Choice:
     """Says which implementation of block-sparse attention serves a call, and why.
 
+    Of `q` `[B, Q, N, D]` and `k` `[B, K, H, D]` shapes and dtypes suffice.
     `mosaic_gpu` is for H100 and H200, `pallas_tpu` for TPUs; each is chosen there. `cudnn` is for
     B100 and B200 with NVIDIA's cuDNN frontend, and never chosen unasked. `reference` is attention
     under the mask of all pairs. `xla` runs anywhere and grows with the width of the lists; it is
@@ -265,13 +197,6 @@ def explain(
         ValueError: If the mask is made for other sizes.
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
-    return _explained(q, k, mask, implementation)
-
-
-def _explained(
-    q: Any, k: Any, mask: BlockMask, implementation: SparseImplementation | None
-) -> Choice:
-    """As `explain`, of arrays or their shapes."""
     _check(q, k, mask)
     if implementation is not None:
         reason = _kernel_refusal(implementation, q, k, mask) if implementation in KERNELS else ""
@@ -289,7 +214,15 @@ def _explained(
     return Choice("xla" if 2 * width <= blocks else "reference", why)
 
 
-def _factor(q: Array, scale: float | None, chosen: SparseImplementation) -> float:
+def serving(
+    q: Any, k: Any, mask: BlockMask, implementation: SparseImplementation | None
+) -> Kernel | None:
+    """Returns the kernel that serves a call (`explain`); None if XLA does, or memory is planned."""
+    chosen = explain(q, k, mask, implementation).implementation
+    return None if is_planned() or chosen not in KERNELS else _kernel(chosen)
+
+
+def positive(q: Array, scale: float | None, chosen: SparseImplementation) -> float:
     """Returns the factor of the products, which a kernel wants above 0."""
     factor = q.shape[3] ** -0.5 if scale is None else scale
     if chosen in KERNELS and factor <= 0:
@@ -347,33 +280,6 @@ def _kernel_refusal(name: KernelImplementation, q: Any, k: Any, mask: BlockMask)
 def _device_refusal(name: KernelImplementation) -> str:
     there, needed = backend(), _BACKENDS[name]
     return "" if there == needed else f"the default device is {there}, not {needed}"
-
-
-def merge(
-    out: Float[Array, "B Q N D"],
-    lse: Float[Array, "B N Q"],
-    other: Float[Array, "B Q N D"],
-    other_lse: Float[Array, "B N Q"],
-) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N Q"]]:
-    """Joins attention to some keys with attention to others: as if to all of them at once.
-
-    Args:
-        out: Values attended to among the first keys.
-        lse: Log-sum-exp of their scores; -inf where there was none.
-        other: Values attended to among the other keys.
-        other_lse: Log-sum-exp of their scores.
-
-    Returns:
-        The values, in the dtype of `out`, and the log-sum-exp.
-    """
-    peak = jax.lax.stop_gradient(jnp.maximum(lse, other_lse))
-    peak = jnp.where(peak > -jnp.inf, peak, 0.0)
-    one, two = jnp.exp(lse - peak), jnp.exp(other_lse - peak)
-    some = one + two > 0
-    total = jnp.where(some, one + two, 1.0)
-    one, two = (jnp.swapaxes(x / total, 1, 2)[..., None] for x in (one, two))
-    joined = (one * out + two * other).astype(out.dtype)
-    return joined, jnp.where(some, peak + jnp.log(total), -jnp.inf)
 
 
 def _check(q: Any, k: Any, mask: BlockMask) -> None:
