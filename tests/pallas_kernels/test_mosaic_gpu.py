@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,6 +259,34 @@ def test_both_passes_lower_without_a_gpu(case):
     traced = jax.jit(both_passes).trace(*arrays, d_lse.astype("float32"), mask)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @mosaic_gpu") == 2
+
+
+class Layer(nn.Module):
+    """One layer of a stack that flax scans, as those of networks are."""
+
+    mask: BlockMask
+
+    def __call__(self, x, _):
+        return attend(KERNEL, x, x, x, self.mask, 0.1)[0], None
+
+
+@pytest.mark.parametrize("layer", [Layer, nn.remat(Layer)])
+def test_layers_that_flax_scans_lower_in_the_branch_of_a_condition_and_with_gradients(layer):
+    mask = BlockMask.full(128, 128)
+    x = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
+    stack = nn.scan(layer, variable_axes={}, split_rngs={}, length=3)(mask)
+
+    def through(x):
+        return jax.lax.cond(
+            x[0, 0, 0, 0] > 0, lambda x: stack.apply({}, x, None)[0], lambda x: x, x
+        )
+
+    def total(x):
+        return jnp.sum(through(x), dtype="float32")
+
+    for function, kernels in ((through, 1), (jax.grad(total), 2 if layer is Layer else 3)):
+        text = jax.jit(function).trace(x).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("custom_call @mosaic_gpu") == kernels
 
 
 @pytest.mark.slow

@@ -81,7 +81,8 @@ def forward(
     def shared(*shape: int) -> Any:
         return plgpu.SMEM((*shape, size), q.dtype, transforms=SWIZZLE)
 
-    taken = jax.new_ref(jnp.zeros((1,), jnp.int32))
+    # Of the queries, or flax.linen.scan (jax 0.10) would share one counter among all calls.
+    taken = jax.new_ref(0 * lax.bitcast_convert_type(q[0, 0, 0, :1], jnp.int16).astype(jnp.int32))
     out, lse = launch(
         "block_sparse_attention_forward",
         functools.partial(_kernel, options),
