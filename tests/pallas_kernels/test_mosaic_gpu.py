@@ -267,7 +267,8 @@ class Layer(nn.Module):
     mask: BlockMask
 
     def __call__(self, x, _):
-        return attend(KERNEL, x, x, x, self.mask, 0.1)[0], None
+        attended: Any = attend(KERNEL, x, x, x, self.mask, 0.1)
+        return attended[0], None
 
 
 @pytest.mark.parametrize("layer", [Layer, nn.remat(Layer)])
