@@ -218,8 +218,8 @@ class CompilesAhead(Source, Protocol):
         """Returns the state of the source as shapes, placed on `mesh`."""
         ...
 
-    def compile(self, mesh: Mesh) -> None:
-        """Compiles what `start` runs; a thread of its own calls it."""
+    def compile(self, shapes: PyTree) -> None:
+        """Compiles what `start` runs on such a state; a thread of its own calls it."""
         ...
 
 

@@ -80,7 +80,8 @@ def opened(
     """
     if isinstance(source, CompilesAhead):
         start = functools.partial(source.start, position, saved, mesh)
-        return source.shapes(mesh), functools.partial(source.compile, mesh), start
+        shapes = source.shapes(mesh)
+        return shapes, functools.partial(source.compile, shapes), start
     data = source.start(position, saved, mesh)
     return data, lambda: None, lambda: data
 

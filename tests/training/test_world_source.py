@@ -115,7 +115,7 @@ def seen(source, mesh, steps, first=0):
 def test_the_ring_has_its_shapes_and_is_filled_by_what_was_compiled_ahead(devices, caplog):
     mesh = data_mesh(devices)
     ahead, alone = numbered(skip=1000), numbered(skip=2000)
-    ahead.compile(mesh)
+    ahead.compile(ahead.shapes(mesh))
     rings, said = [], []
     for source in (ahead, alone):
         caplog.clear()
