@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Float, Int
+from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.attention.blocks import LARGEST
 from jvdm.attention.packed_frames import EMPTY, PackedFrames, handed_down
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
@@ -270,7 +270,7 @@ class CachedCausal(Policy):
         for ring, patch in zip(state.older, self.patches, strict=True):
             parts.append((ring.tokens(), None, less + 2 * math.log(patch)))
         found = [
-            (*among(q, *own, seen if before else seen.mask, return_lse=True, past=before), more)
+            (*among(q, *own, seen, return_lse=True, past=before), more)
             for (own, before, more), seen in zip(parts, masks, strict=True)
         ]
         out, lse, _ = found[0]
@@ -291,11 +291,8 @@ class CachedCausal(Policy):
 
     def _past(self, state: KVCache, call: AttentionCall) -> tuple[Past, tuple[Prepared, ...]]:
         """Returns the keys and values that the cache of a layer has, and the masks of all keys."""
-        common, layer = call.common, call.layer
-        if common is None:
-            states = jax.tree.map(lambda leaf: leaf[None], state)
-            common, layer = self.common(states, call.row, call.grid), jnp.int32(0)
-        k, v, masks = common
+        call = told(self, state, call)
+        (k, v, masks), layer = call.common, call.layer
         if self.rotary == "read":
             places = self._places(state, call.row)
             own = call.turn(jax.lax.dynamic_index_in_dim(k, layer, keepdims=False), places)
@@ -423,6 +420,15 @@ class CachedCausal(Policy):
         rests = jnp.cumprod(~row.moving & ~row.write).astype(bool)
         held = (state.frames[None] == _frames(row)[:, None]).any(1)
         return row.frame + jnp.max(jnp.where(rests & held, 1 + jnp.arange(len(held)), 0))
+
+
+def told(policy: Policy, state: PyTree, call: AttentionCall) -> AttentionCall:
+    """Returns a call with what all layers share, that of a layer by itself if it was told none."""
+    if call.common is not None:
+        return call
+    states = jax.tree.map(lambda leaf: leaf[None], state)
+    common = policy.common(states, call.row, call.grid)
+    return call._replace(layer=jnp.int32(0), common=common)
 
 
 def _frames(row: Row) -> Int[Array, " W"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.arrays import Array, Bool, Float, Int
-from jvdm.attention.cached_causal import NEVER, Made, times_mask
+from jvdm.attention.cached_causal import NEVER, Made, times_mask, told
 from jvdm.attention.packed_frames import EMPTY
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.errors import ConfigError
@@ -117,10 +117,7 @@ class LevelBank(Policy):
 
     def select(self, q, k, v, state: Bank, call: AttentionCall):
         """Returns the mask, which is that of all layers."""
-        if call.common is not None:
-            return call.common, state
-        states = jax.tree.map(lambda leaf: leaf[None], state)
-        return self.common(states, call.row, call.grid), state
+        return told(self, state, call).common, state
 
     def attend(self, q, k, v, state: Bank, call: AttentionCall, among: Among):
         """Lets every frame attend to the cache of its level and to itself, all in one batch."""
