@@ -108,7 +108,7 @@ def train(
 
 
 def _prepare(experiment, checkpoints: Checkpoints, resume, mesh: Mesh, stop, described, traced):
-    """Compiles side by side what runs before the first step, then makes what it starts with."""
+    """Makes side by side what the first step starts with, and compiles it."""
     objective, source = experiment.objective, experiment.source
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
     origin = (objective, transform, experiment.seed, mesh)
@@ -117,11 +117,11 @@ def _prepare(experiment, checkpoints: Checkpoints, resume, mesh: Mesh, stop, des
     restored = checkpoints.resume(resume, shapes, described)
     position, saved, make = setup.beginning(restored, origin, experiment.start_from)
     placed = setup.placed(source, checkpoints.workdir, objective)
-    data, compile_source, start = setup.opened(placed, position, saved, mesh)
+    ring, start = setup.opened(placed, position, saved, mesh)
     step = make_step(objective, source, transform, experiment.batch_size, experiment.ema_decay)
-    compiled = functools.partial(setup.compile_step, objective, step, shapes, data, mesh, traced)
-    compiled, state, _ = stop.side_by_side(compiled, make, compile_source)
-    return setup.Start(position, state, start(), *compiled)
+    compiled = functools.partial(setup.compile_step, objective, step, shapes, ring, mesh, traced)
+    compiled, state, data = stop.side_by_side(compiled, make, start)
+    return setup.Start(position, state, data, *compiled)
 
 
 def _loop(experiment, start: setup.Start, progress: Progress, tracer: Tracer, save, stop):

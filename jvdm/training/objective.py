@@ -211,15 +211,14 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class CompilesAhead(Source, Protocol):
-    """A source whose `start` runs programs: it says first what it will make of which shapes."""
+class HasShapes(Source, Protocol):
+    """A source whose `start` takes long: it says before of which shapes its state is.
+
+    A thread of its own calls `start`, while others compile the step and draw parameters.
+    """
 
     def shapes(self, mesh: Mesh) -> PyTree:
         """Returns the state of the source as shapes, placed on `mesh`."""
-        ...
-
-    def compile(self, shapes: PyTree) -> None:
-        """Compiles what `start` runs on such a state; a thread of its own calls it."""
         ...
 
 

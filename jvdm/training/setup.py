@@ -18,9 +18,9 @@ from jvdm.parallel import placed_shapes, replicate, using, whole
 from jvdm.training import inventory, memory
 from jvdm.training.checkpoint import Restored, read_averages
 from jvdm.training.objective import (
-    CompilesAhead,
     HasComponents,
     HasFrozen,
+    HasShapes,
     HasUpdate,
     Objective,
     Source,
@@ -73,17 +73,12 @@ def placed(source: Source, workdir: Path, objective: Objective) -> Source:
 
 def opened(
     source: Source, position: int, saved: bytes | None, mesh: Mesh
-) -> tuple[PyTree, Callable[[], None], Callable[[], PyTree]]:
-    """Returns the state of `source` as shapes, what compiles its programs, and what makes it.
-
-    A source without programs makes it at once.
-    """
-    if isinstance(source, CompilesAhead):
-        start = functools.partial(source.start, position, saved, mesh)
-        shapes = source.shapes(mesh)
-        return shapes, functools.partial(source.compile, shapes), start
+) -> tuple[PyTree, Callable[[], PyTree]]:
+    """Returns the state of `source` as shapes, and what makes it; where it has none, it is made."""
+    if isinstance(source, HasShapes):
+        return source.shapes(mesh), functools.partial(source.start, position, saved, mesh)
     data = source.start(position, saved, mesh)
-    return data, lambda: None, lambda: data
+    return data, lambda: data
 
 
 def transform_of(objective: Objective, optimizer: Optimizer, num_steps: int) -> Transform:

@@ -137,10 +137,6 @@ class WorldLatents:
         latents, told = jax.tree.map(ring, clip)
         return LatentPool(latents, told, jax.tree.map(copy, space), mesh)
 
-    def compile(self, shapes: LatentPool) -> None:
-        """Compiles what `start` runs."""
-        _add.lower(self, shapes, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-
     def start(self, position: int, saved: bytes | None, mesh: Mesh) -> LatentPool:
         """Returns the full ring after `position` steps, split over `mesh`."""
         shapes = self.shapes(mesh)

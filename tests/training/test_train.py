@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -105,6 +106,36 @@ def test_parameters_are_drawn_by_kernels_where_no_device_has_a_part(monkeypatch,
     devices = mesh_of(mesh, jax.devices()[:4])
     setup.make_state(toy.Line(width=256), Optimizer().build(2), 0, devices)
     assert said == [whole]
+
+
+def test_a_ring_is_filled_and_parameters_are_drawn_while_the_step_is_compiled(
+    tmp_path, monkeypatch
+):
+    """Each waits until all three are at it, and says so if it is alone."""
+    met, there, made = threading.Barrier(3), [], []
+
+    def waits(name, work):
+        def run(*given):
+            met.wait(timeout=30)
+            there.append(name)
+            return work(*given)
+
+        return run
+
+    @dataclasses.dataclass(frozen=True)
+    class Ring(toy.HostLines):
+        def shapes(self, mesh):
+            made.append(super().start(0, None, mesh))
+            return made[0]
+
+        def start(self, position, saved, mesh):
+            return waits("fill", made.pop)()
+
+    for name in ("make_state", "compile_step"):
+        monkeypatch.setattr(setup, name, waits(name, getattr(setup, name)))
+    experiment = dataclasses.replace(toy.experiment(), source=Ring(), num_steps=2)
+    assert train(experiment, tmp_path)["step"] == 2
+    assert sorted(there) == ["compile_step", "fill", "make_state"]
 
 
 def test_resume_must_needs_a_checkpoint(tmp_path):
