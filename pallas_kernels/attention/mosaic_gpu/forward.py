@@ -32,6 +32,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     launch,
     listed_cells,
     load,
+    pin,
     pl,
     plgpu,
     scale_rows,
@@ -128,7 +129,7 @@ class _Refs(NamedTuple):
     k_tiles: Any
     v_tiles: Any
     out_tile: Any
-    small: Any  # bits of log-sum-exps of two warpgroups, and the turn of each group
+    small: Any  # bits of log-sum-exps of two warpgroups, the turn of each group; its end: `pin`
     place_tiles: Any
     q_full: Any
     k_full: Any
@@ -381,6 +382,7 @@ class _Group:
                 p_ref[...], peak_ref[...], total_ref[...], factor_ref[...] = (
                     lax.optimization_barrier(self.next_weights(s, peak, total))
                 )
+                pin(refs.small, total_ref[...])  # all weights are computed while values run
                 plgpu.wgmma_wait(0)
 
             blank = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), TILE)

@@ -196,6 +196,25 @@ def store_fragment(ref: Any, x: Float[Array, "64 64"]) -> None:
     store(ref, x)
 
 
+def pin(ref: Any, x: Float[Array, "64 C"]) -> None:
+    """Makes a tile be computed before what follows: compilers move no store over a wait.
+
+    Args:
+        ref: i32[..., n] in shared memory; the last is overwritten, and means nothing.
+        x: The tile.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), TILE))
+    def store(_, ref, x):
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        total = functools.reduce(mlir.arith.addf, x.registers.flat)
+        total = mlir.arith.addf(*(mlir.llvm.extractelement(total, mgpu.c(i, i32)) for i in (0, 1)))
+        last = [mgpu.c(size - 1, index) for size in ir.MemRefType(ref.type).shape]
+        mlir.memref.store(mlir.arith.bitcast(i32, total), ref, last)
+
+    store(ref, x)
+
+
 def store_warp_sum(ref: Any, x: Float[Array, "64 C"]) -> None:
     """Stores the sum of what each of the four warps of a warpgroup holds of a tile."""
 
