@@ -45,7 +45,8 @@ class StopRequest:
 
     Inside `later()` the first one only sets `requested`, and says so: the main thread may sit
     in a device or a compiler, where Python runs no handlers, so a thread of its own listens.
-    A signal that a library swallows is not lost: `check`, and the end, raise it again.
+    A signal that a library swallows, or turns into an error of its own, is not lost: `check`, and
+    the end, raise it again.
     SIGTERM may come twice, from a scheduler and from another process of the run: it counts once.
     Handlers that were there before come back at the end. A signal that the process ignores, as
     Ctrl-C in a background job, stays ignored; outside the main thread nothing is installed.
@@ -73,7 +74,7 @@ class StopRequest:
         self.state = "before it began"
         """What an error says of the run if it ends now."""
         self._first: signal.Signals | None = None
-        self._later = False
+        self._later = self._interrupted = False
         self._restore = contextlib.ExitStack()
         self._working: list[Future] = []
 
@@ -150,7 +151,7 @@ class StopRequest:
         self._restore.close()
         if error is not None:
             atexit.register(_leave, self._working, getattr(error, "exit_code", 1))
-        if kind in (KeyboardInterrupt, None):
+        if self._interrupted or kind in (KeyboardInterrupt, None):
             self.check()
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -161,6 +162,7 @@ class StopRequest:
         first, StopRequest.asked = not StopRequest.asked, True
         impatient = number == signal.SIGINT and (not self._later or again == number)
         if impatient or (first and not self._later):
+            self._interrupted = True
             raise KeyboardInterrupt
 
     def _listen(self, ears: socket.socket) -> None:

@@ -53,6 +53,20 @@ def test_a_signal_that_arrives_where_exceptions_are_lost_is_heard_after_it():
         pytest.fail("it was not heard")
 
 
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_stops_the_run_nevertheless():
+    """As JAX does where it compares the static fields of trees: `ValueError: Exception raised`."""
+    with pytest.raises(Preempted, match="stopped by SIGTERM") as stopped, StopRequest():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait((), 5)
+        except KeyboardInterrupt:
+            raise ValueError("Exception raised while checking equality") from None
+    assert isinstance(stopped.value.__context__, ValueError)
+    with pytest.raises(ValueError, match="of its own"), StopRequest() as stop, stop.later():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("of its own")
+
+
 def test_a_signal_that_another_thread_got_is_heard_while_that_one_works():
     ended = threading.Event()
 
