@@ -17,6 +17,7 @@ from pallas_kernels.attention import (
 from pallas_kernels.attention.planned import backend, traced_for_gpu
 from pallas_kernels.attention.windowed import windowed_attention
 from pallas_kernels.block_mask import BlockMask, best_blocks
+from pallas_kernels.centroids import nearest
 from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "explain",
     "left_out",
     "merge",
+    "nearest",
     "prepared",
     "skipped_blocks",
     "traced_for_gpu",

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jvdm.arrays import Array, Bool, Float, Int
+from jvdm.arrays import Array, Float, Int
+from pallas_kernels import nearest
 
-CHUNK = 8192
-"""Tokens whose distances to all centroids are kept at once."""
+_taken = functools.partial(jnp.take_along_axis, mode="promise_in_bounds")
 
 
 class Clusters(NamedTuple):
@@ -52,67 +53,65 @@ class Packed(NamedTuple):
     def labels(self) -> Int[Array, "G S"]:
         """Cluster of every token."""
         block = self.source.shape[1] // self.owner.shape[1]
-        return jnp.take_along_axis(self.owner, self.slot // block, 1)
+        return _taken(self.owner, self.slot // block, 1)
 
-    def apply(self, x: Float[Array, "G S D"]) -> Float[Array, "G slots D"]:
-        """Returns tokens slot by slot, padding included."""
-        return jnp.take_along_axis(x, self.source[..., None], 1)
+    def apply(self, x: Float[Array, "B S N D"]) -> Float[Array, "G slots D"]:
+        """Returns the tokens of every head slot by slot, padding included."""
+        x = jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3])
+        return _taken(x, self.source[..., None], 1)
+
+    def sums(self, x: Float[Array, "B S N D"]) -> Float[Array, "G T D"]:
+        """Returns the sum of the tokens of each block, in float32."""
+        blocks = self.apply(x).reshape(*self.owner.shape, -1, x.shape[3])
+        holds = jnp.arange(blocks.shape[2])[None, None] < self.lengths[..., None]
+        return jnp.sum(jnp.where(holds[..., None], blocks, 0), 2, dtype=jnp.float32)
 
     def undo(self, x: Float[Array, "G slots D"]) -> Float[Array, "G S D"]:
         """Returns tokens in their first order: inverse of `apply`."""
-        return jnp.take_along_axis(x, self.slot[..., None], 1)
+        return _taken(x, self.slot[..., None], 1)
 
 
-def means(x: Float[Array, "G S D"], centroids: Float[Array, "G C D"], rounds: int) -> Clusters:
+def means(
+    x: Float[Array, "B S N D"], centroids: Float[Array, "G C D"], rounds: int, block: int
+) -> tuple[Clusters, Packed]:
     """Divides tokens among centroids and moves these to the means, `rounds` times (Lloyd).
 
-    A round costs two products of all tokens and centroids; distances are in the type of the
-    tokens, sums in float32.
+    Distances are of products in the type of the tokens. A token is read twice in a round: to find
+    the nearest centroid, and to add it to the others of its block.
 
     Args:
-        x: Tokens.
+        x: Tokens of every head; `G` is `B * N`.
         centroids: Where the search starts.
         rounds: Assignments, 1 or more.
+        block: Slots of a block.
 
     Returns:
-        The last assignment, and the means under it.
+        The last assignment, with the means under it, and the tokens in blocks of one cluster.
     """
-    groups, tokens, width = x.shape
-    size = min(CHUNK, tokens)
-    short = -tokens % size
-    pieces = jnp.pad(x, ((0, 0), (0, short), (0, 0))).reshape(groups, -1, size, width)
-    known = (jnp.arange(tokens + short) < tokens).reshape(-1, size)
-    given = jnp.moveaxis(pieces, 1, 0), known
+    (batch, tokens, heads, _), (groups, count, _) = x.shape, centroids.shape
 
-    def again(_: Array | int, found: Clusters) -> Clusters:
-        divide = functools.partial(_divided, found.centroids)
-        total, labels = jax.lax.scan(divide, jnp.zeros(found.centroids.shape), given)
-        labels = jnp.moveaxis(labels, 0, 1).reshape(groups, -1)[:, :tokens]
-        sizes = jnp.zeros_like(found.sizes).at[jnp.arange(groups)[:, None], labels].add(1)
+    def again(_: Array | int, last: tuple[Clusters, Packed]) -> tuple[Clusters, Packed]:
+        centroids = last[0].centroids
+        labels = nearest(x, centroids.reshape(batch, heads, count, -1)).reshape(groups, tokens)
+        sizes = jnp.zeros((groups, count), jnp.int32)
+        sizes = sizes.at[jnp.arange(groups)[:, None], labels].add(1)
+        blocks = packed(Clusters(centroids, labels, sizes), block)
+        member = jax.nn.one_hot(blocks.owner, count)
+        total = jnp.einsum("gtc,gtd->gcd", member, blocks.sums(x), precision="highest")
         some = sizes[..., None]
-        moved = jnp.where(some > 0, total / jnp.maximum(some, 1), found.centroids)
-        return Clusters(moved, labels, sizes)
+        moved = jnp.where(some > 0, total / jnp.maximum(some, 1), centroids)
+        return Clusters(moved, labels, sizes), blocks
 
-    labels, sizes = (jnp.zeros((groups, n), jnp.int32) for n in (tokens, centroids.shape[1]))
-    first = Clusters(centroids.astype(jnp.float32), labels, sizes)
-    return jax.lax.fori_loop(0, rounds, again, first)
+    labels, sizes = (jnp.zeros((groups, n), jnp.int32) for n in (tokens, count))
+    start = Clusters(centroids.astype(jnp.float32), labels, sizes)
+    return jax.lax.fori_loop(0, rounds, again, (start, Packed.empty(groups, tokens, count, block)))
 
 
-def _divided(
-    centroids: Float[Array, "G C D"],
-    sums: Float[Array, "G C D"],
-    given: tuple[Float[Array, "G s D"], Bool[Array, " s"]],
-) -> tuple[Float[Array, "G C D"], Int[Array, "G s"]]:
-    """Adds the tokens of a piece to the sums of their clusters; returns their labels too."""
-    x, known = given
-    at, kind = centroids.astype(x.dtype), jnp.float32
-    near = jnp.einsum("gsd,gcd->gsc", x, at, preferred_element_type=kind)
-    away = jnp.sum(jnp.square(centroids), -1)[:, None] - 2 * near
-    labels = jnp.argmin(away, -1).astype(jnp.int32)
-    every = jnp.arange(centroids.shape[1])[None, None]
-    member = (labels[..., None] == every) & known[None, :, None]
-    total = jnp.einsum("gsc,gsd->gcd", member.astype(x.dtype), x, preferred_element_type=kind)
-    return sums + total, labels
+def some_of(tokens: int, count: int) -> Int[np.ndarray, " s"]:
+    """Returns `count` of the tokens of a sequence, always the same; all if there are fewer."""
+    if count >= tokens:
+        return np.arange(tokens)
+    return np.sort(np.random.default_rng(0).choice(tokens, count, replace=False))
 
 
 def packed(found: Clusters, block: int) -> Packed:
@@ -128,20 +127,22 @@ def packed(found: Clusters, block: int) -> Packed:
     used = -(-found.sizes // block)
     ends = jnp.cumsum(used, -1)
     begins = ends - used
-    keys = jnp.sort(found.labels * tokens + jnp.arange(tokens)[None], -1)
+    keys = found.labels * tokens + jnp.arange(tokens)[None]
+    keys = jax.lax.sort(keys, is_stable=False)  # all are different
     order, label = keys % tokens, keys // tokens
     before = jnp.cumsum(found.sizes, -1) - found.sizes
-    shift = jnp.take_along_axis(begins * block - before, label, -1)
-    place = jnp.arange(tokens)[None] + shift  # slot of the tokens in the order of their clusters
     number, rows = _blocks(tokens, count, block), jnp.arange(groups)[:, None]
-    source = jnp.zeros((groups, number * block), jnp.int32).at[rows, place].set(order)
-    slot = jnp.zeros((groups, tokens), jnp.int32).at[rows, order].set(place)
+    place = jnp.arange(tokens)[None] + _taken(begins * block - before, label, -1)
+    slot = jnp.zeros((groups, tokens), jnp.int32).at[rows, order].set(place, unique_indices=True)
     tile = jnp.arange(number)[None]
     owner = jnp.sum(tile[..., None] >= ends[:, None], -1, dtype=jnp.int32)
     mine = jnp.minimum(owner, count - 1)
-    size, begin = (jnp.take_along_axis(x, mine, -1) for x in (found.sizes, begins))
-    lengths = jnp.clip(size - (tile - begin) * block, 0, block)
-    return Packed(source, slot, owner, jnp.where(owner < count, lengths, 0))
+    size, begin, first = (_taken(x, mine, -1) for x in (found.sizes, begins, before))
+    done = (tile - begin) * block  # tokens of the cluster in blocks before
+    lengths = jnp.where(owner < count, jnp.clip(size - done, 0, block), 0)
+    source = jnp.minimum((first + done)[..., None] + jnp.arange(block)[None, None], tokens - 1)
+    source = _taken(order, source.reshape(groups, -1), -1)
+    return Packed(source, slot, owner, lengths)
 
 
 def _blocks(tokens: int, clusters: int, block: int) -> int:

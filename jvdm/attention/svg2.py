@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvdm.arrays import Array, Bool, Float
 from jvdm.attention.blocks import blocks_of
-from jvdm.attention.clusters import Clusters, Packed, means, packed
+from jvdm.attention.clusters import Clusters, Packed, means, some_of
 from jvdm.attention.policy import Among, AttentionCall, Policy, TokenGrid
 from jvdm.attention.sparse import Sparse
 from jvdm.attention.tally import Tally
@@ -19,7 +18,7 @@ from pallas_kernels import BlockMask
 
 MOST = (100, 500)  # clusters of queries and of keys: the paper's
 KEYS = 64  # tokens of a block of keys, at most: a cluster leaves half a block empty
-HALVINGS = 16  # of the interval of the top-p that fits the density
+PARTS, DIVISIONS = 32, 3  # in which the interval of the top-p that fits the density is divided
 
 
 class Listed(NamedTuple):
@@ -85,8 +84,8 @@ class SVG2(Sparse):
     """Clusters of keys; 0 is 500, or as many as there are blocks if those are fewer."""
     first: int = 50
     """Rounds of k-means in the first sparse row."""
-    later: int = 2
-    """Rounds in every later one."""
+    later: int = 1
+    """Rounds in every later search; the authors have 2."""
     every: int = 1
     """Rows that a search serves, which then attend among the same tokens; the authors have 1."""
     warm: bool = True
@@ -177,7 +176,6 @@ class SVG2(Sparse):
         k = call.turn(k)
         if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
-        q, k, v = (_by_head(x) for x in (q, k, v))
         if self.every == 1:
             asks, told, listed = self.searched(q, k, state, call)
         else:
@@ -201,26 +199,27 @@ class SVG2(Sparse):
 
     def searched(
         self,
-        q: Float[Array, "G S D"],
-        k: Float[Array, "G S D"],
+        q: Float[Array, "B S N D"],
+        k: Float[Array, "B S N D"],
         state: Centroids,
         call: AttentionCall,
     ) -> tuple[Float[Array, "G C D"], Float[Array, "G c D"], Listed]:
         """Returns the centroids of queries and keys, and what attends to what."""
-        asks, told = self.clusters(q, state.queries), self.clusters(k, state.keys)
+        sizes = self.sizes(call.grid)
+        asks, rows = self.clusters(q, state.queries, sizes[0])
+        told, columns = self.clusters(k, state.keys, sizes[1])
         marked = self.listed_clusters(asks, told, call)
-        parts = zip((asks, told), self.sizes(call.grid), strict=True)
-        rows, columns = (packed(x, size) for x, size in parts)
         listed = Listed(rows, columns, marked, density(marked, asks, told))
         return asks.centroids, told.centroids, listed
 
-    def clusters(self, x: Float[Array, "G S D"], last: Float[Array, "B N C D"]) -> Clusters:
+    def clusters(
+        self, x: Float[Array, "B S N D"], last: Float[Array, "B N C D"], block: int
+    ) -> tuple[Clusters, Packed]:
         """Divides the tokens of every head; all heads search from the same tokens."""
-        x = jax.lax.stop_gradient(x)
-        if self.warm:
-            return means(x, last.reshape(-1, *last.shape[2:]), self.later)
-        chosen = np.random.default_rng(0).choice(x.shape[1], last.shape[2], replace=False)
-        return means(x, x[:, np.sort(chosen)], self.first)
+        x, rounds = jax.lax.stop_gradient(x), self.later
+        if not self.warm:
+            last, rounds = jnp.moveaxis(x[:, some_of(x.shape[1], last.shape[2])], 2, 1), self.first
+        return means(x, last.reshape(-1, *last.shape[2:]), rounds, block)
 
     def listed_clusters(
         self, asks: Clusters, told: Clusters, call: AttentionCall
@@ -234,28 +233,23 @@ class SVG2(Sparse):
         scores = jnp.einsum("gqd,gkd->gqk", asks.centroids, told.centroids)
         scores = scores * asks.centroids.shape[-1] ** -0.5
         shares = jax.nn.softmax(scores + jnp.log(told.sizes.astype(jnp.float32))[:, None], -1)
-        place = jnp.argsort(-shares, -1)
-        ordered = jnp.take_along_axis(shares, place, -1)
-        before = jnp.clip(jnp.cumsum(ordered, -1) - ordered, 0.0, 1.0)  # share of better ones
+        shares = jax.lax.optimization_barrier(shares)  # or XLA compiles for two minutes on a GPU
+        better = shares[..., None, :] > shares[..., None]
+        before = jnp.sum(jnp.where(better, shares[..., None, :], 0.0), -1)  # share of better ones
+        before = jnp.minimum(before, 1.0)
         tokens = call.grid.tokens
+        cost = asks.sizes[..., None] / tokens * told.sizes[:, None] / tokens
         allowed = self.density_of(call) + 1e-5  # the sums are rounded
-        allowed = jnp.broadcast_to(allowed, (call.grid.batch, call.grid.heads)).reshape(-1)
-        cost = jnp.take_along_axis(jnp.broadcast_to(told.sizes[:, None], place.shape), place, -1)
-        cost = cost / tokens * (asks.sizes / tokens)[..., None]
-
-        def spent(limit: Array) -> Array:
-            return jnp.sum(jnp.where(before <= limit[:, None, None], cost, 0.0), (1, 2))
-
-        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            middle = (ends[0] + ends[1]) / 2
-            fits = spent(middle) <= allowed
-            return jnp.where(fits, middle, ends[0]), jnp.where(fits, ends[1], middle)
-
-        most = jnp.full(len(before), self.mass)
-        low, _ = jax.lax.fori_loop(0, HALVINGS, halve, (jnp.zeros_like(most), most))
-        limit = jnp.where(spent(most) <= allowed, most, low)
-        marked = before <= limit[:, None, None]
-        marked = jnp.take_along_axis(marked, jnp.argsort(place, -1), -1)
+        allowed = jnp.broadcast_to(allowed, (call.grid.batch, call.grid.heads)).reshape(-1, 1)
+        limit, step = jnp.zeros_like(allowed), self.mass
+        for _ in range(DIVISIONS):
+            step /= PARTS
+            limits = jnp.minimum(limit + step * jnp.arange(1, PARTS + 1)[None], self.mass)
+            counts = before[:, None] <= limits[..., None, None]
+            spent = jnp.sum(jnp.where(counts, cost[:, None], 0.0), (2, 3))
+            limit += step * jnp.sum(spent <= allowed, 1, keepdims=True)
+            limit = jnp.minimum(limit, self.mass)
+        marked = before <= limit[..., None]
         if self.dense_above == 1:
             return marked
         noisy = jnp.repeat(call.t > self.dense_above, call.grid.tokens_per_frame, 1)
@@ -290,21 +284,16 @@ def density(listed: Bool[Array, "G C c"], asks: Clusters, told: Clusters) -> Flo
 
 
 def recall(
-    q: Float[Array, "G S D"],
-    k: Float[Array, "G S D"],
+    q: Float[Array, "B S N D"],
+    k: Float[Array, "B S N D"],
     listed: Listed,
     queries: int,
 ) -> Float[Array, ""]:
     """Estimates the share of dense attention on listed clusters from some queries of each head."""
-    tokens = q.shape[1]
-    count = min(queries, tokens)
-    chosen = np.sort(np.random.default_rng(0).choice(tokens, count, replace=False))
-    scores = jnp.einsum("gqd,gkd->gqk", q[:, chosen], k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, -1)
+    chosen = some_of(q.shape[1], queries)
+    some = q[:, chosen]
+    scores = jnp.einsum("bqnd,bknd->bnqk", some, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, -1).reshape(-1, len(chosen), k.shape[1])
     kept = jnp.take_along_axis(listed.marked, listed.rows.labels[:, chosen, None], 1)
     kept = jnp.take_along_axis(kept, listed.columns.labels[:, None], 2)
     return jnp.mean(jnp.sum(jnp.where(kept, weights, 0.0), -1))
-
-
-def _by_head(x: Float[Array, "B L N D"]) -> Float[Array, "G L D"]:
-    return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3])

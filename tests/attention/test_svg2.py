@@ -45,14 +45,19 @@ def by_head(x):
     return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3])
 
 
+def some(x, count):
+    """The first tokens of every head, as centroids."""
+    return by_head(x[:, :count])
+
+
 @functools.cache
 def divided(policy, grid):
     """Clusters of a first call, and which attend to which."""
     state, search = policy.init(grid), dataclasses.replace(policy, warm=False)
 
     def find(q, k):
-        asks = search.clusters(by_head(q), state.queries)
-        told = search.clusters(by_head(k), state.keys)
+        asks, _ = search.clusters(q, state.queries, 4)
+        told, _ = search.clusters(k, state.keys, 4)
         return asks, told, policy.listed_clusters(asks, told, call_on(grid))
 
     return jax.jit(find)(*moving(grid)[:2])
@@ -87,12 +92,11 @@ def test_density_1_is_dense_attention_bit_for_bit_and_a_share_of_1_nearly(grid):
 @GRIDS
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_packed_tokens_come_back_and_no_block_holds_two_clusters(grid, block):
-    x = by_head(moving(grid)[0])
-    found = means(x, x[:, :20], 3)
-    parts = packed(found, block)
-    np.testing.assert_array_equal(parts.undo(parts.apply(x)), x)
+    x = moving(grid)[0]
+    found, parts = means(x, some(x, 20), 3, block)
+    np.testing.assert_array_equal(parts.undo(parts.apply(x)), by_head(x))
     assert (np.asarray(parts.lengths).sum(1) == grid.tokens).all()
-    for head in range(len(x)):
+    for head in range(len(found.sizes)):
         labels = np.asarray(found.labels[head])[np.asarray(parts.source[head])].reshape(-1, block)
         for number, (owner, length) in enumerate(
             zip(parts.owner[head].tolist(), parts.lengths[head].tolist(), strict=True)
@@ -101,9 +105,10 @@ def test_packed_tokens_come_back_and_no_block_holds_two_clusters(grid, block):
 
 
 def test_means_are_those_of_the_members_and_empty_clusters_stay():
-    x = by_head(moving(ODD)[0])
+    tokens = moving(ODD)[0]
+    x = by_head(tokens)
     far = jnp.full((len(x), 1, x.shape[2]), 1e3)
-    found = means(x, jnp.concatenate([x[:, :6], far], 1), 4)
+    found, _ = means(tokens, jnp.concatenate([x[:, :6], far], 1), 4, 8)
     assert (found.sizes.sum(1) == ODD.tokens).all() and (found.sizes[:, 6] == 0).all()
     np.testing.assert_array_equal(found.centroids[:, 6:], far)
     for head in range(len(x)):
@@ -113,18 +118,9 @@ def test_means_are_those_of_the_members_and_empty_clusters_stay():
                 np.testing.assert_allclose(
                     found.centroids[head, cluster], mine.mean(0), rtol=1e-4, atol=1e-5
                 )
-    again = means(x, found.centroids, 1)
+    again, _ = means(tokens, found.centroids, 1, 8)
     away = jnp.square(x[:, :, None] - found.centroids[:, None]).sum(-1)
     np.testing.assert_array_equal(again.labels, away.argmin(-1))
-
-
-def test_pieces_of_a_long_sequence_are_as_one(monkeypatch):
-    x = by_head(moving(ODD)[0])
-    whole = means(x, x[:, :9], 3)
-    monkeypatch.setattr("jvdm.attention.clusters.CHUNK", 16)
-    parts = means(x, x[:, :9], 3)
-    np.testing.assert_array_equal(whole.labels, parts.labels)
-    np.testing.assert_allclose(whole.centroids, parts.centroids, rtol=1e-5, atol=1e-6)
 
 
 def test_lists_hold_the_share_asked_for_and_no_more_than_the_density():
@@ -172,7 +168,7 @@ def test_a_warm_start_goes_on_from_the_centroids_of_the_same_head():
         for found in (warm, fresh)
     ]
     assert spread[0] < 0.95 * spread[1]
-    moved = means(by_head(drifted[0]), first.queries.reshape(-1, *first.queries.shape[2:]), 1)
+    moved, _ = means(drifted[0], first.queries.reshape(-1, *first.queries.shape[2:]), 1, 4)
     np.testing.assert_array_equal(warm.queries.reshape(moved.centroids.shape), moved.centroids)
 
 
@@ -224,7 +220,7 @@ def test_queries_of_noisy_frames_attend_to_everything():
 
 def test_recall_from_some_queries_is_near_that_from_all():
     asks, told, listed = divided(SVG2(0.2, **PLAIN), EVEN)
-    q, k = (by_head(x) for x in moving(EVEN)[:2])
+    q, k = moving(EVEN)[:2]
     rows, columns = packed(asks, 4), packed(told, 4)
     found = Listed(rows, columns, listed, density(listed, asks, told))
     few, every = (float(recall(q, k, found, n)) for n in (64, 10_000))
