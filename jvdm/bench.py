@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ from pallas_kernels.attention.shapes import SHAPES, Shape
 
 ROWS = 50
 """Rows of a run whose phases are timed."""
+REPEATS = 3
+"""Loops of which the median time is taken: a row at published sizes takes a second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +308,7 @@ def rows_of_model(
                 speedup = dense_s / run["seconds"]
                 yield {**row, **run, "speedup": speedup, "run_speedup": speedup}
                 continue
-            made, carry, times = _timed_phases(shape, variant, params, videos, states)
+            made, carry, times = _timed_phases(shape, variant, params, videos, states, dense_s)
             dense, dense_s = (made, *times.values()) if dense is None else (dense, dense_s)
             lengths = variant.phases(ROWS)
             last, run_s = times[lengths[-1][0]], sum(times[phase] * rows for phase, rows in lengths)
@@ -319,26 +321,29 @@ def rows_of_model(
 
 
 def _timed_phases(
-    shape: Shape, policy: Policy, params: PyTree, videos: Sequence[Latents], states: Array
+    shape: Shape, policy: Policy, params: PyTree, videos: Any, states: Array, dense_s: float
 ) -> tuple[Latents, Carry, dict[str, float]]:
-    """Runs a row of each phase, each with what the ones before it have found.
+    """Returns the prediction of the last phase, its carry, and seconds by phase.
 
-    Rows before the last see the first of the videos, which is noisier, so that what they found is
-    as old as it would be.
-
-    Returns:
-        The prediction of the last phase, its carry, and seconds by phase.
+    A row of each runs, with what the ones before it have found. Rows before the last see the first
+    of the videos, which is noisier, so that what they found is as old as it would be. Dense rows of
+    a sparse policy find nothing, and take `dense_s` if that is known.
     """
     carry: Any = stand_in.network(shape, policy).start(shape.grid[0], *stand_in.cells(shape))
     *before, last = (name for name, _ in policy.phases(ROWS))
-    made, times, row = None, {}, stand_in.row(shape)
-    for name, video in [*((name, videos[0]) for name in dict.fromkeys(before)), (last, videos[1])]:
-        network: Any = stand_in.network(shape, policy.in_phase(name))
-        forward = stand_in.program(network)
+    phases = {name: policy.in_phase(name) for name in [*before, last]}
+    dense = {name for name, mine in phases.items() if isinstance(mine, Sparse) and mine.is_dense}
+    times = dict.fromkeys(dense if dense_s else (), dense_s)
+    shown = [(name, videos[0]) for name in before if name not in times] + [(last, videos[1])]
+    row, made = stand_in.row(shape), None
+    networks: Any = {name: stand_in.network(shape, phases[name]) for name, _ in shown}
+    forwards = stand_in.compiled(networks, params, videos[0], states, carry, row)
+    for name, video in shown:
         carry = jax.tree.map(_emptied, carry, is_leaf=lambda leaf: isinstance(leaf, Tally))
+        given = (params, video, states, carry)
         if name not in times:
-            times[name] = bench.seconds(forward, params, video, states, carry, row)
-        made, carry = forward(params, video, states, carry, row)
+            times[name] = _seconds(shape, phases[name], forwards[name], given)
+        made, carry = forwards[name](*given, row)
     assert made is not None
     return made, carry, times
 
@@ -354,18 +359,25 @@ def plan_share(
         shape: Of the network.
         policy: Of the phase; all layers are sparse here, and recall is not estimated.
         given: Parameters, video, states of a prompt, and the carry after such a row.
-        row: What the network is told of the row; None is the first one.
+        row: What the network is told of the row; None is the mean of all.
     """
-    row = row or stand_in.row(shape)
     sparse = dataclasses.replace(policy, dense_layers=0, recall_queries=0)
     chosen = stand_in.Unattended(sparse)
-    networks: list[Any] = [
-        stand_in.network(shape, mine)
-        for mine in (sparse, chosen, dataclasses.replace(chosen, chooses=False))
-    ]
-    times = (bench.seconds(stand_in.program(network), *given, row) for network in networks)
-    whole, listed, plain = times
+    parts = {"whole": sparse, "listed": chosen, "plain": dataclasses.replace(chosen, chooses=False)}
+    networks: Any = {name: stand_in.network(shape, mine) for name, mine in parts.items()}
+    forwards = stand_in.compiled(networks, *given, row or stand_in.row(shape))
+    times = {name: _seconds(shape, policy, forwards[name], given, row) for name in parts}
+    whole, listed, plain = times.values()
     return (listed - plain) / (whole - listed) if whole > listed else None
+
+
+def _seconds(
+    shape: Shape, policy: Policy, forward: Any, given: tuple[Any, ...], row: Call | None = None
+) -> float:
+    """Returns the time of a row, if none is named the mean of those of a policy's period."""
+    rows = [row] if row else [stand_in.row(shape, i) for i in range(min(policy.period, 2))]
+    first, *other = (bench.seconds(forward, *given, row, repeats=REPEATS) for row in rows)
+    return (first + (policy.period - 1) * other[0]) / policy.period if other else first
 
 
 def _timed_run(
@@ -379,12 +391,8 @@ def _timed_run(
     video = jax.jit(lambda level: stand_in.moving_regions(key, shape, level))
     phases = [name for name, rows in policy.phases(ROWS) for _ in range(rows)]
     start: Any = network.start(shape.grid[0], *stand_in.cells(shape))
-    forwards = {
-        name: stand_in.program(network.clone(policy=policy.in_phase(name)))
-        .lower(params, video(1.0), states, start, calls[0])
-        .compile()
-        for name in dict.fromkeys(phases)
-    }
+    networks = {name: network.clone(policy=policy.in_phase(name)) for name in phases}
+    forwards = stand_in.compiled(networks, params, video(1.0), states, start, calls[0])
     carry, middle, compared = start, slice(ROWS // 2 - 1, ROWS // 2 + 1), []
     began = time.perf_counter()
     for row, phase in enumerate(phases):

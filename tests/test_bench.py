@@ -32,9 +32,9 @@ def toy(monkeypatch):
 
 @pytest.mark.slow
 def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_path, capsys):
-    draft, chance = (0.3, 0.1, 0.1, 0.07, 0.04), (0.2, 0.2, 0.1, 0.1)  # a draft has dense rows
+    draft, chance = (0.1, 0.1, 0.07, 0.04), (0.2, 0.2, 0.1, 0.1)
     clock = iter([0.4, *draft, *chance])  # the last three of each: the plan
-    monkeypatch.setattr(bench.bench, "seconds", lambda *_: next(clock))
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_, **__: next(clock))
     options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".04"]
     options += ["--dense-layers", "0"]
     assert cli.main(options) == 0
@@ -42,9 +42,9 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
     dense, draft, chance = found["rows"]
     assert (dense["policy"], dense["error"], dense["psnr"]) == ("dense", 0, 100)
     assert (draft["speedup"], chance["speedup"]) == pytest.approx((4, 2))
-    assert draft["phases"] == {"dense": 0.3, "sparse": 0.1}
+    assert draft["phases"] == {"dense": 0.4, "sparse": 0.1}  # known: rows of dense attention
     assert (draft["plan"], chance["plan"]) == (pytest.approx(1), 0)
-    assert draft["run_speedup"] == pytest.approx(50 * 0.4 / (12 * 0.3 + 38 * 0.1))
+    assert draft["run_speedup"] == pytest.approx(50 * 0.4 / (12 * 0.4 + 38 * 0.1))
     assert draft["density"] == chance["density"] == pytest.approx(4 / 96, abs=1e-3)
     assert draft["recall"] > chance["recall"] + 0.1
     assert 0 < draft["error"] < chance["error"] / 2
@@ -54,7 +54,7 @@ def test_a_network_is_timed_beside_dense_and_its_price_printed(monkeypatch, tmp_
 
 @pytest.mark.slow
 def test_runs_with_step_caches_are_timed_row_by_row(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_, **__: 1.0)
     options = ["bench", "model", "--shape", "toy", "--output", str(tmp_path), "--densities", ".25"]
     options += ["--policies", "draft", "--caches", "every", "regions"]
     assert cli.main(options) == 0
@@ -78,9 +78,9 @@ def test_runs_with_step_caches_are_timed_row_by_row(monkeypatch, tmp_path, capsy
 
 @pytest.mark.slow
 def test_what_a_policy_found_is_as_old_as_in_a_run(monkeypatch):
-    monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_, **__: 1.0)
     shape, video = SHAPES["toy"], []
-    monkeypatch.setattr(bench.stand_in, "program", lambda model: _watched(model, video))
+    monkeypatch.setattr(bench.stand_in, "compiled", functools.partial(_watched, video))
     policies = {("dense", 1.0): POLICIES["dense"], ("adaspa", 0.25): AdaSpa(density=0.25)}
     _, row = bench.rows_of_model({"toy": shape}, policies, 0)
     assert list(row["phases"]) == ["dense", "search", "reuse", "again"]
@@ -91,17 +91,33 @@ def test_what_a_policy_found_is_as_old_as_in_a_run(monkeypatch):
 
 
 def test_the_share_of_choosing_blocks_is_that_of_what_is_left_without_attention(monkeypatch):
-    def seconds(forward, *_):
+    def seconds(forward, *_, repeats):
         policy = forward.policy
         if not isinstance(policy, stand_in.Unattended):
             return 3.0
         return 1.4 if policy.chooses else 1.0
 
     monkeypatch.setattr(bench.bench, "seconds", seconds)
-    monkeypatch.setattr(bench.stand_in, "program", lambda model: model)
+    monkeypatch.setattr(bench.stand_in, "compiled", lambda networks, *_: networks)
     assert bench.plan_share(TOY, Draft(), ()) == pytest.approx(0.4 / 1.6)
-    monkeypatch.setattr(bench.bench, "seconds", lambda *_: 1.0)
+    monkeypatch.setattr(bench.bench, "seconds", lambda *_, **__: 1.0)
     assert bench.plan_share(TOY, Draft(), ()) is None
+
+
+def test_rows_that_search_count_as_often_as_they_come(monkeypatch):
+    def seconds(forward, *given, repeats):
+        searches = int(given[-1].row.index) % 4 == 0
+        policy = forward.policy
+        if not isinstance(policy, stand_in.Unattended):
+            return 5.0 if searches else 3.0
+        return (3.0 if searches else 1.2) if policy.chooses else 1.0
+
+    monkeypatch.setattr(bench.bench, "seconds", seconds)
+    monkeypatch.setattr(bench.stand_in, "compiled", lambda networks, *_: networks)
+    kept, row = SVG2(every=4), stand_in.row(TOY, 5)
+    listed, attended = (3.0 + 3 * 1.2) / 4 - 1, (5.0 + 3 * 3.0) / 4 - (3.0 + 3 * 1.2) / 4
+    assert bench.plan_share(TOY, kept, ()) == pytest.approx(listed / attended)
+    assert bench.plan_share(TOY, kept, (), row) == pytest.approx(0.2 / 1.8)
 
 
 @pytest.mark.parametrize("kind", [Draft, SVG2])
@@ -120,17 +136,12 @@ def test_without_its_attention_a_policy_chooses_as_ever(kind):
     assert np.isnan(out).any()
 
 
-def _watched(model, seen):
-    forward = _PROGRAM(model)
-
-    def call(params, x, *others):
+def _watched(seen, networks, *_):
+    def call(forward, params, x, *others):
         seen.append(x)
         return forward(params, x, *others)
 
-    return call
-
-
-_PROGRAM = stand_in.program
+    return {name: functools.partial(call, stand_in.program(one)) for name, one in networks.items()}
 
 
 def test_queries_and_keys_of_a_network_are_sharp_and_of_a_prompt_plain():
@@ -206,7 +217,7 @@ def tuned(folder, *options):
 def fastest(monkeypatch):
     """Gives a GPU on which the last choice of each pass is the fastest."""
     clock = iter(range(1000, 0, -1))
-    monkeypatch.setattr(tune, "seconds", lambda *_: next(clock) / 1e3)
+    monkeypatch.setattr(tune, "seconds", lambda *_, **__: next(clock) / 1e3)
     monkeypatch.setattr(tune, "gpu", functools.partial(tune.gpu, (128,), ((128, 128),), 512))
     monkeypatch.setattr(MosaicGPU, "refusal_of_device", lambda _: "")
     monkeypatch.setattr(MosaicGPU, "forward", lambda *_, **__: (None, jnp.zeros((1, 1, 1))))

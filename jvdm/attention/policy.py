@@ -123,6 +123,11 @@ class Policy(Protocol):
         """For how many noise levels it keeps frames apart; 0 if it keeps finished ones, or none."""
         return 0
 
+    @property
+    def period(self) -> int:
+        """After how many rows of a phase it does the same again: 1 if all rows are alike."""
+        return 1
+
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
         """Divides the rows of a run into phases: a name and a number of rows each."""
         return (("all", num_rows),)

@@ -112,6 +112,11 @@ class SVG2(Sparse):
                 what = f"{getattr(self, name)} rounds of k-means"
                 raise ConfigError(what, "tokens are divided once at least", "use 1 or more")
 
+    @property
+    def period(self) -> int:
+        """Rows from one search to the next."""
+        return self.every
+
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
         """Dense rows, one that searches from tokens, and those that go on from it."""
         parts: list[tuple[str, int]] = []

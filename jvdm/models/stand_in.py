@@ -5,8 +5,10 @@ on it. These queries and keys are sharp, and the video has regions that attend t
 (specs/efficiency.md, 0.7).
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Latents, PyTree
 from jvdm.attention import POLICIES, Policy
 from jvdm.attention.policy import Among, AttentionCall, TokenGrid
-from jvdm.compiling import Program
+from jvdm.compiling import Program, kernel_draws
 from jvdm.models.carry import Carry
 from jvdm.models.conditions import Conditions, TextStates
 from jvdm.models.step_cache import StepCache
@@ -59,7 +61,8 @@ def parameters(key: Array, shape: Shape) -> PyTree:
     model = network(shape, POLICIES["dense"])
     latents = jnp.zeros((1, 1, PATCH, PATCH, CHANNELS))  # parameters do not depend on sizes
     call = Call.at(jnp.zeros((1, 1)))
-    params = jax.jit(model.init)(key, latents, call, told(jnp.zeros((1, *TEXT))))["params"]
+    with kernel_draws():
+        params = jax.jit(model.init)(key, latents, call, told(jnp.zeros((1, *TEXT))))["params"]
 
     def sharper(path: Any, leaf: Array) -> Array:
         sharp = {"q_norm", "k_norm"} & {getattr(part, "key", None) for part in path}
@@ -105,6 +108,13 @@ def program(model: VideoDiT) -> Any:
         return made
 
     return Program(forward)
+
+
+def compiled(networks: Mapping[str, VideoDiT], *given: Any) -> dict[str, Any]:
+    """Returns `program` of each network, compiled side by side for such inputs."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = pool.map(lambda model: program(model).lower(*given).compile(), networks.values())
+        return dict(zip(networks, made, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
