@@ -58,5 +58,5 @@ from jvdm.system import System
 def system(base: System) -> System:
     """Returns `base` with a quarter of its attention after the first rows."""
     return dataclasses.replace(
-        base, sampling=dataclasses.replace(base.sampling, policy=SVG2(density=0.25))
+        base, sampling=dataclasses.replace(base.sampling, policy=SVG2(density=0.25, every=4))
     )

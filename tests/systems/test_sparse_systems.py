@@ -28,7 +28,7 @@ def test_clusters_that_are_kept_are_measured_as_docs_say(monkeypatch, capsys):
     monkeypatch.setattr(stand_in, "TEXT", (3, 8))
     times = iter([3.0, 3.0, 1.6, 1.0, 2.0, 2.0, 0.5, 0.5])
     monkeypatch.setattr(kept_clusters, "seconds", lambda *_: next(times))
-    monkeypatch.setattr(kept_clusters.bench.bench, "seconds", lambda *_: next(times))
+    monkeypatch.setattr(kept_clusters.bench.bench, "seconds", lambda *_, **__: next(times))
     kept_clusters.times("toy", 0.5)
     searches, keeps = (line.split() for line in capsys.readouterr().out.splitlines())
     assert searches[:2] == ["searches", "3.0"] and float(searches[2]) == pytest.approx(0.6 / 1.4)
