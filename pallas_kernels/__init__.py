@@ -18,6 +18,7 @@ from pallas_kernels.attention.planned import backend, traced_for_gpu
 from pallas_kernels.attention.windowed import windowed_attention
 from pallas_kernels.block_mask import BlockMask, best_blocks
 from pallas_kernels.centroids import nearest
+from pallas_kernels.convolution import causal_conv
 from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "block_mass",
     "block_sparse_attention",
     "cached_attention",
+    "causal_conv",
     "dense_attention",
     "explain",
     "left_out",

@@ -16,6 +16,8 @@ from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
+from jvdm.parallel.activations import used
+from pallas_kernels.convolution import causal_conv, valid_conv
 
 TAPS = 3  # frames that one temporal mix sees, the newest is the frame itself
 Features = Float[Array, "B T H W C"]
@@ -51,6 +53,18 @@ class Past:
         self.after.append(x[:, x.shape[1] - count :])
         return x
 
+    def taken(self, x: Features, count: int) -> Float[Array, "B t H W C"] | None:
+        """Returns the `count` frames before `x` by themselves; None, for zeros, at a start."""
+        before = None if self.starts else self._before[len(self.after)].astype(x.dtype)
+        missing = max(count - x.shape[1], 0)
+        if missing:  # in `x` of what comes before the next frames
+            zeros = jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
+            old = (zeros if before is None else before)[:, count - missing :]
+            self.after.append(jnp.concatenate([old, x], 1))
+        else:
+            self.after.append(x[:, x.shape[1] - count :])
+        return before
+
 
 def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
     """Normal initialiser with standard deviation `gain / sqrt(fan in)`."""
@@ -59,10 +73,6 @@ def fan_in_normal(gain: float = 1.0) -> nn.initializers.Initializer:
 
 class VideoConv(nn.Module):
     """Convolution in time, height and width that looks as far back in time as it is told to.
-
-    On CPUs the frames that one tap after the other sees are stacked as channels of a convolution
-    in space alone, which takes a third to a half of the time of one in three axes. GPUs have that
-    itself if channels may lie last (`jvdm.compiling`), and so have TPUs.
 
     Attributes:
         features: Channels of the result.
@@ -80,34 +90,32 @@ class VideoConv(nn.Module):
     dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
+    def weights(self, channels: int) -> tuple[Array, Array]:
+        """Returns the kernel and the bias for so many channels."""
+        shape = (*self.size, channels, self.features)
+        kernel = self.param("kernel", fan_in_normal(), shape, jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
     def __call__(self, x: Features) -> Float[Array, "B t h w c"]:
         """Returns `x` convolved, with a bias."""
-        shape = (*self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", fan_in_normal(), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        around = self.around or tuple((taps // 2, taps // 2) for taps in self.size[1:])
-        (taps, step), frames = (self.size[0], self.strides[0]), x.shape[1]
+        x, kernel, bias = promote_dtype(x, *self.weights(x.shape[-1]), dtype=self.dtype)
+        rows, columns = (taps // 2 for taps in self.size[1:])
+        around = self.around or ((rows, rows), (columns, columns))
+        return valid_conv(x, kernel, self.strides, around) + bias[None, None, None, None]
 
-        def whole(x: Features, kernel: Array) -> Array:
-            axes = ("NDHWC", "DHWIO", "NDHWC")
-            padding = ((0, 0), *around)
-            return lax.conv_general_dilated(
-                x, kernel, self.strides, padding, dimension_numbers=axes
-            )
+    def causal(
+        self, x: Features, past: Past, **more: Array | bool | None
+    ) -> tuple[Float[Array, "B T H W c"], ...]:
+        """Returns what `pallas_kernels.causal_conv` makes of `x` and the frames before, of zeros.
 
-        def folded(x: Features, kernel: Array) -> Array:
-            ends = range(frames - taps + 1, frames + 1)
-            x = jnp.concatenate([x[:, tap : ends[tap] : step] for tap in range(taps)], -1)
-            kernel = jnp.moveaxis(kernel, 0, 2).reshape(*self.size[1:], -1, self.features)
-            flat, axes = x.reshape(-1, *x.shape[2:]), ("NHWC", "HWIO", "NHWC")
-            y = lax.conv_general_dilated(
-                flat, kernel, self.strides[1:], around, dimension_numbers=axes
-            )
-            return y.reshape(*x.shape[:2], *y.shape[1:])
-
-        y = lax.platform_dependent(x, kernel, cpu=folded, default=whole)
-        return y + bias[None, None, None, None]
+        Args:
+            x: Frames; taps are 3 x 3 x 3.
+            past: What comes before them.
+            more: Whatever else is given to it.
+        """
+        x, kernel, bias = promote_dtype(x, *self.weights(x.shape[-1]), dtype=self.dtype)
+        named = {**more, "implementation": None if used() is None else "xla"}  # can be divided
+        return causal_conv(x, kernel, bias, past.taken(x, 2), **named)
 
 
 class DoublingConv(nn.Module):

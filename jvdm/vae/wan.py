@@ -17,7 +17,6 @@ of the whole frame.
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Frames, Latents
@@ -25,6 +24,7 @@ from jvdm.features import fold, unfold
 from jvdm.parallel import read, token_parts
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
 from jvdm.vae.conv import Carry, DoublingConv, Features, Past, VideoConv
+from pallas_kernels.convolution import normalized
 
 Carries = tuple[Carry, Carry]
 """Of the two parts of an encoder or decoder, in the order in which they are applied."""
@@ -39,44 +39,84 @@ class CausalConv(nn.Module):
     size: tuple[int, int, int] = (3, 3, 3)
     dtype: str = "bfloat16"
 
-    @nn.compact
+    def setup(self) -> None:  # noqa: D102
+        self.conv = VideoConv(self.features, self.size, dtype=self.dtype)
+
     def __call__(self, x: Features, past: Past) -> Float[Array, "B T H W c"]:
         """Returns as many frames of `features` channels."""
-        x = past.before(x, self.size[0] - 1) if self.size[0] > 1 else x
-        return VideoConv(self.features, self.size, dtype=self.dtype, name="conv")(x)
+        if self.size == (3, 3, 3):
+            return self.conv.causal(x, past)[0]
+        return self.conv(past.before(x, self.size[0] - 1) if self.size[0] > 1 else x)
 
 
 class Norm(nn.Module):
     """Divides by the root mean square of the channels of a cell, and scales them."""
 
-    @nn.compact
+    channels: int
+
+    def setup(self) -> None:  # noqa: D102
+        self.gain = self.param("gain", nn.initializers.ones, (self.channels,), jnp.float32)
+
     def __call__(self, x: Features) -> Features:
         """Returns the normalised input in its own dtype."""
-        channels = x.shape[-1]
-        gain = self.param("gain", nn.initializers.ones, (channels,), jnp.float32)
-        wide = x.astype(jnp.float32)
-        power = jnp.maximum(jnp.sum(wide * wide, -1, keepdims=True), 1e-24)
-        y = wide * jax.lax.rsqrt(power) * channels**0.5
-        return (y * gain[None, None, None, None]).astype(x.dtype)
+        return normalized(x, self.gain)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, added to the input."""
+    """Two convolutions, added to the input.
 
+    What is made of a sum of a convolution, its norm through SiLU, a kernel computes where the sum
+    is: `through` tells a block the norm of the next.
+    """
+
+    channels: int
     features: int
     dtype: str
 
-    @nn.compact
+    def setup(self) -> None:  # noqa: D102
+        self.norm_0, self.norm_1 = Norm(self.channels), Norm(self.features)
+        self.conv_0 = CausalConv(self.features, dtype=self.dtype)
+        self.conv_1 = CausalConv(self.features, dtype=self.dtype)
+        if self.channels != self.features:
+            self.short = CausalConv(self.features, (1, 1, 1), self.dtype)
+
     def __call__(self, x: Features, past: Past) -> Float[Array, "B T H W c"]:
         """Returns frames of `features` channels."""
-        same = x.shape[-1] == self.features
-        short = (
-            x if same else CausalConv(self.features, (1, 1, 1), self.dtype, name="short")(x, past)
-        )
-        h = nn.silu(Norm(name="norm_0")(x))
-        h = CausalConv(self.features, dtype=self.dtype, name="conv_0")(h, past)
-        h = nn.silu(Norm(name="norm_1")(h))
-        return short + CausalConv(self.features, dtype=self.dtype, name="conv_1")(h, past)
+        return self.then(x, nn.silu(self.norm_0(x)), past)[0]
+
+    def then(
+        self, x: Features, active: Features, past: Past, **more: Array | bool
+    ) -> tuple[Float[Array, "B T H W c"], ...]:
+        """Returns frames, and what is made of them: see `causal_conv`.
+
+        Args:
+            x: The input.
+            active: Its norm through SiLU.
+            past: What comes before.
+            more: What `causal_conv` is given besides.
+        """
+        short = x if self.channels == self.features else self.short(x, past)
+        (h,) = self.conv_0.conv.causal(active, past, gain=self.norm_1.gain, plain=False)
+        return self.conv_1.conv.causal(h, past, added=short, **more)
+
+
+def through(
+    blocks: list[ResidualBlock], x: Features, past: Past, norm: Norm | None = None
+) -> Float[Array, "B T H W c"]:
+    """Returns what blocks make of features one after the other, with a `norm` that through SiLU."""
+    if not blocks:
+        return x if norm is None else nn.silu(norm(x))
+    active = nn.silu(blocks[0].norm_0(x))
+    for block, follower in zip(blocks, blocks[1:], strict=False):
+        x, active = block.then(x, active, past, gain=follower.norm_0.gain)
+    more = {} if norm is None else {"gain": norm.gain, "plain": False}
+    return blocks[-1].then(x, active, past, **more)[0]
+
+
+def _blocks(x: Features, width: int, count: int, name: str, dtype: str) -> list[ResidualBlock]:
+    """Returns the blocks of a level, of the module that is called."""
+    given = (x.shape[-1], *(width,) * count)[:count]
+    return [ResidualBlock(n, width, dtype, name=f"{name}_{i}") for i, n in enumerate(given)]
 
 
 class FrameAttention(nn.Module):
@@ -88,7 +128,7 @@ class FrameAttention(nn.Module):
     def __call__(self, x: Features) -> Features:
         """Returns the input with what was read added."""
         batch, frames, height, width, channels = x.shape
-        h = Norm(name="norm")(x).reshape(batch * frames, height * width, channels)
+        h = Norm(channels, name="norm")(x).reshape(batch * frames, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(qkv[:, :, None], 3, -1)
         h = nn.Dense(channels, dtype=self.dtype, name="out")(read(q, k, v, None)[:, :, 0])
@@ -103,9 +143,10 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: Features, past: Past) -> Features:
         """Returns features of the same shape."""
-        x = ResidualBlock(x.shape[-1], self.dtype, name="block_0")(x, past)
+        sizes = (x.shape[-1], x.shape[-1], self.dtype)
+        x = ResidualBlock(*sizes, name="block_0")(x, past)
         x = FrameAttention(self.dtype, name="attention")(x)
-        return ResidualBlock(x.shape[-1], self.dtype, name="block_1")(x, past)
+        return ResidualBlock(*sizes, name="block_1")(x, past)
 
 
 class Down(nn.Module):
@@ -227,8 +268,7 @@ class EncoderCells(nn.Module):
         x = CausalConv(widths[0], dtype=self.dtype, name="conv_in")(x, past)
         for level, width in enumerate(widths):
             given = x
-            for block in range(blocks):
-                x = ResidualBlock(width, self.dtype, name=f"level_{level}_{block}")(x, past)
+            x = through(_blocks(x, width, blocks, f"level_{level}", self.dtype), x, past)
             if level < len(time):
                 x = Down(time[level], self.dtype, name=f"down_{level}")(x, past)
             if around:
@@ -247,7 +287,7 @@ class EncoderFrames(nn.Module):
         """Returns the distribution of the latents and the carry of the next chunk."""
         past, point = Past(carry), (1, 1, 1)
         x = Middle(self.dtype, name="middle")(x, past)
-        x = nn.silu(Norm(name="norm_out")(x))
+        x = nn.silu(Norm(x.shape[-1], name="norm_out")(x))
         size = 2 * self.latent_channels
         x = CausalConv(size, dtype=self.dtype, name="conv_out")(x, past)
         x = CausalConv(size, point, self.dtype, name="moments")(x, past).astype(jnp.float32)
@@ -285,14 +325,13 @@ class DecoderCells(nn.Module):
         past, (widths, blocks, time, patch, around) = Past(carry), self.sizes
         for level in reversed(range(len(widths))):
             given, name, width = x, len(widths) - 1 - level, widths[level]
-            for block in range(blocks + 1):
-                x = ResidualBlock(width, self.dtype, name=f"level_{name}_{block}")(x, past)
+            row = _blocks(x, width, blocks + 1, f"level_{name}", self.dtype)
+            x = through(row, x, past, None if level else Norm(width, name="norm_out"))
             if level > 0:
                 features = width if around else width // 2
                 x = Up(features, time[level - 1], self.dtype, name=f"up_{name}")(x, past)
                 if around:
                     x = x + copied(given, width, self.sizes.rates(level - 1), past.starts)
-        x = nn.silu(Norm(name="norm_out")(x))
         x = CausalConv(3 * patch**2, dtype=self.dtype, name="conv_out")(x, past)
         return (unfold(x, patch).astype(jnp.float32) + 1.0) / 2.0, tuple(past.after)
 

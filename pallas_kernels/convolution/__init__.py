@@ -1,0 +1,6 @@
+"""Convolutions and their dispatch."""
+
+from pallas_kernels.convolution.api import causal_conv, refusal
+from pallas_kernels.convolution.reference import normalized, valid_conv
+
+__all__ = ["causal_conv", "normalized", "refusal", "valid_conv"]

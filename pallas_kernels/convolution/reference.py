@@ -1,0 +1,69 @@
+"""What a convolution of videos is given, and its results as XLA computes them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+SMALLEST = 1e-24  # sum of squares of the channels of a cell: no division by zero
+
+
+class Inputs(NamedTuple):
+    """Arrays of a call of `causal_conv`."""
+
+    x: Float[Array, "B T H W C"]
+    kernel: Float[Array, "3 3 3 C D"]
+    bias: Float[Array, " D"]
+    before: Float[Array, "B 2 H W C"] | None = None
+    added: Float[Array, "B T H W D"] | None = None
+    gain: Float[Array, " D"] | None = None
+
+
+def valid_conv(
+    x: Float[Array, "B T H W C"],
+    kernel: Float[Array, "t a b C D"],
+    strides: tuple[int, int, int] = (1, 1, 1),
+    around: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1)),
+) -> Float[Array, "B F h w D"]:
+    """Convolves frames, with zeros `around` their rows and columns and none in time.
+
+    On CPUs the frames that one tap after the other sees are stacked as channels of a convolution
+    in space alone, which takes a third to a half of the time of one in three axes.
+    """
+    (taps, *sides), frames, step = kernel.shape[:3], x.shape[1], strides[0]
+
+    def whole(x: Array, kernel: Array) -> Array:
+        axes, padding = ("NDHWC", "DHWIO", "NDHWC"), ((0, 0), *around)
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes)
+
+    def folded(x: Array, kernel: Array) -> Array:
+        ends = range(frames - taps + 1, frames + 1)
+        x = jnp.concatenate([x[:, tap : ends[tap] : step] for tap in range(taps)], -1)
+        kernel = jnp.moveaxis(kernel, 0, 2).reshape(*sides, -1, kernel.shape[-1])
+        flat, axes = x.reshape(-1, *x.shape[2:]), ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(flat, kernel, strides[1:], around, dimension_numbers=axes)
+        return y.reshape(*x.shape[:2], *y.shape[1:])
+
+    return lax.platform_dependent(x, kernel, cpu=folded, default=whole)
+
+
+def normalized(x: Float[Array, "*axes C"], gain: Float[Array, " C"]) -> Float[Array, "*axes C"]:
+    """Divides by the root mean square of the channels of a cell and scales them, in float32."""
+    wide = x.astype(jnp.float32)
+    power = jnp.maximum(jnp.sum(wide * wide, -1, keepdims=True), SMALLEST)
+    y = wide * lax.rsqrt(power) * x.shape[-1] ** 0.5
+    return (y * gain.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def convolve(inputs: Inputs, plain: bool) -> tuple[Float[Array, "B T H W D"], ...]:
+    """Returns the sum, if `plain`, and what is made of it with a gain."""
+    x, kernel, bias, before, added, gain = inputs
+    dtype, ago = x.dtype, ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0))
+    x = jnp.pad(x, ago) if before is None else jnp.concatenate([before.astype(dtype), x], 1)
+    y = valid_conv(x, kernel.astype(dtype))
+    y += bias.astype(dtype)[None, None, None, None]
+    y = y if added is None else y + added.astype(dtype)
+    active = () if gain is None else (jax.nn.silu(normalized(y, gain)),)
+    return ((y,) if plain else ()) + active

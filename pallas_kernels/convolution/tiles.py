@@ -1,0 +1,127 @@
+"""What the kernel for Hopper computes together and in which order, and weights as it reads them."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pallas_kernels.convolution.reference import Inputs
+
+TAPS = 3
+CHANNELS = 32  # that are loaded together
+COLUMNS = 64  # of a tile, in cells
+FEW = 8  # features, up to which zeros fill a tile of so many
+
+
+class Sizes(NamedTuple):
+    """What a block of threads computes together, and how it uses shared memory."""
+
+    rows: int  # of a warpgroup
+    features: int
+    taps: int  # tiles of weights
+    added: int  # rows of what is added, of a warpgroup
+
+
+def sizes_of(features: int, added: bool = False) -> Sizes:
+    """Returns the tiles for so many channels of results, and whether there is more to add."""
+    if features <= FEW:
+        return Sizes(8, FEW, 3, 2)
+    return Sizes(2, 192, 2 if added else 3, 1) if features == 192 else Sizes(4, 96, 3, 2)
+
+
+def refusal(x: Any, features: int, active: bool) -> str:
+    """Returns why the kernel cannot serve a call; empty if it can."""
+    of_tile, width, channels = sizes_of(features).features, x.shape[3], x.shape[4]
+    if x.dtype != jnp.bfloat16:
+        return f"the frames are {x.dtype}, not bfloat16"
+    if channels % CHANNELS or (features % of_tile and features > FEW):
+        return (
+            f"{channels} channels are no multiple of {CHANNELS}, or {features} of results"
+            f" none of {of_tile}"
+        )
+    if width % 8:
+        return f"the width {width} is no multiple of 8"
+    if active and (features != of_tile or of_tile == FEW):
+        return f"norm and SiLU of {features} channels are not one tile of {of_tile}"
+    return ""
+
+
+def in_order(inputs: Inputs, sizes: Sizes) -> tuple[Float[Array, "N 3 d c"], Float[Array, " D"]]:
+    """Returns weights as they are read, and the bias, with zeros for features that there are not.
+
+    Those of a column of taps are read together.
+    """
+    kernel, rest = inputs.kernel.astype(inputs.x.dtype), -inputs.bias.shape[0] % sizes.features
+    kernel = jnp.pad(kernel, (*((0, 0),) * 4, (0, rest)))
+    parts = kernel.reshape(
+        *(TAPS,) * 3, -1, CHANNELS, kernel.shape[4] // sizes.features, sizes.features
+    )
+    parts = parts.transpose(5, 0, 3, 2, 1, 6, 4)
+    bias = jnp.pad(inputs.bias.astype(jnp.float32), (0, rest))
+    return parts.reshape(-1, TAPS, sizes.features, CHANNELS), bias
+
+
+class Tile(NamedTuple):
+    """Results of one frame that a block of threads computes together."""
+
+    block: Any  # of features
+    frame: Any  # of all videos
+    time: Any  # of its video
+    row: Any
+    column: Any
+    first: Any  # of the taps in time that see a frame
+
+
+class Grid(NamedTuple):
+    """All tiles, in the order in which they are computed."""
+
+    videos: int
+    frames: int  # of a video
+    high: int  # tiles
+    wide: int
+    blocks: int  # of features
+    slabs: int  # of channels
+    rows: int  # of a tile
+    together: int  # tiles that are computed at once
+    starts: bool  # whether no frame is before the first
+
+    @classmethod
+    def of(cls, inputs: Inputs, processors: int, sizes: Sizes) -> "Grid":
+        """Returns the tiles of a call."""
+        (batch, frames, height, width, channels), rows = inputs.x.shape, 2 * sizes.rows
+        high, wide = -(-height // rows), -(-width // COLUMNS)
+        blocks, slabs = -(-inputs.bias.shape[0] // sizes.features), channels // CHANNELS
+        starts = inputs.before is None
+        return cls(batch, frames, high, wide, blocks, slabs, rows, processors, starts)
+
+    @property
+    def total(self) -> int:
+        """Number of tiles."""
+        return self.videos * self.frames * self.high * self.wide * self.blocks
+
+    def tile(self, number: Any) -> Tile:
+        """Returns a tile: blocks run fastest, then columns, rows of a strip, time, and strips.
+
+        A strip are as many rows as are computed at once: what the next frame reads of this one is
+        in the cache then.
+        """
+        strip = max(1, min(self.high, self.together // (self.wide * self.blocks)))
+        number, block = lax.div(number, self.blocks), lax.rem(number, self.blocks)
+        whole = self.videos * self.frames * strip * self.wide
+        above, rest = lax.div(number, whole) * strip, lax.rem(number, whole)
+        here = jnp.minimum(strip, self.high - above) * self.wide
+        frame, rest = lax.div(rest, here), lax.rem(rest, here)
+        row, column = above + lax.div(rest, self.wide), lax.rem(rest, self.wide)
+        time = lax.rem(frame, self.frames)
+        first = jnp.maximum(TAPS - 1 - time, 0) if self.starts else jnp.int32(0)
+        return Tile(block, frame, time, row * self.rows, column * COLUMNS, first)
+
+    def steps(self, tile: Tile) -> Any:
+        """Returns how often cells are loaded for a tile."""
+        return (TAPS - tile.first) * self.slabs
+
+    def step(self, tile: Tile, step: Any) -> tuple[Any, Any, Any]:
+        """Returns the tap in time and the slab of a step, and where its weights are `in_order`."""
+        tap, slab = tile.first + lax.div(step, self.slabs), lax.rem(step, self.slabs)
+        return tap, slab, ((tile.block * TAPS + tap) * self.slabs + slab) * TAPS
