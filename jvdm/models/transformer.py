@@ -53,7 +53,8 @@ class Shared(NamedTuple):
     """What all layers of one call are given.
 
     `text` is the prompt as these layers read it, `common` what their policy chose for all of them,
-    `plan` what a plan says to every token, `level` the embedding of the noise levels.
+    `plan` what a plan says to every token, `level` the embedding of the noise levels. Where a call
+    is of some tokens, as frames of one token each, `frames` are the frames that they are of.
     """
 
     modulation: Float[Array, "B F 6 D"]
@@ -65,6 +66,7 @@ class Shared(NamedTuple):
     common: PyTree = None
     plan: Float[Array, "B F P E"] | None = None
     level: Float[Array, "B F D"] | None = None
+    frames: Int[Array, " A"] | None = None
 
 
 class TransformerLayer(nn.Module):
@@ -86,7 +88,8 @@ class TransformerLayer(nn.Module):
     ) -> Float[Array, "B F 6 D"]:
         """Returns shift, scale and gate of both halves: those of the call plus a table."""
         table = self.param("modulation", init, shared.modulation.shape[2:])
-        return shared.modulation.astype(jnp.float32) + table[None, None]
+        vectors = shared.modulation.astype(jnp.float32) + table[None, None]
+        return vectors if shared.frames is None else vectors[:, shared.frames]
 
     def _attention_call(self, index: Int[Array, ""], shared: Shared) -> AttentionCall:
         """Returns what the policy is told of layer `index`."""
@@ -260,11 +263,11 @@ class Transformer:
             )
         flat = tokens.reshape(tokens.shape[0], -1, 1, tokens.shape[3])
         cosine, sine = (table[places] for table in way.rotary)
-        vectors = shared.modulation[:, places // tokens.shape[2]]
+        frames = places // tokens.shape[2]
         plan = shared.plan
         if plan is not None:
             plan = plan.reshape(len(flat), flat.shape[1], 1, -1)[:, places]
-        shared = shared._replace(modulation=vectors, rotary=(cosine, sine), plan=plan)
+        shared = shared._replace(frames=frames, rotary=(cosine, sine), plan=plan)
         way = way._replace(carry=dataclasses.replace(way.carry, layers=states), keep=False)
         mine = flat[:, places]
         after, states, _ = self._run(layer, made, way, shared, mine, 0, self.depth)
