@@ -29,8 +29,9 @@ _BACKENDS: dict[KernelImplementation, str] = {
 }
 KERNELS = tuple(_BACKENDS)
 
-LONG = {64: 32_000, 128: 4_096}
-"""Queries and keys, by head size, from which full lists are faster than cuDNN in both passes."""
+LONG, LONG_IN_BOTH = {64: 6_000, 128: 4_096}, {64: 32_000, 128: 4_096}
+"""Queries and keys, by head size, from which full lists are faster than cuDNN, and from which they
+are in both passes: between, what is differentiated is dense attention."""
 LONG_ON_TPU = 4_096
 """Tokens from which full lists take the place of dense attention on TPUs, where XLA would keep the
 scores of all pairs: 0.8 GB for 12 heads, in a backward pass several times."""
@@ -103,7 +104,7 @@ def block_sparse_attention(
         v: Values.
         mask: The blocks that are attended to, which have no gradient; None is all of them: full
             lists for a kernel that is faster than `dense_attention` at these sizes
-            (`LONG`), else that.
+            (`LONG`), else that, whose gradients are taken up to `LONG_IN_BOTH`.
         scale: Factor of the products; `1 / sqrt(D)` if None.
         return_lse: Whether the log-sum-exp of the scores is returned too.
         implementation: As `explain` describes; None lets it choose.
@@ -119,9 +120,13 @@ def block_sparse_attention(
         ValueError: If the mask is made for other sizes.
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
-    if mask is None and not return_lse and not (implementation or _is_long(q, k, deterministic)):
-        return dense_attention(q, k, v, scale=scale)
-    mask = BlockMask.full(q.shape[1], k.shape[1]) if mask is None else mask
+    if mask is None and not (return_lse or implementation):
+        if not _is_long(q, k, deterministic):
+            return dense_attention(q, k, v, scale=scale)
+        if not _is_long(q, k, deterministic, LONG_IN_BOTH) and not is_planned():
+            return _all_pairs(q, k, v, scale)
+    rows = 192 if backend() == "gpu" and q.shape[3] <= 64 else 128  # see `ForwardSizes`
+    mask = BlockMask.full(q.shape[1], k.shape[1], rows) if mask is None else mask
     chosen = explain(q, k, mask, implementation).implementation
     factor = positive(q, scale, chosen)
     if chosen in KERNELS:
@@ -230,7 +235,19 @@ def positive(q: Array, scale: float | None, chosen: SparseImplementation) -> flo
     return factor
 
 
-def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _all_pairs(q: Array, k: Array, v: Array, scale: float | None) -> Array:
+    """Computes full lists by the kernel; its gradients are those of dense attention."""
+    return block_sparse_attention(q, k, v, None, scale=scale, implementation="mosaic_gpu")
+
+
+_all_pairs.defvjp(
+    lambda q, k, v, scale: jax.vjp(functools.partial(dense_attention, scale=scale), q, k, v),
+    lambda scale, pull, d_out: pull(d_out),
+)
+
+
+def _is_long(q: Array, k: Array, deterministic: bool, long: dict[int, int] = LONG) -> bool:
     """Returns whether full lists are better than dense attention, on the one device there is.
 
     Several devices share dense attention as XLA divides it, which a kernel it cannot.
@@ -240,7 +257,7 @@ def _is_long(q: Array, k: Array, deterministic: bool) -> bool:
         return False
     if not _device_refusal("pallas_tpu") and length >= LONG_ON_TPU:
         return not _kernel("pallas_tpu").refusal(q, k, BlockMask.full(q.shape[1], k.shape[1]))
-    if length < LONG[size] or _device_refusal("mosaic_gpu"):
+    if length < long[size] or _device_refusal("mosaic_gpu"):
         return False
     if deterministic or "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
         return False

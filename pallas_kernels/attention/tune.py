@@ -26,14 +26,15 @@ import jax.numpy as jnp
 from pallas_kernels.attention import tables
 from pallas_kernels.attention.bench import seconds
 from pallas_kernels.attention.mosaic_gpu import MosaicGPU
-from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
+from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes, rows_of
 from pallas_kernels.attention.pallas_tpu import schedule
 from pallas_kernels.attention.pallas_tpu.tiles import WHOLE, Limits
 from pallas_kernels.block_mask import BlockMask
 
 LISTED = 8192  # keys of a list on TPUs: .1 of those of a video at 720p
 TPU_BLOCKS = (128, 256, 512)
-GPU_BLOCKS, GPU_SIZES = ((128, 128), (128, 64), (64, 128), (64, 64)), (128, 64)
+GPU_BLOCKS = tuple(itertools.product((128, 64, 192), (128, 64)))
+GPU_SIZES = (128, 64)
 HEADS, DENSITY = 12, 0.25
 
 Row = tuple[str, str, Any, float]  # pass, blocks, sizes, cost
@@ -69,6 +70,8 @@ def gpu(
 ) -> Iterator[Row]:
     """Yields the seconds of every choice on this device, a quarter of all blocks listed."""
     for size, (block_q, block_kv) in itertools.product(sizes_of_heads, blocks_of):
+        if rows_of(block_q, size) != block_q:  # which smaller ones serve
+            continue
         mask = _listed(length, block_q, block_kv)
         keys = jax.random.split(jax.random.key(0), 4)
         shape = (1, length, HEADS, size)
@@ -112,7 +115,7 @@ def timed(
 def _listed(length: int, block_q: int, block_kv: int) -> BlockMask:
     """Returns random lists of equal length, of blocks that need not be square."""
     sizes: dict[str, Any] = {"block_q": block_q, "block_kv": block_kv}
-    shape = (1, HEADS, length // block_q, length // block_kv)
+    shape = (1, HEADS, -(-length // block_q), -(-length // block_kv))
     scores = jax.random.uniform(jax.random.key(1), shape)
     count = round(DENSITY * shape[3])
     return BlockMask.from_top(scores, count=count, q_len=length, kv_len=length, **sizes)

@@ -228,7 +228,8 @@ def test_the_choice_is_explained():
         (4096, 128, 1, {}, "", True),
         (4096, 96, 1, {}, "", True),
         (4095, 128, 1, {}, "", False),
-        (4096, 64, 1, {}, "", False),
+        (5999, 64, 1, {}, "", False),
+        (6000, 64, 1, {}, "", True),
         (32_000, 64, 1, {}, "", True),
         (4096, 128, 2, {}, "", False),
         (4096, 128, 1, {"deterministic": True}, "", False),
@@ -250,6 +251,26 @@ def test_long_dense_attention_takes_full_lists_on_the_only_hopper_gpu(
     monkeypatch.setattr(api, "dense_attention", lambda q, k, v, scale: q)
     assert block_sparse_attention(q, q, q, None, **asked) is q
     assert called == ([1.0] if served else [])
+
+
+@pytest.mark.parametrize(("length", "sparse"), [(6000, False), (31_999, False), (32_000, True)])
+def test_gradients_of_heads_of_64_are_those_of_what_is_faster_in_both_passes(
+    length, sparse, monkeypatch
+):
+    """Forward the kernel is faster before, and serves what is not differentiated."""
+    q = jnp.zeros((1, length, 1, 64), jnp.bfloat16)
+    hopper = SimpleNamespace(compute_capability="9.0", device_kind="NVIDIA H200", core_count=132)
+    monkeypatch.setattr(jax, "devices", lambda: [hopper])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    masks = []
+    monkeypatch.setattr(api, "attend", lambda *a: (masks.append(a[4]), (2 * a[1], None))[1])
+    monkeypatch.setattr(api, "dense_attention", lambda q, k, v, scale: 3 * q)
+    attended = functools.partial(block_sparse_attention, mask=None)
+    slope = jax.grad(lambda q: attended(q, q, q)[0, 0, 0, 0])(q)[0, 0, 0, 0]
+    assert float(slope) == (2 if sparse else 3) and len(masks) == sparse
+    assert float(attended(q + 1, q, q)[0, 0, 0, 0]) == 2
+    assert masks[-1].density == 1 and masks[-1].block_q == 192  # three warpgroups
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ CASES = {
     "small blocks": (500, 424, 64, 64, 4, 2, 128, True, True),
     "large blocks": (452, 553, 256, 64, 4, 1, 64, True, True),
     "split blocks": (452, 553, 64, 256, 2, 2, 80, True, True),
+    "three warpgroups": (576, 512, 192, 128, 2, 2, 64, False, False),
+    "three, restricted": (500, 424, 384, 128, 4, 2, 48, True, True),
     "odd blocks": (348, 300, 192, 192, 2, 1, 64, False, False),
     "cells": (512, 384, 16, 32, 2, 2, 128, False, False),
     "restricted cells": (500, 424, 16, 16, 4, 2, 64, True, True),
@@ -75,8 +77,8 @@ def words_mean(words, cell, width):
     return pairs.reshape(*pairs.shape[:3], -1, width)
 
 
-def forward_sizes(mask: BlockMask) -> ForwardSizes:
-    return ForwardSizes.of("NVIDIA H200", mask.block_q, mask.block_kv, 128)
+def forward_sizes(mask: BlockMask, size: int = 128) -> ForwardSizes:
+    return ForwardSizes.of("NVIDIA H200", mask.block_q, mask.block_kv, 64 if size <= 64 else 128)
 
 
 def backward_sizes(mask: BlockMask) -> BackwardSizes:
@@ -115,7 +117,7 @@ def batched(array):
 def test_lists_and_places_allow_the_pairs_of_the_mask(case):
     mask, _ = problem(case)
     tiled, cells = in_tiles(mask)
-    sizes = forward_sizes(tiled)
+    sizes = forward_sizes(tiled, CASES[case][6])
     lists, tiles, kinds = prepare(tiled, 2, CASES[case][4], 132, sizes, cells)
     arrays = [batched(x) for x in (lists.indices * (1 if kinds.placed else 2), tiled.kv_counts)]
     sizes = tiled.block_q, tiled.block_kv

@@ -106,6 +106,13 @@ def test_every_entry_can_run():
                 assert limits.queries % 128 == limits.keys % 128 == 0 < limits.parts
 
 
+def test_three_warpgroups_of_hopper_work_at_tiles_of_192_queries_for_heads_of_64():
+    assert [ForwardSizes.of(HOPPER, rows, 128, 64).q for rows in (192, 384, 128)] == [192, 192, 128]
+    assert [ForwardSizes.of(HOPPER, rows, 128, 128).q for rows in (192, 384)] == [64, 128]
+    for size, tiles in ((64, {64, 192}), (128, {64})):
+        assert {sizes.q for sizes in ForwardSizes.possible(192, 128, size)} == tiles
+
+
 def test_the_cheapest_choice_is_written_beside_the_others(tmp_path):
     """Costs of one pass and block are compared with each other only."""
     steps = [Limits(512, keys, 1) for keys in (512, 1024, 2048)]

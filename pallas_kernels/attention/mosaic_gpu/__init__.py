@@ -13,7 +13,7 @@ from pallas_kernels.attention.kernel import whole_blocks
 from pallas_kernels.attention.mosaic_gpu.backward import backward
 from pallas_kernels.attention.mosaic_gpu.cells import fits, in_tiles, refusal, served
 from pallas_kernels.attention.mosaic_gpu.forward import forward
-from pallas_kernels.attention.mosaic_gpu.mass import TILE_SIZE, WARP_ROWS, mass
+from pallas_kernels.attention.mosaic_gpu.mass import QUERIES, TILE_SIZE, WARP_ROWS, mass
 from pallas_kernels.attention.mosaic_gpu.sizes import (
     KERNEL,
     BackwardSizes,
@@ -177,7 +177,7 @@ class MosaicGPU:
             sums -= absent[:, None, None] * looped_mass(q, first, lse, block_q, 1, scale, None)
             return jnp.where(kv_lengths[:, None, None] > 0, jnp.maximum(sums, 0.0), 0.0)
         unit = math.gcd(block_kv, TILE_SIZE)
-        levels = whole_blocks(lse, TILE_SIZE)
+        levels = whole_blocks(lse, QUERIES)
         inputs = _padded(q), _padded(k), levels
         stages = mass_stages(_device(), inputs[0].shape[3])
         sums = mass(*inputs, unit, scale, k.shape[1], self._processors, stages)

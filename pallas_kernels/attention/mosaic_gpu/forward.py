@@ -1,14 +1,15 @@
 """Forward pass for Hopper.
 
-A block of threads per processor stays; two of its warpgroups compute, one loads, and takes from a
-queue which tile of queries is next: lists may differ in length.
+A block of threads per processor stays; two of its warpgroups compute, or three for heads of 64, one
+loads, and takes from a queue which tile of queries is next: lists may differ in length.
 
 In order of gain: heads are slowest in the order of tiles, so that keys and values stay in the L2
 cache; scores of one tile of keys and the product with the values of the one before are in flight
 together, the softmax under the second; releases are hardware barriers; row sums stay per lane until
 a tile ends; what is accumulated is rescaled only where the maximum of a row has grown by more than
 `GROWTH`; every other list is walked backwards, because what was read last is still in the cache;
-queries stay in registers.
+queries stay in registers, of which three warpgroups have too few. Heads of 64 are bound by powers
+of two, of which a processor has 16 in a clock, and not by products: a third warpgroup fills gaps.
 """
 
 import functools
@@ -24,6 +25,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     FIRST_BARRIER,
     LOG2E,
     REGISTERS,
+    REGISTERS_OF_THREE,
     ROW,
     SWIZZLE,
     TILE,
@@ -71,7 +73,8 @@ def forward(
     lists, tiles, kinds = work
     batch, count, heads, size = q.shape
     batch *= kinds.list_parts
-    groups, length = tiles.groups, lists.q_limits.shape[1] * tiles.q
+    groups, computing = tiles.groups, tiles.groups * tiles.parts
+    length = lists.q_limits.shape[1] * tiles.q
     arrivals = 1 + kinds.masked + (kinds.cell > 0)
     options, cache = _Options(tiles, kinds, scale * LOG2E, processors), ()
     if past is not None:
@@ -95,8 +98,8 @@ def forward(
             shared(groups, tiles.q),
             shared(groups * tiles.k_stages, tiles.kv),
             shared(groups * tiles.v_stages, tiles.kv),
-            shared(2, 64),
-            plgpu.SMEM((2 + groups, 64), jnp.int32),
+            shared(computing, 64),
+            plgpu.SMEM((computing + groups, 64), jnp.int32),
             plgpu.SMEM((groups * tiles.k_stages, tiles.kv), lists.kv_places.dtype),
             plgpu.Barrier(num_barriers=groups),
             plgpu.Barrier(num_barriers=groups * tiles.k_stages, num_arrivals=arrivals),
@@ -104,6 +107,7 @@ def forward(
             *([plgpu.SMEM((groups * tiles.k_stages, 32), jnp.int32)] if kinds.cell else []),
         ],
         {"processor": processors},
+        computing,
     )(q, k, v, taken, *lists, *cache)
     return out, lax.bitcast_convert_type(lse, jnp.float32)
 
@@ -129,7 +133,7 @@ class _Refs(NamedTuple):
     k_tiles: Any
     v_tiles: Any
     out_tile: Any
-    small: Any  # bits of log-sum-exps of two warpgroups, the turn of each group; its end: `pin`
+    small: Any  # bits of log-sum-exps of each warpgroup, the turn of each group; its end: `pin`
     place_tiles: Any
     q_full: Any
     k_full: Any
@@ -144,14 +148,15 @@ def _kernel(options: _Options, *refs: Any) -> None:
     lists, past = Lists._make(refs[4 : 4 + count]), refs[4 + count : end]
     names = _Refs._make((*refs[:4], lists, past, *rest))
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
-    together, registers = options.tiles.groups == 1, REGISTERS[names.q.shape[3]]
+    together, computing = options.tiles.groups == 1, names.out_tile.shape[0]
+    registers = REGISTERS_OF_THREE if computing > 2 else REGISTERS[names.q.shape[3]]
 
-    @pl.when(warpgroup < 2)
+    @pl.when(warpgroup < computing)
     def _compute():
         plgpu.set_max_registers(registers[0], action="increase")
         _Group(options, names, processor, 0 if together else warpgroup).compute(warpgroup)
 
-    @pl.when(warpgroup == 2)
+    @pl.when(warpgroup == computing)
     def _load():
         plgpu.set_max_registers(registers[1], action="decrease")
 
@@ -188,6 +193,8 @@ class _Group:
         self.parts = options.kinds.list_parts
         self.total = refs.out.shape[0] * refs.q.shape[2] * self.per_head
         self.threads = 128 * tiles.parts + 32
+        self.turn = refs.out_tile.shape[0] + index  # row of `small`
+        self.held = tiles.parts < 3  # whether queries are in registers
         k_stages, v_stages = tiles.k_stages, tiles.v_stages
         base = FIRST_BARRIER + index * (k_stages + v_stages + 1)
         self.k_free = lambda step: base + lax.rem(step, k_stages)
@@ -252,7 +259,7 @@ class _Group:
 
     def load_queries(self, tile: _Tile, place: Any) -> None:
         """Loads the queries of a tile, and tells what computes where it is."""
-        refs, row = self.refs, 2 + self.index
+        refs, row = self.refs, self.turn
         sync(self.q_free, self.threads)
         refs.small[row, 0], refs.small[row, 1] = place, tile.steps
         rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
@@ -316,14 +323,15 @@ class _Group:
 
         def turn() -> tuple[Any, Any]:
             plgpu.barrier_wait(refs.q_full.at[self.index])
-            return refs.small[2 + self.index, 0], refs.small[2 + self.index, 1]
+            return refs.small[self.turn, 0], refs.small[self.turn, 1]
 
         def compute_tile(state: Any) -> Any:
             done, *found = state
-            q = load(refs.q_tile.at[self.index, pl.ds(part * 64, 64)], layout=TILE)
-            q, *found = lax.optimization_barrier((q, *found))
+            q = refs.q_tile.at[self.index, pl.ds(part * 64, 64)]
+            if self.held:
+                q, *found = lax.optimization_barrier((load(q, layout=TILE), *found))
+                arrive(self.q_free, self.threads)  # the next tile's may be loaded
             tile = self.tile(*found)
-            arrive(self.q_free, self.threads)  # in registers: the next tile's may be loaded
             rows = pl.ds(tile.index * tiles.q + part * 64, 64)
             half = part if tiles.parts > 1 else lax.rem(tile.index, 2)
             out, lse = lax.cond(
@@ -331,6 +339,8 @@ class _Group:
                 lambda: self.attend(tile, q, rows, half, done),
                 lambda: _nothing(q.shape[1], q.dtype),
             )
+            if not self.held:
+                arrive(self.q_free, self.threads)
             if self.kinds.q_cut:
                 out, lse = self.cut(tile, part, out, lse)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tile before has been read

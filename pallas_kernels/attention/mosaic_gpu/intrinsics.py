@@ -26,8 +26,10 @@ mlir: Any = dialects
 
 FIRST_BARRIER = 4  # hardware barriers below are Mosaic's own: the block's and one per warpgroup
 LOG2E = math.log2(math.e)
-# Registers of a thread that computes, and of one that loads or stores, by the size of a head.
+# Registers of a thread that computes, and of one that loads or stores, by the size of a head and,
+# where three warpgroups compute, for heads of 64.
 REGISTERS = {64: (232, 40), 128: (240, 24)}
+REGISTERS_OF_THREE = (160, 32)
 CHUNK = 32  # columns of a tile that are masked together
 SWIZZLE = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
 
@@ -37,9 +39,9 @@ COLUMN = TILE.reduce(0)  # one value per column of a tile
 
 
 def launch(
-    name: str, body: Any, out_type: Any, scratch: Any, grid: dict[str, int]
+    name: str, body: Any, out_type: Any, scratch: Any, grid: dict[str, int], computing: int = 2
 ) -> Callable[..., Any]:
-    """Returns a kernel of blocks of three warpgroups, that is called with its operands.
+    """Returns a kernel of blocks of warpgroups, that is called with its operands.
 
     It is `plgpu.kernel` without batching: of which jax 0.10 loses that references are written.
 
@@ -49,6 +51,7 @@ def launch(
         out_type: Shapes of the outputs.
         scratch: Types of the scratch memory.
         grid: Names and numbers of blocks; the last run fastest.
+        computing: Warpgroups of a block, besides the last, which loads.
     """
 
     def with_scratch(*refs: Any) -> None:
@@ -57,7 +60,7 @@ def launch(
     mesh = plgpu.Mesh(
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
-        num_threads=3,
+        num_threads=computing + 1,
         thread_name="warpgroup",
     )
     parameters = plgpu.CompilerParams(

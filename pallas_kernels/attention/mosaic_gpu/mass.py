@@ -1,10 +1,9 @@
 """How much attention blocks of queries pay to blocks of keys, on Hopper: half a forward pass.
 
-Both compute warpgroups of a processor work at one tile of 128 queries and share what the third
-loads. The scores of the next keys are computed while the weights of these are added up, over the
-64 rows of a warpgroup and the keys of a unit; a warp writes its part. Queries stay in shared
-memory, so that registers hold two tiles of scores and none is copied. 16 exponentials per cycle
-and processor take twice the time of the products.
+Three warpgroups of a processor compute, each with 64 rows of a tile of queries, and share what the
+fourth loads: while one adds up the weights of the keys of a unit, of which a warp writes its part,
+the scores of another are computed. A processor has 16 powers of two in a clock, which take as long
+as the products of heads of 128.
 """
 
 import functools
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     FIRST_BARRIER,
     LOG2E,
-    REGISTERS,
+    REGISTERS_OF_THREE,
     ROW,
     SWIZZLE,
     TILE,
@@ -32,8 +31,10 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     turns,
 )
 
-TILE_SIZE = 128  # queries and keys of a tile
+TILE_SIZE = 128  # keys of a tile
 ROWS = 64  # queries of a warpgroup
+COMPUTING = 3  # warpgroups
+QUERIES = COMPUTING * ROWS  # of a tile
 WARPS = 4  # of a warpgroup
 WARP_ROWS = ROWS // WARPS  # queries whose weights a warp adds up
 
@@ -53,8 +54,8 @@ def mass(
     Args:
         q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
         k: Keys, as many or a divisor of the heads.
-        lse: Log-sum-exp of the scores, up to a multiple of 128; inf for a query that does not
-            count.
+        lse: Log-sum-exp of the scores, up to a multiple of `QUERIES`; inf for a query that does
+            not count.
         unit: Keys that are counted together: 16, 32, 64 or 128.
         scale: Factor of the scores.
         keys: Keys that count, from the first.
@@ -68,12 +69,13 @@ def mass(
         functools.partial(_kernel, _Options(unit, scale * LOG2E, keys, processors, stages)),
         jax.ShapeDtypeStruct((batch, heads, tiles, units, WARPS), jnp.float32),
         [
-            plgpu.SMEM((2, ROWS, size), q.dtype, transforms=SWIZZLE),
+            plgpu.SMEM((COMPUTING, ROWS, size), q.dtype, transforms=SWIZZLE),
             plgpu.SMEM((stages, TILE_SIZE, size), q.dtype, transforms=SWIZZLE),
-            plgpu.Barrier(num_arrivals=2),
+            plgpu.Barrier(num_arrivals=COMPUTING),
             plgpu.Barrier(num_barriers=stages),
         ],
         {"processor": processors},
+        COMPUTING,
     )(q, k, lse * LOG2E)
     return parts.swapaxes(3, 4).reshape(batch, heads, -1, units)
 
@@ -99,17 +101,17 @@ class _Refs(NamedTuple):
 
 def _kernel(options: _Options, *refs: Any) -> None:
     names = _Refs._make(refs)
-    warpgroup, registers = lax.axis_index("warpgroup"), REGISTERS[names.q.shape[3]]
+    warpgroup, (more, less) = lax.axis_index("warpgroup"), REGISTERS_OF_THREE
     walk = _Walk(options, names, lax.axis_index("processor"))
 
-    @pl.when(warpgroup < 2)
+    @pl.when(warpgroup < COMPUTING)
     def _compute():
-        plgpu.set_max_registers(registers[0], action="increase")
+        plgpu.set_max_registers(more, action="increase")
         walk.compute(warpgroup)
 
-    @pl.when(warpgroup == 2)
+    @pl.when(warpgroup == COMPUTING)
     def _load():
-        plgpu.set_max_registers(registers[1], action="decrease")
+        plgpu.set_max_registers(less, action="decrease")
 
         @plgpu.warp_map
         def _(warp):
@@ -119,12 +121,12 @@ def _kernel(options: _Options, *refs: Any) -> None:
 class _Walk:
     """The tiles of queries of a processor: each meets all keys, every other time from the last."""
 
-    THREADS = 2 * 128 + 32  # that compute, and the warp that loads
+    THREADS = COMPUTING * 128 + 32  # that compute, and the warp that loads
     Q_FREE, K_FREE = FIRST_BARRIER, FIRST_BARRIER + 1
 
     def __init__(self, options: _Options, refs: _Refs, processor: Any):
         self.options, self.refs, self.processor = options, refs, processor
-        self.per_head = refs.lse.shape[2] // TILE_SIZE
+        self.per_head = refs.lse.shape[2] // QUERIES
         self.total = refs.q.shape[0] * refs.q.shape[2] * self.per_head
         self.steps = -(-options.keys // TILE_SIZE)
 
@@ -153,10 +155,10 @@ class _Walk:
 
         def visit(batch: Any, head: Any, tile: Any, place: Any, done: Any) -> None:
             sync(self.Q_FREE, self.THREADS)
-            for half in range(2):
-                rows = pl.ds(tile * TILE_SIZE + half * ROWS, ROWS)
+            for part in range(COMPUTING):
+                rows = pl.ds(tile * QUERIES + part * ROWS, ROWS)
                 source = refs.q.at[batch, rows, head]
-                plgpu.copy_gmem_to_smem(source, refs.q_tiles.at[half], refs.q_full)
+                plgpu.copy_gmem_to_smem(source, refs.q_tiles.at[part], refs.q_full)
 
             def load_keys(step: Any, state: Any) -> Any:
                 slot = lax.rem(done + step, self.options.stages)
@@ -180,35 +182,26 @@ class _Walk:
         def visit(batch: Any, head: Any, tile: Any, place: Any, done: Any) -> None:
             plgpu.barrier_wait(refs.q_full)
             q = refs.q_tiles.at[part]
-            rows = pl.ds(tile * TILE_SIZE + part * ROWS, ROWS)
+            rows = pl.ds(tile * QUERIES + part * ROWS, ROWS)
             lse = load(refs.lse.at[batch, head, rows], layout=ROW, optimized=False)
-            target = refs.parts.at[batch, head, tile * 2 + part]
+            target = refs.parts.at[batch, head, tile * COMPUTING + part]
 
-            def scores(step: Any, meanwhile: Any) -> Array:
+            def advance(step: Any, state: Any) -> Any:
                 slot = lax.rem(done + step, self.options.stages)
                 plgpu.barrier_wait(refs.k_full.at[slot])
 
                 def products(s_ref: Any) -> Array:
                     plgpu.wgmma(s_ref, q, refs.k_tiles.at[slot].T)
-                    meanwhile()
                     return s_ref[...]
 
                 s = pl.run_scoped(products, plgpu.ACC((ROWS, TILE_SIZE), jnp.float32))
                 s = lax.optimization_barrier(s)
                 arrive(self.K_FREE + slot, self.THREADS)
-                return s
+                self.add_up(target, place(step), s, lse)
+                return state
 
-            def advance(step: Any, s: Any) -> Any:
-                return scores(step, lambda: self.add_up(target, place(step - 1), s, lse))
-
-            def advance_twice(pair: Any, s: Any) -> Any:  # or the scores are copied every time
-                return advance(2 * pair + 2, advance(2 * pair + 1, s))
-
-            s = scores(jnp.int32(0), lambda: None)
-            s = lax.fori_loop(0, (self.steps - 1) // 2, advance_twice, s)
-            s = s if self.steps % 2 else advance(jnp.int32(self.steps - 1), s)
+            lax.fori_loop(0, self.steps, advance, ())
             arrive(self.Q_FREE, self.THREADS)
-            self.add_up(target, place(self.steps - 1), s, lse)
 
         self.each_tile(visit)
 

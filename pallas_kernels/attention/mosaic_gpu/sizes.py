@@ -10,13 +10,15 @@ KERNEL = "mosaic_gpu"
 SHARED_MEMORY = 232_448 - 1024  # bytes that a block of threads may have, less what barriers need
 FREE_BARRIERS = 12  # of the hardware's 16, Mosaic keeps 4
 ROWS = 64  # of scores, that a warpgroup computes with at once
+WIDEST = 192  # queries of a tile of three warpgroups
 
 
 class ForwardSizes(NamedTuple):
     """Tiles of the forward pass."""
 
     q: int
-    """Queries of a tile: 128, at which both compute warpgroups work, or 64, one for each."""
+    """Queries of a tile: 128, at which both compute warpgroups work, 64, one for each, or 192
+    for heads of 64, at which three work."""
     kv: int
     """Keys of a tile: 64 or 128."""
     k_stages: int
@@ -27,16 +29,19 @@ class ForwardSizes(NamedTuple):
     @classmethod
     def of(cls, device: str, block_q: int, block_kv: int, size: int) -> "ForwardSizes":
         """Returns those of the tables, for blocks that are multiples of 64 and heads of a size."""
-        blocks = f"{unit(block_q)}x{unit(block_kv)}x{size}"
+        blocks = f"{rows_of(block_q, size)}x{unit(block_kv)}x{size}"
         return cls(**tables.entry(KERNEL, device, "forward", blocks).sizes)
 
     @classmethod
     def possible(cls, block_q: int, block_kv: int, size: int) -> Iterator["ForwardSizes"]:
-        """Yields all that divide blocks, of 64 or 128, and for which there is memory."""
-        tiles = itertools.product(range(64, block_q + 1, 64), range(64, block_kv + 1, 64))
+        """Yields all that divide blocks, of 64, 128 or 192, and for which there is memory."""
+        widest = rows_of(block_q, size)
+        tiles = itertools.product(
+            [rows for rows in (64, 128, WIDEST) if widest % rows == 0], range(64, block_kv + 1, 64)
+        )
         for (q, kv), k_stages, v_stages in itertools.product(tiles, (2, 3, 4), (2, 3, 4)):
-            sizes, groups = cls(q, kv, k_stages, v_stages), 128 // q
-            rows = groups * (q + (k_stages + v_stages) * kv) + 128
+            sizes, groups = cls(q, kv, k_stages, v_stages), max(128 // q, 1)
+            rows = groups * (2 * q + (k_stages + v_stages) * kv)
             held = 2 * rows * size + 2 * groups * k_stages * kv + 512
             barriers = groups * (k_stages + v_stages + 1)
             if held <= SHARED_MEMORY and barriers <= FREE_BARRIERS and v_stages <= k_stages:
@@ -76,6 +81,11 @@ class BackwardSizes(NamedTuple):
 def mass_stages(device: str, size: int) -> int:
     """Returns how many tiles of keys are in shared memory for `block_mass`."""
     return tables.entry(KERNEL, device, "mass", str(size)).sizes["stages"]
+
+
+def rows_of(block_q: int, size: int) -> int:
+    """Returns the largest tile that divides blocks of queries: 64, 128, or 192 for heads of 64."""
+    return WIDEST if size == 64 and block_q % WIDEST == 0 else unit(block_q)
 
 
 def unit(block: int) -> int:

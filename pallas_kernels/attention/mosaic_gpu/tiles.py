@@ -23,10 +23,10 @@ NO_WORDS = np.zeros((1, 1, 1, 1, 32), np.int32)  # where blocks are no cells
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How the two compute warpgroups of a processor divide their work.
+    """How the compute warpgroups of a processor divide their work.
 
-    Blocks of 128 queries: both warpgroups work at one tile, and share what is loaded for it.
-    Blocks of 64: each has a tile, a list and a loader of its own.
+    Tiles of 128 or 192 queries: all warpgroups, two or three, work at one, and share what is
+    loaded for it. Tiles of 64: each of two has a tile, a list and a loader of its own.
     """
 
     q: int
@@ -49,8 +49,8 @@ class Tiles:
 
     @property
     def groups(self) -> int:
-        """Tiles at which the two compute warpgroups work at one time."""
-        return 128 // self.q
+        """Tiles at which the compute warpgroups work at one time."""
+        return max(128 // self.q, 1)
 
     @property
     def parts(self) -> int:
