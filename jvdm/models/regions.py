@@ -67,7 +67,7 @@ class Regions(StepCache):
     Reference: RAS, Liu et al., arXiv:2502.10389.
     """
 
-    longest: int = 8
+    longest: int = 12
     share: float = 0.5
     impatience: float = 0.5
 
