@@ -76,16 +76,16 @@ def refusal(x: Any, features: int, active: bool = False) -> str:
     return tiles.refusal(x, features, active)
 
 
-def _kernel() -> Any:
-    """Returns the module of the kernel, which is imported when it is first asked for."""
-    from pallas_kernels.convolution import mosaic_gpu
+@functools.partial(jax.jit, static_argnums=(1, 2))  # equal calls of a program are lowered once
+def _compiled(inputs: Inputs, plain: bool, processors: int) -> tuple[Array, ...]:
+    from pallas_kernels.convolution import mosaic_gpu  # when it is first asked for
 
-    return mosaic_gpu
+    return mosaic_gpu.causal_conv(inputs, plain, processors)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _served(plain: bool, inputs: Inputs) -> tuple[Array, ...]:
-    return _kernel().causal_conv(inputs, plain, _processors())
+    return _compiled(inputs, plain, _processors())
 
 
 def _processors() -> int:

@@ -167,14 +167,9 @@ class _Walk:
         """Returns the barrier that says that there is room for cells."""
         return FIRST_BARRIER + lax.rem(number, CELLS)
 
-    def tap_slot(self, number: Any, index: int) -> Any:
-        """Returns where the weights of a column of taps are, for a number of cells."""
-        count = self.sizes.taps
-        return index % count if TAPS % count == 0 else lax.rem(number * TAPS + index, count)
-
-    def taps_free(self, slot: Any) -> Any:
-        """Returns the barrier that says that there is room for weights."""
-        return FIRST_BARRIER + CELLS + slot
+    def taps_free(self, number: Any) -> Any:
+        """The same for weights."""
+        return FIRST_BARRIER + CELLS + lax.rem(number, self.sizes.taps)
 
     def added_free(self, warpgroup: Any, row: int) -> Any:
         """The same for what is added to a row of a warpgroup."""
@@ -202,8 +197,8 @@ class _Walk:
                 tap, slab, place = self.grid.step(tile, step)
                 self.load_cells(tile, tap, slab, number)
                 for index in range(TAPS):
-                    slot = self.tap_slot(number, index)
-                    sync(self.taps_free(slot), THREADS)
+                    slot = lax.rem(number * TAPS + index, self.sizes.taps)
+                    sync(self.taps_free(number * TAPS + index), THREADS)
                     source, full = refs.weights.at[place + index], refs.taps_full.at[slot]
                     plgpu.copy_gmem_to_smem(source, refs.tap_tiles.at[slot], full)
                 return state
@@ -243,8 +238,7 @@ class _Walk:
                 sync(self.added_free(warpgroup, row), FETCHED)
                 place = tile.row + warpgroup * self.rows + row  # below the frame nothing is written
                 columns = pl.ds(tile.column, COLUMNS)
-                features = pl.ds(tile.block * self.features, self.features)
-                source = refs.given["added"].at[tile.frame, place, columns, features]
+                source = refs.given["added"].at[tile.frame, place, columns]
                 full = refs.added_full.at[warpgroup * slots + row % slots]
                 target = refs.added_tiles.at[warpgroup, row % slots]
                 plgpu.copy_gmem_to_smem(source, target, full)
@@ -263,50 +257,42 @@ class _Walk:
 
         def visit(tile: Tile, done: Any) -> None:
             def advance(step: Any, sums: Any) -> Any:
-                for index in range(TAPS):
-                    sums = self.multiply(warpgroup, done + step, index, step > 0, sums)
-                return sums
+                return self.multiply(warpgroup, TAPS * done + step, step > 0, sums)
 
-            steps = self.grid.steps(tile)
-            features = pl.ds(tile.block * self.features, self.features)
-            bias = load(self.refs.bias.at[features], layout=COLUMN, optimized=False)
+            bias = load(self.refs.bias, layout=COLUMN, optimized=False)
             bias = lax.broadcast_in_dim(bias, (COLUMNS, self.features), [1])
+            steps = TAPS * self.grid.steps(tile)
             sums = lax.fori_loop(0, steps, advance, (bias,) * self.rows)
             plgpu.wgmma_wait(0)
             sums = lax.optimization_barrier(sums)
-            self.release(done + steps - 1, TAPS - 1)
+            self.release(TAPS * done + steps - 1)
             self.write(tile, warpgroup, sums)
 
         self.each_tile(visit)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    def multiply(self, warpgroup: Any, number: Any, index: int, later: Any, sums: Any) -> Any:
+    def multiply(self, warpgroup: Any, number: Any, later: Any, sums: Any) -> Any:
         """Adds the products of the taps of a column, and releases those before."""
-        refs = self.refs
-        cell_slot, tap_slot = lax.rem(number, CELLS), self.tap_slot(number, index)
-        if index == 0:
-            plgpu.barrier_wait(refs.cells_full.at[cell_slot])
-        plgpu.barrier_wait(refs.taps_full.at[tap_slot])
+        refs, column = self.refs, lax.rem(number, TAPS)
+        cells, taps = lax.rem(lax.div(number, TAPS), CELLS), lax.rem(number, self.sizes.taps)
+        pl.when(column == 0)(lambda: plgpu.barrier_wait(refs.cells_full.at[cells]))
+        plgpu.barrier_wait(refs.taps_full.at[taps])
         seen = pl.ds(warpgroup * self.rows, self.rows + TAPS - 1)
-        cells, taps = refs.cell_tiles.at[cell_slot, seen], refs.tap_tiles.at[tap_slot]
-        sums = products(sums, cells, taps, index)
+        seen = refs.cell_tiles.at[cells, seen]
+        sums = products(sums, seen, refs.tap_tiles.at[taps], column)
         plgpu.wgmma_wait(1)
-        if index:
-            self.release(number, index - 1)
-        else:
-            pl.when(later)(lambda: self.release(number - 1, TAPS - 1))
+        pl.when(later)(lambda: self.release(number - 1))
         return sums
 
-    def release(self, number: Any, index: int) -> None:
+    def release(self, number: Any) -> None:
         """Tells what loads that weights, and cells with the last of their taps, have been read."""
-        arrive(self.taps_free(self.tap_slot(number, index)), THREADS)
-        if index == TAPS - 1:
-            arrive(self.cells_free(number), THREADS)
+        arrive(self.taps_free(number), THREADS)
+        last = lax.rem(number, TAPS) == TAPS - 1
+        pl.when(last)(lambda: arrive(self.cells_free(lax.div(number, TAPS)), THREADS))
 
     def write(self, tile: Tile, warpgroup: Any, sums: Any) -> None:
         """Writes what comes of the rows inside of the frame."""
         refs, given = self.refs, self.refs.given
-        features = pl.ds(tile.block * self.features, self.features)
 
         def put(out: Any, row: int, parts: Any) -> None:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -317,7 +303,7 @@ class _Walk:
 
             @pl.when(place < out.shape[1])
             def _():
-                target = out.at[tile.frame, place, pl.ds(tile.column, COLUMNS), features]
+                target = out.at[tile.frame, place, pl.ds(tile.column, COLUMNS)]
                 plgpu.copy_smem_to_gmem(refs.out_tiles.at[warpgroup, 0], target)
 
         def activated(part: Any, y: Any, scale: Any) -> Any:
@@ -347,7 +333,7 @@ class _Walk:
                 put(refs.outs[-1], row, (activated(part, y, scale) for part, y in both))
 
 
-def products(sums: Any, cells: Any, taps: Any, column: int) -> Any:
+def products(sums: Any, cells: Any, taps: Any, column: Any) -> Any:
     """Adds the products of rows of cells and the taps that see them, without waiting.
 
     Args:
@@ -362,8 +348,10 @@ def products(sums: Any, cells: Any, taps: Any, column: int) -> Any:
     refs = (plgpu.RefType((transform,)),) * 2
     pitch = cells.shape[1] * swizzle
 
-    @plgpu.inline_mgpu(arg_types=(*refs, (TILE,) * rows), return_type=(result,) * rows)
-    def added(_, cells, taps, sums):
+    @plgpu.inline_mgpu(
+        arg_types=(*refs, plgpu.Layout.WG_SPLAT, (TILE,) * rows), return_type=(result,) * rows
+    )
+    def added(_, cells, taps, column, sums):
         i32, i64, f32 = (*map(ir.IntegerType.get_signless, (32, 64)), ir.F32Type.get())
         values = [_scalars(x, i32) for x in sums]
         mlir.nvvm.wgmma_fence_aligned()
@@ -374,18 +362,21 @@ def products(sums: Any, cells: Any, taps: Any, column: int) -> Any:
             for x in (cells, taps)
         )
 
+        shift = mlir.arith.muli(column.registers[()], mgpu.c(swizzle >> 4, i32))
+        a = mlir.arith.addi(a, mlir.arith.extui(i64, shift))
+
         def at(descriptor: Any, offset: int) -> Any:
             return mlir.arith.addi(descriptor, mgpu.c(offset >> 4, i64)) if offset else descriptor
 
         for start in range(0, swizzle, 32):
             for tap, row in itertools.product(range(TAPS), range(rows)):
-                source = at(a, (row + tap) * pitch + column * swizzle + start)
+                source = at(a, (row + tap) * pitch + start)
                 weights = at(b, tap * features * swizzle + start)
                 values[row] = _wgmma(values[row], source, weights, features, f32)
         mlir.nvvm.wgmma_commit_group_sync_aligned()
         return tuple(_tile(x, like) for x, like in zip(values, sums, strict=True))
 
-    return added(cells, taps, sums)
+    return added(cells, taps, column, sums)
 
 
 def _scalars(x: Any, i32: Any) -> list[Any]:

@@ -32,18 +32,15 @@ def sizes_of(features: int, added: bool = False) -> Sizes:
 
 def refusal(x: Any, features: int, active: bool) -> str:
     """Returns why the kernel cannot serve a call; empty if it can."""
-    of_tile, width, channels = sizes_of(features).features, x.shape[3], x.shape[4]
+    width, channels = x.shape[3:]
     if x.dtype != jnp.bfloat16:
         return f"the frames are {x.dtype}, not bfloat16"
-    if channels % CHANNELS or (features % of_tile and features > FEW):
-        return (
-            f"{channels} channels are no multiple of {CHANNELS}, or {features} of results"
-            f" none of {of_tile}"
-        )
-    if width % 8:
-        return f"the width {width} is no multiple of 8"
-    if active and (features != of_tile or of_tile == FEW):
-        return f"norm and SiLU of {features} channels are not one tile of {of_tile}"
+    if features > FEW and features not in (96, 192):
+        return f"results have {features} channels, not up to {FEW}, 96 or 192"
+    if channels % CHANNELS or width % 8:
+        return f"{channels} channels are no multiple of {CHANNELS}, or {width} columns of 8"
+    if active and features <= FEW:
+        return f"norm and SiLU are for 96 and 192 channels, not {features}"
     return ""
 
 
@@ -52,12 +49,10 @@ def in_order(inputs: Inputs, sizes: Sizes) -> tuple[Float[Array, "N 3 d c"], Flo
 
     Those of a column of taps are read together.
     """
-    kernel, rest = inputs.kernel.astype(inputs.x.dtype), -inputs.bias.shape[0] % sizes.features
+    kernel, rest = inputs.kernel.astype(inputs.x.dtype), sizes.features - inputs.bias.shape[0]
     kernel = jnp.pad(kernel, (*((0, 0),) * 4, (0, rest)))
-    parts = kernel.reshape(
-        *(TAPS,) * 3, -1, CHANNELS, kernel.shape[4] // sizes.features, sizes.features
-    )
-    parts = parts.transpose(5, 0, 3, 2, 1, 6, 4)
+    parts = kernel.reshape(*(TAPS,) * 3, -1, CHANNELS, sizes.features)
+    parts = parts.transpose(0, 3, 2, 1, 5, 4)
     bias = jnp.pad(inputs.bias.astype(jnp.float32), (0, rest))
     return parts.reshape(-1, TAPS, sizes.features, CHANNELS), bias
 
@@ -65,7 +60,6 @@ def in_order(inputs: Inputs, sizes: Sizes) -> tuple[Float[Array, "N 3 d c"], Flo
 class Tile(NamedTuple):
     """Results of one frame that a block of threads computes together."""
 
-    block: Any  # of features
     frame: Any  # of all videos
     time: Any  # of its video
     row: Any
@@ -80,7 +74,6 @@ class Grid(NamedTuple):
     frames: int  # of a video
     high: int  # tiles
     wide: int
-    blocks: int  # of features
     slabs: int  # of channels
     rows: int  # of a tile
     together: int  # tiles that are computed at once
@@ -91,23 +84,21 @@ class Grid(NamedTuple):
         """Returns the tiles of a call."""
         (batch, frames, height, width, channels), rows = inputs.x.shape, 2 * sizes.rows
         high, wide = -(-height // rows), -(-width // COLUMNS)
-        blocks, slabs = -(-inputs.bias.shape[0] // sizes.features), channels // CHANNELS
-        starts = inputs.before is None
-        return cls(batch, frames, high, wide, blocks, slabs, rows, processors, starts)
+        slabs, starts = channels // CHANNELS, inputs.before is None
+        return cls(batch, frames, high, wide, slabs, rows, processors, starts)
 
     @property
     def total(self) -> int:
         """Number of tiles."""
-        return self.videos * self.frames * self.high * self.wide * self.blocks
+        return self.videos * self.frames * self.high * self.wide
 
     def tile(self, number: Any) -> Tile:
-        """Returns a tile: blocks run fastest, then columns, rows of a strip, time, and strips.
+        """Returns a tile: columns run fastest, then rows of a strip, time, and strips.
 
         A strip are as many rows as are computed at once: what the next frame reads of this one is
         in the cache then.
         """
-        strip = max(1, min(self.high, self.together // (self.wide * self.blocks)))
-        number, block = lax.div(number, self.blocks), lax.rem(number, self.blocks)
+        strip = max(1, min(self.high, self.together // self.wide))
         whole = self.videos * self.frames * strip * self.wide
         above, rest = lax.div(number, whole) * strip, lax.rem(number, whole)
         here = jnp.minimum(strip, self.high - above) * self.wide
@@ -115,7 +106,7 @@ class Grid(NamedTuple):
         row, column = above + lax.div(rest, self.wide), lax.rem(rest, self.wide)
         time = lax.rem(frame, self.frames)
         first = jnp.maximum(TAPS - 1 - time, 0) if self.starts else jnp.int32(0)
-        return Tile(block, frame, time, row * self.rows, column * COLUMNS, first)
+        return Tile(frame, time, row * self.rows, column * COLUMNS, first)
 
     def steps(self, tile: Tile) -> Any:
         """Returns how often cells are loaded for a tile."""
@@ -124,4 +115,4 @@ class Grid(NamedTuple):
     def step(self, tile: Tile, step: Any) -> tuple[Any, Any, Any]:
         """Returns the tap in time and the slab of a step, and where its weights are `in_order`."""
         tap, slab = tile.first + lax.div(step, self.slabs), lax.rem(step, self.slabs)
-        return tap, slab, ((tile.block * TAPS + tap) * self.slabs + slab) * TAPS
+        return tap, slab, (tap * self.slabs + slab) * TAPS

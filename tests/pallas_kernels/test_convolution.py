@@ -20,7 +20,6 @@ CASES = {
     "wide": (1, 4, 12, 128, 64, 192),
     "small": (1, 2, 9, 40, 32, 96),
     "colours": (1, 2, 20, 72, 32, 3),
-    "two blocks": (1, 3, 17, 72, 32, 384),
 }
 
 
@@ -112,15 +111,14 @@ def walked(inputs, sizes, processors):
             for column, below, row in np.ndindex(3, 3, grid.rows):
                 seen = cells[row + below, column : column + 64]
                 sums[row] += seen @ weights[place + column, below].T
-        features = slice(tile.block * sizes.features, (tile.block + 1) * sizes.features)
         target = out[video, tile.time, tile.row : tile.row + grid.rows]
-        target = target[:, tile.column : tile.column + 64, features]
+        target = target[:, tile.column : tile.column + 64]
         assert np.isnan(target).all(), "a tile is computed twice"
-        target[:] = sums + bias[features]
+        target[:] = sums + bias
     return out[:, :, :height, :width, : len(inputs.bias)]
 
 
-@pytest.mark.parametrize("processors", [132, 3])
+@pytest.mark.parametrize("processors", [132, 5])
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_tiles_add_up_to_the_convolution(case, before, processors):
@@ -135,9 +133,21 @@ def test_tiles_add_up_to_the_convolution(case, before, processors):
     [
         ((1, 2, 8, 64, 96), "float32", 96, False, "the frames are float32, not bfloat16"),
         ((1, 2, 8, 64, 48), "bfloat16", 96, False, "48 channels are no multiple of 32"),
-        ((1, 2, 8, 64, 96), "bfloat16", 64, False, "64 of results none of 96"),
-        ((1, 2, 8, 60, 96), "bfloat16", 96, False, "the width 60 is no multiple of 8"),
-        ((1, 2, 8, 64, 96), "bfloat16", 384, True, "384 channels are not one tile of 96"),
+        (
+            (1, 2, 8, 64, 96),
+            "bfloat16",
+            64,
+            False,
+            "results have 64 channels, not up to 8, 96 or 192",
+        ),
+        ((1, 2, 8, 60, 96), "bfloat16", 96, False, "or 60 columns of 8"),
+        (
+            (1, 2, 8, 64, 96),
+            "bfloat16",
+            3,
+            True,
+            "norm and SiLU are for 96 and 192 channels, not 3",
+        ),
         ((1, 2, 8, 64, 96), "bfloat16", 192, True, ""),
     ],
 )
@@ -171,7 +181,8 @@ def test_gradients_are_those_of_the_convolution_by_xla(monkeypatch):
 
     monkeypatch.setattr(api, "_processors", lambda: 132)
     one, two = (jax.grad(lambda x, name=name: total(name, x))(inputs) for name in (None, "xla"))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), one, two)
+    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert jnp.abs(ours - theirs).max() < 1e-5 * jnp.abs(theirs).max()
 
 
 @pytest.mark.parametrize("platform", ["cuda"])
