@@ -57,8 +57,10 @@ def test_where_nothing_changed_some_tokens_are_as_all():
 
 
 def test_all_tokens_are_the_plain_network():
-    made, _ = rows(Regions(share=1.0), drifting(3))
-    plain, _ = rows(None, drifting(3))
+    levels = {"t": np.linspace(0.4, 0.8, SHAPE[1]), "t_next": 0.3}  # every frame has its own
+    made, carry = rows(Regions(share=1.0), drifting(3), **levels)
+    assert not carry.reused.computes  # by the way of some tokens
+    plain, _ = rows(None, drifting(3), **levels)
     for one, other in zip(made, plain, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
