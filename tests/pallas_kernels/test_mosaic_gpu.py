@@ -255,7 +255,9 @@ def both_passes(q, k, v, d_out, d_lse, mask):
     return attended, backward((d_out, d_lse))
 
 
-@pytest.mark.parametrize("case", ["restricted", "split blocks", "restricted cells"])
+@pytest.mark.parametrize(
+    "case", ["restricted", "split blocks", "restricted cells", "three, restricted"]
+)
 def test_both_passes_lower_without_a_gpu(case):
     mask, (*arrays, d_lse) = problem(case)
     traced = jax.jit(both_passes).trace(*arrays, d_lse.astype("float32"), mask)

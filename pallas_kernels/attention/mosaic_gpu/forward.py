@@ -356,7 +356,7 @@ class _Group:
         lax.while_loop(lambda x: x[1] >= 0, compute_tile, (jnp.int32(0), *turn()))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    def attend(self, tile: _Tile, q: Array, rows: Any, half: Any, done: Any) -> tuple[Array, Array]:
+    def attend(self, tile: _Tile, q: Any, rows: Any, half: Any, done: Any) -> tuple[Array, Array]:
         """Returns the values that 64 queries attend to, and their log-sum-exp."""
         refs, places = self.refs, self.places(tile, rows)
         plgpu.barrier_wait(refs.k_full.at[self.k_slot(done)])
