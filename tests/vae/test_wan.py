@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ShapeError, WeightsError
-from jvdm.vae import tiling
+from jvdm.vae import conv, tiling
 from jvdm.vae import wan_published as published
 from jvdm.vae.wan import WanVAE
 from jvdm.weights.convert import converted
+from pallas_kernels.convolution import api
 from tests.generate.nano import drawn
 from tests.parity.references import Reference, inputs, off
 from tests.vae.nano import QUICK
@@ -147,6 +148,27 @@ def test_sizes_are_those_of_its_levels():
         VAES["2.1"].apply({}, jnp.zeros((1, 6, 16, 16, 3)), method="encode")
     with pytest.raises(ShapeError, match="latents have 5 channels"):
         VAES["2.1"].apply({}, jnp.zeros((1, 1, 2, 2, 5)), method="decode")
+
+
+def test_a_kernel_for_hopper_convolves_alone_what_it_can(monkeypatch):
+    """Nine of the decoder: two of each of four blocks, and one into colours."""
+    monkeypatch.setattr(api, "backend", lambda: "gpu")
+    monkeypatch.setattr(api, "capability", lambda: "9.0")
+    monkeypatch.setattr(api, "_processors", lambda: 132)
+    vae = WanVAE(latent_channels=4, width=96, multiples=(1, 2), blocks=0, time=(True,))
+    params = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
+    decode = functools.partial(vae.apply, method="decode_chunk")
+    latents = jnp.zeros((1, 2, 8, 8, 4))
+    _, carry = jax.eval_shape(decode, params, latents, None)
+
+    def calls():
+        traced = jax.jit(lambda *given: decode(*given)).trace(params, latents, carry)
+        return traced.lower(lowering_platforms=("cuda",)).as_text().count("call @_compiled")
+
+    assert calls() == 9
+    # What is divided over devices is for XLA, which divides its own operations alone.
+    monkeypatch.setattr(conv, "used", lambda: "a mesh")
+    assert calls() == 0
 
 
 def test_the_autoencoder_of_another_version_is_refused():
