@@ -39,7 +39,7 @@ POLICIES: Mapping[str, Policy] = {
     "radial": Radial(),
     "vsa": VSA(),
     "adaspa": AdaSpa(),
-    "svg2": SVG2(every=4),
+    "svg2": SVG2(),
     "rettention": Rettention(),
     "sparse_vdit": SparseVDiT(),
     "attention_tile": AttentionTile(),

@@ -17,6 +17,7 @@ from jvdm.errors import ConfigError
 from pallas_kernels import BlockMask
 
 MOST = (100, 500)  # clusters of queries and of keys: the paper's
+SEARCHES = 12  # of a run, about, unless a policy says how many rows each serves
 KEYS = 64  # tokens of a block of keys, at most: a cluster leaves half a block empty
 PARTS, DIVISIONS = 32, 3  # in which the interval of the top-p that fits the density is divided
 
@@ -86,8 +87,9 @@ class SVG2(Sparse):
     """Rounds of k-means in the first sparse row."""
     later: int = 1
     """Rounds in every later search; the authors have 2."""
-    every: int = 1
-    """Rows that a search serves, which then attend among the same tokens; the authors have 1."""
+    every: int = 0
+    """Rows that a search serves, which then attend among the same tokens; the authors have 1. 0 is
+    a twelfth of the rows of a run, or 1 where their densities differ."""
     warm: bool = True
     """Whether a call starts from the centroids of the last one, instead of from tokens."""
 
@@ -100,10 +102,10 @@ class SVG2(Sparse):
             if getattr(self, name) < 0:
                 what = f"{getattr(self, name)} clusters of {name}"
                 raise ConfigError(what, "it is a number", "use 1 or more, or 0, which chooses")
-        if self.every < 1:
-            why, fix = "a search serves the row that it is of", "use 1, or 4 to search less"
+        if self.every < 0:
+            why, fix = "a search serves the row that it is of", "use 1, 4, or 0, which chooses"
             raise ConfigError(f"every is {self.every}", why, fix)
-        if self.every > 1 and (self.dense_above < 1 or len(self.densities) > 1):
+        if self.every > 1 and not self._alike:
             what = f"a search for {self.every} rows, whose densities differ"
             fix = "use every=1, or dense_above=1 and shares of layers and heads"
             raise ConfigError(what, "they attend among the same tokens", fix)
@@ -115,22 +117,30 @@ class SVG2(Sparse):
     @property
     def period(self) -> int:
         """Rows from one search to the next."""
-        return self.every
+        return self.every or 1
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all rows have one density."""
+        return self.dense_above == 1 and len(self.densities) == 1
 
     def phases(self, num_rows: int) -> tuple[tuple[str, int], ...]:
         """Dense rows, one that searches from tokens, and those that go on from it."""
         parts: list[tuple[str, int]] = []
+        every = num_rows // SEARCHES if self.every == 0 and self._alike else 1
         for name, count in super().phases(num_rows):
             if name == "sparse" and ("first", 1) not in parts:
                 parts, count = [*parts, ("first", 1)], count - 1
-            parts.append((name, count))
+            parts.append((f"every {every}" if name == "sparse" and every > 1 else name, count))
         return tuple(part for part in parts if part[1])
 
     def in_phase(self, name: str) -> Policy:
         """Returns what the rows of a phase do."""
+        if name.startswith("every "):
+            return dataclasses.replace(self, every=int(name.removeprefix("every ")))
         if name == "dense":
             return self._dense()
-        return dataclasses.replace(self, warm=False, every=1) if name == "first" else self
+        return dataclasses.replace(self, warm=False) if name == "first" else self
 
     def order(self, grid: TokenGrid) -> None:
         """Asks for no order: every head has its own."""
@@ -153,7 +163,7 @@ class SVG2(Sparse):
         queries, keys = (
             jnp.zeros((grid.batch, grid.heads, count, grid.head_dim)) for count in counts
         )
-        if self.every == 1:
+        if self.every == 1 or not self._alike:
             return Centroids(Tally.empty(), queries, keys)
         heads, tokens = grid.batch * grid.heads, grid.tokens
         sizes = zip(counts, self.sizes(grid), strict=True)
@@ -181,7 +191,7 @@ class SVG2(Sparse):
         k = call.turn(k)
         if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
-        if self.every == 1:
+        if self.period == 1 or not self.warm:
             asks, told, listed = self.searched(q, k, state, call)
         else:
             found = (x.reshape(-1, *x.shape[2:]) for x in (state.queries, state.keys))

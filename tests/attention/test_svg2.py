@@ -230,11 +230,14 @@ def test_recall_from_some_queries_is_near_that_from_all():
 
 
 def test_rows_are_divided_as_published():
-    assert SVG2().phases(50) == (("dense", 10), ("first", 1), ("sparse", 39))
+    assert SVG2().phases(50) == (("dense", 10), ("first", 1), ("every 4", 39))
+    assert SVG2().phases(8) == (("dense", 2), ("first", 1), ("sparse", 5))
+    assert SVG2(dense_above=0.5).phases(50)[-1] == SVG2(every=7).phases(50)[-1] == ("sparse", 39)
     assert SVG2(dense_rows=1.0).phases(3) == (("dense", 3),)
     assert SVG2(dense_rows=0.0).phases(1) == (("first", 1),)
     assert SVG2().in_phase("sparse") == SVG2()
-    assert SVG2(every=4).in_phase("first") == SVG2(warm=False)
+    assert SVG2().in_phase("every 4") == SVG2(every=4) and SVG2(every=4).period == 4
+    assert SVG2(every=4).in_phase("first") == SVG2(every=4, warm=False)
     wan = dataclasses.replace(EVEN, frames=21, height=45, width=80)
     assert SVG2().counts(wan) == (100, 500) and SVG2().sizes(wan) == (128, 64)
 
@@ -245,7 +248,7 @@ def test_rows_are_divided_as_published():
         (lambda: SVG2(mass=0.0), "mass is 0"),
         (lambda: SVG2(keys=-1), "-1 clusters of keys"),
         (lambda: SVG2(later=0), "0 rounds of k-means"),
-        (lambda: SVG2(every=0), "every is 0"),
+        (lambda: SVG2(every=-1), "every is -1"),
         (lambda: SVG2(every=2, dense_above=0.5), "a search for 2 rows, whose densities differ"),
         (lambda: SVG2(every=2, shares=(((0.5,),), ((1.0,),))), "whose densities differ"),
         (lambda: SVG2(queries=1000).init(EVEN), "1000 clusters of queries .* 256 tokens"),
