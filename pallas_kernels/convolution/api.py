@@ -52,20 +52,19 @@ def causal_conv(
     """
     if not plain and gain is None:
         raise ValueError("no result is asked for: give a gain, or leave plain=True")
-    reason = refusal(x, kernel.shape[-1], gain is not None)
+    reason = refusal(x, kernel.shape[-1])
     if implementation == "mosaic_gpu" and reason:
         raise KernelUnavailable(f"mosaic_gpu: {reason}; use implementation='xla'")
     inputs = Inputs(x, kernel, bias, before, added, gain)
     return convolve(inputs, plain) if implementation == "xla" or reason else _served(plain, inputs)
 
 
-def refusal(x: Any, features: int, active: bool = False) -> str:
+def refusal(x: Any, features: int) -> str:
     """Returns why the kernel for Hopper cannot serve a call; empty if it can.
 
     Args:
         x: Frames; shape and dtype suffice.
         features: Channels of the results.
-        active: Whether there is a gain.
     """
     if is_planned():
         return "the GPU is planned for, and need not be here"
@@ -73,7 +72,7 @@ def refusal(x: Any, features: int, active: bool = False) -> str:
         return f"the default device is {backend()}, not gpu"
     if capability() != "9.0":
         return f"the GPU has compute capability {capability()}, not 9.0 (H100, H200)"
-    return tiles.refusal(x, features, active)
+    return tiles.refusal(x, features)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))  # equal calls of a program are lowered once

@@ -71,7 +71,7 @@ def causal_conv(
     """
     x, _, _, before, added, gain = inputs
     (batch, frames, height, width, _), features = x.shape, inputs.bias.shape[0]
-    sizes = sizes or sizes_of(features, added is not None)
+    sizes = sizes or sizes_of(features)
     weights, bias = in_order(inputs, sizes)
     given = {
         name: y.reshape(-1, *y.shape[2:]).astype(x.dtype)
@@ -257,38 +257,44 @@ class _Walk:
 
         def visit(tile: Tile, done: Any) -> None:
             def advance(step: Any, sums: Any) -> Any:
-                return self.multiply(warpgroup, TAPS * done + step, step > 0, sums)
+                for column in range(TAPS):
+                    sums = self.multiply(warpgroup, done + step, column, step > 0, sums)
+                return sums
 
-            bias = load(self.refs.bias, layout=COLUMN, optimized=False)
+            steps = self.grid.steps(tile)
+            bias = self.refs.bias.at[pl.ds(0, self.features)]
+            bias = load(bias, layout=COLUMN, optimized=False)
             bias = lax.broadcast_in_dim(bias, (COLUMNS, self.features), [1])
-            steps = TAPS * self.grid.steps(tile)
             sums = lax.fori_loop(0, steps, advance, (bias,) * self.rows)
             plgpu.wgmma_wait(0)
             sums = lax.optimization_barrier(sums)
-            self.release(TAPS * done + steps - 1)
+            self.release(done + steps - 1, TAPS - 1)
             self.write(tile, warpgroup, sums)
 
         self.each_tile(visit)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    def multiply(self, warpgroup: Any, number: Any, later: Any, sums: Any) -> Any:
+    def multiply(self, warpgroup: Any, number: Any, column: int, later: Any, sums: Any) -> Any:
         """Adds the products of the taps of a column, and releases those before."""
-        refs, column = self.refs, lax.rem(number, TAPS)
-        cells, taps = lax.rem(lax.div(number, TAPS), CELLS), lax.rem(number, self.sizes.taps)
-        pl.when(column == 0)(lambda: plgpu.barrier_wait(refs.cells_full.at[cells]))
-        plgpu.barrier_wait(refs.taps_full.at[taps])
-        seen = pl.ds(warpgroup * self.rows, self.rows + TAPS - 1)
-        seen = refs.cell_tiles.at[cells, seen]
-        sums = products(sums, seen, refs.tap_tiles.at[taps], column)
+        refs, place = self.refs, number * TAPS + column
+        cell_slot, tap_slot = lax.rem(number, CELLS), lax.rem(place, self.sizes.taps)
+        if column == 0:
+            plgpu.barrier_wait(refs.cells_full.at[cell_slot])
+        plgpu.barrier_wait(refs.taps_full.at[tap_slot])
+        cells = refs.cell_tiles.at[cell_slot, pl.ds(warpgroup * self.rows, self.rows + 2)]
+        sums = products(sums, cells, refs.tap_tiles.at[tap_slot], column)
         plgpu.wgmma_wait(1)
-        pl.when(later)(lambda: self.release(number - 1))
+        if column:
+            self.release(number, column - 1)
+        else:
+            pl.when(later)(lambda: self.release(number - 1, TAPS - 1))
         return sums
 
-    def release(self, number: Any) -> None:
+    def release(self, number: Any, column: int) -> None:
         """Tells what loads that weights, and cells with the last of their taps, have been read."""
-        arrive(self.taps_free(number), THREADS)
-        last = lax.rem(number, TAPS) == TAPS - 1
-        pl.when(last)(lambda: arrive(self.cells_free(lax.div(number, TAPS)), THREADS))
+        arrive(self.taps_free(number * TAPS + column), THREADS)
+        if column == TAPS - 1:
+            arrive(self.cells_free(number), THREADS)
 
     def write(self, tile: Tile, warpgroup: Any, sums: Any) -> None:
         """Writes what comes of the rows inside of the frame."""
@@ -333,7 +339,7 @@ class _Walk:
                 put(refs.outs[-1], row, (activated(part, y, scale) for part, y in both))
 
 
-def products(sums: Any, cells: Any, taps: Any, column: Any) -> Any:
+def products(sums: Any, cells: Any, taps: Any, column: int) -> Any:
     """Adds the products of rows of cells and the taps that see them, without waiting.
 
     Args:
@@ -344,14 +350,12 @@ def products(sums: Any, cells: Any, taps: Any, column: Any) -> Any:
     """
     (_, depth), rows, features = cells.shape[1:], len(sums), taps.shape[1]
     swizzle, transform = 2 * depth, plgpu.SwizzleTransform(2 * depth)
-    result = plgpu.ShapeDtypeStruct(sums[0].shape, jnp.float32, layout=TILE)
+    out = plgpu.ShapeDtypeStruct(sums[0].shape, jnp.float32, layout=TILE)
     refs = (plgpu.RefType((transform,)),) * 2
     pitch = cells.shape[1] * swizzle
 
-    @plgpu.inline_mgpu(
-        arg_types=(*refs, plgpu.Layout.WG_SPLAT, (TILE,) * rows), return_type=(result,) * rows
-    )
-    def added(_, cells, taps, column, sums):
+    @plgpu.inline_mgpu(arg_types=(*refs, (TILE,) * rows), return_type=(out,) * rows)
+    def added(_, cells, taps, sums):
         i32, i64, f32 = (*map(ir.IntegerType.get_signless, (32, 64)), ir.F32Type.get())
         values = [_scalars(x, i32) for x in sums]
         mlir.nvvm.wgmma_fence_aligned()
@@ -362,21 +366,19 @@ def products(sums: Any, cells: Any, taps: Any, column: Any) -> Any:
             for x in (cells, taps)
         )
 
-        shift = mlir.arith.muli(column.registers[()], mgpu.c(swizzle >> 4, i32))
-        a = mlir.arith.addi(a, mlir.arith.extui(i64, shift))
-
         def at(descriptor: Any, offset: int) -> Any:
             return mlir.arith.addi(descriptor, mgpu.c(offset >> 4, i64)) if offset else descriptor
 
         for start in range(0, swizzle, 32):
-            for tap, row in itertools.product(range(TAPS), range(rows)):
-                source = at(a, (row + tap) * pitch + start)
-                weights = at(b, tap * features * swizzle + start)
-                values[row] = _wgmma(values[row], source, weights, features, f32)
+            for row, tap in itertools.product(range(rows + TAPS - 1), reversed(range(TAPS))):
+                if 0 <= (result := row - tap) < rows:
+                    source = at(a, row * pitch + column * swizzle + start)
+                    weights = at(b, tap * features * swizzle + start)
+                    values[result] = _wgmma(values[result], source, weights, features, f32)
         mlir.nvvm.wgmma_commit_group_sync_aligned()
         return tuple(_tile(x, like) for x, like in zip(values, sums, strict=True))
 
-    return added(cells, taps, column, sums)
+    return added(cells, taps, sums)
 
 
 def _scalars(x: Any, i32: Any) -> list[Any]:

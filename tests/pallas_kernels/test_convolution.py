@@ -129,42 +129,27 @@ def test_tiles_add_up_to_the_convolution(case, before, processors):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "features", "active", "text"),
+    ("shape", "dtype", "features", "text"),
     [
-        ((1, 2, 8, 64, 96), "float32", 96, False, "the frames are float32, not bfloat16"),
-        ((1, 2, 8, 64, 48), "bfloat16", 96, False, "48 channels are no multiple of 32"),
-        (
-            (1, 2, 8, 64, 96),
-            "bfloat16",
-            64,
-            False,
-            "results have 64 channels, not up to 8, 96 or 192",
-        ),
-        ((1, 2, 8, 60, 96), "bfloat16", 96, False, "or 60 columns of 8"),
-        (
-            (1, 2, 8, 64, 96),
-            "bfloat16",
-            3,
-            True,
-            "norm and SiLU are for 96 and 192 channels, not 3",
-        ),
-        ((1, 2, 8, 64, 96), "bfloat16", 192, True, ""),
+        ((1, 2, 8, 64, 96), "float32", 96, "the frames are float32, not bfloat16"),
+        ((1, 2, 8, 64, 48), "bfloat16", 96, "48 channels are no multiple of 32"),
+        ((1, 2, 8, 64, 96), "bfloat16", 64, "results have 64 channels, not 96"),
+        ((1, 2, 8, 60, 96), "bfloat16", 96, "or 60 columns of 8"),
+        ((1, 2, 8, 64, 192), "bfloat16", 96, ""),
     ],
 )
-def test_what_the_kernel_cannot_serve_has_a_reason(
-    shape, dtype, features, active, text, monkeypatch
-):
+def test_what_the_kernel_cannot_serve_has_a_reason(shape, dtype, features, text, monkeypatch):
     x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     if jax.default_backend() == "cpu":
         inputs = problem("small")
-        assert refusal(x, features, active) == "the default device is cpu, not gpu"
+        assert refusal(x, features) == "the default device is cpu, not gpu"
         with pytest.raises(NotImplementedError, match="mosaic_gpu: the default device is cpu"):
             causal_conv(*inputs[:4], implementation="mosaic_gpu")
     monkeypatch.setattr(api, "backend", lambda: "gpu")
     monkeypatch.setattr(api, "capability", lambda: "8.0")
-    assert "compute capability 8.0, not 9.0" in refusal(x, features, active)
+    assert "compute capability 8.0, not 9.0" in refusal(x, features)
     monkeypatch.setattr(api, "capability", lambda: "9.0")
-    found = refusal(x, features, active)
+    found = refusal(x, features)
     assert text in found
     assert bool(found) == bool(text)
 
@@ -210,10 +195,9 @@ def test_sums_for_h200_stay_in_registers(case, more, tmp_path, monkeypatch):
 
 @on_hopper
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name for name in CASES if CASES[name][-1] in tiles.SEEN])
 def test_results_are_as_exact_as_those_of_xla(case, before):
-    gain = CASES[case][-1] in (96, 192)
-    inputs = problem(case, before, gain=gain)
+    inputs = problem(case, before)
     more = {"added": inputs.added, "gain": inputs.gain}
     ours = causal_conv(*inputs[:4], **more, implementation="mosaic_gpu")
     plain = causal_conv(*inputs[:4], **more, implementation="xla")
