@@ -123,7 +123,7 @@ def block_sparse_attention(
     if mask is None and not (return_lse or implementation):
         if not _is_long(q, k, deterministic):
             return dense_attention(q, k, v, scale=scale)
-        if not _is_long(q, k, deterministic, LONG_IN_BOTH) and not is_planned():
+        if not _is_long(q, k, deterministic, LONG_IN_BOTH):
             return _all_pairs(q, k, v, scale)
     rows = 192 if backend() == "gpu" and q.shape[3] <= 64 else 128  # see `ForwardSizes`
     mask = BlockMask.full(q.shape[1], k.shape[1], rows) if mask is None else mask
