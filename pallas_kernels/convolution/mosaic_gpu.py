@@ -72,7 +72,6 @@ def causal_conv(
     x, _, _, before, added, gain = inputs
     (batch, frames, height, width, _), features = x.shape, inputs.bias.shape[0]
     sizes = sizes or sizes_of(features)
-    weights, bias = in_order(inputs, sizes)
     given = {
         name: y.reshape(-1, *y.shape[2:]).astype(x.dtype)
         for name, y in (("before", before), ("added", added))
@@ -83,9 +82,9 @@ def causal_conv(
     grid = Grid.of(inputs, processors, sizes)
     options = _Options(grid, tuple(given), plain, sizes)
     swizzled = (plgpu.SwizzleTransform(SWIZZLE),)
-    tiled = (plgpu.TilingTransform((8, CHANNELS)), *swizzled) if sizes.features >= CHANNELS else ()
+    tiled = (plgpu.TilingTransform((8, CHANNELS)), *swizzled)
     held = (1, sizes.added) if added is not None else (1,)
-    out = jax.ShapeDtypeStruct((batch * frames, height, width, bias.shape[0]), x.dtype)
+    out = jax.ShapeDtypeStruct((batch * frames, height, width, features), x.dtype)
 
     def shared(*shape: int, transforms: Any) -> Any:
         return plgpu.SMEM(shape, x.dtype, transforms=transforms)
@@ -103,9 +102,13 @@ def causal_conv(
             *(shared(2, rows, COLUMNS, sizes.features, transforms=tiled) for rows in held),
         ],
         {"processor": processors},
-    )(x.reshape(-1, *x.shape[2:]), weights, bias, *given.values())
-    shape = (batch, frames, height, width, features)
-    return tuple(y[..., :features].reshape(shape) for y in results)
+    )(
+        x.reshape(-1, *x.shape[2:]),
+        in_order(inputs.kernel.astype(x.dtype)),
+        inputs.bias.astype(jnp.float32),
+        *given.values(),
+    )
+    return tuple(y.reshape(batch, frames, *y.shape[1:]) for y in results)
 
 
 class _Options(NamedTuple):
@@ -317,11 +320,10 @@ class _Walk:
             half = y * scale * lax.broadcast_in_dim(gain, y.shape, [1])
             return half + half * jnp.tanh(half)
 
-        width = min(self.features, CHANNELS)
-        starts = range(0, self.features, width)
-        chunks = [pl.ds(start, width) for start in starts]
+        starts = range(0, self.features, CHANNELS)
+        chunks = [pl.ds(start, CHANNELS) for start in starts]
         for row, total in enumerate(sums):
-            parts = [total[:, start : start + width] for start in starts]
+            parts = [total[:, start : start + CHANNELS] for start in starts]
             if "added" in given:
                 slot = row % self.sizes.added
                 plgpu.barrier_wait(refs.added_full.at[warpgroup * self.sizes.added + slot])
@@ -334,7 +336,7 @@ class _Walk:
             if "gain" in given:
                 power = functools.reduce(jnp.add, (y * y for y in parts)).sum(axis=1)
                 scale = lax.rsqrt(jnp.maximum(power, SMALLEST))
-                scale = lax.broadcast_in_dim(scale, (COLUMNS, width), [0])
+                scale = lax.broadcast_in_dim(scale, (COLUMNS, CHANNELS), [0])
                 both = zip(chunks, parts, strict=True)
                 put(refs.outs[-1], row, (activated(part, y, scale) for part, y in both))
 

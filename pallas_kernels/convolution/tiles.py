@@ -11,8 +11,7 @@ from pallas_kernels.convolution.reference import Inputs
 TAPS = 3
 CHANNELS = 32  # that are loaded together
 COLUMNS = 64  # of a tile, in cells
-FEW = 8  # features, up to which zeros fill a tile of so many
-SEEN = (96,)
+SEEN = (96, 192)
 """Channels of results that were seen right on an H200."""
 
 
@@ -27,8 +26,6 @@ class Sizes(NamedTuple):
 
 def sizes_of(features: int) -> Sizes:
     """Returns the tiles for so many channels of results."""
-    if features <= FEW:
-        return Sizes(8, FEW, 3, 2)
     return Sizes(2, 192, 2, 1) if features == 192 else Sizes(4, 96, 3, 2)
 
 
@@ -44,17 +41,12 @@ def refusal(x: Any, features: int) -> str:
     return ""
 
 
-def in_order(inputs: Inputs, sizes: Sizes) -> tuple[Float[Array, "N 3 d c"], Float[Array, " D"]]:
-    """Returns weights as they are read, and the bias, with zeros for features that there are not.
-
-    Those of a column of taps are read together.
-    """
-    kernel, rest = inputs.kernel.astype(inputs.x.dtype), sizes.features - inputs.bias.shape[0]
-    kernel = jnp.pad(kernel, (*((0, 0),) * 4, (0, rest)))
-    parts = kernel.reshape(*(TAPS,) * 3, -1, CHANNELS, sizes.features)
+def in_order(kernel: Float[Array, "3 3 3 C D"]) -> Float[Array, "N 3 D c"]:
+    """Returns weights as they are read: those of a column of taps and of a slab together."""
+    *taps, channels, features = kernel.shape
+    parts = kernel.reshape(*taps, channels // CHANNELS, CHANNELS, features)
     parts = parts.transpose(0, 3, 2, 1, 5, 4)
-    bias = jnp.pad(inputs.bias.astype(jnp.float32), (0, rest))
-    return parts.reshape(-1, TAPS, sizes.features, CHANNELS), bias
+    return parts.reshape(-1, TAPS, features, CHANNELS)
 
 
 class Tile(NamedTuple):
