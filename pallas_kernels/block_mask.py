@@ -292,6 +292,25 @@ class BlockMask:
                 raise ValueError(f"{where} names a block twice: {row[:count].tolist()}")
         return self
 
+    def check_sizes(self, q: typing.Any, k: typing.Any) -> None:
+        """Raises `ValueError` if it is not for queries `[B, Q, N, D]` and keys `[B, K, H, D]`."""
+        if (self.q_len, self.kv_len) != (q.shape[1], k.shape[1]):
+            raise ValueError(
+                f"the mask is for {self.q_len} queries and {self.kv_len} keys, "
+                f"but there are {q.shape[1]} and {k.shape[1]}"
+            )
+        if q.shape[2] % k.shape[2]:
+            raise ValueError(
+                f"{q.shape[2]} heads of queries cannot share {k.shape[2]} heads of keys: "
+                "the second must divide the first"
+            )
+        batch, heads = self.kv_counts.shape[:2]
+        if batch not in (1, q.shape[0]) or heads not in (1, q.shape[2]):
+            raise ValueError(
+                f"the mask is for {batch} batch rows and {heads} heads, but there are "
+                f"{q.shape[0]} and {q.shape[2]}; 1 serves all"
+            )
+
     def token_mask(self) -> Bool[Array, "B N q k"]:
         """Returns the mask of pairs: quadratic in the lengths."""
         rows, columns = (np.arange(n) for n in (self.q_len, self.kv_len))

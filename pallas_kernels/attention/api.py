@@ -202,7 +202,7 @@ def explain(
         ValueError: If the mask is made for other sizes.
         KernelUnavailable: If the asked implementation cannot serve the call.
     """
-    _check(q, k, mask)
+    mask.check_sizes(q, k)
     if implementation is not None:
         reason = _kernel_refusal(implementation, q, k, mask) if implementation in KERNELS else ""
         if reason:
@@ -297,26 +297,6 @@ def _kernel_refusal(name: KernelImplementation, q: Any, k: Any, mask: BlockMask)
 def _device_refusal(name: KernelImplementation) -> str:
     there, needed = backend(), _BACKENDS[name]
     return "" if there == needed else f"the default device is {there}, not {needed}"
-
-
-def _check(q: Any, k: Any, mask: BlockMask) -> None:
-    """Raises `ValueError` if a mask is not for these queries and keys."""
-    if (mask.q_len, mask.kv_len) != (q.shape[1], k.shape[1]):
-        raise ValueError(
-            f"the mask is for {mask.q_len} queries and {mask.kv_len} keys, "
-            f"but there are {q.shape[1]} and {k.shape[1]}"
-        )
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"{q.shape[2]} heads of queries cannot share {k.shape[2]} heads of keys: "
-            "the second must divide the first"
-        )
-    batch, heads = mask.kv_counts.shape[:2]
-    if batch not in (1, q.shape[0]) or heads not in (1, q.shape[2]):
-        raise ValueError(
-            f"the mask is for {batch} batch rows and {heads} heads, but there are "
-            f"{q.shape[0]} and {q.shape[2]}; 1 serves all"
-        )
 
 
 def refusal(q: Float[Array, "B Q N D"]) -> str:
