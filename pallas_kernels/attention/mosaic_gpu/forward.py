@@ -405,12 +405,11 @@ class _Group:
 
         state = (acc, peak, total, p.astype(q.dtype))
         acc, peak, total, p = lax.fori_loop(1, tile.steps, advance, state)
-        last = self.v_slot(done + tile.steps - 1)
-        plgpu.barrier_wait(refs.v_full.at[last])
-        acc = pl.run_state(lambda ref: plgpu.wgmma(ref, p, refs.v_tiles.at[last]))(
-            plgpu.ACC.init(acc)
-        )
-        arrive(self.v_free(done + tile.steps - 1), self.threads)
+        last = done + tile.steps - 1
+        plgpu.barrier_wait(refs.v_full.at[self.v_slot(last)])
+        values = refs.v_tiles.at[self.v_slot(last)]
+        acc = pl.run_state(lambda ref: plgpu.wgmma(ref, p, values))(plgpu.ACC.init(acc))
+        arrive(self.v_free(last), self.threads)
         total = total.sum(axis=1)
         lse = peak * (1 / LOG2E) + jnp.log(total)
         factor = 1.0 / total
