@@ -61,16 +61,20 @@ def entry(kernel: str, device: str, part: str, blocks: str) -> Entry:
         device: What it runs on; one that is not documented has the sizes of the newest.
         part: The pass.
         blocks: As in the tables: all sizes that matter, joined by `x`. Where there is but one,
-            the largest that is documented up to it serves, else the smallest.
+            the largest that is documented up to it serves, else the smallest. What a file of the
+            user's lacks is as the package has it.
 
     Raises:
-        KeyError: If the tables do not know such blocks.
+        KeyError: If neither knows such blocks.
     """
     near = documented(kernel, device)
     known = tables(path())[kernel][near][part]
     if blocks not in known and blocks.isdecimal():
         sizes = sorted(map(int, known))
         blocks = str(max((n for n in sizes if n <= int(blocks)), default=sizes[0]))
+    if blocks not in known:  # by a file that is older than such blocks
+        packaged = tables(PACKAGED)[kernel]
+        known = packaged.get(near, packaged[list(packaged)[-1]])[part]
     return Entry(known[blocks], near)
 
 

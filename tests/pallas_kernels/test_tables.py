@@ -77,6 +77,21 @@ def test_blocks_that_are_not_documented_have_the_sizes_of_smaller_ones(edited):
     assert Limits.of(chip, "forward", 384).parts == 3
 
 
+@pytest.mark.parametrize("device", [HOPPER, "NVIDIA H300"])
+def test_a_file_that_is_older_than_some_blocks_has_the_sizes_of_the_package(
+    device, tmp_path, monkeypatch
+):
+    known = json.loads(json.dumps(PACKAGED))
+    known["mosaic_gpu"][device] = known["mosaic_gpu"].pop(HOPPER)
+    del known["mosaic_gpu"][device]["forward"]["192x128x64"]
+    known["mosaic_gpu"][device]["forward"]["128x128x64"]["k_stages"] = 2
+    (tmp_path / "old.json").write_text(json.dumps(known))
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "old.json"))
+    packaged = PACKAGED["mosaic_gpu"][HOPPER]["forward"]
+    assert ForwardSizes.of(device, 384, 128, 64)._asdict() == packaged["192x128x64"]
+    assert ForwardSizes.of(device, 128, 128, 64).k_stages == 2
+
+
 def test_a_device_that_is_not_documented_has_the_sizes_of_the_newest_and_is_told_so(monkeypatch):
     assert tables.about("mosaic_gpu", HOPPER) == ""
     text = f"its tiles are those of {HOPPER}: it has none for NVIDIA H300"
