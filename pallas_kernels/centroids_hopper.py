@@ -13,21 +13,23 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.mosaic_gpu.intrinsics import (
+    COLUMN,
     FIRST_BARRIER,
     REGISTERS,
     ROW,
     SWIZZLE,
     TILE,
     arrive,
+    divide,
     launch,
     load,
     pl,
     plgpu,
+    product,
     sync,
     turns,
 )
 
-COLUMN = TILE.reduce(0)
 TILE_SIZE = 128  # tokens and centroids of a tile
 ROWS = 64  # tokens of a warpgroup
 STAGES = 4  # tiles of centroids in shared memory
@@ -81,18 +83,13 @@ class _Refs(NamedTuple):
 def _kernel(processors: int, *given: Any) -> None:
     refs, warpgroup = _Refs._make(given), lax.axis_index("warpgroup")
     walk = _Walk(refs, lax.axis_index("processor"), processors)
-    more, less = REGISTERS[refs.x.shape[3]]
-
-    def compute() -> None:
-        plgpu.set_max_registers(more, action="increase")
-        walk.compute(warpgroup)
-
-    def load_all() -> None:
-        plgpu.set_max_registers(less, action="decrease")
-        plgpu.warp_map(lambda warp: pl.when(warp == 0)(walk.produce))
-
-    pl.when(warpgroup < 2)(compute)
-    pl.when(warpgroup == 2)(load_all)
+    divide(
+        warpgroup,
+        2,
+        REGISTERS[refs.x.shape[3]],
+        lambda: walk.compute(warpgroup),
+        lambda warp: pl.when(warp == 0)(walk.produce),
+    )
 
 
 class _Walk:
@@ -159,11 +156,7 @@ class _Walk:
                 less = load(source, layout=COLUMN, optimized=False)
                 plgpu.barrier_wait(refs.full.at[slot])
 
-                def products(s_ref: Any) -> Array:
-                    plgpu.wgmma(s_ref, refs.x_tiles.at[half, part], refs.tiles.at[slot].T)
-                    return s_ref[...]
-
-                s = pl.run_scoped(products, plgpu.ACC((ROWS, TILE_SIZE), jnp.float32))
+                s = product(refs.x_tiles.at[half, part], refs.tiles.at[slot])
                 s = lax.optimization_barrier(s)
                 arrive(self.FREE + slot, self.THREADS)
                 return _better(s - lax.broadcast_in_dim(less, s.shape, [1]), start, *found)

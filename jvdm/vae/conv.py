@@ -56,11 +56,8 @@ class Past:
     def taken(self, x: Features, count: int) -> Float[Array, "B t H W C"] | None:
         """Returns the `count` frames before `x` by themselves; None, for zeros, at a start."""
         before = None if self.starts else self._before[len(self.after)].astype(x.dtype)
-        missing = max(count - x.shape[1], 0)
-        if missing:  # in `x` of what comes before the next frames
-            zeros = jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
-            old = (zeros if before is None else before)[:, count - missing :]
-            self.after.append(jnp.concatenate([old, x], 1))
+        if x.shape[1] < count:  # what comes before the next frames is of both
+            self.before(x, count)
         else:
             self.after.append(x[:, x.shape[1] - count :])
         return before

@@ -47,9 +47,9 @@ def tables(file: Path) -> dict[str, Any]:
     return found
 
 
-def documented(kernel: str, device: str) -> str:
+def documented(kernel: str, device: str, file: Path | None = None) -> str:
     """Returns a device if it is in the tables of a kernel, else the last that is: the newest."""
-    devices = tables(path())[kernel]
+    devices = tables(file or path())[kernel]
     return device if device in devices else list(devices)[-1]
 
 
@@ -73,8 +73,7 @@ def entry(kernel: str, device: str, part: str, blocks: str) -> Entry:
         sizes = sorted(map(int, known))
         blocks = str(max((n for n in sizes if n <= int(blocks)), default=sizes[0]))
     if blocks not in known:  # by a file that is older than such blocks
-        packaged = tables(PACKAGED)[kernel]
-        known = packaged.get(near, packaged[list(packaged)[-1]])[part]
+        known = tables(PACKAGED)[kernel][documented(kernel, near, PACKAGED)][part]
     return Entry(known[blocks], near)
 
 

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.kernel import KernelUnavailable
-from pallas_kernels.attention.planned import backend, capability, is_planned
+from pallas_kernels.attention.planned import backend, is_planned
 from pallas_kernels.convolution import tiles
 from pallas_kernels.convolution.reference import Inputs, convolve
 
@@ -70,9 +70,9 @@ def refusal(x: Any, features: int) -> str:
         return "the GPU is planned for, and need not be here"
     if backend() != "gpu":
         return f"the default device is {backend()}, not gpu"
-    if capability() != "9.0":
-        return f"the GPU has compute capability {capability()}, not 9.0 (H100, H200)"
-    return tiles.refusal(x, features)
+    from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+
+    return MosaicGPU().refusal_of_device() or tiles.refusal(x, features)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))  # equal calls of a program are lowered once

@@ -29,6 +29,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     FIRST_BARRIER,
     TILE,
     arrive,
+    divide,
     launch,
     load,
     pl,
@@ -142,20 +143,12 @@ def _kernel(options: _Options, *refs: Any) -> None:
     warpgroup = lax.axis_index("warpgroup")
     walk = _Walk(options, names, lax.axis_index("processor"))
 
-    @pl.when(warpgroup < 2)
-    def _compute():
-        plgpu.set_max_registers(REGISTERS[0], action="increase")
-        walk.compute(warpgroup)
+    def load_all(warp: Any) -> None:
+        pl.when(warp == 0)(walk.produce)
+        if "added" in given:
+            pl.when((warp == 1) | (warp == 2))(lambda: walk.fetch(warp - 1))
 
-    @pl.when(warpgroup == 2)
-    def _load():
-        plgpu.set_max_registers(REGISTERS[1], action="decrease")
-
-        @plgpu.warp_map
-        def _(warp):
-            pl.when(warp == 0)(walk.produce)
-            if "added" in given:
-                pl.when((warp == 1) | (warp == 2))(lambda: walk.fetch(warp - 1))
+    divide(warpgroup, 2, REGISTERS, lambda: walk.compute(warpgroup), load_all)
 
 
 class _Walk:

@@ -13,6 +13,7 @@ from pallas_kernels.convolution.reference import Inputs, convolve
 from tests.pallas_kernels.hopper import compiled_for_h200
 from tests.pallas_kernels.test_mosaic_gpu import on_hopper
 
+CAPABILITY = "pallas_kernels.attention.mosaic_gpu.capability"
 # Videos, frames, rows, columns, channels, channels of results.
 CASES = {
     "one tile": (1, 1, 8, 64, 32, 96),
@@ -146,9 +147,9 @@ def test_what_the_kernel_cannot_serve_has_a_reason(shape, dtype, features, text,
         with pytest.raises(NotImplementedError, match="mosaic_gpu: the default device is cpu"):
             causal_conv(*inputs[:4], implementation="mosaic_gpu")
     monkeypatch.setattr(api, "backend", lambda: "gpu")
-    monkeypatch.setattr(api, "capability", lambda: "8.0")
+    monkeypatch.setattr(CAPABILITY, lambda: "8.0")
     assert "compute capability 8.0, not 9.0" in refusal(x, features)
-    monkeypatch.setattr(api, "capability", lambda: "9.0")
+    monkeypatch.setattr(CAPABILITY, lambda: "9.0")
     found = refusal(x, features)
     assert text in found
     assert bool(found) == bool(text)

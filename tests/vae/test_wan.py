@@ -153,7 +153,7 @@ def test_sizes_are_those_of_its_levels():
 def test_a_kernel_for_hopper_convolves_alone_what_it_can(monkeypatch):
     """Eight of the decoder: two of each of four blocks."""
     monkeypatch.setattr(api, "backend", lambda: "gpu")
-    monkeypatch.setattr(api, "capability", lambda: "9.0")
+    monkeypatch.setattr("pallas_kernels.attention.mosaic_gpu.capability", lambda: "9.0")
     monkeypatch.setattr(api, "_processors", lambda: 132)
     vae = WanVAE(latent_channels=4, width=96, multiples=(1, 2), blocks=0, time=(True,))
     params = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))

@@ -31,12 +31,14 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     TILE,
     add_to_columns,
     arrive,
+    divide,
     launch,
     listed_cells,
     load,
     pin,
     pl,
     plgpu,
+    product,
     scale_rows,
     sync,
     take,
@@ -151,20 +153,15 @@ def _kernel(options: _Options, *refs: Any) -> None:
     together, computing = options.tiles.groups == 1, names.out_tile.shape[0]
     registers = REGISTERS_OF_THREE if computing > 2 else REGISTERS[names.q.shape[3]]
 
-    @pl.when(warpgroup < computing)
-    def _compute():
-        plgpu.set_max_registers(registers[0], action="increase")
+    def compute() -> None:
         _Group(options, names, processor, 0 if together else warpgroup).compute(warpgroup)
 
-    @pl.when(warpgroup == computing)
-    def _load():
-        plgpu.set_max_registers(registers[1], action="decrease")
+    def load_all(warp: Any) -> None:
+        @pl.when(warp < options.tiles.groups)
+        def _():
+            _Group(options, names, processor, 0 if together else warp).produce()
 
-        @plgpu.warp_map
-        def _(warp):
-            @pl.when(warp < options.tiles.groups)
-            def _():
-                _Group(options, names, processor, 0 if together else warp).produce()
+    divide(warpgroup, computing, registers, compute, load_all)
 
 
 class _Tile(NamedTuple):
@@ -361,16 +358,13 @@ class _Group:
         refs, places = self.refs, self.places(tile, rows)
         plgpu.barrier_wait(refs.k_full.at[self.k_slot(done)])
 
-        def scores(s_ref: Any) -> Array:
-            plgpu.wgmma(s_ref, q, refs.k_tiles.at[self.k_slot(done)].T)
-            return s_ref[...]
-
-        shape = (64, self.tiles.kv)
-        s = pl.run_scoped(scores, plgpu.ACC(shape, jnp.float32))
+        s = product(q, refs.k_tiles.at[self.k_slot(done)])
         s = self.masked(s, self.k_slot(done), places, half)
         arrive(self.k_free(done), self.threads)
         p, peak, total = self.weights(s)
         acc = plgpu.layout_cast(jnp.zeros((64, q.shape[1]), jnp.float32), TILE)
+
+        shape = s.shape
 
         def advance(step: Any, state: Any) -> Any:
             acc, peak, total, p = state

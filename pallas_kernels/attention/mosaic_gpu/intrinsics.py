@@ -74,6 +74,35 @@ def launch(
     )
 
 
+def divide(
+    warpgroup: Any, computing: int, registers: tuple[int, int], compute: Any, load: Any
+) -> None:
+    """Calls `compute()` in the warpgroups that compute, `load(warp)` in the warps of the last.
+
+    A thread of the first has more `registers` than one of the last.
+    """
+
+    @pl.when(warpgroup < computing)
+    def _compute():
+        plgpu.set_max_registers(registers[0], action="increase")
+        compute()
+
+    @pl.when(warpgroup == computing)
+    def _load():
+        plgpu.set_max_registers(registers[1], action="decrease")
+        plgpu.warp_map(load)
+
+
+def product(rows: Any, columns: Any) -> Float[Array, "R C"]:
+    """Returns the products of all rows `[R, D]` and columns `[C, D]`, which is waited for."""
+
+    def multiply(sums: Any) -> Array:
+        plgpu.wgmma(sums, rows, columns.T)
+        return sums[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((rows.shape[0], columns.shape[0]), jnp.float32))
+
+
 def turns(first: Any, total: int, workers: int) -> Any:
     """Returns how many of `first`, `first + workers`, ... are below `total`."""
     left = lax.div(jnp.int32(total - 1) - first, jnp.int32(workers))

@@ -22,10 +22,12 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     SWIZZLE,
     TILE,
     arrive,
+    divide,
     launch,
     load,
     pl,
     plgpu,
+    product,
     store_warp_sum,
     sync,
     turns,
@@ -100,22 +102,16 @@ class _Refs(NamedTuple):
 
 
 def _kernel(options: _Options, *refs: Any) -> None:
-    names = _Refs._make(refs)
-    warpgroup, (more, less) = lax.axis_index("warpgroup"), REGISTERS_OF_THREE
+    names, warpgroup = _Refs._make(refs), lax.axis_index("warpgroup")
     walk = _Walk(options, names, lax.axis_index("processor"))
 
-    @pl.when(warpgroup < COMPUTING)
-    def _compute():
-        plgpu.set_max_registers(more, action="increase")
-        walk.compute(warpgroup)
-
-    @pl.when(warpgroup == COMPUTING)
-    def _load():
-        plgpu.set_max_registers(less, action="decrease")
-
-        @plgpu.warp_map
-        def _(warp):
-            pl.when(warp == 0)(walk.produce)
+    divide(
+        warpgroup,
+        COMPUTING,
+        REGISTERS_OF_THREE,
+        lambda: walk.compute(warpgroup),
+        lambda warp: pl.when(warp == 0)(walk.produce),
+    )
 
 
 class _Walk:
@@ -190,12 +186,7 @@ class _Walk:
                 slot = lax.rem(done + step, self.options.stages)
                 plgpu.barrier_wait(refs.k_full.at[slot])
 
-                def products(s_ref: Any) -> Array:
-                    plgpu.wgmma(s_ref, q, refs.k_tiles.at[slot].T)
-                    return s_ref[...]
-
-                s = pl.run_scoped(products, plgpu.ACC((ROWS, TILE_SIZE), jnp.float32))
-                s = lax.optimization_barrier(s)
+                s = lax.optimization_barrier(product(q, refs.k_tiles.at[slot]))
                 arrive(self.K_FREE + slot, self.THREADS)
                 self.add_up(target, place(step), s, lse)
                 return state
