@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -13,9 +14,7 @@ from typing import Any
 
 from jvdm.errors import Interrupted, Preempted
 
-# JAX's callback of the garbage collector: Python prints what is raised in it, and goes on.
-_LOSES_EXCEPTIONS = "_xla_gc_callback"
-_AGAIN_SECONDS = 0.02  # until the signal comes again that arrived in it
+_AGAIN_SECONDS = 0.02  # until a signal comes again where what was raised for it was lost
 _WAKES_SECONDS = 0.5  # how long the main thread waits before it looks for a signal again
 _ERRORS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
@@ -46,7 +45,8 @@ class StopRequest:
     Inside `later()` the first one only sets `requested`, and says so: the main thread may sit
     in a device or a compiler, where Python runs no handlers, so a thread of its own listens.
     A signal that a library swallows, or turns into an error of its own, is not lost: `check`, and
-    the end, raise it again.
+    the end, raise it again. One that arrives where Python prints what is raised and goes on (a
+    finaliser, a weak reference's callback, the garbage collector's) comes again after it.
     SIGTERM may come twice, from a scheduler and from another process of the run: it counts once.
     Handlers that were there before come back at the end. A signal that the process ignores, as
     Ctrl-C in a background job, stays ignored; outside the main thread nothing is installed.
@@ -131,6 +131,8 @@ class StopRequest:
         StopRequest.asked = StopRequest.asked and StopRequest._entered > 0
         StopRequest._entered += 1
         if threading.current_thread() is threading.main_thread():
+            self._restore.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+            sys.unraisablehook = functools.partial(self._lost, sys.unraisablehook)
             ears, mouth = socket.socketpair()
             mouth.setblocking(False)
             old = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -155,15 +157,22 @@ class StopRequest:
             self.check()
 
     def _handle(self, number: int, frame: Any) -> None:
-        if frame is not None and frame.f_code.co_name == _LOSES_EXCEPTIONS:
-            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
-            return
         again, self._first = self._first, self._first or signal.Signals(number)
         first, StopRequest.asked = not StopRequest.asked, True
         impatient = number == signal.SIGINT and (not self._later or again == number)
         if impatient or (first and not self._later):
             self._interrupted = True
             raise KeyboardInterrupt
+
+    def _lost(self, otherwise: Callable[[Any], None], raised: Any) -> None:
+        """What Python calls where it cannot raise: the signal comes again, and is heard then."""
+        if self._first is None or raised.exc_type is not KeyboardInterrupt:
+            otherwise(raised)
+            return
+        StopRequest.asked = False
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), self._first))
+        self._restore.callback(again.cancel)
+        again.start()
 
     def _listen(self, ears: socket.socket) -> None:
         while heard := ears.recv(1):  # empty when the other end is closed

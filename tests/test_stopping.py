@@ -1,13 +1,16 @@
 """A request to stop that comes twice, from a scheduler and from another process, counts once."""
 
+import gc
 import os
 import signal
+import sys
 import threading
 import time
+import weakref
 
 import pytest
 
-from jvdm.errors import Preempted
+from jvdm.errors import Interrupted, Preempted
 from jvdm.stopping import StopRequest, ask
 
 
@@ -36,21 +39,84 @@ def test_another_process_asks_as_a_signal_does_and_each_run_is_asked_anew():
             signal.sigtimedwait((), 5)
 
 
-def _xla_gc_callback():
-    """Is called as JAX's is: what it raises is lost."""
+class _Finalised:
+    """Something with a finaliser, to which others may refer weakly."""
+
+    def __init__(self, act=lambda: None):
+        self.act = act
+
+    def __del__(self):
+        self.act()
+
+
+def _in_a_finaliser(act):
+    _Finalised(act)
+
+
+def _in_the_callback_of_a_weak_reference(act):
+    """As in `weakref.WeakKeyDictionary`, by which JAX keeps what it traced."""
+    kept = _Finalised()
+    reference = weakref.ref(kept, lambda _: act())
+    del kept
+    assert reference() is None
+
+
+def _in_the_garbage_collectors_callback(act):
+    """As in JAX's `_xla_gc_callback`."""
+
+    def callback(phase, _):
+        if phase == "start":
+            act()
+
+    gc.callbacks.append(callback)
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
-        for _ in range(1000):
-            pass
-    except KeyboardInterrupt:
-        return "lost"
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
 
 
-def test_a_signal_that_arrives_where_exceptions_are_lost_is_heard_after_it():
-    with pytest.raises(Preempted), StopRequest():
-        assert _xla_gc_callback() is None
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "loses",
+    [_in_a_finaliser, _in_the_callback_of_a_weak_reference, _in_the_garbage_collectors_callback],
+)
+def test_a_signal_that_arrives_where_exceptions_are_lost_is_heard_after_it(loses, number, capsys):
+    reached, before = [], sys.unraisablehook
+
+    def act():
+        os.kill(os.getpid(), number)
+        reached.append(sum(range(1000)))
+
+    expected = Preempted if number == signal.SIGTERM else Interrupted
+    with pytest.raises(expected, match="stopped by"), StopRequest():
+        loses(act)
+        reached.append("after it")
         signal.sigtimedwait((), 5)
         pytest.fail("it was not heard")
+    assert reached == ["after it"] and sys.unraisablehook is before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_signal_that_was_lost_at_the_very_end_is_heard_there_and_comes_to_nobody_else():
+    with pytest.raises(Preempted, match="stopped by SIGTERM"), StopRequest():
+        _in_a_finaliser(lambda: os.kill(os.getpid(), signal.SIGTERM) or sum(range(1000)))
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    signal.sigtimedwait((), 0.1)
+    signal.signal(signal.SIGTERM, before)
+    assert not heard
+
+
+def test_what_is_lost_without_a_signal_is_said_as_ever(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+
+    def fails():
+        raise ValueError("in a finaliser")
+
+    with StopRequest():
+        _in_a_finaliser(fails)
+    assert [type(raised.exc_value) for raised in said] == [ValueError]
 
 
 def test_a_signal_that_a_library_turns_into_an_error_of_its_own_stops_the_run_nevertheless():
