@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Float, Frames, Key, Latents, PyTree, Tokens, no_type_check
+from jvdm.arrays import Array, Float, Frames, Int, Key, Latents, PyTree, Tokens, no_type_check
 from jvdm.attention import Policy
 from jvdm.keys import named
 from jvdm.models.conditions import ChannelCondition, Conditions, PictureStates, TextStates
@@ -211,14 +211,17 @@ class System:
         ids: PyTree,
         channel: ChannelCondition | None = None,
         pictures: PictureStates | None = None,
+        actions: Int[Array, "B F"] | None = None,
     ) -> Conditions:
         """Returns the conditions for what `text.read` made of prompts, known latents, pictures.
+
+        Actions are indices of those of the model, of which -1 says nothing; None says none.
 
         The states that the encoder made of prompts before may stand for what was read of them.
         """
         known = isinstance(ids, TextStates)
         text = ids if known else TextStates(*self.text.apply({"params": params["text"]}, ids))
-        return Conditions(text=text, channel=channel, pictures=pictures)
+        return Conditions(text=text, channel=channel, pictures=pictures, actions=actions)
 
     def see(self, params: PyTree, pixels: Float[Array, "B K h w 3"]) -> Tokens:
         """Returns the states of what `vision.read` made of `K` pictures a video, side by side."""
@@ -258,6 +261,7 @@ class System:
         ids: PyTree,
         channel: ChannelCondition | None = None,
         pictures: Tokens | None = None,
+        actions: Int[Array, "B F"] | None = None,
     ) -> Conditions:
         """Returns what the model is told in all guidance branches, branch-major.
 
@@ -267,6 +271,7 @@ class System:
             channel: Known latents of the videos; the same in every branch but those
                 that go without (`dropped`).
             pictures: What `see` returned, for every video; likewise.
+            actions: What is done in every video; the same in every branch.
         """
         told = None
         if pictures is not None:
@@ -277,7 +282,9 @@ class System:
             keeps = ["channel" not in dropped(name) for name in self.branches]
             known = jnp.concatenate([channel.known & keep for keep in keeps])
             channel = ChannelCondition(jnp.concatenate([channel.latents] * len(keeps)), known)
-        return self.told(params, ids, channel, told)
+        if actions is not None:
+            actions = jnp.concatenate([actions] * len(self.branches))
+        return self.told(params, ids, channel, told, actions)
 
     def denoiser(self, params: PyTree, conditions: Conditions) -> Any:
         """Returns the guided network: a `Denoiser`, of modalities a `JointDenoiser`."""

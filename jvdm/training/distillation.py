@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Array, Key, Latents, NoiseLevels, PyTree
+from jvdm.arrays import Array, Int, Key, Latents, NoiseLevels, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
 from jvdm.models.conditions import Conditions
@@ -52,10 +52,10 @@ class Teacher(NamedTuple):
 class Distillation:
     """A student of few steps of a text-to-video model.
 
-    A batch holds `latents [B, F, H, W, C]`, standardised, and `tokens`, what the text encoder
-    reads. The loss is the error of where jumps end, over the length of their segments, so that
-    short ones count as much as long ones; averaged over the frames that are noisy. The weights are
-    sampled at `edges`, without guidance.
+    A batch holds `latents [B, F, H, W, C]`, standardised, `tokens`, what the text encoder reads,
+    and `actions` i32[B, F] where the world is played. The loss is the error of where jumps end,
+    over the length of their segments, so that short ones count as much as long ones; averaged over
+    the frames that are noisy. The weights are sampled at `edges`, without guidance.
     """
 
     system: System
@@ -118,7 +118,7 @@ class Distillation:
 
         Raises:
             WeightsError: If its folder cannot be read.
-            ConfigError: If the student's process, latents or texts are others.
+            ConfigError: If the student's process, latents or actions are others.
         """
         system, grid = teacher_of(self.teacher, self.system, self.guidance)
         return Teacher(system, divided(grid, self.edges, self.micro))
@@ -168,11 +168,19 @@ class Distillation:
         landed = mix(system.process.alpha(s), system.process.sigma(s), said.x0, said.eps)
         return jnp.where(expand(s == t, x), x, landed)
 
-    def walk(self, frozen: PyTree, tokens: PyTree, key: Key, point: Point, steps: int) -> Latents:
+    def walk(
+        self,
+        frozen: PyTree,
+        tokens: PyTree,
+        key: Key,
+        point: Point,
+        steps: int,
+        actions: Int[Array, "B F"] | None = None,
+    ) -> Latents:
         """Returns where the guided teacher gets in `steps` of its steps from a point."""
         teacher = self.taught
         system = teacher.system
-        denoise = guided_teacher(system, frozen, self.system.text, tokens)
+        denoise = guided_teacher(system, frozen, self.system.text, tokens, actions)
         carry = system.start(point.x.shape, point.x.shape[1])
         rows = teacher.segments.way(point.t, steps, point.s)
         rules = (system.sampling.solver, system.process)
@@ -191,10 +199,12 @@ class Distillation:
         ends = target.ends(named(call.key, "ends"), row.t, segments)
         stop, end = (jnp.where(mask > 0, level, row.t) for level in (ends.s, ends.told))
         point = Point(corrupt(process, clean, row.t, noise), row.t, stop)
-        average = functools.partial(self.jump, call.ema, self.system.told(call.ema, tokens))
-        walk = functools.partial(self.walk, call.frozen, tokens, call.key)
+        acted = {"actions": batch["actions"]} if "actions" in batch else {}
+        told = functools.partial(self.system.told, ids=tokens, **acted)
+        average = functools.partial(self.jump, call.ema, told(call.ema))
+        walk = functools.partial(self.walk, call.frozen, tokens, call.key, **acted)
         aim = jax.lax.stop_gradient(target(point, segments, walk, average))
-        landed = self.jump(params, self.system.told(params, tokens), *point, end)
+        landed = self.jump(params, told(params), *point, end)
         error = (landed - aim) / expand(ends.width, aim)
         square = jnp.square(error)
         if self.loss_kind == "huber":

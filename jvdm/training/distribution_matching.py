@@ -117,8 +117,12 @@ class DistributionMatching:
 
         Raises:
             WeightsError: If its folder cannot be read.
-            ConfigError: If the student's process or latents are others.
+            ConfigError: If the student's process or latents are others, or it is told actions.
         """
+        if getattr(self.system.model, "actions", ()):
+            what = "matching of clips that are played"
+            why = "clips of the student and opinions of them are of the prompt alone"
+            raise ConfigError(what, why, "train it by consistency (configs/nfd_few_steps.py)")
         system, grid = teacher_of(self.teacher, self.system, self.guidance)
         first, last = (round(share * (len(grid) - 1)) for share in WITHIN)
         return system, SegmentStarts(tuple(grid[first : last + 1].tolist()))

@@ -100,7 +100,7 @@ class DynamicMatching(FlowMatching):
         actions: Array | None = None,
     ) -> tuple[Latents, Float[Array, "depth 2 B"]]:
         """Returns what the network predicts under gates drawn with `key`, and what they spent."""
-        told = self.told(params, tokens, actions)
+        told = self.system.told(params, tokens, actions=actions)
 
         def network(x: Latents, call: Call, carry: PyTree) -> tuple[Latents, PyTree]:
             given = (variables(params["model"]), x, call, told, carry)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Key, Latents, NoiseLevels, PyTree
 from jvdm.keys import named
-from jvdm.models.conditions import Conditions
 from jvdm.samplers.denoiser import Call, ask
 from jvdm.samplers.loss_weights import LossWeights, Unweighted
 from jvdm.samplers.process import corrupt, from_x0_eps
@@ -107,15 +106,9 @@ class FlowMatching:
         actions: Int[Array, "B F"] | None = None,
     ) -> Latents:
         """Returns what the network predicts of `x` at levels `t`."""
-        network = self.system.predict(params, self.told(params, tokens, actions))
+        told = self.system.told(params, tokens, actions=actions)
+        network = self.system.predict(params, told)
         return ask(network, self.system.process, x, Call.at(t), None)[0]
-
-    def told(
-        self, params: PyTree, tokens: PyTree, actions: Int[Array, "B F"] | None = None
-    ) -> Conditions:
-        """Returns what the network is told of clips."""
-        told = self.system.told(params, tokens)
-        return told if actions is None else dataclasses.replace(told, actions=actions)
 
     def loss(
         self, params: PyTree, batch: PyTree, call: TrainCall

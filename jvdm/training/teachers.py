@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.arrays import Float, PyTree
+from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.errors import ConfigError
 from jvdm.pipeline.loading import manifest_of, ready, system_of
 from jvdm.pricing import stored_shapes
@@ -32,13 +32,17 @@ def teacher_of(
 
     Raises:
         WeightsError: If the folder cannot be read.
-        ConfigError: If the student's process or latents are others.
+        ConfigError: If the student's process, latents or actions are others.
     """
     system, grid = _read(place)
     mine = (student.process, student.vae.latent_channels)
     if mine != (system.process, system.vae.latent_channels):
         what = f"the student's process or latents are not those of {place}"
         raise ConfigError(what, "both see the same noisy latents", "name another teacher")
+    acts, taught = (getattr(of.model, "actions", ()) for of in (student, system))
+    if acts != taught:
+        what = f"the student is told {len(acts)} actions, its teacher {place} {len(taught)}"
+        raise ConfigError(what, "both are told the same", "name a teacher that was played so")
     if guidance is not None:
         rule = ClassifierFree(guidance).settled()
         sampling = dataclasses.replace(system.sampling, guidance=rule)
@@ -56,7 +60,13 @@ def arrays_of(place: str, system: System) -> PyTree:
     }
 
 
-def guided_teacher(system: System, arrays: PyTree, text: Any, tokens: PyTree) -> Denoiser:
+def guided_teacher(
+    system: System,
+    arrays: PyTree,
+    text: Any,
+    tokens: PyTree,
+    actions: Int[Array, "B F"] | None = None,
+) -> Denoiser:
     """Returns a teacher with its guidance; its first carry is that of `System.start`.
 
     Args:
@@ -64,12 +74,13 @@ def guided_teacher(system: System, arrays: PyTree, text: Any, tokens: PyTree) ->
         arrays: Its parameters.
         text: What read the prompts, to read the empty one.
         tokens: What it read.
+        actions: What is done in the clips, where the world is played.
     """
     nothing = jax.tree.map(jnp.asarray, text.read(("",))[0])
     empty = jax.tree.map(lambda one, all_: jnp.broadcast_to(one, all_.shape), nothing, tokens)
     parts = [empty if UNCONDITIONAL in name else tokens for name in system.branches]
     ids = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return system.denoiser(arrays, system.conditions(arrays, ids))
+    return system.denoiser(arrays, system.conditions(arrays, ids, actions=actions))
 
 
 @functools.lru_cache(maxsize=4)

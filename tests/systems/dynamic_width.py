@@ -83,7 +83,7 @@ def share(objective: DynamicMatching, params: Any, batch: Any) -> np.ndarray:
 
     @jax.jit
     def at(level: Any) -> Any:
-        told = objective.told(params, tokens)
+        told = objective.system.told(params, tokens)
         x, clean = jax.random.normal(jax.random.key(0), batch["latents"].shape), batch["latents"]
         t = jnp.broadcast_to(level, clean.shape[:2])
         call = Call.at(objective.system.process.model_time(t))

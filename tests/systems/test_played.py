@@ -18,6 +18,10 @@ from jvdm.pipeline.foresight import Foresight
 from jvdm.pipeline.session import Act, Prompt, begin_session, command_of, load_session
 from jvdm.recipes import load_system
 from jvdm.samplers import Call, accept, speculate, stream
+from jvdm.training.distillation import Distillation
+from jvdm.training.distribution_matching import DistributionMatching
+from jvdm.training.objective import TrainCall
+from jvdm.training.targets import Point
 from jvdm.values import to_data
 from jvdm.weights import read_manifest, safetensors, write_manifest
 from jvdm.world.actions import ACTIONS, TURN
@@ -274,3 +278,48 @@ def test_what_is_read_of_true_films_is_what_was_done_in_them():
         assert (sign * films[name][:, axis] > played_motion.LEAST[axis]).all()
         np.testing.assert_array_equal(films[name][:, 2], 0)
     assert played_motion.share("stop", list(films["stop"])) == "1.00"
+
+
+@pytest.fixture(scope="module")
+def distilled(played, tmp_path_factory) -> Distillation:
+    """A student of one frame behind true ones, whose teacher is the random played model."""
+    folder = tmp_path_factory.mktemp("teacher")
+    for name in ("text", "model"):
+        safetensors.save(folder / f"{name}.safetensors", played.params[name], dtype="float32")
+    nano.write_vae(folder)
+    components = {**nano.MANIFEST.components, "model": to_data(MODEL)}
+    write_manifest(folder, dataclasses.replace(nano.MANIFEST, components=components))
+    rules: Any = {"edges": (1.0, 0.0), "target": "consistency", "source": "stream", "chunk": 1}
+    return Distillation(PLAYED, str(folder), micro=4, **rules)
+
+
+def test_a_student_of_few_steps_and_its_teacher_are_told_what_is_done(played, distilled):
+    actions = jnp.asarray([[1, 1, 2], [2, 4, 4]])
+    tokens = jnp.asarray(nano.TEXT.read((PROMPT, OTHER))[0])
+    batch = {"latents": jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 4)), "tokens": tokens}
+    frozen = distilled.frozen()
+    call = TrainCall(jnp.int32(0), jax.random.key(5), played.params, frozen)
+    t = jnp.full((2, 3), 0.75)
+    point = Point(batch["latents"], t, jnp.zeros_like(t))
+
+    @jax.jit
+    def found(actions):
+        def loss(params):
+            return distilled.loss(params, {**batch, "actions": actions}, call)[0]
+
+        end = distilled.walk(frozen, tokens, call.key, point, 1, actions)
+        return end, jax.grad(loss)(played.params)["model"]["actions_in"]
+
+    (end, slope), (other, _) = found(actions), found(actions.at[0, 1].set(5))
+    moved = np.abs(end - other).max((2, 3, 4))
+    assert moved[0, 1] > 1e-4 and (moved[1] == 0).all()
+    told = np.abs(slope).max(1)
+    assert set(np.flatnonzero(told)) <= {1, 2, 4} and (told[[2, 4]] > 0).any()
+
+
+def test_a_teacher_that_was_not_played_teaches_nobody_who_is(distilled, tmp_path):
+    plain = nano.write_weights(tmp_path)
+    with pytest.raises(jvdm.ConfigError, match=f"told {len(ACTIONS)} actions, its teacher .* 0"):
+        assert dataclasses.replace(distilled, teacher=str(plain)).taught
+    with pytest.raises(jvdm.ConfigError, match="matching of clips that are played"):
+        assert DistributionMatching(load_system("self_forcing", PLAYED), str(plain)).taught
