@@ -163,6 +163,6 @@ def test_what_is_no_flow_map_of_many_steps_is_refused_at_once(objective, changes
 
 def test_the_recipe_goes_on_with_the_flow_map_of_its_first_stage():
     objective: Any = anyflow_on_policy.config().objective
-    assert objective.on_films.target == "flow_map" and objective.score_updates == 1
+    assert objective.on_films.target == "flow_map" and objective.steps == (2, 4, 8, 16, 50)
     assert objective.stops.shape == (5, 51)
     assert np.asarray(objective.stops)[0, 2:].max() == 0
