@@ -5,7 +5,7 @@ jvdm plan anyflow_on_policy --on h200               0.03 GB of a device
 40 steps, two minutes on two CPU cores. The student is that of `configs/anyflow.py` (without
 `--start-from` the shipped nano model, whose jumps are single steps). Three jumps make a clip,
 which is compared with the guided teacher's law, and it goes on learning from noised films, which
-count ten times (`jvdm.training.on_policy`). What it reaches is said in `configs/systems/anyflow.py`.
+count ten times (`jvdm.training.on_policy`). What it reaches: `configs/systems/anyflow.py`.
 """
 
 import dataclasses
