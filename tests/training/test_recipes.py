@@ -1,5 +1,8 @@
 """Recipes of the package: what holds before any of them is run."""
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,8 +16,10 @@ from jvdm.configs import (
     nano,
     nano_vae,
     nfd,
+    nfd_few_steps,
     reader,
     streamdit,
+    streamdit_few_steps,
     tiny_t2v,
     tiny_t2v_causal,
     vae,
@@ -22,6 +27,8 @@ from jvdm.configs import (
 )
 from jvdm.configs import vae_decoder as decoder
 from jvdm.experiment import describe
+from jvdm.samplers import LagMatrix
+from jvdm.values import from_data
 from jvdm.weights.folder import EMBEDDED, read_manifest
 
 SMALL = (nano, nano_vae, nfd, streamdit, arlon, art_v, vin, lingen)
@@ -54,3 +61,19 @@ def test_the_causal_recipe_changes_how_the_shipped_network_attends_and_nothing_t
     assert model.policy == FrameCausal()
     shipped = read_manifest(EMBEDDED / "tiny_t2v").component("model")
     assert model.clone(policy=shipped.policy, remat=shipped.remat, unroll=1) == shipped
+
+
+@pytest.mark.parametrize(
+    ("recipe", "matrix"), [(nfd_few_steps, LagMatrix(4, 1)), (streamdit_few_steps, LagMatrix(1, 2))]
+)
+def test_a_student_of_a_stream_makes_four_jumps_a_chunk_between_levels_of_its_teacher(
+    recipe, matrix
+):
+    """One frame after the other, or so that every row finishes a chunk."""
+    objective: Any = recipe.config().objective
+    sampling = from_data(objective.rules["sampling"])
+    assert sampling.matrix == matrix and len(sampling.levels()) == 5
+    steps = objective.micro * (len(objective.edges) - 1)
+    own = dataclasses.replace(objective.system.sampling.levels, num_steps=steps)()
+    np.testing.assert_allclose(own[:: objective.micro], objective.edges, atol=1e-6)
+    assert objective.teacher == str(recipe.config().start_from)
