@@ -7,7 +7,7 @@ jvdm stream "a large red ball rests" --weights work/nfd/weights --system nfd --a
 The nano model with frame-causal attention and the `actions` port, on clips of the world that are
 played: one object is pushed and stopped, the camera turned (`jvdm.world.actions`),
 each frame with a noise level of its own (arXiv:2506.01380; theirs has 32 frames of Minecraft and an
-autoencoder of single frames; here four frames share a latent and an action). What 3,600 steps
+autoencoder of single frames; here four frames share a latent and an action). What 14,000 steps
 reach: `configs/systems/nfd.py`.
 """
 
