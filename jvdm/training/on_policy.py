@@ -6,6 +6,7 @@ matched with the teacher's law (AnyFlow, arXiv:2605.13724, on-policy distillatio
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Key, PyTree
 from jvdm.errors import ConfigError
 from jvdm.keys import named
+from jvdm.samplers import SynchronousMatrix
 from jvdm.samplers.timesteps import per_clip, uniform_integer
 from jvdm.training.distillation import Distillation
 from jvdm.training.distribution_matching import DistributionMatching, parts_of
@@ -47,9 +49,12 @@ class OnPolicyFlowMap(DistributionMatching):
     def __post_init__(self) -> None:
         """Refuses what needs no teacher to be known as wrong."""
         super().__post_init__()
-        if self.past != "own" or self.chunkwise:
-            what = f"clips of a flow map with past {self.past} and chunkwise {self.chunkwise:g}"
-            raise ConfigError(what, "they are made whole", "leave both as they are")
+        matrix = self.system.sampling.matrix
+        if self.past != "own" or self.chunkwise or not isinstance(matrix, SynchronousMatrix):
+            what = f"clips of a flow map with past {self.past}, chunkwise {self.chunkwise:g} and"
+            what += f" {type(matrix).__name__}"
+            fix = "use --objective.system.sampling.matrix synchronous, and leave the others out"
+            raise ConfigError(what, "they are made whole, in jumps of all frames", fix)
         if not self.steps or min(self.steps) < 1 or not 0 <= self.forward < float("inf"):
             what = f"steps are {self.steps}, forward is {self.forward:g}"
             raise ConfigError(what, "a run has a step, and a weight is 0 or more", "use 2,4 and 1")
@@ -92,12 +97,11 @@ class OnPolicyFlowMap(DistributionMatching):
         """Returns clips that three jumps of the student make for the prompts of a batch."""
         shape = batch["latents"].shape
         x = jax.random.normal(named(key, "noise"), shape, jnp.float32)
-        ways = jnp.broadcast_to(
-            self.ways(named(key, "ways"), shape[0])[..., None], (shape[0], 4, shape[1])
-        )
         told = self.system.told(student, batch["tokens"])
-        for start, end in ((0, 1), (1, 2), (2, 3)):
-            x = self.on_films.jump(student, told, x, ways[:, start], ways[:, end])
+        ways = self.ways(named(key, "ways"), shape[0])
+        levels = [jnp.broadcast_to(ways[:, i, None], shape[:2]) for i in range(4)]
+        for start, end in itertools.pairwise(levels):
+            x = self.on_films.jump(student, told, x, start, end)
         still = jax.lax.stop_gradient(x)
         return Rollout(x, still, still)
 
