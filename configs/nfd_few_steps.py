@@ -2,6 +2,7 @@
 
 jvdm train configs/nfd.py --workdir work/nfd
 jvdm train configs/nfd_few_steps.py --workdir work/nfd_few_steps
+jvdm plan nfd_few_steps --on h200                   0.06 GB of a device
 jvdm stream "a large red ball rests" --weights work/nfd_few_steps/weights --system nfd \
     --at 1s "act push left"
 40 steps, a minute on two CPU cores, from the weights of `configs/nfd.py`, which are its teacher

@@ -2,6 +2,7 @@
 
 jvdm train configs/streamdit.py --workdir work/streamdit
 jvdm train configs/streamdit_few_steps.py --workdir work/streamdit_few_steps
+jvdm plan streamdit_few_steps --on h200             0.10 GB of a device
 jvdm stream "a large red ball rests" --weights work/streamdit_few_steps/weights
 40 steps, two minutes on two CPU cores, from the weights of `configs/streamdit.py`, which are its
 teacher too. A buffer holds four chunks of two latent frames, one in each of four segments of the

@@ -14,6 +14,7 @@ from jax.experimental import topologies
 
 from jvdm import works
 from jvdm.cli import main
+from jvdm.configs import nfd, streamdit
 from jvdm.data.video_folder import VideoFolder
 from jvdm.errors import ConfigError, DeviceMemoryError
 from jvdm.families import FAMILIES
@@ -22,6 +23,7 @@ from jvdm.plan import PlanOptions, run, text
 from jvdm.recipes import load_experiment
 from jvdm.targets import LIBTPU, MACHINES, target
 from jvdm.training.encoded_clips import Captions, EncodedClips
+from jvdm.training.export import export
 from jvdm.training.low_rank import LowRankMatching
 from jvdm.weights.diffusers import write_tensors
 from jvdm.weights.folder import find
@@ -203,12 +205,17 @@ def test_a_video_is_planned_from_prompt_to_frames():
 def begun(tmp_path, monkeypatch):
     """A folder in which the runs that others begin with were made, and a video of one's own lies.
 
-    Their weights are those of the shipped model; a plan reads shapes.
+    Their weights are those of the shipped model, or zeros; a plan reads shapes.
     """
     pytest.importorskip("grain")
     for name in ("vae", "tiny_t2v"):
         (tmp_path / "work" / name).mkdir(parents=True)
         (tmp_path / "work" / name / "weights").symlink_to(find("tiny_t2v"))
+    for recipe in (nfd.config(), streamdit.config()):
+        shapes = jax.eval_shape(recipe.objective.init, jax.random.key(0))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        weights = tmp_path / "work" / recipe.name / "weights"
+        export(recipe.objective, recipe.package, weights, zeros)
     caption(write(tmp_path / "videos/one.mp4", 30, rate=6, height=64, width=64))
     at_size(write_wan(tmp_path / "Wan2.1-T2V-1.3B-Diffusers"), "wan-1.3b-480p")
     at_size(write_ltx(tmp_path / "LTX-Video"), "ltx-2b-512p")

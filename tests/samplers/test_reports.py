@@ -73,7 +73,7 @@ class Shown(System):
 
     seen: Any = None
 
-    def told(self, params, ids, channel=None):
+    def told(self, params, ids, channel=None, pictures=None, actions=None):
         return Conditions()
 
     def predict(self, params, told):

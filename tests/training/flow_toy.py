@@ -76,7 +76,7 @@ def fresh(key, sizes=(8 + 32, 256, 256, 8)):
 class Untold(System):
     """A system without networks, that is told nothing."""
 
-    def told(self, params, ids, channel=None, pictures=None) -> Any:
+    def told(self, params, ids, channel=None, pictures=None, actions=None) -> Any:
         """Returns nothing."""
         return None
 
