@@ -63,8 +63,8 @@ class DistributionMatching:
     the mean squared difference of both opinions, normalised, and how far the critic is not fooled.
 
     Raises:
-        ConfigError: If a number is out of its range, or the system is sampled in a way that cannot
-            be trained on (`jvdm.training.rollouts`).
+        ConfigError: If a number is out of its range, the student is told actions, or it is sampled
+            in a way that cannot be trained on (`jvdm.training.rollouts`).
     """
 
     system: System
@@ -92,6 +92,10 @@ class DistributionMatching:
         if self.score_updates < 1 or self.score_rate <= 0:
             what = f"score_updates is {self.score_updates}, score_rate {self.score_rate:g}"
             raise ConfigError(what, "the second network must follow", "use 1 or more, and above 0")
+        if getattr(self.system.model, "actions", ()):
+            what = "matching of clips that are played"
+            why = "clips of the student and opinions of them are of the prompt alone"
+            raise ConfigError(what, why, "train it by consistency (configs/nfd_few_steps.py)")
         for system in self._ways:
             Rollouts(system)
 
@@ -117,12 +121,8 @@ class DistributionMatching:
 
         Raises:
             WeightsError: If its folder cannot be read.
-            ConfigError: If the student's process or latents are others, or it is told actions.
+            ConfigError: If the student's process or latents are others.
         """
-        if getattr(self.system.model, "actions", ()):
-            what = "matching of clips that are played"
-            why = "clips of the student and opinions of them are of the prompt alone"
-            raise ConfigError(what, why, "train it by consistency (configs/nfd_few_steps.py)")
         system, grid = teacher_of(self.teacher, self.system, self.guidance)
         first, last = (round(share * (len(grid) - 1)) for share in WITHIN)
         return system, SegmentStarts(tuple(grid[first : last + 1].tolist()))
