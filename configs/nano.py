@@ -7,6 +7,7 @@ The nano weights in the package: --num-steps 2500 --source.pool 4096 --source.fr
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from jvdm.configs import nano_vae
@@ -14,6 +15,7 @@ from jvdm.experiment import Experiment
 from jvdm.models import VideoDiT
 from jvdm.system import System
 from jvdm.text.words import WordEncoder
+from jvdm.training.distillation import Distillation
 from jvdm.training.flow_matching import FlowMatching
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.previews import SamplePreview
@@ -75,6 +77,26 @@ def of_films(name: str, num_frames: int, *given: Any, **fields: Any) -> Experime
         package=packaging,
         preview=dataclasses.replace(base.preview, package=packaging),
     )
+
+
+def of_stream(
+    base: Experiment, steps: int, teacher: Path, learning_rate: float, **rules: Any
+) -> Experiment:
+    """Returns a run that distils a stream from weights of `base`, its teacher, and on from them.
+
+    Args:
+        base: What made the teacher.
+        steps: Those of the student, at the levels of the teacher's sampling.
+        teacher: Weights folder.
+        learning_rate: Of the run.
+        rules: Of the `Distillation`.
+    """
+    system: Any = base.objective.system  # pyright: ignore[reportAttributeAccessIssue]
+    levels = dataclasses.replace(system.sampling.levels, num_steps=steps)()
+    edges = tuple(levels.tolist())
+    objective = Distillation(system, str(teacher), edges, source="stream", **rules)
+    optimizer = going_on(learning_rate)
+    return dataclasses.replace(base, objective=objective, optimizer=optimizer, start_from=teacher)
 
 
 def config() -> Experiment:

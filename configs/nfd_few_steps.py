@@ -18,29 +18,13 @@ from typing import Any
 
 from jvdm.configs import nano, nfd
 from jvdm.experiment import Experiment
-from jvdm.training.distillation import Distillation
 
 TEACHER = Path("work/nfd/weights")
-EDGES = (1.0, 6 / 7, 2 / 3, 0.4, 0.0)  # four steps with nano's shift of 2
+STEPS = 4
 
 
 def config() -> Experiment:
     """Returns a run of 40 steps of a student that jumps from level to level."""
-    base: Any = nfd.config()
-    objective = Distillation(
-        base.objective.system,
-        teacher=str(TEACHER),
-        edges=EDGES,
-        target="consistency",
-        micro=12,
-        source="stream",
-        chunk=1,
-        lag=len(EDGES) - 1,
-    )
-    return dataclasses.replace(
-        base,
-        name="nfd_few_steps",
-        objective=objective,
-        optimizer=nano.going_on(1e-3),
-        start_from=TEACHER,
-    )
+    rules: Any = {"target": "consistency", "micro": 12, "chunk": 1, "lag": STEPS}
+    made = nano.of_stream(nfd.config(), STEPS, TEACHER, 1e-3, **rules)
+    return dataclasses.replace(made, name="nfd_few_steps")

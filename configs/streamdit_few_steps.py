@@ -13,12 +13,9 @@ guidance. What it reaches: `configs/systems/streamdit.py`.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from jvdm.configs import nano, streamdit
 from jvdm.experiment import Experiment
-from jvdm.samplers import ShiftedLevels
-from jvdm.training.distillation import Distillation
 
 TEACHER = Path("work/streamdit/weights")
 SEGMENTS = 4
@@ -26,19 +23,6 @@ SEGMENTS = 4
 
 def config() -> Experiment:
     """Returns a run of 40 steps of a student of buffers."""
-    base: Any = streamdit.config()
-    levels = ShiftedLevels(SEGMENTS, shift=streamdit.SHIFT)
-    objective = Distillation(
-        base.objective.system,
-        teacher=str(TEACHER),
-        edges=tuple(levels().tolist()),
-        micro=streamdit.STEPS // SEGMENTS,
-        source="stream",
-    )
-    return dataclasses.replace(
-        base,
-        name="streamdit_few_steps",
-        objective=objective,
-        optimizer=nano.going_on(5e-4),
-        start_from=TEACHER,
-    )
+    micro = streamdit.STEPS // SEGMENTS
+    made = nano.of_stream(streamdit.config(), SEGMENTS, TEACHER, 5e-4, micro=micro)
+    return dataclasses.replace(made, name="streamdit_few_steps")
