@@ -7,13 +7,21 @@ import numpy as np
 from jvdm.arrays import Array, Float
 
 
-def rms_normalize(x: Float[Array, "*batch D"], epsilon: float = 1e-6) -> Float[Array, "*batch D"]:
+def rms_normalize(
+    x: Float[Array, "*batch D"], epsilon: float = 1e-6, apart: bool = False
+) -> Float[Array, "*batch D"]:
     """Divides by the root mean square of the last axis, computed in float32.
 
-    `epsilon` is added to the mean square.
+    Args:
+        x: What is divided.
+        epsilon: Added to the mean square.
+        apart: Whether the squares are summed in a pass of their own, so that XLA divides where the
+            quotient is read. Else it writes that, to be read again by what cannot be part of a
+            norm, as a rotation of heads.
     """
     y = x.astype(jnp.float32)
-    return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
+    factor = jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
+    return y * (jax.lax.optimization_barrier(factor) if apart else factor)
 
 
 def layer_normalize(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

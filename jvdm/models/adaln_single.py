@@ -10,6 +10,7 @@ they are read (`jvdm.configs.families`), and no sum over features notices it.
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, Latents, NoiseLevels, PyTree, Tokens
@@ -65,6 +66,8 @@ class AdaLNSingleLayer(TransformerLayer):
         y = x
         if self.cross_norm:
             norm = nn.LayerNorm(use_fast_variance=False, dtype=jnp.float32, name="cross_norm")
+            # The barrier lets one pass write the sum, or XLA adds in the norm and once more.
+            x = jax.lax.optimization_barrier(x)
             y = norm(x).astype(self.dtype)
         x = x + self._read(y.reshape(flat), shared.text).reshape(x.shape)
 
@@ -103,12 +106,14 @@ class AdaLNSingleLayer(TransformerLayer):
     def _heads(self, name: str, x: Tokens, other: Float[Array, "B _ D"]) -> list[Array]:
         """Returns queries of `x`, keys and values of `other`, `[B, L, N, E]` each.
 
-        Queries and keys are normalised over all heads together.
+        Queries and keys are normalised over all heads together. Those of self-attention are then
+        turned, which is one pass with the division.
         """
         inputs = {"q": x, "k": other, "v": other}
         q, k, v = (self._linear(f"{name}_{part}", x.shape[-1], y) for part, y in inputs.items())
-        q = RMSNorm(self.head_epsilon, name=f"{name}_q_norm")(q)
-        k = RMSNorm(self.head_epsilon, name=f"{name}_k_norm")(k)
+        apart = name == "self"
+        q = RMSNorm(self.head_epsilon, apart, name=f"{name}_q_norm")(q)
+        k = RMSNorm(self.head_epsilon, apart, name=f"{name}_k_norm")(k)
         return [y.reshape(*y.shape[:2], -1, self.head_dim) for y in (q, k, v)]
 
     def _linear(self, name: str, size: int, x: Float[Array, "*batch I"]) -> Array:

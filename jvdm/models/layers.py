@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
@@ -16,13 +17,15 @@ class RMSNorm(nn.Module):
     """Root mean square norm with a learnt gain (Zhang and Sennrich, arXiv:1910.07467)."""
 
     epsilon: float = 1e-6
+    apart: bool = False
+    """Whether squares are summed by themselves (`rms_normalize`)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Returns the normalised input in its own dtype."""
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
         gain = gain.reshape((1,) * (x.ndim - 1) + (-1,))
-        return (rms_normalize(x, self.epsilon) * gain).astype(x.dtype)
+        return (rms_normalize(x, self.epsilon, self.apart) * gain).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -181,13 +184,13 @@ def rotary_table(
 def rotate(x: Float[Array, "B L N D"], table: Rotary) -> Float[Array, "B L N D"]:
     """Turns pairs (first half, second half of a head) by the angles of `table`.
 
-    Written with a flip of the halves, which XLA fuses into the product around
-    it, where a concatenation would be a pass over memory of its own.
+    Written with a flip of the halves and signs, which XLA fuses into the product around
+    them, where a concatenation would be a pass over memory of its own.
     """
     halves = x.astype(jnp.float32).reshape(*x.shape[:3], 2, -1)
-    cosine, sine = (part.reshape(len(part), -1, halves.shape[-1]) for part in table)
-    sines = jnp.stack([-sine, sine], 2)[None]
-    turned = halves * cosine[None, :, :, None] + halves[..., ::-1, :] * sines
+    cosine, sine = (part.reshape(1, len(part), -1, 1, halves.shape[-1]) for part in table)
+    signs = np.array([-1.0, 1.0], np.float32).reshape(2, 1)[None, None, None]
+    turned = halves * cosine + halves[..., ::-1, :] * sine * signs
     return turned.reshape(x.shape)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,10 +194,25 @@ def test_writing_twice_is_writing_once_and_nothing_else_is_touched():
     for name in ("k", "v", "frames"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     np.testing.assert_array_equal(one.k.ravel(), [1, 1, 0])
-    none = one.write(
-        jnp.zeros((1, 2, 1, 1)), jnp.zeros((1, 2, 1, 1)), jnp.arange(2), jnp.full(2, 3)
+    other = jnp.full((1, 2, 1, 1), 2.0)
+    np.testing.assert_array_equal(one.write(other, other, jnp.arange(2), jnp.full(2, 3)).k, one.k)
+
+
+def test_caches_of_all_layers_are_written_as_each_by_itself():
+    grid = dataclasses.replace(GRID, width=2, batch=2, heads=3)
+    caches = [KVCache.empty(grid, 3), KVCache.empty(grid, 3).cut(0, 5)]
+    made, slots = (
+        jax.random.normal(jax.random.key(0), (2, 2, 2, 4, 3, grid.head_dim)),
+        jnp.array([2, 0]),
     )
-    np.testing.assert_array_equal(none.k, one.k)
+    each = [
+        cache.write(*one, jnp.arange(2), slots)
+        for cache, one in zip(caches, made.swapaxes(0, 1), strict=True)
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+    both = stacked.write(*made, jnp.arange(2), slots)
+    chex.assert_trees_all_equal(both, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
+    np.testing.assert_array_equal(both.k[1, :, 2], made[0, 1, :, :2])
 
 
 @pytest.mark.parametrize(
