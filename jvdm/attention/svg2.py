@@ -1,7 +1,6 @@
 """Sparse VideoGen2: tokens that are alike are brought together, clusters attend to clusters."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -191,18 +190,22 @@ class SVG2(Sparse):
         k = call.turn(k)
         if self.is_dense:
             return among(q, k, v, None), state._replace(tally=state.tally.add(1.0, 1.0, dense=True))
+
+        def ordered(asks: Array, told: Array, listed: Listed) -> Any:
+            return asks, told, listed, listed.rows.apply(q), listed.columns.apply(k)
+
+        def search() -> Any:  # which puts the same tokens in order to add them up
+            return ordered(*self.searched(q, k, state, call))
+
         if self.period == 1 or not self.warm:
-            asks, told, listed = self.searched(q, k, state, call)
+            asks, told, listed, *parts = search()
         else:
             found = (x.reshape(-1, *x.shape[2:]) for x in (state.queries, state.keys))
-            kept = (*found, state.listed)
-            search = functools.partial(self.searched, q, k, state, call)
+            kept: Any = (*found, state.listed)
             due = call.row.index % self.every == 0
-            asks, told, listed = jax.lax.cond(due, search, lambda: kept)
-        rows, columns = listed.rows, listed.columns
-        mask = mask_of(listed, self.sizes(call.grid))
-        parts = rows.apply(q), columns.apply(k), columns.apply(v)
-        out = rows.undo(among(*(x[:, :, None] for x in parts), mask)[:, :, 0])
+            asks, told, listed, *parts = jax.lax.cond(due, search, lambda: ordered(*kept))
+        mask, parts = mask_of(listed, self.sizes(call.grid)), [*parts, listed.columns.apply(v)]
+        out = listed.rows.undo(among(*(x[:, :, None] for x in parts), mask)[:, :, 0])
         seen: Any = jnp.nan
         if self.recall_queries:
             seen = recall(q, k, listed, self.recall_queries)
@@ -279,15 +282,21 @@ def mask_of(listed: Listed, sizes: tuple[int, int]) -> BlockMask:
     rows, columns, marked, _ = listed
     short = ((0, 0), (0, 1), (0, 1))  # blocks without a cluster are listed nowhere, and list none
     found = jnp.pad(marked, short)
-    found = jnp.take_along_axis(found, rows.owner[..., None], 1)
-    found = jnp.take_along_axis(found, columns.owner[:, None], 2)
-    return BlockMask.from_dense(
-        found[:, None],
+    owner = jnp.broadcast_to(columns.owner[:, None], (*found.shape[:2], columns.owner.shape[1]))
+    by_cluster = BlockMask.from_dense(
+        jnp.take_along_axis(found, owner, 2)[:, None],
         kv_lengths=columns.lengths,
         block_q=sizes[0],
         block_kv=sizes[1],
-        q_len=rows.source.shape[1],
+        q_len=found.shape[1] * sizes[0],
         kv_len=columns.source.shape[1],
+    )
+    owner = rows.owner[:, None]  # all blocks of a cluster have its list
+    return dataclasses.replace(
+        by_cluster,
+        kv_indices=jnp.take_along_axis(by_cluster.kv_indices, owner[..., None], 2),
+        kv_counts=jnp.take_along_axis(by_cluster.kv_counts, owner, 2),
+        q_len=rows.source.shape[1],
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jvdm.attention import SVG2, Draft, Window
-from jvdm.attention.clusters import means, packed
+from jvdm.attention.clusters import means, packed, sorted_rows
 from jvdm.attention.svg2 import Listed, density, recall
 from jvdm.errors import ConfigError
 from pallas_kernels import block_sparse_attention, dense_attention
@@ -104,11 +104,18 @@ def test_packed_tokens_come_back_and_no_block_holds_two_clusters(grid, block):
             assert (labels[number, :length] == owner).all() and (length > 0) == (owner < 20)
 
 
+@pytest.mark.parametrize("most", [2**30, 2**31], ids=["as one row", "row by row"])
+def test_rows_are_sorted_apart(most):
+    keys = np.random.default_rng(0).choice(2**30, (4, 40), replace=False).astype(np.int32)
+    keys[:, 7], keys[:, 8] = 2**30 - 1, 0
+    np.testing.assert_array_equal(sorted_rows(jnp.asarray(keys), most), np.sort(keys, 1))
+
+
 def test_means_are_those_of_the_members_and_empty_clusters_stay():
     tokens = moving(ODD)[0]
     x = by_head(tokens)
     far = jnp.full((len(x), 1, x.shape[2]), 1e3)
-    found, _ = means(tokens, jnp.concatenate([x[:, :6], far], 1), 4, 8)
+    found, _ = means(tokens, jnp.concatenate([x[:, :6], far], 1), 4, 16)
     assert (found.sizes.sum(1) == ODD.tokens).all() and (found.sizes[:, 6] == 0).all()
     np.testing.assert_array_equal(found.centroids[:, 6:], far)
     for head in range(len(x)):
