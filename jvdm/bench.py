@@ -11,6 +11,7 @@ Where there is no command line (jax and flax suffice):
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -296,10 +297,8 @@ def rows_of_model(
         keys = jax.random.split(jax.random.key(seed), 3)
         params = stand_in.parameters(keys[0], shape)
         states = jax.random.normal(keys[1], (1, *stand_in.TEXT))
-        videos = [
-            stand_in.moving_regions(keys[2], shape, level)
-            for level in (stand_in.BEFORE, stand_in.LEVEL)
-        ]
+        video = jax.jit(functools.partial(stand_in.moving_regions, keys[2], shape))
+        videos = [video(level) for level in (stand_in.BEFORE, stand_in.LEVEL)]
         dense, dense_s = None, 0.0
         for (name, density), variant in variants.items():
             row: dict[str, Any] = {"shape": shape_name, "policy": name, "asked": density}
@@ -308,22 +307,20 @@ def rows_of_model(
                 speedup = dense_s / run["seconds"]
                 yield {**row, **run, "speedup": speedup, "run_speedup": speedup}
                 continue
-            made, carry, times = _timed_phases(shape, variant, params, videos, states, dense_s)
+            given = (shape, variant, params, videos, states, dense_s)
+            made, carry, times, row["plan"] = _timed_phases(*given)
             dense, dense_s = (made, *times.values()) if dense is None else (dense, dense_s)
             lengths = variant.phases(ROWS)
             last, run_s = times[lengths[-1][0]], sum(times[phase] * rows for phase, rows in lengths)
             row |= {"seconds": last, "speedup": dense_s / last, "phases": times}
             row["run_speedup"] = ROWS * dense_s / run_s
-            if name != "dense":
-                given = (params, videos[1], states, carry)
-                row["plan"] = plan_share(shape, variant.in_phase(lengths[-1][0]), given)
             yield {**row, **comparison.rounded(price(made, dense)), **summary(carry.layers)}
 
 
 def _timed_phases(
     shape: Shape, policy: Policy, params: PyTree, videos: Any, states: Array, dense_s: float
-) -> tuple[Latents, Carry, dict[str, float]]:
-    """Returns the prediction of the last phase, its carry, and seconds by phase.
+) -> tuple[Latents, Carry, dict[str, float], float | None]:
+    """Returns the prediction of the last phase, its carry, seconds by phase, and `plan_share`.
 
     A row of each runs, with what the ones before it have found. Rows before the last see the first
     of the videos, which is noisier, so that what they found is as old as it would be. Dense rows of
@@ -335,39 +332,42 @@ def _timed_phases(
     dense = {name for name, mine in phases.items() if isinstance(mine, Sparse) and mine.is_dense}
     times = dict.fromkeys(dense if dense_s else (), dense_s)
     shown = [(name, videos[0]) for name in before if name not in times] + [(last, videos[1])]
-    row, made = stand_in.row(shape), None
+    row, made, mine = stand_in.row(shape), None, phases[last]
     networks: Any = {name: stand_in.network(shape, phases[name]) for name, _ in shown}
+    networks |= plan_parts(shape, mine) if isinstance(mine, Sparse) else {}
     forwards = stand_in.compiled(networks, params, videos[0], states, carry, row)
     for name, video in shown:
         carry = jax.tree.map(_emptied, carry, is_leaf=lambda leaf: isinstance(leaf, Tally))
         given = (params, video, states, carry)
-        if name not in times:
+        if (name, 1) in policy.phases(ROWS):  # a row of 50, and a slow one
+            times[name] = bench.seconds(forwards[name], *given, row, repeats=1)
+        elif name not in times:
             times[name] = _seconds(shape, phases[name], forwards[name], given)
         made, carry = forwards[name](*given, row)
     assert made is not None
-    return made, carry, times
+    given = (*given[:3], carry)
+    plan = plan_share(shape, mine, forwards, given) if isinstance(mine, Sparse) else None
+    return made, carry, times, plan
 
 
-def plan_share(
-    shape: Shape, policy: Sparse, given: tuple[Any, ...], row: Call | None = None
-) -> float | None:
-    """Returns the time of choosing and listing blocks over that of attention among them.
-
-    None if what is left without attention takes no less.
-
-    Args:
-        shape: Of the network.
-        policy: Of the phase; all layers are sparse here, and recall is not estimated.
-        given: Parameters, video, states of a prompt, and the carry after such a row.
-        row: What the network is told of the row; None is the mean of all.
-    """
+def plan_parts(shape: Shape, policy: Sparse) -> dict[str, Any]:
+    """Returns what `plan_share` times: all layers are sparse, and recall is not estimated."""
     sparse = dataclasses.replace(policy, dense_layers=0, recall_queries=0)
     chosen = stand_in.Unattended(sparse)
     parts = {"whole": sparse, "listed": chosen, "plain": dataclasses.replace(chosen, chooses=False)}
-    networks: Any = {name: stand_in.network(shape, mine) for name, mine in parts.items()}
-    forwards = stand_in.compiled(networks, *given, row or stand_in.row(shape))
-    times = {name: _seconds(shape, policy, forwards[name], given, row) for name in parts}
-    whole, listed, plain = times.values()
+    return {name: stand_in.network(shape, mine) for name, mine in parts.items()}
+
+
+def plan_share(
+    shape: Shape, policy: Sparse, forwards: Mapping[str, Any], given: Any, row: Call | None = None
+) -> float | None:
+    """Returns the time of choosing and listing blocks over that of attention among them.
+
+    None if what is left without attention takes no less. `forwards` are compiled `plan_parts`,
+    `given` what they are given after such a row; without `row` it is that of the mean of all.
+    """
+    parts = (forwards[name] for name in ("whole", "listed", "plain"))
+    whole, listed, plain = (_seconds(shape, policy, one, given, row) for one in parts)
     return (listed - plain) / (whole - listed) if whole > listed else None
 
 

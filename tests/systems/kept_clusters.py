@@ -56,11 +56,13 @@ def times(name: str, density: float) -> None:
     first = stand_in.program(network.clone(policy=policy.in_phase("first")))
     carry = network.start(shape.grid[0], *stand_in.cells(shape))
     carry = first(params, before, states, carry, stand_in.row(shape))[1]
-    forward, given = stand_in.program(network), (params, video, states)
+    forward, given = stand_in.program(network), (params, video, states, carry)
+    parts = bench.plan_parts(shape, policy)
+    parts = stand_in.compiled(parts, *given, stand_in.row(shape))
     for what, index in (("searches", 2 * policy.every), ("keeps", 2 * policy.every + 1)):
         row = stand_in.row(shape, index)
-        spent = seconds(forward, *given, carry, row)
-        print(what, spent, bench.plan_share(shape, policy, (*given, carry), row), flush=True)
+        spent = seconds(forward, *given, row)
+        print(what, spent, bench.plan_share(shape, policy, parts, given, row), flush=True)
 
 
 if __name__ == "__main__":
