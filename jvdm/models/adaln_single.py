@@ -72,7 +72,7 @@ class AdaLNSingleLayer(TransformerLayer):
         x = x + self._read(y.reshape(flat), shared.text).reshape(x.shape)
 
         y = modulate(x, scale_m, shift_m, normalize).astype(self.dtype)
-        y = self._linear("down", width, gelu(self._linear("up", self.mlp_width, y)))
+        y = self._linear("down", width, gelu(self._linear("up", self.mlp_width, y)), wide=True)
         x = constrain((x + gate(y, gate_m)).astype(self.dtype), "batch", "tokens")
         return x, (state, x.reshape(flat) if self.keep else None)
 
@@ -84,7 +84,7 @@ class AdaLNSingleLayer(TransformerLayer):
         q = rotate(q, rotary).astype(self.dtype)
         call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
-        return self._linear("self_out", x.shape[-1], out.reshape(x.shape)), state
+        return self._linear("self_out", x.shape[-1], out.reshape(x.shape), wide=True), state
 
     def _read(self, x: Tokens, told: tuple[TextStates, Any, PictureStates | None]) -> Tokens:
         """Video tokens read the prompt: so many states of it, or all where no number is said.
@@ -109,15 +109,20 @@ class AdaLNSingleLayer(TransformerLayer):
         Queries and keys are normalised over all heads together. Those of self-attention are then
         turned, which is one pass with the division.
         """
-        inputs = {"q": x, "k": other, "v": other}
-        q, k, v = (self._linear(f"{name}_{part}", x.shape[-1], y) for part, y in inputs.items())
-        apart = name == "self"
-        q = RMSNorm(self.head_epsilon, apart, name=f"{name}_q_norm")(q)
-        k = RMSNorm(self.head_epsilon, apart, name=f"{name}_k_norm")(k)
+        width, apart = x.shape[-1], name == "self"
+        q, k = (
+            self._linear(f"{name}_{part}", width, y, wide=True)
+            for part, y in (("q", x), ("k", other))
+        )
+        q = RMSNorm(self.head_epsilon, apart, name=f"{name}_q_norm")(q).astype(self.dtype)
+        k = RMSNorm(self.head_epsilon, apart, name=f"{name}_k_norm")(k).astype(self.dtype)
+        v = self._linear(f"{name}_v", width, other)
         return [y.reshape(*y.shape[:2], -1, self.head_dim) for y in (q, k, v)]
 
-    def _linear(self, name: str, size: int, x: Float[Array, "*batch I"]) -> Array:
-        return Linear((size,), self.dtype, bias=True, name=name)(x)[0]
+    def _linear(
+        self, name: str, size: int, x: Float[Array, "*batch I"], wide: bool = False
+    ) -> Array:
+        return Linear((size,), self.dtype, bias=True, wide=wide, name=name)(x)[0]
 
 
 class AdaLNSingle(Transformer, nn.Module):

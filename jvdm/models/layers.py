@@ -40,6 +40,9 @@ class Linear(nn.Module):
     dtype: str = "bfloat16"
     scale: float = 1.0  # standard deviation of the outputs at initialisation, for unit inputs
     bias: bool = False
+    wide: bool = False
+    """Whether the bias is added in float32, and the sum stays so, in the pass that reads it. Else
+    the product adds it, for which it is rounded in a pass of its own."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> list[Float[Array, "*batch _"]]:
@@ -60,9 +63,10 @@ class Linear(nn.Module):
         if self.bias:
             offset = self.param("bias", nn.initializers.zeros, (sum(self.features),))
             ends = [sum(self.features[: i + 1]) for i in range(len(self.features) - 1)]
-            parts = jnp.split(offset.astype(self.dtype), ends)
+            kind = "float32" if self.wide else self.dtype
+            parts = jnp.split(offset.astype(kind), ends)
             outputs = [
-                y + part.reshape((1,) * (y.ndim - 1) + (-1,))
+                y.astype(kind) + part.reshape((1,) * (y.ndim - 1) + (-1,))
                 for y, part in zip(outputs, parts, strict=True)
             ]
         return outputs
