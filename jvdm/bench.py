@@ -297,8 +297,8 @@ def rows_of_model(
         keys = jax.random.split(jax.random.key(seed), 3)
         params = stand_in.parameters(keys[0], shape)
         states = jax.random.normal(keys[1], (1, *stand_in.TEXT))
-        video = jax.jit(functools.partial(stand_in.moving_regions, keys[2], shape))
-        videos = [video(level) for level in (stand_in.BEFORE, stand_in.LEVEL)]
+        video = jax.jit(stand_in.moving_regions, static_argnums=1)
+        videos = [video(keys[2], shape, level) for level in (stand_in.BEFORE, stand_in.LEVEL)]
         dense, dense_s = None, 0.0
         for (name, density), variant in variants.items():
             row: dict[str, Any] = {"shape": shape_name, "policy": name, "asked": density}
@@ -388,7 +388,7 @@ def _timed_run(
     network: Any = stand_in.network(shape, policy, cache)
     levels = np.linspace(1.0, 0.0, ROWS + 1).tolist()
     calls = [stand_in.row(shape, i, *levels[i : i + 2]) for i in range(ROWS)]
-    video = jax.jit(lambda level: stand_in.moving_regions(key, shape, level))
+    video = functools.partial(jax.jit(stand_in.moving_regions, static_argnums=1), key, shape)
     phases = [name for name, rows in policy.phases(ROWS) for _ in range(rows)]
     start: Any = network.start(shape.grid[0], *stand_in.cells(shape))
     networks = {name: network.clone(policy=policy.in_phase(name)) for name in phases}
