@@ -13,21 +13,12 @@ import pytest
 from pallas_kernels import BlockMask, block_sparse_attention, explain
 from pallas_kernels.attention import api
 from pallas_kernels.attention.kernel import attend
-from pallas_kernels.attention.mosaic_gpu import MosaicGPU
+from pallas_kernels.attention.mosaic_gpu import MosaicGPU, tiles
 from pallas_kernels.attention.mosaic_gpu.backward import over_shared_heads
 from pallas_kernels.attention.mosaic_gpu.cells import in_tiles
 from pallas_kernels.attention.mosaic_gpu.cells import refusal as cells_refusal
-from pallas_kernels.attention.mosaic_gpu.intrinsics import CHUNK
 from pallas_kernels.attention.mosaic_gpu.sizes import BackwardSizes, ForwardSizes
-from pallas_kernels.attention.mosaic_gpu.tiles import (
-    ALWAYS,
-    NEVER,
-    in_parts,
-    joined,
-    marks_of_keys,
-    parts_of,
-    prepare,
-)
+from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, NEVER, division, joined, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.xla import queries_gradient
 from tests.pallas_kernels.cases import exact_attention, gradients, random_inputs, random_mask
@@ -122,12 +113,14 @@ def test_lists_and_places_allow_the_pairs_of_the_mask(case):
     arrays = [batched(x) for x in (lists.indices * (1 if kinds.placed else 2), tiled.kv_counts)]
     sizes = tiled.block_q, tiled.block_kv
     places: list[Any] = [lists.kv_places, lists.q_places]
-    last = batched(lists.kv_places).reshape(2, 1 + kinds.placed, -1, tiles.kv)
-    for_all = last == (ALWAYS if kinds.placed else 0)  # which is read off the last key of a tile
-    np.testing.assert_array_equal(for_all[..., -1], for_all.all(3))
-    if not kinds.placed:
-        hidden = np.float32(1) + np.asarray(places[0], np.float32) < -1e29
-        places[0] = np.where(hidden, NEVER, 0)
+    if kinds.placed:
+        last = batched(lists.kv_places).reshape(2, 2, -1, tiles.kv)
+        for_all = last == ALWAYS  # which is read off the last key of a tile
+        np.testing.assert_array_equal(for_all[..., -1], for_all.all(3))
+    else:
+        counted = np.arange(tiles.kv) < np.asarray(lists.kv_limits)[..., None]
+        assert kinds.kv_cut or counted.all()
+        places[0] = np.where(counted, 0, NEVER).reshape(len(counted), 1, -1)
     words = words_mean(lists.words, kinds.cell, tiles.kv) if kinds.cell else None
     allowed = seen(arrays, [*map(batched, places)], sizes, True, words)[:, :, : mask.q_len]
     assert not allowed[..., mask.kv_len :].any()  # where copies find zeros
@@ -191,63 +184,70 @@ def test_every_tile_is_computed_once_and_workers_end_at_one_time(count, workers)
     blocks = draw.random((1, 12, count, count)) < draw.random((1, 12, count, 1)) ** 3
     sizes = {"block_q": 128, "block_kv": 128, "q_len": 128 * count, "kv_len": 128 * count}
     mask = BlockMask.from_dense(blocks, **sizes)  # a few long lists
-    lists, tiles, _ = prepare(mask, 1, 12, workers, forward_sizes(mask))
-    order, steps = np.asarray(lists.order)
-    assert tiles.groups == 1 and sorted(order) == list(range(12 * count))
-    np.testing.assert_array_equal(order // count, np.repeat(range(12), count))  # head by head
-    np.testing.assert_array_equal(steps, np.asarray(mask.kv_counts).reshape(-1)[order])
+    lists, _, kinds = prepare(mask, 1, 12, workers, forward_sizes(mask))
+    order, steps, begin, slots = np.asarray(lists.order)
+    assert np.all(np.diff(order // count) >= 0)  # head by head
+    np.testing.assert_array_equal(slots[slots >= 0], range(kinds.divided * kinds.parts))
+    listed = [[] for _ in range(12 * count)]
+    for place, length, first in zip(order, steps, begin, strict=True):
+        listed[place] += range(first, first + length)
+    assert listed == [[*range(length)] for length in np.asarray(mask.kv_counts).reshape(-1)]
     ended = np.zeros(workers)
     for length in steps:  # each takes the next when it is done
         ended[np.argmin(ended)] += length
     assert count == 16 or np.max(ended) < 1.1 * np.mean(ended)
 
 
-@pytest.mark.parametrize("tile", [64, 128])
-@pytest.mark.parametrize("kinds", [0, 1, 2])
-def test_what_is_added_to_scores_says_which_chunks_are_whole(tile, kinds):
-    """By the sign of the last of a chunk, and by the last of a tile; what counts stays as it is."""
-    draw, count = np.random.default_rng(kinds), 8 * 128
-    counted = np.ones((2, count), bool)
-    if kinds:  # prefixes of tiles, or any
-        ends = draw.integers(0, tile + 1, (2, count // tile, 1))
-        counted = (np.arange(tile) < ends).reshape(2, count)
-        counted = counted if kinds == 1 else counted | (draw.random((2, count)) < 0.99)
-    added = marks_of_keys(jnp.zeros((1, count), jnp.int16), jnp.asarray(counted), False, tile)
-    added = np.asarray(added, np.float32)[:, 0]
-    np.testing.assert_array_equal(np.float32(1) + added == 1, counted)
-    assert np.all(added[~counted] < -1e29)
-    for size, says in ((tile, lambda x: x == 0), (CHUNK, lambda x: x >= 0)):
-        whole = counted.reshape(2, -1, size).all(2)
-        np.testing.assert_array_equal(says(added.reshape(2, -1, size)[..., -1]), whole)
-
-
-@pytest.mark.parametrize("parts", [2, 3])
-@pytest.mark.parametrize("case", CASES)
-def test_parts_of_lists_have_every_pair_once_and_join_to_the_whole(case, parts):
+@pytest.mark.parametrize("workers", [29, 132])
+@pytest.mark.parametrize("case", ["large blocks", "three, restricted"])
+def test_parts_of_divided_lists_join_to_the_whole(case, workers, monkeypatch):
+    """A part is attention under a mask with no more of the list; what joins leaves the rest."""
+    monkeypatch.setattr(tiles, "JOINED", (0, 0))
     mask, (q, k, v, *_) = problem(case, "float32")
-    split = in_parts(mask, 2, parts).check()
-    pairs = np.asarray(split.token_mask()).reshape(2, parts, -1, mask.q_len, mask.kv_len)
-    whole = np.broadcast_to(mask.token_mask(), (2, *pairs.shape[2:]))
-    np.testing.assert_array_equal(pairs.sum(1), whole)
-    counts = np.asarray(split.kv_counts).reshape(2, parts, -1)
-    assert np.max(np.ptp(counts, 1)) <= 1
-    q_rows, k_rows, v_rows = (jnp.repeat(x, parts, 0) for x in (q, k, v))
-    options: Any = {"return_lse": True, "implementation": "reference"}
-    out, lse = block_sparse_attention(q_rows, k_rows, v_rows, split, **options)
-    made = joined(out, lse, parts)
-    expected = block_sparse_attention(q, k, v, mask, **options)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), made, expected)
+    rows, heads, width = 2, q.shape[2], q.shape[3]
+    work = prepare(mask, rows, heads, workers, forward_sizes(mask, width))
+    (lists, sizes, kinds), count = work, work.lists.q_limits.shape[1]
+    assert sizes.kv_split == 1 and kinds.parts > 1
+    assert kinds.divided == rows * heads * count % workers
+
+    @functools.cache
+    @jax.jit
+    def attended(begin, steps):
+        change = {
+            "kv_indices": jnp.roll(mask.kv_indices, -begin, 3),
+            "kv_counts": jnp.minimum(mask.kv_counts - begin, steps),
+            "kv_full_counts": jnp.clip(mask.kv_full_counts - begin, 0, steps),
+        }
+        part: Any = dataclasses.replace(mask, **change)
+        how: Any = {"return_lse": True, "implementation": "reference"}
+        return block_sparse_attention(q, k, v, part, **how)
+
+    whole = attended(0, mask.grid[1])
+    out, lse = (np.array(x) for x in whole)
+    lse = np.pad(lse, ((0, 0), (0, 0), (0, count * sizes.q - lse.shape[2])))
+    parts = np.zeros((kinds.divided * kinds.parts, sizes.q, width), np.float32)
+    levels = np.full(parts.shape[:2], -np.inf, np.float32)
+    for place, steps, begin, slot in np.asarray(lists.order).T[-len(parts) :]:
+        row, head, index = np.unravel_index(place, (rows, heads, count))
+        values, level = attended(int(begin), int(steps))
+        tokens = slice(index * sizes.q, (index + 1) * sizes.q)
+        found = np.asarray(level)[row, head, tokens]
+        parts[slot, : len(found)] = np.asarray(values)[row, tokens, head]
+        levels[slot, : len(found)] = found
+        out[row, tokens, head], lse[row, head, tokens] = np.nan, np.nan
+    out, lse, parts, levels = (jnp.asarray(x) for x in (out, lse, parts, levels))
+    made, level = joined(out, lse, parts, levels, work)
+    np.testing.assert_allclose(made, whole[0], atol=1e-5)
+    np.testing.assert_allclose(level[..., : q.shape[1]], whole[1], atol=1e-5)
 
 
-def test_lists_are_divided_where_processors_would_wait():
-    few = BlockMask.full(336, 33 * 384, 128, 128)  # a frame of a game, after 32 others
-    assert parts_of(few, 16, 132, forward_sizes(few)) in (5, 8)
-    some = BlockMask.full(4_680, 32_760, 128, 128)  # three frames of Wan 1.3B, after 18 others
-    assert parts_of(some, 12, 132, forward_sizes(some)) == 2
-    many = BlockMask.full(32_768, 32_768, 128, 128)
-    assert parts_of(many, 12, 132, forward_sizes(many)) == 1
-    one = BlockMask.full(336, 128, 128, 128)  # nothing to divide
-    assert parts_of(one, 1, 132, forward_sizes(one)) == 1
+def test_lists_of_the_last_tiles_are_divided_where_processors_would_wait():
+    assert division(16 * 3, 100, 132) == (48, 8)  # a frame of a game, after 32 others
+    assert division(12 * 37, 293, 132) == (48, 8)  # three frames of Wan 1.3B, after 18 others
+    assert division(12 * 256, 256, 132) == (36, 7)
+    assert division(12 * 128, 40, 132) == (0, 1)  # for joining takes longer
+    assert division(12 * 592, 592, 132) == (0, 1)  # the last tiles are few of all
+    assert division(3, 1, 132) == (0, 1)  # nothing to divide
 
 
 def both_passes(q, k, v, d_out, d_lse, mask):
@@ -387,9 +387,10 @@ def test_keys_that_do_not_count_overflow_nothing_far_below_zero(case):
 
 
 @on_hopper
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("dtype", "divided"), [("bfloat16", False), ("float16", True)])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_as_exact_as_plain_attention(case, dtype):
+def test_values_and_gradients_are_as_exact_as_plain_attention(case, dtype, divided, monkeypatch):
+    monkeypatch.setattr(tiles, "JOINED", (0, 0) if divided else (100, 0))
     mask, inputs = problem(case, dtype)
     q, k, v, *_ = inputs
     exact, exact_lse = exact_attention(q, k, v, mask.token_mask())

@@ -10,6 +10,7 @@ import pytest
 
 from pallas_kernels import BlockMask, Past, block_sparse_attention, cached_attention, prepared
 from pallas_kernels.attention import api, mosaic_gpu
+from pallas_kernels.attention.mosaic_gpu import tiles
 from tests.pallas_kernels.cases import random_mask
 from tests.pallas_kernels.hopper import compiled_for_h200
 from tests.pallas_kernels.test_block_sparse import B, D, N, inputs, softmax_attention
@@ -72,6 +73,7 @@ def test_a_cache_is_read_where_it_is(monkeypatch):
     monkeypatch.setattr(api, "_kernel", lambda name: KERNEL)
     monkeypatch.setattr(api, "_kernel_refusal", lambda *_: "")
     monkeypatch.setattr(mosaic_gpu, "_device", lambda: "NVIDIA H200")
+    monkeypatch.setattr(tiles, "JOINED", (0, 0))
     q, k, v, past, mask = behind_a_cache()
 
     def lowered(past):
@@ -79,7 +81,7 @@ def test_a_cache_is_read_where_it_is(monkeypatch):
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
     work = prepared(q, past, mask).work
-    assert jax.tree.leaves(work) and work.kinds.list_parts > 1
+    assert jax.tree.leaves(work) and work.kinds.divided
     joined = "tensor<2x768x2x128xbf16>"  # keys of the cache, of its last block, and new ones
     text = lowered(past)
     assert "custom_call @mosaic_gpu" in text and joined not in text
@@ -100,7 +102,8 @@ def test_the_kernel_that_reads_a_cache_keeps_everything_in_registers(tmp_path, m
 
 
 @on_hopper
-def test_a_cache_is_attended_to_as_if_it_were_joined():
+def test_a_cache_is_attended_to_as_if_it_were_joined(monkeypatch):
+    monkeypatch.setattr(tiles, "JOINED", (0, 0))
     q, k, v, past, mask = behind_a_cache()
 
     def of(attend):

@@ -20,7 +20,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
     ForwardSizes,
     mass_stages,
 )
-from pallas_kernels.attention.mosaic_gpu.tiles import Work, in_parts, joined, parts_of, prepare
+from pallas_kernels.attention.mosaic_gpu.tiles import Work, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.past import Past
 from pallas_kernels.attention.planned import capability
@@ -101,8 +101,7 @@ class MosaicGPU:
         """Returns attended values and the log-sum-exp of the scores; see `work_of`."""
         work = work or self.work_of(mask, q)
         inputs = _padded(q), _padded(k), _padded(v)
-        parts = work.kinds.list_parts
-        out, lse = joined(*forward(*inputs, work, scale, self._processors, past), parts)
+        out, lse = forward(*inputs, work, scale, self._processors, past)
         out, lse = out[:, : q.shape[1], :, : q.shape[3]], lse[:, :, : q.shape[1]]
         if fits(mask) or mask.q_lengths is None:
             return out, lse
@@ -111,14 +110,10 @@ class MosaicGPU:
 
     def work_of(self, mask: BlockMask, q: Any) -> Work:
         """Returns what the forward pass reads of a mask, for such queries."""
-        batch, _, heads, size = q.shape
         tiled, listed = in_tiles(mask)
-        blocks = tiled.block_q, tiled.block_kv, _head(size)
+        blocks = tiled.block_q, tiled.block_kv, _head(q.shape[3])
         sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks)
-        parts = parts_of(tiled, batch * heads, self._processors, sizes)
-        tiled = in_parts(tiled, batch, parts)
-        work = prepare(tiled, batch * parts, heads, self._processors, sizes, listed)
-        return work._replace(kinds=dataclasses.replace(work.kinds, list_parts=parts))
+        return prepare(tiled, q.shape[0], q.shape[2], self._processors, sizes, listed)
 
     def backward(
         self,

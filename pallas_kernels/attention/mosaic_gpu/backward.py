@@ -33,6 +33,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     load,
     pl,
     plgpu,
+    slot_of,
     store_fragment,
     sync,
     words_of,
@@ -200,10 +201,10 @@ class _Group:
         self.threads = 128 * shape.parts + 32
         q_stages, out_stages = shape.q_stages, shape.out_stages
         base = FIRST_BARRIER + index * (q_stages + out_stages)
-        self.q_free = lambda step: base + lax.rem(step, q_stages)
-        self.out_free = lambda step: base + q_stages + lax.rem(step, out_stages)
-        self.q_slot = lambda step: index * q_stages + lax.rem(step, q_stages)
-        self.out_slot = lambda step: index * out_stages + lax.rem(step, out_stages)
+        self.q_free = lambda step: base + slot_of(step, q_stages)
+        self.out_free = lambda step: base + q_stages + slot_of(step, out_stages)
+        self.q_slot = lambda step: index * q_stages + slot_of(step, q_stages)
+        self.out_slot = lambda step: index * out_stages + slot_of(step, out_stages)
         after = FIRST_BARRIER + shape.groups * (q_stages + out_stages)
         self.d_s_full, self.d_q_full, self.d_q_free = after, after + 2, after + 4
         self.exchange = shape.parts == 2 and self.size == 2 * STEP  # of dS, for halves of dQ

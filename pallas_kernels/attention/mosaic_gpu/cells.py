@@ -31,7 +31,7 @@ class Cells:
             over others, in part.
         size: Queries and keys of a cell.
         lengths: Queries and keys of the sequences.
-        counted: bool[b, L], keys of listed cells that count; None is all.
+        counted: bool[b, L], keys of listed cells that count; None is all up to the end.
     """
 
     listed: Bool[Array, "b n kinds Q K"]
@@ -52,7 +52,7 @@ class Cells:
         listed = jnp.stack(kinds, 2)
         for axis, block, part in ((3, mask.block_q, size[0]), (4, mask.block_kv, size[1])):
             listed = jnp.repeat(listed, block // part, axis)
-        counted = mask.kv_counted if mask.cuts_keys else None
+        counted = None if mask.kv_lengths is None else mask.kv_counted
         return cls(listed, size, (mask.q_len, mask.kv_len), counted)
 
     def transpose(self) -> "Cells":

@@ -23,14 +23,13 @@ from jaxtyping import Array, Float
 from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     COLUMN,
     FIRST_BARRIER,
-    LOG2E,
     REGISTERS,
     REGISTERS_OF_THREE,
     ROW,
     SWIZZLE,
     TILE,
-    add_to_columns,
     arrive,
+    cut_columns,
     divide,
     launch,
     listed_cells,
@@ -40,14 +39,22 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     plgpu,
     product,
     scale_rows,
+    slot_of,
     sync,
     take,
     words_of,
 )
-from pallas_kernels.attention.mosaic_gpu.tiles import ALWAYS, MASKED, Kinds, Lists, Tiles, Work
+from pallas_kernels.attention.mosaic_gpu.softmax import Softmax, across
+from pallas_kernels.attention.mosaic_gpu.tiles import (
+    ALWAYS,
+    MASKED,
+    Kinds,
+    Lists,
+    Tiles,
+    Work,
+    joined,
+)
 from pallas_kernels.attention.past import Past
-
-GROWTH = 8.0  # in powers of two: a weight is at most 2**GROWTH before it is divided by the sum
 
 
 def forward(
@@ -58,10 +65,8 @@ def forward(
     scale: float,
     processors: int,
     past: Past | None = None,
-) -> tuple[Float[Array, "P Q N D"], Float[Array, "P N L"]]:
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N L"]]:
     """Returns attended values and the log-sum-exp of the scores, up to the end of the last tile.
-
-    They are those of the parts of lists, `P` of them for all rows of the batch.
 
     Args:
         q: Queries, 16 bits; their number is a multiple of 8, `D` is 64 or 128.
@@ -74,11 +79,11 @@ def forward(
     """
     lists, tiles, kinds = work
     batch, count, heads, size = q.shape
-    batch *= kinds.list_parts
     groups, computing = tiles.groups, tiles.groups * tiles.parts
     length = lists.q_limits.shape[1] * tiles.q
-    arrivals = 1 + kinds.masked + (kinds.cell > 0)
-    options, cache = _Options(tiles, kinds, scale * LOG2E, processors), ()
+    parts = max(kinds.divided, 1) * kinds.parts
+    arrivals = 1 + kinds.placed + (kinds.cell > 0)
+    options, cache = _Options(tiles, kinds, Softmax.of(scale, kinds.restricted), processors), ()
     if past is not None:
         options = options._replace(past=past.length(tiles.kv * tiles.kv_split) // tiles.kv)
         stacks = (x.reshape(-1, *x.shape[2:]) for x in (past.k, past.v))
@@ -89,12 +94,14 @@ def forward(
 
     # Of the queries, or flax.linen.scan (jax 0.10) would share one counter among all calls.
     taken = jax.new_ref(0 * lax.bitcast_convert_type(q[0, 0, 0, :1], jnp.int16).astype(jnp.int32))
-    out, lse = launch(
+    out, lse, part, part_lse = launch(
         "block_sparse_attention_forward",
         functools.partial(_kernel, options),
         (
             jax.ShapeDtypeStruct((batch, count, heads, size), q.dtype),
             jax.ShapeDtypeStruct((batch, heads, length), jnp.int32),
+            jax.ShapeDtypeStruct((parts, tiles.q, size), q.dtype),
+            jax.ShapeDtypeStruct((parts, tiles.q), jnp.int32),
         ),
         [
             shared(groups, tiles.q),
@@ -111,13 +118,14 @@ def forward(
         {"processor": processors},
         computing,
     )(q, k, v, taken, *lists, *cache)
-    return out, lax.bitcast_convert_type(lse, jnp.float32)
+    lse, part_lse = (lax.bitcast_convert_type(x, jnp.float32) for x in (lse, part_lse))
+    return joined(out, lse, part, part_lse, work)
 
 
 class _Options(NamedTuple):
     tiles: Tiles
     kinds: Kinds
-    scale: float  # of scores, for powers of two
+    softmax: Softmax
     processors: int
     past: int = 0  # tiles of keys that are in a cache
 
@@ -131,11 +139,13 @@ class _Refs(NamedTuple):
     past: Any  # keys, values, and their first row; empty without
     out: Any
     lse: Any
+    part: Any  # the same of parts of lists
+    part_lse: Any
     q_tile: Any
     k_tiles: Any
     v_tiles: Any
     out_tile: Any
-    small: Any  # bits of log-sum-exps of each warpgroup, the turn of each group; its end: `pin`
+    small: Any  # bits of log-sum-exps of each warpgroup; `TURN` of each group; its end: `pin`
     place_tiles: Any
     q_full: Any
     k_full: Any
@@ -168,11 +178,12 @@ class _Tile(NamedTuple):
     """One tile of queries, with a part of what it attends to."""
 
     batch: Any
-    sequence: Any  # row of queries and keys, of which `batch` is a part
     head: Any
     index: Any
     row: tuple[Any, Any, Any]  # of the lists
     steps: Any  # tiles of keys
+    begin: Any = 0  # tiles of keys of the list that come before
+    slot: Any = -1  # of the result of a part of a list
 
 
 class _Group:
@@ -180,28 +191,26 @@ class _Group:
 
     def __init__(self, options: _Options, refs: _Refs, processor: Any, index: Any):
         tiles = options.tiles
-        self.tiles, self.kinds, self.scale = tiles, options.kinds, options.scale
-        self.floor = MASKED * self.scale / 2  # of peaks, above what is masked
+        self.tiles, self.kinds, self.softmax = tiles, options.kinds, options.softmax
         self.past, self.past_row = options.past, refs.past[2][0] if options.past else None
         self.refs, self.index = refs, index
         self.workers = options.processors * tiles.groups
         self.first = processor * tiles.groups + index
         self.per_head = refs.lists.q_limits.shape[1]
-        self.parts = options.kinds.list_parts
-        self.total = refs.out.shape[0] * refs.q.shape[2] * self.per_head
+        self.total = refs.lists.order.shape[1]
         self.threads = 128 * tiles.parts + 32
         self.turn = refs.out_tile.shape[0] + index  # row of `small`
         self.held = tiles.parts < 3  # whether queries are in registers
         k_stages, v_stages = tiles.k_stages, tiles.v_stages
         base = FIRST_BARRIER + index * (k_stages + v_stages + 1)
-        self.k_free = lambda step: base + lax.rem(step, k_stages)
-        self.v_free = lambda step: base + k_stages + lax.rem(step, v_stages)
+        self.k_free = lambda step: base + slot_of(step, k_stages)
+        self.v_free = lambda step: base + k_stages + slot_of(step, v_stages)
         self.q_free = base + k_stages + v_stages
-        self.k_slot = lambda step: index * k_stages + lax.rem(step, k_stages)
-        self.v_slot = lambda step: index * v_stages + lax.rem(step, v_stages)
+        self.k_slot = lambda step: index * k_stages + slot_of(step, k_stages)
+        self.v_slot = lambda step: index * v_stages + slot_of(step, v_stages)
 
-    def tile(self, place: Any, steps: Any) -> _Tile:
-        """Returns the tile of queries at a place."""
+    def tile(self, place: Any, *rest: Any) -> _Tile:
+        """Returns the tile of queries at a place, with the rest of its fields."""
         lists, heads = self.refs.lists, self.refs.q.shape[2]
         sequence, index = lax.div(place, self.per_head), lax.rem(place, self.per_head)
         batch, head = lax.div(sequence, heads), lax.rem(sequence, heads)
@@ -210,8 +219,7 @@ class _Group:
             head if lists.indices.shape[1] > 1 else 0,
             lax.div(index, self.tiles.q_split),
         )
-        whole = lax.div(batch, self.parts) if self.parts > 1 else batch
-        return _Tile(batch, whole, head, index, row, steps)
+        return _Tile(batch, head, index, row, *rest)
 
     # What loads
 
@@ -220,9 +228,9 @@ class _Group:
         refs = self.refs
 
         def produce_tile(state: Any) -> Any:
-            done, turn, place, steps, *first = state
-            tile = self.tile(place, steps)
-            self.load_queries(tile, place)
+            done, turn, found, first = state
+            tile, steps = self.tile(*found), found[1]
+            self.load_queries(tile, found[0])
 
             def advance(step: Any, state: Any) -> Any:  # keys are one step ahead of values
                 index, *listed = state
@@ -237,30 +245,31 @@ class _Group:
             return done + steps, *following
 
         state = jnp.int32(0), *self.read(jnp.int32(self.first))
-        _, _, place, steps, *_ = lax.while_loop(lambda x: x[1] < self.total, produce_tile, state)
-        self.load_queries(self.tile(place, steps), jnp.int32(-1))  # there are no more
+        _, _, found, _ = lax.while_loop(lambda x: x[1] < self.total, produce_tile, state)
+        self.load_queries(self.tile(*found), jnp.int32(-1))  # there are no more
 
     def read(self, turn: Any) -> tuple[Any, ...]:
         """Reads what a turn begins with, which takes long: before the turn before ends."""
         number, order = jnp.minimum(turn, self.total - 1), self.refs.lists.order
-        place, steps = order[0, number], order[1, number]
-        return turn, place, steps, *self.entry(turn, self.tile(place, steps), jnp.int32(0))
+        found = tuple(order[row, number] for row in range(4))
+        return turn, found, self.entry(turn, self.tile(*found), jnp.int32(0))
 
     def entry(self, turn: Any, tile: _Tile, step: Any) -> tuple[Any, Any]:
         """Returns the list entry of a tile of keys, and its part of it; the last is repeated."""
         last, split = jnp.maximum(tile.steps - 1, 0), self.tiles.kv_split
         step = jnp.minimum(step, last)
         backwards = (lax.div(turn, self.workers) & 1) == 1
-        place = jnp.where(backwards, last - step, step)
+        place = tile.begin + jnp.where(backwards, last - step, step)
         return self.refs.lists.indices[*tile.row, lax.div(place, split)], lax.rem(place, split)
 
     def load_queries(self, tile: _Tile, place: Any) -> None:
         """Loads the queries of a tile, and tells what computes where it is."""
         refs, row = self.refs, self.turn
         sync(self.q_free, self.threads)
-        refs.small[row, 0], refs.small[row, 1] = place, tile.steps
+        for column, number in enumerate((place, tile.steps, tile.slot)):
+            refs.small[row, column] = number
         rows = pl.ds(tile.index * self.tiles.q, self.tiles.q)
-        source = refs.q.at[tile.sequence, rows, tile.head]
+        source = refs.q.at[tile.batch, rows, tile.head]
         plgpu.copy_gmem_to_smem(source, refs.q_tile.at[self.index], refs.q_full.at[self.index])
 
     def load_keys(self, tile: _Tile, number: Any, block: Any, part: Any) -> Any:
@@ -270,15 +279,20 @@ class _Group:
         partial = block & 1 if self.kinds.placed else 0
         block = block >> 1 if self.kinds.placed else block
         index = block * self.tiles.kv_split + part
+        if self.kinds.kv_cut:
+            limits = refs.lists.kv_limits
+            limit = limits[tile.batch if limits.shape[0] > 1 else 0, index]
         sync(self.k_free(number), self.threads)
+        if self.kinds.kv_cut:
+            refs.small[self.turn, self.column(slot)] = limit
         full = refs.k_full.at[slot]
         self.copy(0, tile, index, refs.k_tiles.at[slot], full)
-        if self.kinds.masked:
+        if self.kinds.placed:
             rows = pl.ds(index * kv, kv)
             source = places.at[tile.batch if places.shape[0] > 1 else 0, partial, rows]
             plgpu.copy_gmem_to_smem(source, refs.place_tiles.at[slot], full)
         if self.kinds.cell:
-            place = tile.sequence, tile.head, lax.div(tile.index, 2 // self.tiles.parts)
+            place = tile.batch, tile.head, lax.div(tile.index, 2 // self.tiles.parts)
             source = words_of(refs.lists.words, place, partial, index)
             plgpu.copy_gmem_to_smem(source, refs.word_tiles.at[slot], full)
         return index
@@ -300,11 +314,11 @@ class _Group:
 
         new = refs.v if which else refs.k
         if not self.past:
-            copy(new, tile.sequence, index)
+            copy(new, tile.batch, index)
             return
         cached = index < self.past
-        pl.when(cached)(lambda: copy(refs.past[which], self.past_row + tile.sequence, index))
-        pl.when(~cached)(lambda: copy(new, tile.sequence, index - self.past))
+        pl.when(cached)(lambda: copy(refs.past[which], self.past_row + tile.batch, index))
+        pl.when(~cached)(lambda: copy(new, tile.batch, index - self.past))
 
     # What computes
 
@@ -318,9 +332,9 @@ class _Group:
             arrive(self.v_free(jnp.int32(slot)), self.threads)
         arrive(self.q_free, self.threads)
 
-        def turn() -> tuple[Any, Any]:
+        def turn() -> tuple[Any, ...]:
             plgpu.barrier_wait(refs.q_full.at[self.index])
-            return refs.small[self.turn, 0], refs.small[self.turn, 1]
+            return tuple(refs.small[self.turn, column] for column in range(3))
 
         def compute_tile(state: Any) -> Any:
             done, *found = state
@@ -328,7 +342,7 @@ class _Group:
             if self.held:
                 q, *found = lax.optimization_barrier((load(q, layout=TILE), *found))
                 arrive(self.q_free, self.threads)  # the next tile's may be loaded
-            tile = self.tile(*found)
+            tile = self.tile(*found[:2], 0, found[2])
             rows = pl.ds(tile.index * tiles.q + part * 64, 64)
             half = part if tiles.parts > 1 else lax.rem(tile.index, 2)
             out, lse = lax.cond(
@@ -344,14 +358,32 @@ class _Group:
             refs.out_tile[warpgroup] = out
             refs.small[warpgroup] = lax.bitcast_convert_type(lse, jnp.int32)
             plgpu.commit_smem()
-            target = refs.out.at[tile.batch, rows, tile.head]
-            plgpu.copy_smem_to_gmem(refs.out_tile.at[warpgroup], target, commit_group=False)
-            target = refs.lse.at[tile.batch, tile.head, rows]
-            plgpu.copy_smem_to_gmem(refs.small.at[warpgroup], target)
+            self.store(tile, warpgroup, part, rows)
             return done + tile.steps, *turn()
 
         lax.while_loop(lambda x: x[1] >= 0, compute_tile, (jnp.int32(0), *turn()))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    def store(self, tile: _Tile, warpgroup: Any, part: Any, rows: Any) -> None:
+        """Writes 64 rows of a tile, or of a part of its list."""
+        refs = self.refs
+
+        def copy(out: Any, lse: Any) -> None:
+            plgpu.copy_smem_to_gmem(refs.out_tile.at[warpgroup], out, commit_group=False)
+            plgpu.copy_smem_to_gmem(refs.small.at[warpgroup], lse)
+
+        def copy_whole() -> None:
+            lse = refs.lse.at[tile.batch, tile.head, rows]
+            copy(refs.out.at[tile.batch, rows, tile.head], lse)
+
+        if not self.kinds.divided:
+            copy_whole()
+            return
+        own, whole = pl.ds(part * 64, 64), tile.slot < 0
+        pl.when(whole)(copy_whole)
+        pl.when(~whole)(
+            lambda: copy(refs.part.at[tile.slot, own], refs.part_lse.at[tile.slot, own])
+        )
 
     def attend(self, tile: _Tile, q: Any, rows: Any, half: Any, done: Any) -> tuple[Array, Array]:
         """Returns the values that 64 queries attend to, and their log-sum-exp."""
@@ -360,8 +392,10 @@ class _Group:
 
         s = product(q, refs.k_tiles.at[self.k_slot(done)])
         s = self.masked(s, self.k_slot(done), places, half)
+        if self.kinds.kv_cut:
+            s = cut_columns(s, self.limit(self.k_slot(done)), MASKED)
         arrive(self.k_free(done), self.threads)
-        p, peak, total = self.weights(s)
+        p, peak, total = self.softmax.first(s)
         acc = plgpu.layout_cast(jnp.zeros((64, q.shape[1]), jnp.float32), TILE)
 
         shape = s.shape
@@ -373,6 +407,7 @@ class _Group:
             def overlap(held: Any) -> None:
                 acc_ref, p_ref, peak_ref, total_ref, factor_ref = held
                 plgpu.barrier_wait(refs.k_full.at[self.k_slot(now)])
+                limit = self.limit(self.k_slot(now))  # before scores are waited for
 
                 def products(s_ref: Any) -> Array:
                     plgpu.wgmma(s_ref, q, refs.k_tiles.at[self.k_slot(now)].T)
@@ -384,7 +419,7 @@ class _Group:
                 s = self.masked(lax.optimization_barrier(s), self.k_slot(now), places, half)
                 arrive(self.k_free(now), self.threads)
                 p_ref[...], peak_ref[...], total_ref[...], factor_ref[...] = (
-                    lax.optimization_barrier(self.next_weights(s, peak, total))
+                    lax.optimization_barrier(self.softmax.further(s, limit, peak, total))
                 )
                 pin(refs.small, total_ref[...])  # all weights are computed while values run
                 plgpu.wgmma_wait(0)
@@ -404,29 +439,8 @@ class _Group:
         values = refs.v_tiles.at[self.v_slot(last)]
         acc = pl.run_state(lambda ref: plgpu.wgmma(ref, p, values))(plgpu.ACC.init(acc))
         arrive(self.v_free(last), self.threads)
-        total = total.sum(axis=1)
-        lse = peak * (1 / LOG2E) + jnp.log(total)
-        factor = 1.0 / total
-        if self.kinds.restricted:
-            some = peak > self.floor
-            factor, lse = jnp.where(some, factor, 0.0), jnp.where(some, lse, -jnp.inf)
-        return (acc * _across(factor, acc)).astype(q.dtype), lse
-
-    def weights(self, s: Array) -> tuple[Array, Array, Array]:
-        """Returns the weights of the first keys, their peak per row, their sum per lane."""
-        peak = s.max(axis=1) * self.scale
-        if self.kinds.restricted:  # or rounding decides over the weights of a row of masked scores
-            peak = jnp.maximum(peak, self.floor)
-        p = jnp.exp2(s * self.scale - _across(peak, s))
-        return p, peak, _lane_sums(p)
-
-    def next_weights(self, s: Array, peak: Array, total: Array) -> tuple[Array, ...]:
-        """The same of further keys, and the factor of what was accumulated before."""
-        top = s.max(axis=1) * self.scale
-        new = jnp.where(top > peak + GROWTH, top, peak)
-        p = jnp.exp2(s * self.scale - _across(new, s))
-        factor = jnp.exp2(peak - new)
-        return p, new, total * _across(factor, total) + _lane_sums(p), factor
+        out, lse = self.softmax.end(acc, peak, total)
+        return out.astype(q.dtype), lse
 
     # What is restricted
 
@@ -438,21 +452,27 @@ class _Group:
         batch = tile.batch if places.shape[0] > 1 else 0
         return load(places.at[batch, rows], layout=ROW, optimized=False)
 
+    def column(self, slot: Any) -> Any:
+        """Returns where in `small` it is said how many keys of a tile count."""
+        return 3 + slot - self.index * self.tiles.k_stages
+
+    def limit(self, slot: Any) -> Any:
+        """Returns how many keys of a tile count; None where all do."""
+        return self.refs.small[self.turn, self.column(slot)] if self.kinds.kv_cut else None
+
     def masked(self, s: Array, slot: Any, places: Any, half: Any) -> Array:
         """Masks the scores of pairs that do not count; `half` is that of 128 queries."""
         if self.kinds.cell:
             words = self.refs.word_tiles.at[slot, pl.ds(half * 16, 16)]
             listed = listed_cells(words, s.shape[1], self.kinds.cell)
             s = jnp.where(listed, s, MASKED)
-        if not self.kinds.masked:
+        if not self.kinds.placed:
             return s
         of_keys = self.refs.place_tiles.at[slot]
-        if not self.kinds.placed:
-            return add_to_columns(s, of_keys)
 
         def mask() -> Array:
             columns = load(of_keys, layout=COLUMN, optimized=False)
-            allowed = lax.broadcast_in_dim(columns, s.shape, [1]) <= _across(places, s)
+            allowed = lax.broadcast_in_dim(columns, s.shape, [1]) <= across(places, s)
             return jnp.where(allowed, s, MASKED)
 
         whole = jnp.asarray(ALWAYS, of_keys.dtype)
@@ -464,22 +484,10 @@ class _Group:
         limit = limits[tile.batch if limits.shape[0] > 1 else 0, tile.index]
         row = plgpu.broadcasted_iota(jnp.int32, (64,), 0, layout=ROW)
         counts = row + part * 64 < limit
-        out = jnp.where(_across(counts, out), out, jnp.zeros_like(out))
+        out = jnp.where(across(counts, out), out, jnp.zeros_like(out))
         return out, jnp.where(counts, lse, -jnp.inf)
 
 
 def _nothing(size: int, dtype: Any) -> tuple[Array, Array]:
     out = plgpu.layout_cast(jnp.zeros((64, size), dtype), TILE)
     return out, plgpu.layout_cast(jnp.full((64,), -jnp.inf, jnp.float32), ROW)
-
-
-def _across(rows: Array, like: Array) -> Array:
-    return lax.broadcast_in_dim(rows, like.shape, [0])
-
-
-def _lane_sums(p: Array) -> Array:
-    """Adds the columns of a tile that one lane holds: `[64, columns]` to `[64, 8]`."""
-    parts = [p[:, start : start + 8] for start in range(0, p.shape[1], 8)]
-    while len(parts) > 1:
-        parts = [one + two for one, two in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]

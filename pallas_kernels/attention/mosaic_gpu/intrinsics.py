@@ -103,6 +103,11 @@ def product(rows: Any, columns: Any) -> Float[Array, "R C"]:
     return pl.run_scoped(multiply, plgpu.ACC((rows.shape[0], columns.shape[0]), jnp.float32))
 
 
+def slot_of(step: Any, stages: int) -> Any:
+    """Returns the stage of a step, not negative."""
+    return lax.rem(step, stages) if stages & (stages - 1) else step & (stages - 1)
+
+
 def turns(first: Any, total: int, workers: int) -> Any:
     """Returns how many of `first`, `first + workers`, ... are below `total`."""
     left = lax.div(jnp.int32(total - 1) - first, jnp.int32(workers))
@@ -267,60 +272,80 @@ def store_warp_sum(ref: Any, x: Float[Array, "64 C"]) -> None:
     store(ref, x)
 
 
-def add_to_columns(x: Float[Array, "64 C"], ref: Any) -> Float[Array, "64 C"]:
-    """Adds a number per column to a tile, which is little to do where most are not masked.
+def widened(x: Float[Array, "64 c"], columns: int) -> Float[Array, "64 C"]:
+    """Returns a tile with zeros on its right."""
+    result = plgpu.ShapeDtypeStruct((64, columns), x.dtype, layout=TILE)
+
+    @plgpu.inline_mgpu(arg_types=(TILE,), return_type=result)
+    def wide(_, x):
+        registers = np.empty(TILE.to_mgpu().registers_shape((64, columns)), dtype=object)
+        known = list(x.registers.flat)
+        zero = mlir.vector.broadcast(known[0].type, _number(0.0))
+        registers.flat[:] = known + [zero] * (registers.size - len(known))
+        return mgpu.FragmentedArray(_registers=registers, _layout=x.layout, _is_signed=None)
+
+    return wide(x)
+
+
+def cut_columns(
+    x: Float[Array, "64 C"], limit: Any, value: float, known: int = 0
+) -> Float[Array, "64 C"]:
+    """Sets all but the first `limit` columns of a tile to a value, in chunks that have some.
 
     Args:
         x: The tile.
-        ref: bf16[C] in shared memory. Nothing is added if the last is 0, and nothing to `CHUNK`
-            columns of which the last has a positive one.
+        limit: i32, how many columns stay.
+        value: Of the others.
+        known: Columns that are known to stay, a multiple of `CHUNK`.
     """
     result = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=TILE)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), TILE), return_type=result)
-    def added(_, ref, x):
-        i32, f32, index = ir.IntegerType.get_signless(32), ir.F32Type.get(), ir.IndexType.get()
-        pair, wide = ir.VectorType.get((2,), ir.BF16Type.get()), ir.VectorType.get((2,), f32)
+    @plgpu.inline_mgpu(arg_types=(TILE, plgpu.Layout.WG_SPLAT), return_type=result)
+    def cut(_, x, limit):
+        i32, less = ir.IntegerType.get_signless(32), mlir.arith.CmpIPredicate.slt
+        (limit,) = limit.registers.flat
         lane = mlir.arith.remui(mgpu_utils.thread_idx(), mgpu.c(4, i32))
-        lane = mlir.arith.index_castui(index, mlir.arith.muli(lane, mgpu.c(2, i32)))
-        zero = mlir.arith.constant(f32, ir.FloatAttr.get(f32, 0.0))
+        mine = mlir.arith.subi(limit, mlir.arith.muli(lane, mgpu.c(2, i32)))
+        constant = _number(value)
 
-        def where(wanted: Any, registers: list[Any], make: Any) -> list[Any]:
-            branch = mlir.scf.IfOp(wanted, [r.type for r in registers], has_else=True)
+        def where(size: int, registers: list[Any], make: Any) -> list[Any]:
+            short = mlir.arith.cmpi(less, limit, mgpu.c(size, i32))
+            branch = mlir.scf.IfOp(short, [r.type for r in registers], has_else=True)
             with ir.InsertionPoint(branch.then_block):
-                mlir.scf.yield_(make())
+                mlir.scf.yield_(make(registers))
             with ir.InsertionPoint(branch.else_block):
                 mlir.scf.yield_(registers)
             return list(branch.results)
 
-        def chunk(registers: list[Any], start: int) -> list[Any]:
-            sums = []
-            for at, register in enumerate(registers):  # of eight columns two rows, one by one
-                if at % 2 == 0:
-                    column = mlir.arith.addi(lane, mgpu.c(start + 4 * at, index))
-                    numbers = mlir.arith.extf(wide, mlir.vector.load(pair, ref, [column]))
-                sums.append(mlir.arith.addf(register, numbers))
-            return sums
-
-        def all_chunks() -> list[Any]:
+        def cut_chunk(start: int, registers: list[Any]) -> list[Any]:
             found = []
-            for number, last in enumerate(lasts):
-                start = number * CHUNK
-                part = registers[start // 4 : (start + CHUNK) // 4]
-                some = mlir.arith.cmpf(mlir.arith.CmpFPredicate.OLT, last, zero)
-                found += where(some, part, functools.partial(chunk, part, start))
+            for at, register in enumerate(registers):  # of eight columns two rows, one by one
+                halves = []
+                for half in range(2):
+                    column = mgpu.c(start + at // 2 * 8 + half, i32)
+                    counts = mlir.arith.cmpi(less, column, mine)
+                    number = mlir.llvm.extractelement(register, mgpu.c(half, i32))
+                    halves.append(mlir.arith.select(counts, number, constant))
+                found.append(mlir.vector.from_elements(register.type, halves))
             return found
 
-        registers, ends = list(x.registers.flat), range(CHUNK - 1, x.shape[1], CHUNK)
-        # All at once, before they are asked for.
-        lasts = [mlir.memref.load(ref, [mgpu.c(end, index)]) for end in ends]
-        lasts = [mlir.arith.extf(f32, last) for last in lasts]
-        differs = mlir.arith.cmpf(mlir.arith.CmpFPredicate.UNE, lasts[-1], zero)
+        def cut_all(registers: list[Any]) -> list[Any]:
+            found = registers[: known // 4]
+            for start in range(known, x.shape[1], CHUNK):
+                chunk = registers[start // 4 : (start + CHUNK) // 4]
+                found += where(start + CHUNK, chunk, functools.partial(cut_chunk, start))
+            return found
+
         out = np.empty_like(x.registers)
-        out.flat[:] = where(differs, registers, all_chunks)
+        out.flat[:] = where(x.shape[1], list(x.registers.flat), cut_all)
         return mgpu.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=None)
 
-    return added(ref, x)
+    return cut(x, limit)
+
+
+def _number(value: float) -> Any:
+    f32 = ir.F32Type.get()
+    return mlir.arith.constant(f32, ir.FloatAttr.get(f32, value))
 
 
 def words_of(words: Any, place: tuple[Any, Any, Any], kind: Any, index: Any) -> Any:

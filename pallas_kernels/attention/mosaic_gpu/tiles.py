@@ -1,22 +1,20 @@
 """What a kernel computes at a time, and what it reads of a mask, as arrays that it can index."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.mosaic_gpu.cells import Cells
-from pallas_kernels.attention.mosaic_gpu.intrinsics import CHUNK
 from pallas_kernels.attention.mosaic_gpu.sizes import ForwardSizes
 from pallas_kernels.block_mask import BlockMask
 
 NEVER = int(np.iinfo(np.int16).max)  # place of a key that no query attends to
 ALWAYS = -3  # place of one that all do, in a tile without masked pairs; -2 in others
 MASKED = -1e30  # a score; finite, so that a row of masked scores is no NaN
-BESIDE = 2.0**-100  # added to scores of keys that count, in tiles with others that do not
 NO_WORDS = np.zeros((1, 1, 1, 1, 32), np.int32)  # where blocks are no cells
 
 
@@ -62,15 +60,16 @@ class Lists(NamedTuple):
     """A mask as the forward pass reads it.
 
     Attributes:
-        order: i32[2, T], tile of queries `(batch * heads + head) * tiles + tile` that is the
-            n-th to be computed, and how many tiles of keys it has.
+        order: i32[4, T], tile of queries `(batch * heads + head) * tiles + tile` that is the
+            n-th to be computed, how many tiles of keys it has, before which there are others of
+            its list, and where the result of a part of a list goes; -1 for whole ones.
         indices: i32[b, n, Q, M], blocks of keys; where pairs may be masked, twice that, and 1
             more in blocks that are attended to in part.
         q_limits: i32[b, tiles], queries of a tile that count.
         q_places: i16[b, L], a number per query.
         kv_places: i16[b, 2, L], a number per key that may not be above the query's: in blocks
-            that are attended to in full, and in others. Without places bf16[b, 1, L]: what is
-            added to the scores of a key.
+            that are attended to in full, and in others.
+        kv_limits: i32[b, tiles], keys of a tile that count, where places do not say it.
         words: i32[b, n, tiles, C, 32], as `Cells.words` returns them.
     """
 
@@ -79,6 +78,7 @@ class Lists(NamedTuple):
     q_limits: Array
     q_places: Array
     kv_places: Array
+    kv_limits: Array
     words: Array
 
 
@@ -87,21 +87,23 @@ class Lists(NamedTuple):
 class Kinds:
     """Which restrictions a mask has: what it has not costs nothing."""
 
-    masked: bool
-    """Whether pairs may be masked within blocks, at the end of the sequence too."""
     placed: bool
-    """Whether places decide over pairs of blocks that are attended to in part."""
+    """Whether places decide over pairs, of blocks attended to in part and of cells cut short."""
+    kv_cut: bool
+    """Whether tiles of keys may be cut short, at the end of the sequence too."""
     q_cut: bool
     """Whether blocks of queries may be cut short."""
     cell: int
     """Keys of a cell, where cells of tiles are listed; 0 where whole blocks are."""
-    list_parts: int = 1
-    """Of every list; each has rows of its own in `Lists`, and in what the kernel returns."""
+    divided: int
+    """Tiles of queries whose lists are divided among processors, the last ones."""
+    parts: int
+    """Of each of these lists."""
 
     @property
     def restricted(self) -> bool:
         """Whether a query may find no key in a listed tile."""
-        return self.masked or self.cell > 0
+        return self.placed or self.kv_cut or self.cell > 0
 
 
 class Work(NamedTuple):
@@ -114,68 +116,7 @@ class Work(NamedTuple):
 
 MOST_PARTS = 8  # of a list
 STARTED = 2  # tiles of keys that would be computed while one of queries is begun and ended
-JOINED = 0.03  # of all time, that it takes to join one more part
-
-
-def parts_of(mask: BlockMask, sequences: int, processors: int, sizes: ForwardSizes) -> int:
-    """Returns into how many parts lists are divided, so that no processor waits long.
-
-    Few queries and many keys (streams, short videos) have fewer tiles than there are processors.
-
-    Args:
-        mask: Its lists count as full.
-        sequences: Heads of all rows of the batch.
-        processors: Streaming multiprocessors of the device.
-        sizes: Of its tiles.
-    """
-    tiles = Tiles.of(mask, sizes)
-    width, workers = mask.kv_indices.shape[3], processors * tiles.groups
-    count = sequences * mask.grid[0] * tiles.q_split
-
-    def time(parts: int) -> float:
-        turns = -(-count * parts // workers)
-        return turns * (width * tiles.kv_split / parts + STARTED) * (1 + JOINED * (parts - 1))
-
-    return min(range(1, min(MOST_PARTS, max(width, 1)) + 1), key=time)
-
-
-def in_parts(mask: BlockMask, batch: int, parts: int) -> BlockMask:
-    """Returns the mask of a batch whose rows are `parts` each, with as many parts of every list."""
-    if parts == 1:
-        return mask
-    indices, counts = mask.kv_indices[:, None], mask.kv_counts[:, None]
-    ends = counts * np.arange(parts + 1)[None, :, None, None] // parts
-    begin, lengths = ends[:, :-1], ends[:, 1:] - ends[:, :-1]
-    most = -(-indices.shape[4] // parts)
-    entries = begin[..., None] + np.arange(most)[None, None, None, None]
-    ids = jnp.take_along_axis(indices, jnp.minimum(entries, indices.shape[4] - 1), 4)
-
-    def rows(x: Array) -> Array:
-        return jnp.broadcast_to(x, (batch, *x.shape[1:])).reshape(-1, *x.shape[2:])
-
-    def repeated(x: Array | None) -> Array | None:
-        return x if x is None or len(x) == 1 else jnp.repeat(x, parts, 0)
-
-    full = mask.kv_full_counts
-    if full is not None:
-        full = rows(jnp.clip(full[:, None] - begin, 0, lengths))
-    rest = ("q_lengths", "kv_lengths", "q_coords", "kv_coords")
-    same: dict[str, Any] = {name: repeated(getattr(mask, name)) for name in rest}
-    lists = {"kv_indices": rows(ids), "kv_counts": rows(lengths), "kv_full_counts": full}
-    return dataclasses.replace(mask, **lists, **same)
-
-
-def joined(
-    out: Float[Array, "P Q N D"], lse: Float[Array, "P N L"], parts: int
-) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N L"]]:
-    """Returns what the parts of a list attend to together."""
-    if parts == 1:
-        return out, lse
-    out, lse = (x.reshape(-1, parts, *x.shape[1:]) for x in (out, lse))
-    total = jax.nn.logsumexp(lse, 1)
-    share = jnp.exp(lse - jnp.where(total > -jnp.inf, total, 0.0)[:, None])[..., : out.shape[2]]
-    values = jnp.einsum("bpnq,bpqnd->bqnd", share, out.astype(jnp.float32))
-    return values.astype(out.dtype), total
+JOINED = 16, 0.01  # tiles of keys that would be while parts are joined, and of all time
 
 
 def prepare(
@@ -198,18 +139,22 @@ def prepare(
     """
     tiles = Tiles.of(mask, sizes)
     count = mask.grid[0] * tiles.q_split
-    counted = mask.kv_counted if mask.cuts_keys else None
-    if cells is not None:
-        counted = cells.counted  # of all parts of a row of the batch
-        counted = counted if counted is None else counted.repeat(batch // len(counted), 0)
+    counted, placed = mask.kv_counted, mask.by_place
+    if cells is not None and cells.counted is not None:  # they are cut short anywhere in tiles
+        known, placed = cells.counted[:, : counted.shape[1]], True
+        counted &= jnp.pad(known, ((0, 0), (0, counted.shape[1] - known.shape[1])))
+    workers = processors * tiles.groups
+    width = mask.kv_indices.shape[3] * tiles.kv_split
+    divided, parts = division(batch * heads * count, width, workers)
     kinds = Kinds(
-        masked=mask.by_place or counted is not None,
-        placed=mask.by_place,
+        placed=placed,
+        kv_cut=mask.cuts_keys and not placed,
         q_cut=mask.q_lengths is not None,
         cell=0 if cells is None else cells.size[1],
+        divided=divided,
+        parts=parts,
     )
     lengths = jnp.broadcast_to(mask.kv_counts, (batch, heads, mask.grid[0]))
-    workers = processors * tiles.groups
     order = _order(lengths.reshape(-1, mask.grid[0]), tiles.q_split, workers)
     steps = jnp.repeat(lengths.reshape(-1), tiles.q_split)[order] * tiles.kv_split
     limits = jnp.zeros((1, count), jnp.int32)
@@ -217,33 +162,81 @@ def prepare(
         start = tiles.q * np.arange(tiles.q_split)[None, None]
         limits = (mask.q_lengths[..., None] - start).reshape(-1, count)
     q_places, kv_places = places(mask)
-    if counted is None:
-        counted = jnp.ones((1, kv_places.shape[1]), bool)
-    kv_places = marks_of_keys(kv_places, counted, kinds.placed, tiles.kv)
-    indices = with_kinds(mask) if kinds.placed else mask.kv_indices
+    if placed:
+        kv_places = marks_of_keys(kv_places, counted, tiles.kv)
+    kv_limits = jnp.sum(counted.reshape(len(counted), -1, tiles.kv), 2, dtype=jnp.int32)
+    indices = with_kinds(mask) if placed else mask.kv_indices
     words = jnp.asarray(NO_WORDS) if cells is None else cells.words(tiles.kv)
-    lists = Lists(jnp.stack([order, steps]), indices, limits, q_places, kv_places, words)
+    turns = _turns(order, steps, divided, parts)
+    lists = Lists(turns, indices, limits, q_places, kv_places, kv_limits, words)
     return Work(lists, tiles, kinds)
 
 
-def marks_of_keys(
-    places: Int[Array, "b K"], counted: Bool[Array, "c k"], placed: bool, tile: int
-) -> Shaped[Array, "B kinds K"]:
-    """Returns `Lists.kv_places`; that of the last key of a tile says whether all of it count.
+def division(count: int, width: int, workers: int) -> tuple[int, int]:
+    """Returns how many lists are divided, the last ones, and into how many parts each.
 
-    Without places, those of chunks of a tile have a sign that says the same of each.
+    They are those left over when all workers have had equally many, or all if there are few, as
+    in streams and short videos. Dividing them must pay for joining what the parts attend to.
+
+    Args:
+        count: Tiles of queries.
+        width: Tiles of keys of each; all lists count as full, for this is part of the program.
+        workers: Tiles that are computed at one time.
     """
-    counted = counted[:, : places.shape[1]]
-    counted = jnp.pad(counted, ((0, 0), (0, places.shape[1] - counted.shape[1])))[:, None]
+    last = count % workers
 
-    def all_of(keys: int) -> Bool[Array, "c 1 K"]:
-        return counted.reshape(counted.shape[0], 1, -1, keys).all(3).repeat(keys, 2)
+    def time(parts: int) -> float:
+        turns = -(-last * parts // workers) * (width / parts + STARTED)
+        all_turns = count // workers * (width + STARTED) + turns
+        return all_turns if parts == 1 else all_turns * (1 + JOINED[1]) + JOINED[0]
 
-    whole = all_of(tile)
-    if not placed:
-        beside = jnp.where(all_of(CHUNK), BESIDE, -BESIDE)
-        added = jnp.where(counted, jnp.where(whole, 0.0, beside), MASKED)
-        return added.astype(jnp.bfloat16)
+    parts = min(range(1, min(MOST_PARTS, max(width, 1)) + 1), key=time)
+    return (last, parts) if parts > 1 else (0, 1)
+
+
+def _turns(
+    order: Int[Array, " T"], steps: Int[Array, " T"], divided: int, parts: int
+) -> Int[Array, "4 t"]:
+    """Returns `Lists.order`."""
+    turns = jnp.stack([order, steps, jnp.zeros_like(order), jnp.full_like(order, -1)])
+    if not divided:
+        return turns
+    ends = steps[-divided:, None] * np.arange(parts + 1)[None] // parts
+    begin, lengths = ends[:, :-1].reshape(-1), jnp.diff(ends).reshape(-1)
+    places, slots = jnp.repeat(order[-divided:], parts), jnp.arange(divided * parts)
+    last = jnp.stack([places, lengths, begin, slots]).astype(jnp.int32)
+    return jnp.concatenate([turns[:, :-divided], last], 1)
+
+
+def joined(
+    out: Float[Array, "B Q N D"],
+    lse: Float[Array, "B N L"],
+    parts: Float[Array, "P q D"],
+    parts_lse: Float[Array, "P q"],
+    work: Work,
+) -> tuple[Float[Array, "B Q N D"], Float[Array, "B N L"]]:
+    """Puts in what the parts of divided lists attend to together."""
+    count, kinds = parts.shape[1], work.kinds
+    if not kinds.divided:
+        return out, lse
+    parts, parts_lse = (x.reshape(-1, kinds.parts, *x.shape[1:]) for x in (parts, parts_lse))
+    total = jax.nn.logsumexp(parts_lse, 1)
+    share = jnp.exp(parts_lse - jnp.where(total > -jnp.inf, total, 0.0)[:, None])
+    values = jnp.einsum("tpq,tpqd->tqd", share, parts.astype(jnp.float32)).astype(out.dtype)
+    place = work.lists.order[0, -kinds.divided * kinds.parts :: kinds.parts, None]
+    sequence, index = jnp.divmod(place, lse.shape[2] // count)
+    row, head = jnp.divmod(sequence, lse.shape[1])
+    tokens = index * count + np.arange(count)[None]
+    out = out.at[row, tokens, head].set(values, mode="drop", unique_indices=True)
+    return out, lse.at[row, head, tokens].set(total, unique_indices=True)
+
+
+def marks_of_keys(
+    places: Int[Array, "b K"], counted: Bool[Array, "c K"], tile: int
+) -> Int[Array, "B 2 K"]:
+    """Returns `Lists.kv_places`; that of the last key of a tile says whether all of it count."""
+    counted = counted[:, None]
+    whole = counted.reshape(len(counted), 1, -1, tile).all(3).repeat(tile, 2)
     both = jnp.stack([jnp.full_like(places, ALWAYS), places], 1)
     both = jnp.where(whole, both, jnp.maximum(both, ALWAYS + 1))
     return jnp.where(counted, both, jnp.int16(NEVER))

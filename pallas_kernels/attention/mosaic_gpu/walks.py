@@ -95,7 +95,7 @@ def prepare_walks(
         q_stages=sizes.q_stages,
         out_stages=sizes.out_stages,
         cell=0 if cells is None else cells.size[1],
-        keys_cut=mask.cuts_keys if cells is None else cells.counted is not None,
+        keys_cut=mask.cuts_keys or (cells is not None and cells.counted is not None),
     )
     counts = turned.kv_counts
     dealt, at_once = (batch, heads, shape.kv_split), processors * shape.groups
