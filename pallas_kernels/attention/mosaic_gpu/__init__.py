@@ -24,7 +24,7 @@ from pallas_kernels.attention.mosaic_gpu.tiles import Work, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.past import Past
 from pallas_kernels.attention.planned import capability
-from pallas_kernels.attention.xla import looped_mass, queries_gradient
+from pallas_kernels.attention.xla import queries_gradient
 from pallas_kernels.block_mask import BlockMask
 
 __all__ = ["MosaicGPU"]
@@ -169,7 +169,9 @@ class MosaicGPU:
             filled = jnp.where(known[..., None, None], k, first[:, blocks])
             sums = self.mass(q, filled, lse, block_q, block_kv, scale)
             absent = jnp.bincount(blocks, length=first.shape[1])[None] - kv_lengths
-            sums -= absent[:, None, None] * looped_mass(q, first, lse, block_q, 1, scale, None)
+            firsts = jnp.repeat(first, WARP_ROWS, 1)  # as many as the kernel adds up at least
+            of_first = self.mass(q, firsts, lse, block_q, WARP_ROWS, scale) / WARP_ROWS
+            sums -= absent[:, None, None] * of_first
             return jnp.where(kv_lengths[:, None, None] > 0, jnp.maximum(sums, 0.0), 0.0)
         unit = math.gcd(block_kv, TILE_SIZE)
         levels = whole_blocks(lse, QUERIES)
