@@ -332,7 +332,7 @@ def _timed_phases(
     dense = {name for name, mine in phases.items() if isinstance(mine, Sparse) and mine.is_dense}
     times = dict.fromkeys(dense if dense_s else (), dense_s)
     shown = [(name, videos[0]) for name in before if name not in times] + [(last, videos[1])]
-    row, made, mine = stand_in.row(shape), None, phases[last]
+    row, made, mine = stand_in.row(shape), videos[1], phases[last]
     networks: Any = {name: stand_in.network(shape, phases[name]) for name, _ in shown}
     networks |= plan_parts(shape, mine) if isinstance(mine, Sparse) else {}
     forwards = stand_in.compiled(networks, params, videos[0], states, carry, row)
@@ -344,7 +344,6 @@ def _timed_phases(
         elif name not in times:
             times[name] = _seconds(shape, phases[name], forwards[name], given)
         made, carry = forwards[name](*given, row)
-    assert made is not None
     given = (*given[:3], carry)
     plan = plan_share(shape, mine, forwards, given) if isinstance(mine, Sparse) else None
     return made, carry, times, plan
@@ -423,6 +422,7 @@ def main(what: Any, **options: Any) -> None:
 
 
 @jax.jit
+@jax.jit  # operations by themselves took a minute to compile on a GPU
 def price(made: Latents, dense: Latents) -> dict[str, Array]:
     """Returns how far a prediction is from that of dense attention.
 
