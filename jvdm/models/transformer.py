@@ -54,7 +54,8 @@ class Shared(NamedTuple):
 
     `text` is the prompt as these layers read it, `common` what their policy chose for all of them,
     `plan` what a plan says to every token, `level` the embedding of the noise levels. Where a call
-    is of some tokens, as frames of one token each, `frames` are the frames that they are of.
+    is of some tokens, as frames of one token each, `frames` are the frames that they are of. Of
+    `by_layer`, whose leaves have an axis of `depth`, every layer is given its own.
     """
 
     modulation: Float[Array, "B F 6 D"]
@@ -67,6 +68,7 @@ class Shared(NamedTuple):
     plan: Float[Array, "B F P E"] | None = None
     level: Float[Array, "B F D"] | None = None
     frames: Int[Array, " A"] | None = None
+    by_layer: PyTree = None
 
 
 class TransformerLayer(nn.Module):
@@ -304,7 +306,8 @@ class Transformer:
         tokens = taken(constrain(tokens, "batch", "tokens"))
         fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
         fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}
-        inputs = (jnp.arange(self.depth), way.carry.layers)
+        inputs = (jnp.arange(self.depth), way.carry.layers, shared.by_layer)
+        shared = shared._replace(by_layer=None)
 
         def stack(count: int, policy: Policy, **named: Any) -> Any:
             layers = layer_stack(layer, count, self.remat, self.unroll)
