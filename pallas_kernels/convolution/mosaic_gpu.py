@@ -1,33 +1,29 @@
 """Causal convolution in time, rows and columns for Hopper GPUs, without an image of the taps.
 
-A block of threads per processor stays. Two of its warpgroups compute 64 columns of some rows each
-of one frame, the third loads. What is loaded at once are `CHANNELS` channels of all cells that the
-tile sees of one frame, with the border around: in shared memory a tap is the same cells from
+A block of threads per processor stays. Two of its warpgroups compute some squares of 8 x 8 cells
+each of one frame, the third loads. What is loaded at once are `CHANNELS` channels of all cells that
+the tile sees of one frame, with the border around: in shared memory a tap is the same cells from
 another address on, so 3 loads serve 27 taps, and 512 cells a load of the weights. Cells outside of
 the frame are zeros, which the copy engine fills in; frames before the first come from where they
 lie, or are left out. The sums stay in registers up to the end: bias, what is added, the norm over
-channels and SiLU are applied to them there.
+channels and SiLU are applied to them there. A block has 96 features; where a norm is over 192, two
+blocks of a cluster tell each other their sums of squares, and over more, XLA applies it.
 """
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib.mlir.dialects as dialects
-import numpy as np
 from jax import lax
-from jax.experimental.mosaic import gpu as mgpu
-from jax.experimental.mosaic.gpu import mma_utils
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, nvvm  # noqa: F401
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     COLUMN,
     FIRST_BARRIER,
-    TILE,
+    ROW,
     arrive,
     divide,
     launch,
@@ -37,10 +33,18 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     sync,
     turns,
 )
-from pallas_kernels.convolution.reference import SMALLEST, Inputs
+from pallas_kernels.convolution.reference import SMALLEST, Inputs, normalized
+from pallas_kernels.convolution.squares import (
+    fence_cluster,
+    load_square,
+    products,
+    store_remote,
+    store_square,
+    swizzled,
+)
 from pallas_kernels.convolution.tiles import (
     CHANNELS,
-    COLUMNS,
+    SIDE,
     TAPS,
     Grid,
     Sizes,
@@ -49,14 +53,12 @@ from pallas_kernels.convolution.tiles import (
     sizes_of,
 )
 
-mlir: Any = dialects
-
-SWIZZLE = 2 * CHANNELS
-BORDERED = 68  # columns that are loaded: one before, one after, and two so that tiles are aligned
+BORDER = 4  # columns that are loaded beside a tile: one before, one after, the rest aligns rows
+MEMBERS = 2  # blocks of threads at most that have the features of a cell
 CELLS = 2  # tiles of cells in shared memory
 REGISTERS = 240, 24  # of a thread that computes, and of one that loads
 THREADS = 2 * 128 + 32  # that compute, and the warp that loads
-FETCHED = 128 + 32  # that compute some rows, and the warp that loads what is added to them
+FETCHED = 128 + 32  # that compute some squares, and the warp that loads what is added to them
 
 
 def causal_conv(
@@ -70,46 +72,91 @@ def causal_conv(
         processors: Streaming multiprocessors of the device.
         sizes: Tiles; None is `sizes_of`.
     """
-    x, _, _, before, added, gain = inputs
-    (batch, frames, height, width, _), features = x.shape, inputs.bias.shape[0]
+    features = inputs.bias.shape[0]
     sizes = sizes or sizes_of(features)
+    blocks = features // sizes.features
+    if blocks and (inputs.gain is None or blocks <= MEMBERS):
+        return _launched(inputs, plain, processors, sizes)
+    bare = inputs._replace(gain=None)
+    y = _launched(bare, True, processors, sizes)[0] if blocks else _few(bare, processors, sizes)
+    active = () if inputs.gain is None else (jax.nn.silu(normalized(y, inputs.gain)),)
+    return (y,) * plain + active
+
+
+def _launched(
+    inputs: Inputs, plain: bool, processors: int, sizes: Sizes
+) -> tuple[Float[Array, "B T H W D"], ...]:
+    x, _, _, before, added, gain = inputs
     given = {
         name: y.reshape(-1, *y.shape[2:]).astype(x.dtype)
         for name, y in (("before", before), ("added", added))
         if y is not None
     }
+    features = inputs.bias.shape[0]
     if gain is not None:  # of half the argument: SiLU is h + h tanh(h)
         given["gain"] = gain.astype(jnp.float32) * (features**0.5 / 2)
-    grid = Grid.of(inputs, processors, sizes)
-    options = _Options(grid, tuple(given), plain, sizes)
-    swizzled = (plgpu.SwizzleTransform(SWIZZLE),)
-    tiled = (plgpu.TilingTransform((8, CHANNELS)), *swizzled)
-    held = (1, sizes.added) if added is not None else (1,)
-    out = jax.ShapeDtypeStruct((batch * frames, height, width, features), x.dtype)
-
-    def shared(*shape: int, transforms: Any) -> Any:
-        return plgpu.SMEM(shape, x.dtype, transforms=transforms)
-
+    members = 1 if gain is None else features // sizes.features
+    grid = Grid.of(inputs, processors // members * members, sizes)
+    options = _Options(grid, tuple(given), plain, sizes, members)
+    out = jax.ShapeDtypeStruct((math.prod(x.shape[:2]), *x.shape[2:4], features), x.dtype)
     results = launch(
         "causal_conv",
         functools.partial(_kernel, options),
         (out,) * (plain + (gain is not None)),
-        [
-            shared(CELLS, grid.rows + 2, BORDERED, CHANNELS, transforms=swizzled),
-            shared(sizes.taps, TAPS, sizes.features, CHANNELS, transforms=swizzled),
-            plgpu.Barrier(num_barriers=CELLS),
-            plgpu.Barrier(num_barriers=sizes.taps),
-            plgpu.Barrier(num_barriers=2 * sizes.added),
-            *(shared(2, rows, COLUMNS, sizes.features, transforms=tiled) for rows in held),
-        ],
-        {"processor": processors},
+        _scratch(options, x.dtype),
+        {"processor": processors // members},
+        cluster={"member": members},
     )(
         x.reshape(-1, *x.shape[2:]),
-        in_order(inputs.kernel.astype(x.dtype)),
+        in_order(inputs.kernel.astype(x.dtype), sizes.features),
         inputs.bias.astype(jnp.float32),
         *given.values(),
     )
-    return tuple(y.reshape(batch, frames, *y.shape[1:]) for y in results)
+    return tuple(y.reshape(*x.shape[:2], *y.shape[1:]) for y in results)
+
+
+def _scratch(options: "_Options", dtype: Any) -> list[Any]:
+    grid, given, _, sizes, members = options
+    chunk, chunks = sizes.chunk, sizes.features // sizes.chunk
+    held = (1, sizes.added) if "added" in given else (2,)
+
+    def shared(*shape: int, depth: int) -> Any:
+        return plgpu.SMEM((*shape, depth), dtype, transforms=swizzled(depth))
+
+    return [
+        shared(CELLS, grid.rows + 2, grid.columns + BORDER, depth=CHANNELS),
+        shared(sizes.taps, TAPS, sizes.features, depth=CHANNELS),
+        plgpu.Barrier(num_barriers=CELLS),
+        plgpu.Barrier(num_barriers=sizes.taps),
+        plgpu.Barrier(num_barriers=2 * sizes.added, num_arrivals=chunks),
+        plgpu.ClusterBarrier(collective_axes=("member",), num_barriers=4),
+        plgpu.SMEM((2, 2, sizes.squares if members > 1 else 1, SIDE * SIDE), jnp.float32),
+        *(shared(2, n, chunks, SIDE, SIDE, depth=chunk) for n in held),
+    ]
+
+
+def _few(inputs: Inputs, processors: int, sizes: Sizes) -> Float[Array, "B T H W D"]:
+    """Returns the sum of few features: the taps in time are features of a convolution in space."""
+    x, kernel, bias, before, added, _ = inputs
+    count, features = kernel.shape[0], bias.shape[0]
+    kernel = jnp.moveaxis(kernel, 0, -2).reshape(1, *kernel.shape[1:4], -1)
+    kernel = jnp.pad(kernel, (*((0, 0),) * 4, (0, sizes.features - kernel.shape[-1])))
+    zeros = jnp.zeros(sizes.features, jnp.float32)
+
+    def spread(x: Array) -> Array:
+        return causal_conv(Inputs(x, kernel, zeros), True, processors, sizes)[0]
+
+    ago = ((0, 0), (count - 1, 0), (0, 0), (0, 0), (0, 0))
+    y = spread(x)
+    y = jnp.pad(y, ago) if before is None else jnp.concatenate([spread(before), y], 1)
+    y = y.astype(jnp.float32)
+    parts = (
+        y[:, tap : tap + x.shape[1], ..., tap * features : (tap + 1) * features]
+        for tap in range(count)
+    )
+    total = functools.reduce(jnp.add, parts) + bias.astype(jnp.float32)[None, None, None, None]
+    total = total if added is None else total + added.astype(jnp.float32)
+    return total.astype(x.dtype)
 
 
 class _Options(NamedTuple):
@@ -117,6 +164,7 @@ class _Options(NamedTuple):
     given: tuple[str, ...]
     plain: bool
     sizes: Sizes
+    members: int  # blocks of threads that have the features of a cell
 
 
 class _Refs(NamedTuple):
@@ -130,6 +178,8 @@ class _Refs(NamedTuple):
     cells_full: Any
     taps_full: Any
     added_full: Any
+    told: Any
+    powers: Any
     out_tiles: Any
     added_tiles: Any
 
@@ -141,7 +191,8 @@ def _kernel(options: _Options, *refs: Any) -> None:
     rest = refs[tiles:] if "added" in given else (*refs[tiles:], None)
     names = _Refs._make((*refs[:first], named, refs[outs:tiles], *rest))
     warpgroup = lax.axis_index("warpgroup")
-    walk = _Walk(options, names, lax.axis_index("processor"))
+    processor = lax.axis_index("processor") * options.members + lax.axis_index("member")
+    walk = _Walk(options, names, processor)
 
     def load_all(warp: Any) -> None:
         pl.when(warp == 0)(walk.produce)
@@ -157,7 +208,17 @@ class _Walk:
     def __init__(self, options: _Options, refs: _Refs, processor: Any):
         self.options, self.refs, self.processor = options, refs, processor
         self.grid, self.sizes = options.grid, options.sizes
-        self.rows, self.features = options.sizes.rows, options.sizes.features
+        self.squares, self.features = options.sizes.squares, options.sizes.features
+        self.chunk = options.sizes.chunk
+
+    def places(self, tile: Tile, warpgroup: Any, square: int) -> list[tuple[Any, ...]]:
+        """Returns where the results of a square of a warpgroup are, by chunks of features."""
+        wide = self.grid.columns // SIDE
+        row = tile.row + warpgroup * (self.grid.rows // 2) + square // wide * SIDE
+        column = tile.column + square % wide * SIDE
+        starts = range(0, self.features, self.chunk)
+        chunks = (pl.ds(tile.block * self.features + start, self.chunk) for start in starts)
+        return [(tile.frame, pl.ds(row, SIDE), pl.ds(column, SIDE), part) for part in chunks]
 
     def cells_free(self, number: Any) -> Any:
         """Returns the barrier that says that there is room for cells."""
@@ -167,17 +228,17 @@ class _Walk:
         """The same for weights."""
         return FIRST_BARRIER + CELLS + lax.rem(number, self.sizes.taps)
 
-    def added_free(self, warpgroup: Any, row: int) -> Any:
-        """The same for what is added to a row of a warpgroup."""
-        place = warpgroup * self.sizes.added + row % self.sizes.added
+    def added_free(self, warpgroup: Any, square: int) -> Any:
+        """The same for what is added to a square of a warpgroup."""
+        place = warpgroup * self.sizes.added + square % self.sizes.added
         return FIRST_BARRIER + CELLS + self.sizes.taps + place
 
     def each_tile(self, visit: Any) -> None:
-        """Calls `visit(tile, done)` for all tiles, with the steps that were done before."""
+        """Calls `visit(tile, done, turn)` for all tiles, with the steps and tiles done before."""
 
         def advance(turn: Any, done: Any) -> Any:
             tile = self.grid.tile(self.processor + turn * self.grid.together)
-            visit(tile, done)
+            visit(tile, done, turn)
             return done + self.grid.steps(tile)
 
         count = turns(self.processor, self.grid.total, self.grid.together)
@@ -187,7 +248,7 @@ class _Walk:
         """Loads the cells and the weights of all tiles, as room for them is made."""
         refs = self.refs
 
-        def visit(tile: Tile, done: Any) -> None:
+        def visit(tile: Tile, done: Any, turn: Any) -> None:
             def advance(step: Any, state: Any) -> Any:
                 number = done + step
                 tap, slab, place = self.grid.step(tile, step)
@@ -209,13 +270,13 @@ class _Walk:
         sync(self.cells_free(number), THREADS)
         target, full = refs.cell_tiles.at[slot], refs.cells_full.at[slot]
         rows = pl.ds(tile.row - 1, self.grid.rows + 2)
-        columns = pl.ds(tile.column - 1, BORDERED)
+        columns = pl.ds(tile.column - 1, self.grid.columns + BORDER)
         channels = pl.ds(slab * CHANNELS, CHANNELS)
 
         def copy(source: Any, frame: Any) -> None:
             plgpu.copy_gmem_to_smem(source.at[frame, rows, columns, channels], target, full)
 
-        ago = TAPS - 1 - tap
+        ago = self.grid.taps - 1 - tap
         if "before" not in refs.given:
             copy(refs.x, tile.frame - ago)
             return
@@ -229,20 +290,19 @@ class _Walk:
         """Loads what is added to the results of a warpgroup."""
         refs, slots = self.refs, self.sizes.added
 
-        def visit(tile: Tile, done: Any) -> None:
-            for row in range(self.rows):
-                sync(self.added_free(warpgroup, row), FETCHED)
-                place = tile.row + warpgroup * self.rows + row  # below the frame nothing is written
-                columns = pl.ds(tile.column, COLUMNS)
-                source = refs.given["added"].at[tile.frame, place, columns]
-                full = refs.added_full.at[warpgroup * slots + row % slots]
-                target = refs.added_tiles.at[warpgroup, row % slots]
-                plgpu.copy_gmem_to_smem(source, target, full)
+        def visit(tile: Tile, done: Any, turn: Any) -> None:
+            for square in range(self.squares):
+                sync(self.added_free(warpgroup, square), FETCHED)
+                full = refs.added_full.at[warpgroup * slots + square % slots]
+                for part, place in enumerate(self.places(tile, warpgroup, square)):
+                    source = refs.given["added"].at[place]
+                    target = refs.added_tiles.at[warpgroup, square % slots, part]
+                    plgpu.copy_gmem_to_smem(source, target, full)
 
         self.each_tile(visit)
 
     def compute(self, warpgroup: Any) -> None:
-        """Computes some rows of all tiles, and writes them."""
+        """Computes some squares of all tiles, and writes them."""
         for slot in range(CELLS):
             arrive(self.cells_free(slot), THREADS)
         for slot in range(self.sizes.taps):
@@ -251,21 +311,21 @@ class _Walk:
             for slot in range(self.sizes.added):
                 arrive(self.added_free(warpgroup, slot), FETCHED)
 
-        def visit(tile: Tile, done: Any) -> None:
+        def visit(tile: Tile, done: Any, turn: Any) -> None:
             def advance(step: Any, sums: Any) -> Any:
                 for column in range(TAPS):
                     sums = self.multiply(warpgroup, done + step, column, step > 0, sums)
                 return sums
 
             steps = self.grid.steps(tile)
-            bias = self.refs.bias.at[pl.ds(0, self.features)]
+            bias = self.refs.bias.at[pl.ds(tile.block * self.features, self.features)]
             bias = load(bias, layout=COLUMN, optimized=False)
-            bias = lax.broadcast_in_dim(bias, (COLUMNS, self.features), [1])
-            sums = lax.fori_loop(0, steps, advance, (bias,) * self.rows)
+            bias = lax.broadcast_in_dim(bias, (SIDE * SIDE, self.features), [1])
+            sums = lax.fori_loop(0, steps, advance, (bias,) * self.squares)
             plgpu.wgmma_wait(0)
             sums = lax.optimization_barrier(sums)
             self.release(done + steps - 1, TAPS - 1)
-            self.write(tile, warpgroup, sums)
+            self.write(tile, warpgroup, sums, lax.rem(turn, 2))
 
         self.each_tile(visit)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -277,7 +337,8 @@ class _Walk:
         if column == 0:
             plgpu.barrier_wait(refs.cells_full.at[cell_slot])
         plgpu.barrier_wait(refs.taps_full.at[tap_slot])
-        cells = refs.cell_tiles.at[cell_slot, pl.ds(warpgroup * self.rows, self.rows + 2)]
+        rows = self.grid.rows // 2
+        cells = refs.cell_tiles.at[cell_slot, pl.ds(warpgroup * rows, rows + 2)]
         sums = products(sums, cells, refs.tap_tiles.at[tap_slot], column)
         plgpu.wgmma_wait(1)
         if column:
@@ -292,118 +353,67 @@ class _Walk:
         if column == TAPS - 1:
             arrive(self.cells_free(number), THREADS)
 
-    def write(self, tile: Tile, warpgroup: Any, sums: Any) -> None:
-        """Writes what comes of the rows inside of the frame."""
+    def write(self, tile: Tile, warpgroup: Any, sums: Any, parity: Any) -> None:
+        """Writes what comes of the cells inside of the frame."""
         refs, given = self.refs, self.refs.given
+        puts, outs = itertools.count(), refs.out_tiles.shape[1]
 
-        def put(out: Any, row: int, parts: Any) -> None:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            for part, y in zip(chunks, parts, strict=True):
-                refs.out_tiles[warpgroup, 0, :, part] = y.astype(out.dtype)
+        def put(out: Any, square: int, parts: Any) -> None:
+            slot = next(puts) % outs
+            plgpu.wait_smem_to_gmem(outs - 1, wait_read_only=True)
+            tiles = [refs.out_tiles.at[warpgroup, slot, part] for part in range(len(starts))]
+            for part, y in zip(tiles, parts, strict=True):
+                store_square(part, y.astype(out.dtype))
             plgpu.commit_smem()
-            place = tile.row + warpgroup * self.rows + row
+            for part, place in zip(tiles, self.places(tile, warpgroup, square), strict=True):
+                plgpu.copy_smem_to_gmem(part, out.at[place], commit_group=part is tiles[-1])
 
-            @pl.when(place < out.shape[1])
-            def _():
-                target = out.at[tile.frame, place, pl.ds(tile.column, COLUMNS)]
-                plgpu.copy_smem_to_gmem(refs.out_tiles.at[warpgroup, 0], target)
-
-        def activated(part: Any, y: Any, scale: Any) -> Any:
-            gain = load(given["gain"].at[part], layout=COLUMN, optimized=False)
+        def activated(start: int, y: Any, scale: Any) -> Any:
+            gain = given["gain"].at[pl.ds(tile.block * self.features + start, self.chunk)]
+            gain = load(gain, layout=COLUMN, optimized=False)
             half = y * scale * lax.broadcast_in_dim(gain, y.shape, [1])
             return half + half * jnp.tanh(half)
 
-        starts = range(0, self.features, CHANNELS)
-        chunks = [pl.ds(start, CHANNELS) for start in starts]
-        for row, total in enumerate(sums):
-            parts = [total[:, start : start + CHANNELS] for start in starts]
-            if "added" in given:
-                slot = row % self.sizes.added
-                plgpu.barrier_wait(refs.added_full.at[warpgroup * self.sizes.added + slot])
-                tiles = [refs.added_tiles.at[warpgroup, slot, :, part] for part in chunks]
-                more = (load(tile, layout=TILE).astype(jnp.float32) for tile in tiles)
-                parts = lax.optimization_barrier([x + y for x, y in zip(parts, more, strict=True)])
-                arrive(self.added_free(warpgroup, row), FETCHED)
+        def normalize(square: int, parts: Any, power: Any) -> None:
+            scale = lax.rsqrt(jnp.maximum(power, SMALLEST))
+            scale = lax.broadcast_in_dim(scale, (SIDE * SIDE, self.chunk), [0])
+            both = zip(starts, parts, strict=True)
+            put(refs.outs[-1], square, (activated(start, y, scale) for start, y in both))
+
+        starts, kept = range(0, self.features, self.chunk), []
+        for square, total in enumerate(sums):
+            parts = [total[:, start : start + self.chunk] for start in starts]
+            parts = self.add(parts, warpgroup, square) if "added" in given else parts
             if self.options.plain:
-                put(refs.outs[0], row, parts)
+                put(refs.outs[0], square, parts)
             if "gain" in given:
                 power = functools.reduce(jnp.add, (y * y for y in parts)).sum(axis=1)
-                scale = lax.rsqrt(jnp.maximum(power, SMALLEST))
-                scale = lax.broadcast_in_dim(scale, (COLUMNS, CHANNELS), [0])
-                both = zip(chunks, parts, strict=True)
-                put(refs.outs[-1], row, (activated(part, y, scale) for part, y in both))
+                kept.append((parts, power))
+                if self.options.members == 1:
+                    normalize(square, parts, power)
+        if self.options.members == 2:
+            place = refs.powers.at[parity, warpgroup]
+            self.tell([power for _, power in kept], place, refs.told.at[2 * warpgroup + parity])
+            for square, (parts, power) in enumerate(kept):
+                normalize(
+                    square, parts, power + load(place.at[square], layout=ROW, optimized=False)
+                )
 
+    def add(self, parts: Any, warpgroup: Any, square: int) -> Any:
+        """Adds what is to be added to a square."""
+        refs, slot = self.refs, square % self.sizes.added
+        plgpu.barrier_wait(refs.added_full.at[warpgroup * self.sizes.added + slot])
+        tiles = (refs.added_tiles.at[warpgroup, slot, part] for part in range(len(parts)))
+        more = (load_square(part).astype(jnp.float32) for part in tiles)
+        parts = lax.optimization_barrier([x + y for x, y in zip(parts, more, strict=True)])
+        arrive(self.added_free(warpgroup, square), FETCHED)
+        return parts
 
-def products(sums: Any, cells: Any, taps: Any, column: int) -> Any:
-    """Adds the products of rows of cells and the taps that see them, without waiting.
-
-    Args:
-        sums: f32[64, D] for each row of results.
-        cells: [rows + 2, columns, K] in shared memory, swizzled.
-        taps: [3, D, K], one below the other, the same.
-        column: Of the cells, from which 64 are read.
-    """
-    (_, depth), rows, features = cells.shape[1:], len(sums), taps.shape[1]
-    swizzle, transform = 2 * depth, plgpu.SwizzleTransform(2 * depth)
-    out = plgpu.ShapeDtypeStruct(sums[0].shape, jnp.float32, layout=TILE)
-    refs = (plgpu.RefType((transform,)),) * 2
-    pitch = cells.shape[1] * swizzle
-
-    @plgpu.inline_mgpu(arg_types=(*refs, (TILE,) * rows), return_type=(out,) * rows)
-    def added(_, cells, taps, sums):
-        i32, i64, f32 = (*map(ir.IntegerType.get_signless, (32, 64)), ir.F32Type.get())
-        values = [_scalars(x, i32) for x in sums]
-        mlir.nvvm.wgmma_fence_aligned()
-        a, b = (
-            mma_utils.encode_descriptor(
-                x, leading_byte_offset=0, stride_byte_offset=8 * swizzle, swizzle=swizzle
-            )
-            for x in (cells, taps)
-        )
-
-        def at(descriptor: Any, offset: int) -> Any:
-            return mlir.arith.addi(descriptor, mgpu.c(offset >> 4, i64)) if offset else descriptor
-
-        for start in range(0, swizzle, 32):
-            for row, tap in itertools.product(range(rows + TAPS - 1), reversed(range(TAPS))):
-                if 0 <= (result := row - tap) < rows:
-                    source = at(a, row * pitch + column * swizzle + start)
-                    weights = at(b, tap * features * swizzle + start)
-                    values[result] = _wgmma(values[result], source, weights, features, f32)
-        mlir.nvvm.wgmma_commit_group_sync_aligned()
-        return tuple(_tile(x, like) for x, like in zip(values, sums, strict=True))
-
-    return added(cells, taps, sums)
-
-
-def _scalars(x: Any, i32: Any) -> list[Any]:
-    pairs = x.registers.flat
-    return [mlir.llvm.extractelement(pair, mgpu.c(i, i32)) for pair in pairs for i in range(2)]
-
-
-def _tile(values: list[Any], like: Any) -> Any:
-    registers, i32 = np.empty_like(like.registers), ir.IntegerType.get_signless(32)
-    for index in range(len(values) // 2):
-        pair = mlir.llvm.mlir_undef(like.registers.flat[0].type)
-        for i in range(2):
-            pair = mlir.llvm.insertelement(pair, values[2 * index + i], mgpu.c(i, i32))
-        registers.flat[index] = pair
-    return mgpu.FragmentedArray(_registers=registers, _layout=like.layout, _is_signed=None)
-
-
-def _wgmma(held: list[Any], a: Any, b: Any, columns: int, f32: Any) -> list[Any]:
-    count = columns // 2
-    numbers = ", ".join(f"${i}" for i in range(count))
-    text = (
-        f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{numbers}}}, "
-        f"${2 * count}, ${2 * count + 1}, 1, 1, 1, 0, 0;"
-    )
-    constraints = ["=f"] * count + [str(i) for i in range(count)] + ["l", "l"]
-    struct = mlir.llvm.inline_asm(
-        mlir.llvm.StructType.get_literal([f32] * count),
-        [*held, a, b],
-        text,
-        ",".join(constraints),
-        has_side_effects=True,
-    )
-    return [mlir.llvm.extractvalue(f32, struct, [i]) for i in range(count)]
+    def tell(self, powers: Any, place: Any, told: Any) -> None:
+        """Gives the other block of the cluster sums of squares, and waits for its own."""
+        for square, power in enumerate(powers):
+            store_remote(place.at[square], power, 1 - lax.axis_index("member"))
+        fence_cluster()
+        plgpu.barrier_arrive(told)
+        plgpu.barrier_wait(told)
+        fence_cluster()

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from pallas_kernels import causal_conv
+from pallas_kernels.attention.mosaic_gpu.intrinsics import plgpu
 from pallas_kernels.convolution import api, mosaic_gpu, refusal, tiles
 from pallas_kernels.convolution.reference import Inputs, convolve
 from tests.pallas_kernels.hopper import compiled_for_h200
 from tests.pallas_kernels.test_mosaic_gpu import on_hopper
 
+OTHERS = ((0, 0),) * 4
 CAPABILITY = "pallas_kernels.attention.mosaic_gpu.capability"
 # Videos, frames, rows, columns, channels, channels of results.
 CASES = {
@@ -20,6 +22,8 @@ CASES = {
     "borders": (2, 3, 20, 72, 96, 96),
     "wide": (1, 4, 12, 128, 64, 192),
     "small": (1, 2, 9, 40, 32, 96),
+    "three channels": (2, 3, 20, 72, 32, 3),
+    "four blocks": (1, 2, 20, 40, 64, 384),
 }
 
 
@@ -88,45 +92,72 @@ def test_results_are_the_sum_and_its_norm_through_silu():
         causal_conv(*inputs[:4], plain=False)
 
 
-def walked(inputs, sizes, processors):
+def walked(inputs, _, processors, sizes):
     """The sums that the tiles of the kernel add up, from what it would load."""
+    assert inputs.added is inputs.gain is None
     grid = tiles.Grid.of(inputs, processors, sizes)
     x = np.asarray(inputs.x, np.float32)
     known = inputs.before is not None
     videos, frames, height, width, _ = x.shape
-    weights = np.asarray(tiles.in_order(inputs.kernel), np.float32)
+    weights = np.asarray(tiles.in_order(inputs.kernel, sizes.features), np.float32)
     bias = np.asarray(inputs.bias)
     start = inputs.before if known else np.full((videos, 2, *x.shape[2:]), np.nan)
     # Outside of a frame are zeros; of what is before a start nothing may be read.
-    border = ((0, 0), (0, 0), (1, grid.rows), (1, 64), (0, 0))
+    border = ((0, 0), (0, 0), (1, grid.rows), (1, grid.columns), (0, 0))
     padded = np.pad(np.concatenate([np.asarray(start, np.float32), x], 1), border)
-    size = (-(-height // grid.rows) * grid.rows, -(-width // 64) * 64)
+    size = grid.high * grid.rows, grid.wide * grid.columns
     out = np.full((videos, frames, *size, len(bias)), np.nan, np.float32)
     for tile in zip(*map(np.asarray, jax.vmap(grid.tile)(jnp.arange(grid.total))), strict=True):
         tile = tiles.Tile(*map(int, tile))
-        video, sums = tile.frame // frames, np.zeros((grid.rows, 64, sizes.features))
+        video, sums = tile.frame // frames, np.zeros((grid.rows, grid.columns, sizes.features))
         for step in range(int(grid.steps(tile))):
             tap, slab, place = map(int, grid.step(tile, step))
             rows = slice(tile.row, tile.row + grid.rows + 2)
-            cells = padded[video, tile.time + tap, rows, tile.column :, slab * 32 : slab * 32 + 32]
+            cells = padded[video, tile.time + 3 - grid.taps + tap, rows, tile.column :]
+            cells = cells[..., slab * 32 : slab * 32 + 32]
             for column, below, row in np.ndindex(3, 3, grid.rows):
-                seen = cells[row + below, column : column + 64]
+                seen = cells[row + below, column : column + grid.columns]
                 sums[row] += seen @ weights[place + column, below].T
         target = out[video, tile.time, tile.row : tile.row + grid.rows]
-        target = target[:, tile.column : tile.column + 64]
+        target = target[:, tile.column : tile.column + grid.columns]
+        target = target[..., tile.block * sizes.features :][..., : sizes.features]
         assert np.isnan(target).all(), "a tile is computed twice"
-        target[:] = sums + bias
-    return out[:, :, :height, :width, : len(inputs.bias)]
+        target[:] = sums + bias[tile.block * sizes.features :][: sizes.features]
+    return (jnp.asarray(out[:, :, :height, :width]),)
 
 
 @pytest.mark.parametrize("processors", [132, 5])
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_tiles_add_up_to_the_convolution(case, before, processors):
-    inputs = problem(case, before, added=False, gain=False)
-    sizes = tiles.sizes_of(inputs.bias.shape[0])
-    (wanted,) = exact(inputs)
-    np.testing.assert_allclose(walked(inputs, sizes, processors), wanted, atol=1e-4)
+def test_tiles_add_up_to_the_convolution(case, before, processors, monkeypatch):
+    monkeypatch.setattr(mosaic_gpu, "_launched", walked)
+    inputs = problem(case, before, added=False, gain=False, dtype="float32")
+    (ours,) = mosaic_gpu.causal_conv(inputs, True, processors)
+    np.testing.assert_allclose(ours, exact(inputs)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["three channels", "four blocks"])
+def test_what_the_kernel_leaves_to_xla_is_of_its_sums(case, monkeypatch):
+    def launched(inputs, plain, *_):
+        assert inputs.gain is None, "a norm of more features than two blocks have"
+        taps = 3 - inputs.kernel.shape[0]
+        return convolve(inputs._replace(kernel=jnp.pad(inputs.kernel, ((taps, 0), *OTHERS))), plain)
+
+    monkeypatch.setattr(mosaic_gpu, "_launched", launched)
+    inputs = problem(case, dtype="float32")
+    for plain in (True, False):
+        found = mosaic_gpu.causal_conv(inputs, plain, 132)
+        for ours, wanted in zip(found, exact(inputs, plain), strict=True):
+            np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_a_barrier_waits_for_all_copies_of_a_square():
+    inputs, sizes = problem("small"), tiles.sizes_of(96)
+    grid = tiles.Grid.of(inputs, 132, sizes)
+    options = mosaic_gpu._Options(grid, ("added",), True, sizes, 1)
+    walk = mosaic_gpu._Walk(options, mosaic_gpu._Refs._make((None,) * 14), 0)
+    barriers = [y for y in mosaic_gpu._scratch(options, jnp.bfloat16) if type(y) is plgpu.Barrier]
+    assert barriers[-1].num_arrivals == len(walk.places(grid.tile(0), 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +165,7 @@ def test_tiles_add_up_to_the_convolution(case, before, processors):
     [
         ((1, 2, 8, 64, 96), "float32", 96, "the frames are float32, not bfloat16"),
         ((1, 2, 8, 64, 48), "bfloat16", 96, "48 channels are no multiple of 32"),
-        ((1, 2, 8, 64, 96), "bfloat16", 64, "results have 64 channels, not 96 or 192"),
+        ((1, 2, 8, 64, 96), "bfloat16", 64, "results have 64 channels, not one of 3, 96, 192, 384"),
         ((1, 2, 8, 60, 96), "bfloat16", 96, "or 60 columns of 8"),
         ((1, 2, 8, 64, 96), "bfloat16", 192, ""),
     ],

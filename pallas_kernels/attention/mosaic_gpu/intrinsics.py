@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -39,7 +40,13 @@ COLUMN = TILE.reduce(0)  # one value per column of a tile
 
 
 def launch(
-    name: str, body: Any, out_type: Any, scratch: Any, grid: dict[str, int], computing: int = 2
+    name: str,
+    body: Any,
+    out_type: Any,
+    scratch: Any,
+    grid: dict[str, int],
+    computing: int = 2,
+    cluster: Mapping[str, int] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """Returns a kernel of blocks of warpgroups, that is called with its operands.
 
@@ -50,8 +57,9 @@ def launch(
         body: Called with operands, outputs and scratch memory, in every warpgroup.
         out_type: Shapes of the outputs.
         scratch: Types of the scratch memory.
-        grid: Names and numbers of blocks; the last run fastest.
+        grid: Names and numbers of blocks, or of clusters of them; the last run fastest.
         computing: Warpgroups of a block, besides the last, which loads.
+        cluster: Names and numbers of the blocks of a cluster, which read each other's memory.
     """
 
     def with_scratch(*refs: Any) -> None:
@@ -60,6 +68,8 @@ def launch(
     mesh = plgpu.Mesh(
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
+        cluster=tuple(cluster.values()),
+        cluster_names=tuple(cluster),
         num_threads=computing + 1,
         thread_name="warpgroup",
     )
