@@ -222,7 +222,10 @@ def joined(
     parts, parts_lse = (x.reshape(-1, kinds.parts, *x.shape[1:]) for x in (parts, parts_lse))
     total = jax.nn.logsumexp(parts_lse, 1)
     share = jnp.exp(parts_lse - jnp.where(total > -jnp.inf, total, 0.0)[:, None])
-    values = jnp.einsum("tpq,tpqd->tqd", share, parts.astype(jnp.float32)).astype(out.dtype)
+    values = jnp.sum(share[..., None] * parts, 1).astype(out.dtype)
+    if kinds.divided == lse.size // count:  # all, in their order
+        values = values.reshape(*lse.shape, -1).swapaxes(1, 2)
+        return values[:, : out.shape[1]], total.reshape(lse.shape)
     place = work.lists.order[0, -kinds.divided * kinds.parts :: kinds.parts, None]
     sequence, index = jnp.divmod(place, lse.shape[2] // count)
     row, head = jnp.divmod(sequence, lse.shape[1])
