@@ -90,7 +90,8 @@ class Grid(NamedTuple):
             rows, columns = 2 * SIDE * squares // wide, SIDE * wide
             return -(-height // rows) * -(-width // columns), -columns
 
-        wide = min((n for n in range(1, squares + 1) if squares % n == 0), key=cost)
+        # One square wide, cells with their border would not fit beside what is added.
+        wide = min((n for n in range(2, squares + 1) if squares % n == 0), key=cost)
         return cls(
             batch,
             frames,
