@@ -3,6 +3,7 @@
 Weights are random, which changes no time. The fields of `config.json` say the sizes of both.
 """
 
+import concurrent.futures
 import functools
 import importlib
 import importlib.util
@@ -223,8 +224,9 @@ def decoder(family: Family) -> Run:
     chunk, lower = pieces(network, latents.shape)[1], Program(decode_chunk).lower
     size = min(chunk, latents.shape[1] - 1)
     first = lower(params, latents[:, :1], None)
-    later = lower(params, latents[:, 1 : 1 + size], first.out_info[1]).compile()
-    first = first.compile()
+    lowered = first, lower(params, latents[:, 1 : 1 + size], first.out_info[1])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first, later = pool.map(lambda program: program.compile(), lowered)
 
     def decode(params: PyTree, latents: Latents) -> list[Array]:
         piece, carry = first(params, latents[:, :1], None)
