@@ -2,7 +2,7 @@
 
 jvdm train configs/families/wan_lora.py --workdir work/lora --objective.base FOLDER
 jvdm generate "a prompt" --weights FOLDER --lora work/lora/weights/lora.safetensors
-jvdm plan families/wan_lora --on h200     6.83 GB of a device, where Wan2.1-T2V-1.3B-Diffusers is
+jvdm plan families/wan_lora --on h200     6.65 GB of a device, where Wan2.1-T2V-1.3B-Diffusers is
 
 FOLDER is one of Diffusers: Wan2.1-T2V-1.3B, 14B, Wan2.2-TI2V-5B or T2V-A14B (both networks are
 trained then, and both are in the file). Clips are encoded once, before the first step.
