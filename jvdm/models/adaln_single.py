@@ -26,26 +26,7 @@ from jvdm.models.stack import Remat
 from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
 from jvdm.parallel import constrain, read
-from jvdm.parallel.activations import used
 from jvdm.samplers import Call
-
-
-class PromptHeads(nn.Module):
-    """Keys and values of the states of a prompt; keys are normalised over all heads together."""
-
-    head_dim: int
-    epsilon: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, states: Float[Array, "B L D"]) -> tuple[Array, Array]:
-        """Returns both, `[B, L, N, E]`."""
-        size = (states.shape[-1],)
-        (k,) = Linear(size, self.dtype, bias=True, wide=True, name="cross_k")(states)
-        (v,) = Linear(size, self.dtype, bias=True, name="cross_v")(states)
-        k = RMSNorm(self.epsilon, name="cross_k_norm")(k).astype(self.dtype)
-        heads = (*states.shape[:2], -1, self.head_dim)
-        return k.reshape(heads), v.reshape(heads)
 
 
 class AdaLNSingleLayer(TransformerLayer):
@@ -64,14 +45,13 @@ class AdaLNSingleLayer(TransformerLayer):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B F P D"], mine: tuple[Int[Array, ""], PyTree, Any], shared: Shared
+        self, x: Float[Array, "B F P D"], mine: tuple[Int[Array, ""], PyTree], shared: Shared
     ) -> tuple[Float[Array, "B F P D"], tuple[PyTree, Float[Array, "B L D"] | None]]:
         """Returns the tokens, the policy's next state of this layer, and what is collected.
 
-        `mine` is the index of the layer, the policy's state of it, and its heads of the prompt if
-        they are made already (`PromptHeads`).
+        `mine` is the index of the layer and the policy's state of it.
         """
-        index, state, prompt = mine
+        index, state = mine
         width = x.shape[-1]
         vectors = self._vectors(nn.initializers.normal(width**-0.5), shared)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (vectors[:, :, i] for i in range(6))
@@ -89,7 +69,7 @@ class AdaLNSingleLayer(TransformerLayer):
             # The barrier lets one pass write the sum, or XLA adds in the norm and once more.
             x = jax.lax.optimization_barrier(x)
             y = norm(x).astype(self.dtype)
-        x = x + self._read(y.reshape(flat), shared.text, prompt).reshape(x.shape)
+        x = x + self._read(y.reshape(flat), shared.text).reshape(x.shape)
 
         y = modulate(x, scale_m, shift_m, normalize).astype(self.dtype)
         y = self._linear("down", width, gelu(self._linear("up", self.mlp_width, y)), wide=True)
@@ -100,32 +80,21 @@ class AdaLNSingleLayer(TransformerLayer):
         self, x: Tokens, rotary: Rotary, state: PyTree, call: AttentionCall
     ) -> tuple[Tokens, PyTree]:
         """Attention among video tokens."""
-        # Queries and keys are turned next, which is one pass with the division.
-        q, k = (self._heads(f"self_{part}", x, apart=True) for part in "qk")
-        v = self._linear("self_v", x.shape[-1], x).reshape(q.shape)
+        q, k, v = self._heads("self", x, x)
         q = rotate(q, rotary).astype(self.dtype)
         call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
         return self._linear("self_out", x.shape[-1], out.reshape(x.shape), wide=True), state
 
-    def _read(
-        self,
-        x: Tokens,
-        told: tuple[TextStates, Any, PictureStates | None],
-        prompt: tuple[Array, Array] | None,
-    ) -> Tokens:
+    def _read(self, x: Tokens, told: tuple[TextStates, Any, PictureStates | None]) -> Tokens:
         """Video tokens read the prompt: so many states of it, or all where no number is said.
 
         Where there are states of pictures, the same queries read those too, and what both say is
         added.
         """
         text, lengths, pictures = told
-        if prompt is None:
-            heads = PromptHeads(self.head_dim, self.head_epsilon, self.dtype)
-            nn.share_scope(self, heads)
-            prompt = heads(text.states)
-        q = self._heads("cross_q", x)
-        out = read_prompt(q, *prompt, lengths, text)
+        q, k, v = self._heads("cross", x, text.states)
+        out = read_prompt(q, k, v, lengths, text)
         if pictures is not None:
             k, v = (self._linear(f"picture_{part}", x.shape[-1], pictures.states) for part in "kv")
             k = RMSNorm(self.head_epsilon, name="picture_k_norm")(k)
@@ -134,11 +103,21 @@ class AdaLNSingleLayer(TransformerLayer):
             out = out + jnp.where(pictures.known[:, None, None, None], seen, 0)
         return self._linear("cross_out", x.shape[-1], out.reshape(x.shape))
 
-    def _heads(self, name: str, x: Tokens, apart: bool = False) -> Float[Array, "B L N E"]:
-        """Returns queries or keys of `x`, normalised over all heads together (`RMSNorm`)."""
-        y = self._linear(name, x.shape[-1], x, wide=True)
-        y = RMSNorm(self.head_epsilon, apart, name=f"{name}_norm")(y).astype(self.dtype)
-        return y.reshape(*y.shape[:2], -1, self.head_dim)
+    def _heads(self, name: str, x: Tokens, other: Float[Array, "B _ D"]) -> list[Array]:
+        """Returns queries of `x`, keys and values of `other`, `[B, L, N, E]` each.
+
+        Queries and keys are normalised over all heads together. Those of self-attention are then
+        turned, which is one pass with the division.
+        """
+        width, apart = x.shape[-1], name == "self"
+        q, k = (
+            self._linear(f"{name}_{part}", width, y, wide=True)
+            for part, y in (("q", x), ("k", other))
+        )
+        q = RMSNorm(self.head_epsilon, apart, name=f"{name}_q_norm")(q).astype(self.dtype)
+        k = RMSNorm(self.head_epsilon, apart, name=f"{name}_k_norm")(k).astype(self.dtype)
+        v = self._linear(f"{name}_v", width, other)
+        return [y.reshape(*y.shape[:2], -1, self.head_dim) for y in (q, k, v)]
 
     def _linear(
         self, name: str, size: int, x: Float[Array, "*batch I"], wide: bool = False
@@ -240,10 +219,8 @@ class AdaLNSingle(Transformer, nn.Module):
         states = self._linear("text_out", self.width, hidden)
         text = conditions.text.seen(call.row.frame, frames, states)
         text = (text, self.prompt_lengths(text), self.read_pictures(conditions))
+        shared = Shared(told, way.rotary, text, call.row, call.t, call.t_next)
         made = {"mlp_width": self.mlp_width, **self.made()}
-        prompt = self._prompt(text[0].states, made["head_epsilon"])
-        given = (told, way.rotary, text, call.row, call.t, call.t_next)
-        shared = Shared(*given, by_layer=prompt)
         tokens, carry = self._layers(self.layer, made, tokens, way, shared)
 
         table = self.param(
@@ -253,18 +230,6 @@ class AdaLNSingle(Transformer, nn.Module):
         y = self._pinned(modulate(tokens, scale, shift, layer_normalize).astype(self.dtype))
         y = self._linear("patch_out", self.patch**2 * self.latent_channels, y)
         return self._unpatched(y, height, width), carry
-
-    def _prompt(self, states: Float[Array, "B L D"], epsilon: float) -> PyTree:
-        """Returns the heads of the prompt of all layers, whose products are one.
-
-        Not on a mesh, where weights of all layers would be gathered at a time.
-        """
-        if self.is_initializing() or used() is not None:
-            return None
-        own = {kind: tree["layers"] for kind, tree in self.variables.items() if "layers" in tree}
-        heads = PromptHeads(self.head_dim, epsilon, self.dtype, parent=None)
-        states = jnp.broadcast_to(states[None], (self.depth, *states.shape))
-        return jax.vmap(heads.apply)(own, states)
 
     def _time(self, t: NoiseLevels) -> Float[Array, "B F D"]:
         """Returns the embedding of levels in thousandths: sinusoids, then two layers."""

@@ -54,8 +54,7 @@ class Shared(NamedTuple):
 
     `text` is the prompt as these layers read it, `common` what their policy chose for all of them,
     `plan` what a plan says to every token, `level` the embedding of the noise levels. Where a call
-    is of some tokens, as frames of one token each, `frames` are the frames that they are of. Of
-    `by_layer`, whose leaves have an axis of `depth`, every layer is given its own.
+    is of some tokens, as frames of one token each, `frames` are the frames that they are of.
     """
 
     modulation: Float[Array, "B F 6 D"]
@@ -68,7 +67,6 @@ class Shared(NamedTuple):
     plan: Float[Array, "B F P E"] | None = None
     level: Float[Array, "B F D"] | None = None
     frames: Int[Array, " A"] | None = None
-    by_layer: PyTree = None
 
 
 class TransformerLayer(nn.Module):
@@ -306,8 +304,7 @@ class Transformer:
         tokens = taken(constrain(tokens, "batch", "tokens"))
         fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
         fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}
-        inputs = (jnp.arange(self.depth), way.carry.layers, shared.by_layer)
-        shared = shared._replace(by_layer=None)
+        inputs = (jnp.arange(self.depth), way.carry.layers)
 
         def stack(count: int, policy: Policy, **named: Any) -> Any:
             layers = layer_stack(layer, count, self.remat, self.unroll)

@@ -37,13 +37,13 @@ class VideoDiTLayer(TransformerLayer):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B F P D"], mine: tuple[Int[Array, ""], PyTree, None], shared: Shared
+        self, x: Float[Array, "B F P D"], mine: tuple[Int[Array, ""], PyTree], shared: Shared
     ) -> tuple[Float[Array, "B F P D"], tuple[PyTree, Float[Array, "B L D"] | None]]:
         """Returns the tokens, the policy's next state of this layer, and what is collected.
 
-        `mine` is the index of the layer, the policy's state of it, and nothing else.
+        `mine` is the index of the layer and the policy's state of it.
         """
-        index, state, _ = mine
+        index, state = mine
         width = x.shape[-1]
         vectors = self._vectors(_gates_open, shared)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (

@@ -52,18 +52,6 @@ def test_the_reference_is_met_with_a_level_per_clip_and_per_frame():
         assert off(made, REFERENCE.outputs[name]) < 5e-6  # 1.2e-6 and 1.6e-6 were measured
 
 
-def test_heads_of_the_prompt_are_made_for_all_layers_at_once_but_on_a_mesh(monkeypatch):
-    def products_of_a_layer():
-        equations = jax.make_jaxpr(lambda: predict(FRAMES))().eqns
-        (layers,) = (each for each in equations if each.primitive.name == "scan")
-        return str(layers.params["jaxpr"]).count("dot_general[")
-
-    made, products = runner()(FRAMES), products_of_a_layer()
-    monkeypatch.setattr("jvdm.models.adaln_single.used", lambda: "a mesh")
-    assert products_of_a_layer() == products + 2
-    assert off(jax.jit(lambda t: predict(t), compiler_options=QUICK)(FRAMES), made) < 1e-6
-
-
 def test_one_level_gives_the_bits_of_equal_levels_per_frame():
     one = jax.jit(lambda level: predict(jnp.full((2, 3), level)), compiler_options=QUICK)
     np.testing.assert_array_equal(one(400.0), runner()(jnp.full((2, 3), 400.0)))
