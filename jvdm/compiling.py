@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-GPU_OPTIONS: dict[str, str | bool | int] = {
+GPU_OPTIONS: dict[str, str | bool] = {
     # Products by cuBLAS, which adds biases and takes GELU as it writes: on an H200 a forward pass
     # of LTX-Video takes 4 % less. XLA's own kernels (Triton) are no faster at these shapes, and
     # choosing among them took a third of a cold start of training.
@@ -18,14 +18,14 @@ GPU_OPTIONS: dict[str, str | bool | int] = {
     "xla_gpu_force_conv_nhwc": True,
     # Products of one input are not made one if they move more megabytes: their weights would be
     # joined in every call, for an input that is read once. LTX-Video takes 1.5 % less on an H200.
-    "xla_gpu_dot_merger_threshold_mb": 16,
+    "xla_gpu_dot_merger_threshold_mb": "16",
 }
 """Options of XLA for programs on GPUs."""
 
 
 def compiler_options(
     platform: str | None = None, traced: bool = False
-) -> dict[str, str | bool | int] | None:
+) -> dict[str, str | bool] | None:
     """Returns the options of programs on `platform`, by default JAX's own; None if it has none.
 
     Operations of a `traced` program start one by one, so that a profiler names them: those of a

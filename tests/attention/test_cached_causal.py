@@ -206,8 +206,8 @@ def test_caches_of_all_layers_are_written_as_each_by_itself():
         jnp.array([2, 0]),
     )
     each = [
-        cache.write(*one, jnp.arange(2), slots)
-        for cache, one in zip(caches, made.swapaxes(0, 1), strict=True)
+        cache.write(k, v, jnp.arange(2), slots)
+        for cache, (k, v) in zip(caches, made.swapaxes(0, 1), strict=True)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
     both = stacked.write(*made, jnp.arange(2), slots)
