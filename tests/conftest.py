@@ -32,6 +32,9 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # another one may not know them
         flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ.setdefault("XLA_FLAGS", flags)
+elif os.environ["JAX_PLATFORMS"] == "cuda":
+    # Products of float32 would have the ten bits of TF32 there; bounds are those of float32.
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 # A job in the background starts with Ctrl-C ignored, and what it starts inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
