@@ -297,8 +297,8 @@ def rows_of_model(
         keys = jax.random.split(jax.random.key(seed), 3)
         params = stand_in.parameters(keys[0], shape)
         states = jax.random.normal(keys[1], (1, *stand_in.TEXT))
-        video = jax.jit(stand_in.moving_regions, static_argnums=1)
-        videos = [video(keys[2], shape, level) for level in (stand_in.BEFORE, stand_in.LEVEL)]
+        video = functools.partial(stand_in.moving_regions, keys[2], shape)
+        videos = [video(level) for level in (stand_in.BEFORE, stand_in.LEVEL)]
         dense, dense_s = None, 0.0
         for (name, density), variant in variants.items():
             row: dict[str, Any] = {"shape": shape_name, "policy": name, "asked": density}
@@ -332,7 +332,7 @@ def _timed_phases(
     dense = {name for name, mine in phases.items() if isinstance(mine, Sparse) and mine.is_dense}
     times = dict.fromkeys(dense if dense_s else (), dense_s)
     shown = [(name, videos[0]) for name in before if name not in times] + [(last, videos[1])]
-    row, made, mine = stand_in.row(shape), videos[1], phases[last]
+    row, made, mine = stand_in.row(shape), None, phases[last]
     networks: Any = {name: stand_in.network(shape, phases[name]) for name, _ in shown}
     networks |= plan_parts(shape, mine) if isinstance(mine, Sparse) else {}
     forwards = stand_in.compiled(networks, params, videos[0], states, carry, row)
@@ -344,6 +344,7 @@ def _timed_phases(
         elif name not in times:
             times[name] = _seconds(shape, phases[name], forwards[name], given)
         made, carry = forwards[name](*given, row)
+    assert made is not None
     given = (*given[:3], carry)
     plan = plan_share(shape, mine, forwards, given) if isinstance(mine, Sparse) else None
     return made, carry, times, plan
@@ -387,7 +388,7 @@ def _timed_run(
     network: Any = stand_in.network(shape, policy, cache)
     levels = np.linspace(1.0, 0.0, ROWS + 1).tolist()
     calls = [stand_in.row(shape, i, *levels[i : i + 2]) for i in range(ROWS)]
-    video = functools.partial(jax.jit(stand_in.moving_regions, static_argnums=1), key, shape)
+    video = functools.partial(stand_in.moving_regions, key, shape)
     phases = [name for name, rows in policy.phases(ROWS) for _ in range(rows)]
     start: Any = network.start(shape.grid[0], *stand_in.cells(shape))
     networks = {name: network.clone(policy=policy.in_phase(name)) for name in phases}
@@ -422,7 +423,6 @@ def main(what: Any, **options: Any) -> None:
 
 
 @jax.jit
-@jax.jit  # operations by themselves took a minute to compile on a GPU
 def price(made: Latents, dense: Latents) -> dict[str, Array]:
     """Returns how far a prediction is from that of dense attention.
 

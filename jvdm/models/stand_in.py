@@ -71,6 +71,7 @@ def parameters(key: Array, shape: Shape) -> PyTree:
     return jax.tree_util.tree_map_with_path(sharper, params)
 
 
+@functools.partial(jax.jit, static_argnames="shape")
 def moving_regions(key: Array, shape: Shape, level: float | Array = LEVEL) -> Latents:
     """Returns noisy latents of soft regions that drift over the frames.
 
