@@ -145,7 +145,7 @@ class _Refs(NamedTuple):
     k_tiles: Any
     v_tiles: Any
     out_tile: Any
-    small: Any  # bits of log-sum-exps of each warpgroup; `TURN` of each group; its end: `pin`
+    small: Any  # bits of log-sum-exps of each warpgroup; what each group is at; its end: `pin`
     place_tiles: Any
     q_full: Any
     k_full: Any
