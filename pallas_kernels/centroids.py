@@ -20,11 +20,9 @@ def nearest(
 ) -> Int[Array, "B N S"]:
     """Returns the number of the centroid nearest to each token, the first of equally near ones.
 
-    Products are in the type of the tokens, sums in float32.
-
     Args:
         x: Tokens of every head.
-        centroids: What they are compared with, float32.
+        centroids: What they are compared with, in the type of the tokens; sums are in float32.
         implementation: `mosaic_gpu` is for H100 and H200, and keeps no distances in memory; `xla`
             runs anywhere. None chooses the first where it can serve the call.
 
@@ -39,10 +37,11 @@ def nearest(
     reason = _refusal(x)
     if implementation == "mosaic_gpu" and reason:
         raise KernelUnavailable(f"mosaic_gpu: {reason}; use implementation='xla'")
-    half = jnp.sum(jnp.square(centroids), -1) / 2
+    centroids = centroids.astype(x.dtype)
+    half = jnp.sum(jnp.square(centroids.astype(jnp.float32)), -1) / 2
     if implementation == "xla" or reason:
-        return _by_chunks(x, centroids.astype(x.dtype), half)
-    return _by_kernel(x, centroids.astype(x.dtype), half)
+        return _by_chunks(x, centroids, half)
+    return _by_kernel(x, centroids, half)
 
 
 def _refusal(x: Array) -> str:

@@ -32,11 +32,12 @@ def distances(x, centroids):
 
 
 @CASES
-def test_no_centroid_is_nearer_and_of_equal_ones_the_first_is_taken(case, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_centroid_is_nearer_and_of_equal_ones_the_first_is_taken(case, dtype, monkeypatch):
     monkeypatch.setattr("pallas_kernels.centroids.CHUNK", 100)
-    x, centroids = tokens(case)
-    away = distances(x, centroids)
-    found = np.asarray(nearest(x, centroids))
+    x, centroids = tokens(case, dtype)
+    away = distances(x, centroids.astype(dtype))
+    found = np.asarray(nearest(x, centroids, implementation="xla"))
     np.testing.assert_array_equal(found, away.argmin(-1))
     assert (found[..., 0] == 5).all() and not (found == 9).any()
 
