@@ -41,10 +41,9 @@ calls dense. The other numbers are of its table; windows, which are constant, re
 
 jvdm bench model --shape wan-1.3b-720p --policies adaspa --densities .2
 One H200 (jax 0.11.2), random weights at the sizes of Wan 1.3B and structured attention, 75,600
-tokens: full lists take 1.949 s a row, lists that are kept .841 at a density of .231, 2.32 times as
-fast; the first search 5.30 s, the second 2.17, so that a run of 50 rows is 1.68 times as fast.
-Recall .58, PSNR 23.8 dB, SSIM .881. In the first search XLA ran attention twice, once for each of
-its results, which is prevented now; it was not timed since.
+tokens: full lists take 1.940 s a row, lists that are kept .800 at a density of .231, 2.43 times as
+fast; the first search 3.31 s, the second 1.93, so that a run of 50 rows is 1.80 times as fast.
+Recall .59, PSNR 23.8 dB, SSIM .881.
 """
 
 import dataclasses

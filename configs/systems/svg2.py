@@ -39,19 +39,19 @@ queries and keys, a density of .2), by a script that is not kept: attention amon
 their means .24 and .21, the lists .13 (.53). With the mask, and what else a row chooses, that is
 12.6 % of attention in a row that searches (57 before) and 2.8 % in one that does not: 5.2 % if a
 search serves four. Since then blocks are listed once for each cluster, tokens of all heads are
-sorted as one row and added up as they were put in order, which was not timed.
+sorted as one row and added up as they were put in order.
 
 Two heads at this size on two CPU cores, the last of six rows from level .7 to .5, all of which
 search: recall of 512 queries .928 with one round as with two, .917 to .924 where means were of
 8,192 or 32,768 tokens; what the first row found has .915.
 
-jvdm bench model --shape wan-1.3b-720p --policies svg2 adaspa --densities .2
-Random weights at the sizes of Wan 1.3B on that H200, which was stopped before `adaspa` was done: a
-dense row (full lists of our kernel) takes 1.938 s, one of a search for every four .896 s (.226 with
-the dense layer), 2.16 times as fast, a run of 50 rows 1.66 times; the first row, of 50 rounds, 4.1
-s. Choosing is 5.9 % of attention, recall .904, PSNR 24.8 dB, SSIM .904. Before, with two rounds in
-every row: 1.135 s, 1.71 and 1.39 times as fast, 51 %, 6.1 s for the first row, 24.8 dB; at a
-density of .273 1.262 s, 1.55 and 1.44 times, 25.6 dB, a draft at .277 .961 s, 23.1 dB.
+jvdm bench model --shape wan-1.3b-720p --policies svg2 --densities .2
+Random weights at the sizes of Wan 1.3B on that H200: a dense row (full lists of our kernel) takes
+1.956 s, one of a search for every four .888 s (.226 with the dense layer), 2.20 times as fast, a
+run of 50 rows 1.71 times; the first row, of 50 rounds, 2.9 s. Choosing is 6.2 % of attention,
+recall .904, PSNR 24.8 dB, SSIM .904. Before, with two rounds in every row: 1.135 s, 1.71 and 1.39
+times as fast, 51 %, 6.1 s for the first row, 24.8 dB; at a density of .273 1.262 s, 1.55 and 1.44
+times, 25.6 dB, a draft at .277 .961 s, 23.1 dB.
 
 python -m tests.systems.kept_clusters nano
 Recall of 50 rows, dense ones counted, and PSNR in dB to dense of four clips at density .25, if a
