@@ -1,12 +1,19 @@
 """The bench of streams: what a chunk takes, whether that grows, and at which sizes."""
 
+import functools
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvdm import cli, pace
+from jvdm import cli, pace, samplers
+from jvdm.errors import ConfigError
+from jvdm.models import Conditions, TextStates
+from jvdm.models.wan import WanDiT
+from jvdm.pipeline import programs
 
 
 def test_chunks_are_timed_after_the_cache_is_full_and_hold_as_much_at_the_end(tmp_path, capsys):
@@ -19,6 +26,22 @@ def test_chunks_are_timed_after_the_cache_is_full_and_hold_as_much_at_the_end(tm
     keys_and_values = 2 * 2 * 4 * 4 * 128 * 4  # of two layers, four frames of four tokens
     assert row["held"] == row["held_later"] > keys_and_values
     assert "stream-tiny           5       4" in capsys.readouterr().out
+
+
+def test_a_chunk_hears_its_prompt_before_its_calls(monkeypatch):
+    stream = pace.STREAMS["stream-tiny"]._replace(family="wan-tiny")
+    system, shapes = pace.system_of(stream)
+    rules: Any = stream.sampling
+    rows = samplers.stream_of(rules.matrix, rules.levels(), 0)
+    told = Conditions(TextStates(jnp.zeros((1, 4, 8)), jnp.full(1, 4)))
+    given = (system.only("model", *pace.OF_A_ROW), {"model": shapes["model"]}, told, rows)
+    shape = (1, rows.buffer, *stream.latents)
+    state = programs.begin_stream.eval_shape(*given, None, np.uint32(0), shape=shape)
+    assert programs.stream_chunk.eval_shape(*given, state)[1].shape == shape
+    monkeypatch.setattr(WanDiT, "heard", lambda *given: Conditions())
+    with pytest.raises(ConfigError, match="no prompt was given"):
+        chunk = functools.partial(programs.stream_chunk.__wrapped__, given[0])
+        jax.eval_shape(chunk, *given[1:], state)
 
 
 def test_growth_is_the_slope_of_a_straight_line_and_noise_its_error():

@@ -7,6 +7,7 @@ even ones before its odd ones, so that `rotate` turns them. The weights are put 
 they are read (`jvdm.configs.families`), and no sum over features notices it.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -26,7 +27,26 @@ from jvdm.models.stack import Remat
 from jvdm.models.step_cache import StepCache
 from jvdm.models.transformer import Shared, Transformer, TransformerLayer
 from jvdm.parallel import constrain, read
+from jvdm.parallel.activations import used
 from jvdm.samplers import Call
+
+
+class PromptHeads(nn.Module):
+    """Keys and values of the states of a prompt; keys are normalised over all heads together."""
+
+    head_dim: int
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "B L D"]) -> tuple[Array, Array]:
+        """Returns both, `[B, L, N, E]`."""
+        size = (states.shape[-1],)
+        (k,) = Linear(size, self.dtype, bias=True, wide=True, name="cross_k")(states)
+        k = RMSNorm(self.epsilon, name="cross_k_norm")(k).astype(self.dtype)
+        (v,) = Linear(size, self.dtype, bias=True, name="cross_v")(states)
+        heads = (*states.shape[:2], -1, self.head_dim)
+        return k.reshape(heads), v.reshape(heads)
 
 
 class AdaLNSingleLayer(TransformerLayer):
@@ -69,7 +89,7 @@ class AdaLNSingleLayer(TransformerLayer):
             # The barrier lets one pass write the sum, or XLA adds in the norm and once more.
             x = jax.lax.optimization_barrier(x)
             y = norm(x).astype(self.dtype)
-        x = x + self._read(y.reshape(flat), shared.text).reshape(x.shape)
+        x = x + self._read(y.reshape(flat), shared.text, index).reshape(x.shape)
 
         y = modulate(x, scale_m, shift_m, normalize).astype(self.dtype)
         y = self._linear("down", width, gelu(self._linear("up", self.mlp_width, y)), wide=True)
@@ -80,20 +100,33 @@ class AdaLNSingleLayer(TransformerLayer):
         self, x: Tokens, rotary: Rotary, state: PyTree, call: AttentionCall
     ) -> tuple[Tokens, PyTree]:
         """Attention among video tokens."""
-        q, k, v = self._heads("self", x, x)
+        # Queries and keys are turned next, which is one pass with the division.
+        q, k = (self._heads(f"self_{part}", x, apart=True) for part in "qk")
+        v = self._linear("self_v", x.shape[-1], x).reshape(q.shape)
         q = rotate(q, rotary).astype(self.dtype)
         call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
         return self._linear("self_out", x.shape[-1], out.reshape(x.shape), wide=True), state
 
-    def _read(self, x: Tokens, told: tuple[TextStates, Any, PictureStates | None]) -> Tokens:
+    def _read(
+        self,
+        x: Tokens,
+        told: tuple[TextStates, Any, PictureStates | None],
+        index: Int[Array, ""],
+    ) -> Tokens:
         """Video tokens read the prompt: so many states of it, or all where no number is said.
 
         Where there are states of pictures, the same queries read those too, and what both say is
         added.
         """
         text, lengths, pictures = told
-        q, k, v = self._heads("cross", x, text.states)
+        if text.heads is None:
+            heads = PromptHeads(self.head_dim, self.head_epsilon, self.dtype)
+            nn.share_scope(self, heads)
+            k, v = heads(text.states)
+        else:
+            k, v = (jax.lax.dynamic_index_in_dim(x, index, 1, False) for x in text.heads)
+        q = self._heads("cross_q", x)
         out = read_prompt(q, k, v, lengths, text)
         if pictures is not None:
             k, v = (self._linear(f"picture_{part}", x.shape[-1], pictures.states) for part in "kv")
@@ -103,21 +136,11 @@ class AdaLNSingleLayer(TransformerLayer):
             out = out + jnp.where(pictures.known[:, None, None, None], seen, 0)
         return self._linear("cross_out", x.shape[-1], out.reshape(x.shape))
 
-    def _heads(self, name: str, x: Tokens, other: Float[Array, "B _ D"]) -> list[Array]:
-        """Returns queries of `x`, keys and values of `other`, `[B, L, N, E]` each.
-
-        Queries and keys are normalised over all heads together. Those of self-attention are then
-        turned, which is one pass with the division.
-        """
-        width, apart = x.shape[-1], name == "self"
-        q, k = (
-            self._linear(f"{name}_{part}", width, y, wide=True)
-            for part, y in (("q", x), ("k", other))
-        )
-        q = RMSNorm(self.head_epsilon, apart, name=f"{name}_q_norm")(q).astype(self.dtype)
-        k = RMSNorm(self.head_epsilon, apart, name=f"{name}_k_norm")(k).astype(self.dtype)
-        v = self._linear(f"{name}_v", width, other)
-        return [y.reshape(*y.shape[:2], -1, self.head_dim) for y in (q, k, v)]
+    def _heads(self, name: str, x: Tokens, apart: bool = False) -> Float[Array, "B L N E"]:
+        """Returns queries or keys of `x`, normalised over all heads together (`RMSNorm`)."""
+        y = self._linear(name, x.shape[-1], x, wide=True)
+        y = RMSNorm(self.head_epsilon, apart, name=f"{name}_norm")(y).astype(self.dtype)
+        return y.reshape(*y.shape[:2], -1, self.head_dim)
 
     def _linear(
         self, name: str, size: int, x: Float[Array, "*batch I"], wide: bool = False
@@ -215,8 +238,10 @@ class AdaLNSingle(Transformer, nn.Module):
         time = self._time(call.t)
         told = self._linear("modulation", 6 * self.width, nn.silu(time))
         told = told.reshape(batch, frames, 6, self.width)
-        hidden = gelu(self._linear("text_hidden", self.width, conditions.text.states))
-        states = self._linear("text_out", self.width, hidden)
+        states = conditions.text.states
+        if conditions.text.heads is None:
+            hidden = gelu(self._linear("text_hidden", self.width, states))
+            states = self._linear("text_out", self.width, hidden)
         text = conditions.text.seen(call.row.frame, frames, states)
         text = (text, self.prompt_lengths(text), self.read_pictures(conditions))
         shared = Shared(told, way.rotary, text, call.row, call.t, call.t_next)
@@ -230,6 +255,31 @@ class AdaLNSingle(Transformer, nn.Module):
         y = self._pinned(modulate(tokens, scale, shift, layer_normalize).astype(self.dtype))
         y = self._linear("patch_out", self.patch**2 * self.latent_channels, y)
         return self._unpatched(y, height, width), carry
+
+    def heard(self, variables: PyTree, conditions: Conditions) -> Conditions:
+        """Returns conditions with the keys and values of the prompt of all layers, for many calls.
+
+        As they are on a mesh, where weights of all layers would be gathered at a time.
+
+        Args:
+            variables: Those of the network.
+            conditions: States of the prompt.
+        """
+        text = conditions.text
+        if text is None or used() is not None:
+            return conditions
+
+        def own(name: str) -> PyTree:
+            return {kind: tree[name] for kind, tree in variables.items() if name in tree}
+
+        linear: Any = Linear((self.width,), self.dtype, bias=True, parent=None)
+        (hidden,) = linear.apply(own("text_hidden"), text.states)
+        (states,) = linear.apply(own("text_out"), gelu(hidden))
+        heads = PromptHeads(self.head_dim, self.made()["head_epsilon"], self.dtype, parent=None)
+        states = jnp.broadcast_to(states[None], (self.depth, *states.shape))  # or weights are moved
+        made = jax.vmap(heads.apply, out_axes=1)(own("layers"), states)
+        text = dataclasses.replace(text, heads=made)
+        return dataclasses.replace(conditions, text=text)
 
     def _time(self, t: NoiseLevels) -> Float[Array, "B F D"]:
         """Returns the embedding of levels in thousandths: sinusoids, then two layers."""

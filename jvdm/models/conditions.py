@@ -26,12 +26,15 @@ class TextStates:
         lengths: How many of them count.
         section: i32[B, F], which prompt each latent frame reads; None is one for all.
         sections: How many prompts there are (static).
+        heads: Keys and values of all layers, `[B, depth, L, N, E]` each, if they are made before
+            the calls that read them; None lets each call make its own.
     """
 
     states: Tokens
     lengths: Int[Array, " B"] | Int[Array, "B sections"]
     section: Int[Array, "B F"] | None = None
     sections: int = flax.struct.field(pytree_node=False, default=1)
+    heads: tuple[Array, Array] | None = None
 
     def seen(self, frame: Int[Array, ""], frames: int, states: Tokens) -> "TextStates":
         """Returns what a call is told that sees so many latent frames from `frame` on.
@@ -44,7 +47,7 @@ class TextStates:
         section = self.section
         if section is not None:
             section = jax.lax.dynamic_slice_in_dim(section, frame, frames, 1)
-        return TextStates(states, self.lengths, section, self.sections)
+        return TextStates(states, self.lengths, section, self.sections, self.heads)
 
     def blended(self, frame: Int[Array, ""], frames: int) -> "TextStates":
         """Returns one prompt for these frames: the mean of those that they read.

@@ -24,6 +24,7 @@ from jvdm.errors import DeviceMemoryError, NumericsError
 from jvdm.keys import named
 from jvdm.machine import is_out_of_memory
 from jvdm.models.conditions import ChannelCondition, Conditions, TextStates
+from jvdm.models.low_rank import variables
 from jvdm.parallel import beside_branches, constrain, constrain_batch, constrain_carry, using
 from jvdm.samplers import NoiseInitialiser, Process, StreamRows, StreamState, TimestepMatrix
 from jvdm.samplers.modalities import each, every
@@ -272,8 +273,11 @@ def stream_chunk(
     mesh: Mesh | None = None,
 ) -> tuple[StreamState, Latents]:
     """Finishes a block of latent frames and lets noise enter; the old state stays valid."""
-    denoise, solver = system.denoiser(params, conditions), system.sampling.solver
+    solver, heard = system.sampling.solver, getattr(system.network, "heard", None)
     with using(mesh):
+        if heard is not None:  # once for all rows
+            conditions = heard(variables(params["model"]), conditions)
+        denoise = system.denoiser(params, conditions)
         state, latents = samplers.stream_step(denoise, solver, system.process, rows, state)
     return _spread_stream(system, state, mesh), _whole(latents, mesh)
 

@@ -52,6 +52,25 @@ def test_the_reference_is_met_with_a_level_per_clip_and_per_frame():
         assert off(made, REFERENCE.outputs[name]) < 5e-6  # 1.2e-6 and 1.6e-6 were measured
 
 
+def test_a_prompt_is_heard_once_for_many_calls_but_on_a_mesh(monkeypatch):
+    def products_of_a_layer(told):
+        predict = functools.partial(WAN.apply, {"params": parameters()}, X, Call.at(FRAMES))
+        equations = jax.make_jaxpr(predict)(told).eqns
+        (layers,) = (each for each in equations if each.primitive.name == "scan")
+        return str(layers.params["jaxpr"]).count("dot_general[")
+
+    def called(params, told):
+        heard = WAN.heard({"params": params}, told)
+        return WAN.apply({"params": params}, X, Call.at(FRAMES), heard)[0], heard
+
+    made, heard = jax.jit(called, compiler_options=QUICK)(parameters(), TOLD)
+    assert off(made, runner()(FRAMES)) < 1e-6
+    assert products_of_a_layer(heard) == products_of_a_layer(TOLD) - 2
+    assert experts(WAN, 875.0).heard({"params": {}}, TOLD) is TOLD
+    monkeypatch.setattr("jvdm.models.adaln_single.used", lambda: "a mesh")
+    assert WAN.heard({"params": parameters()}, TOLD) is TOLD
+
+
 def test_one_level_gives_the_bits_of_equal_levels_per_frame():
     one = jax.jit(lambda level: predict(jnp.full((2, 3), level)), compiler_options=QUICK)
     np.testing.assert_array_equal(one(400.0), runner()(jnp.full((2, 3), 400.0)))
