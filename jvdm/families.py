@@ -221,7 +221,7 @@ def decoder(family: Family) -> Run:
 
         compiled = whole.lower(params, latents).compile()
         return Run(compiled, (params, latents), gib(compiled))
-    chunk, lower = pieces(network, latents.shape)[1], Program(decode_chunk).lower
+    chunk, lower = pieces(network, latents.shape)[1], Program(decode_chunk, donate_argnums=2).lower
     size = min(chunk, latents.shape[1] - 1)
     first = lower(params, latents[:, :1], None)
     lowered = first, lower(params, latents[:, 1 : 1 + size], first.out_info[1])
