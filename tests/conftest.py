@@ -43,7 +43,9 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 if importlib.util.find_spec("beartype") is not None:
     import jaxtyping
 
-    jaxtyping.install_import_hook(["jvdm", "pallas_kernels"], "beartype.beartype")
+    import tests.checks  # noqa: F401
+
+    jaxtyping.install_import_hook(["jvdm", "pallas_kernels"], "tests.checks.checked")
 
 import jax  # noqa: E402  (after the environment is set)
 import numpy as np  # noqa: E402

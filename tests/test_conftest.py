@@ -21,6 +21,23 @@ def test_wrong_shapes_are_refused():
         )
 
 
+@pytest.mark.skipif(importlib.util.find_spec("beartype") is None, reason="needs beartype")
+def test_functions_inside_functions_are_checked_by_annotations_of_their_own():
+    from tests.checks import checked
+
+    def made(size):
+        @jaxtyping.jaxtyped(typechecker=checked)
+        def inside(x: jaxtyping.Float[jax.Array, f"{size}"]):
+            return x
+
+        return inside
+
+    for size in (2, 3, 2):
+        assert made(size)(jnp.ones(size)).shape == (size,)
+        with pytest.raises(jaxtyping.TypeCheckError):
+            made(size)(jnp.ones(5 - size))
+
+
 def test_implicit_broadcasting_is_refused():
     with pytest.raises(ValueError, match="rank_promotion"):
         jnp.add(jnp.ones((2, 3)), jnp.ones(3))
