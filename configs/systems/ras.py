@@ -10,7 +10,7 @@ keys and values; the focus is where that work moved most, and who waits comes so
 published sign puts a token off (`jvdm.models.regions.Regions`).
 Gain: on `tiny_t2v` at 10.5 of 16 rows' work PSNR 53.7 dB to all rows, every second row (10) 46.6,
 12 steps 49.6; none on `nano`: at 9 rows' work 47.1, every second row 50.7, 9 steps 52.6. A run of
-Wan 1.3B's shape at 720p with .58 of the work is 1.66 times as fast on an H200.
+Wan 1.3B's shape at 720p with .56 of the work is 1.72 times as fast on an H200.
 
 python -m tests.systems.step_caches measure
 On `tiny_t2v` (third edition, 128 x 128, four prompts; table in `magcache`) the claim holds: half of
@@ -49,11 +49,12 @@ images of thousands of tokens.
 
 jvdm bench model --shape wan-1.3b-720p --policies draft --caches every regions
 On one H200 (jax 0.11.2), a network of the sizes of Wan 1.3B with random weights, 75,600 tokens, 50
-rows, when `longest` was 8: half of the tokens run in 42 of them, which is .58 of the work, and a
-row takes 1.171 s on average, 1.944 s without: 1.66 times as fast. By these two numbers a row of
-half of the tokens takes 1.02 s, 1.90 times as fast as one of all; with 12 they run in 44 rows, .56
-of the work. Every second row (.52 of the work) takes 1.017 s, 1.92 times as fast. In the last two
-rows the worse prediction has a PSNR of 38.7 and 36.5 dB to that of all tokens.
+rows: half of the tokens run in 44 of them, which is .56 of the work, and a row takes 1.150 s on
+average, 1.973 s without: 1.72 times as fast. A row of half of the tokens takes 1.033 s, 1.91 times
+as fast as one of all; in the middle, at level .5, the prediction has a PSNR of 25.9 dB to that of
+all tokens. When `longest` was 8 (42 rows, .58 of the work) the run was 1.66 times as fast and every
+second row (.52 of the work) 1.92 times; in the last two rows the worse prediction had 38.7 and 36.5
+dB.
 
 jvdm bench systems --size 33 256 256 --clips 4
 On one H200 `tiny_t2v` at four times its tokens gains nothing: 16 rows of 2,304 tokens take .134 s,
