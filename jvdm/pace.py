@@ -1,8 +1,8 @@
 """Streams of published sizes, chunk after chunk, for `jvdm bench streams`.
 
 Weights are random, which changes no time. What runs are the programs of every stream
-(`jvdm.pipeline.programs`), one after the other as there: a chunk is denoised and decoded, and its
-frames are on the host, before the next one begins, as for somebody who watches it.
+(`jvdm.pipeline.programs`), in the order of one that nobody steers: the next chunk is begun before
+the frames of one are fetched, and takes the memory of its state.
 """
 
 import dataclasses
@@ -109,10 +109,11 @@ def rows(names: tuple[str, ...], chunks: int) -> Iterator[dict[str, Any]]:
 
     Yields:
         `shape`, `parameters`; of a chunk its `calls` of the network and `frames`; `seconds`, the
-        median time of a chunk with decoding, `slowest` (the 99th percentile), `fps`, and
-        `denoise_seconds` of further chunks; how the time grows per chunk (`slope`, seconds, and
-        `slope_error`, its standard deviation); `held` and `held_later`, bytes of the state after
-        the first and last chunk; and `aim`, the frames a second that are wanted on an H200, if any.
+        median time from frames of a chunk to those of the next, `slowest` (the 99th percentile),
+        `fps`, and `denoise_seconds` of further chunks; how the time grows per chunk (`slope`,
+        seconds, and `slope_error`, its standard deviation); `held` and `held_later`, bytes of the
+        state after the first and last chunk; and `aim`, the frames a second that are wanted on an
+        H200, if any.
     """
     for name in names:
         yield {"shape": name, **_timed(STREAMS[name], chunks), "aim": STREAMS[name].aim}
@@ -181,22 +182,26 @@ def _timed(stream: Stream, chunks: int) -> dict[str, Any]:
     shape = (1, stream_rows.buffer, *stream.latents)
     seed: Any = np.uint32(0)
     state = programs.begin_stream(network, params, told, stream_rows, None, seed, shape=shape)
-    carry, first, times, parts, frames = None, 0, [], [], 0
+    carry, first, coming, fetched, parts, frames = None, 0, [], [], [], 0
     warm = 2 + _fill(stream_rows, rules.policy)
-    for number in range(warm + chunks + -(-chunks // 4)):
-        began = time.perf_counter()
-        state, latents = programs.stream_chunk(network, params, told, stream_rows, state)
-        if number >= warm + chunks:  # of these denoising alone is timed
-            jax.block_until_ready(latents)
-            parts.append(time.perf_counter() - began)
+    for number in range(warm + chunks + 1):
+        state, latents = programs.stream_on(network, params, told, stream_rows, state)
         pictures, _, carry = programs.decode_piece(
             coder, spaces, latents, None if stream.images else carry
         )
-        frames = jax.device_get(pictures).shape[1]
-        if warm <= number < warm + chunks:
-            times.append(time.perf_counter() - began)
+        coming.append(pictures)
+        if number:
+            frames = jax.device_get(coming.pop(0)).shape[1]
+            fetched.append(time.perf_counter())
         if number == warm:
             first = _bytes((state, carry))
+    times = np.diff(fetched)[-chunks:].tolist()
+    for _ in range(-(-chunks // 4)):  # of these denoising alone is timed
+        jax.block_until_ready((state, coming))
+        began = time.perf_counter()
+        state, latents = programs.stream_on(network, params, told, stream_rows, state)
+        jax.block_until_ready(latents)
+        parts.append(time.perf_counter() - began)
     slope, error = line(times)
     median = statistics.median(times)
     return {

@@ -10,7 +10,7 @@ import numpy as np
 from jvdm.errors import ConfigError
 from jvdm.evaluation.temporal import frame_change, seam_index
 from jvdm.fidelity import psnr
-from jvdm.pipeline import Pipeline, Request, streaming
+from jvdm.pipeline import Pipeline, Request, foresight, streaming
 
 PROMPTS = ("a large red ball rolls to the left", "a small blue box slides to the right")
 WARM = 2  # chunks before those that are timed: they compile
@@ -48,7 +48,7 @@ def measure_stream(
     request = Request(prompt=prompt, seed=seed, num_frames=num_frames)
     job = streaming.prepare_stream(pipe, request, {})
     parts, seconds, since = [], [], time.perf_counter()
-    for frames in streaming.chunks(pipe, job):
+    for frames in foresight.chunks(pipe, job):
         parts.append(frames)
         seconds.append(time.perf_counter() - since)
         since = time.perf_counter()

@@ -9,6 +9,7 @@ Reference: Next-Frame Diffusion, arXiv:2506.01380, speculative sampling.
 
 import collections
 import concurrent.futures
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from jvdm.arrays import Latents, PyTree
@@ -25,6 +26,24 @@ class _Guess(NamedTuple):
 
     told: PyTree
     work: "concurrent.futures.Future[Ahead]"
+
+
+def chunks(pipe: "Pipeline", job: streaming.StreamJob) -> Iterator[streaming.HostFrames]:
+    """Yields the frames of a stream; the next chunk is begun before those of one are fetched."""
+    system, params = streaming.network(pipe, job)
+
+    def step(state: StreamState, told: PyTree) -> tuple[StreamState, Latents]:
+        return programs.stream_on(system, params, told, job.rows, state, mesh=pipe.mesh)
+
+    run, shown, made = streaming.begin(pipe, job, kept=False), None, 0
+    while job.num_frames is None or run.frames < job.num_frames:
+        before, (run, shown) = shown, streaming.begun(pipe, job, run, step)
+        run = run._replace(frames=run.frames + shown[1].shape[1])
+        if before is not None:
+            yield streaming.fetched(before)
+            made += before[1].shape[1]
+    if shown is not None:
+        yield streaming.fetched(shown)[: None if job.num_frames is None else job.num_frames - made]
 
 
 class Foresight:

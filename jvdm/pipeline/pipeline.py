@@ -22,7 +22,7 @@ from jvdm.machine import is_out_of_memory
 from jvdm.models.carry import ran
 from jvdm.models.conditions import Conditions, TextStates, in_sections
 from jvdm.parallel import check_rows, mesh_of, parts, replicate, split_batch, using
-from jvdm.pipeline import loading, programs, streaming, together, widths
+from jvdm.pipeline import foresight, loading, programs, streaming, together, widths
 from jvdm.pipeline.request import Job, Request, prepare, request_of, signature_of
 from jvdm.pipeline.session import Session, begin_session
 from jvdm.pipeline.texts import Texts
@@ -260,7 +260,7 @@ class Pipeline:
         for message in job.clip.warnings:
             warnings.warn(message, stacklevel=2)
         fps = job.clip.settings.fps
-        return (Video(frames, fps) for frames in streaming.chunks(self, job))
+        return (Video(frames, fps) for frames in foresight.chunks(self, job))
 
     def session(
         self, prompt: str, *, then: Any = None, keep: Any = None, **settings: Any

@@ -282,6 +282,10 @@ def stream_chunk(
     return _spread_stream(system, state, mesh), _whole(latents, mesh)
 
 
+stream_on = Program(stream_chunk.__wrapped__, static_argnames=("mesh",), donate_argnames=("state",))
+"""`stream_chunk` in the memory of the old state, for streams that never go back."""
+
+
 @functools.partial(Program, static_argnames=("mesh",))
 def retell(
     system: System,

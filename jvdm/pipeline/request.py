@@ -41,6 +41,7 @@ from jvdm.settings import (
     TEXT,
     Settings,
     check_numbers,
+    seconds_of,
     sections_of,
     settings_of,
     settled,
@@ -375,6 +376,21 @@ def _inverse(job: Job) -> Job:
 def _nothing(x: Any, call: Any, carry: Any) -> tuple[Denoised, Any]:
     """A network that costs nothing, to try a solver with."""
     return Denoised(x, x), carry
+
+
+def scheduled(request: Request, then: Mapping[Any, str]) -> tuple[Request, str, dict[float, str]]:
+    """Returns a request with the first of its sections, and what says the others, by seconds."""
+    if not request.prompt_at:
+        later = [(seconds_of("then", time), prompt) for time, prompt in then.items()]
+        if len(dict(later)) < len(later):
+            what, why = f"then has the times {', '.join(map(str, then))}", "two are the same"
+            raise ConfigError(what, why, "leave one of them out")
+        return request, "then", dict(later)
+    if then:
+        what, why = "then and prompt_at were given", "each says what is told later"
+        raise ConfigError(what, why, "leave one of them out")
+    (_, first), *later = sections_of(request)
+    return dataclasses.replace(request, prompt=first, prompt_at={}), "prompt_at", dict(later)
 
 
 def frames_of(request: Request, manifest: Manifest) -> int | None:

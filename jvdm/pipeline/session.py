@@ -279,7 +279,7 @@ def load_session(
     )
     parts = _restored(pipe, job, entries[0].conditions, arrays, path, about)
     run = Stream(told=entries, frames=frames, began=began, **parts)
-    streaming.compile_programs(pipe, job, run)
+    streaming.compile_programs(pipe, job, run, programs.stream_chunk)
     return Session(pipe, job, run)
 
 

@@ -10,7 +10,7 @@ back to it.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -20,22 +20,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jvdm import pricing, prompts, samplers
 from jvdm import record as records
-from jvdm.arrays import Latents, PyTree, UInt8
+from jvdm.arrays import Array, Latents, PyTree, UInt8
 from jvdm.callbacks import Callback
 from jvdm.errors import ConfigError
 from jvdm.models.conditions import Conditions
 from jvdm.parallel.mesh import description_of, parts
 from jvdm.pipeline import programs
-from jvdm.pipeline.request import Job, Request, frames_of, read
+from jvdm.pipeline.request import Job, Request, frames_of, read, scheduled
 from jvdm.samplers import StreamRows, StreamState, SynchronousMatrix
-from jvdm.settings import (
-    PICTURE,
-    check_numbers,
-    seconds_of,
-    sections_of,
-    settings_of,
-    with_numbers,
-)
+from jvdm.samplers.stream import out_of_range
+from jvdm.settings import PICTURE, check_numbers, seconds_of, settings_of, with_numbers
 from jvdm.stages import stage
 from jvdm.system import OF_A_ROW
 
@@ -44,6 +38,8 @@ if TYPE_CHECKING:
     from jvdm.pipeline.pipeline import Pipeline
 
 HostFrames = UInt8[np.ndarray, "T height width 3"]
+Shown = tuple[Latents, Array, Array]
+"""Of a chunk on the device: latents, frames `[B, T, h, w, 3]`, and whether these are finite."""
 
 
 class Telling(NamedTuple):
@@ -146,7 +142,7 @@ def prepare_stream(
         what, why = f"the mesh {description_of(pipe.mesh)} splits videos", "a stream is one video"
         raise ConfigError(what, why, "split its tokens: --mesh sequence")
     request, sampling = check_numbers(request), pipe.system.sampling
-    request, name, later = _scheduled(request, then)
+    request, name, later = scheduled(request, then)
     if request.matrix is not None:
         fix = "choose how to go on with sampling={'matrix': 'lag'}"
         raise ConfigError("a timestep matrix was given", "it is made for one clip", fix)
@@ -237,21 +233,6 @@ def _check_policy(matrix: Any, policy: Any, num_rows: int) -> None:
         raise ConfigError(what, why, fix)
 
 
-def _scheduled(request: Request, then: Mapping[Any, str]) -> tuple[Request, str, dict[float, str]]:
-    """Returns a request with the first of its sections, and what says the others, by seconds."""
-    if not request.prompt_at:
-        later = [(seconds_of("then", time), prompt) for time, prompt in then.items()]
-        if len(dict(later)) < len(later):
-            what, why = f"then has the times {', '.join(map(str, then))}", "two are the same"
-            raise ConfigError(what, why, "leave one of them out")
-        return request, "then", dict(later)
-    if then:
-        what, why = "then and prompt_at were given", "each says what is told later"
-        raise ConfigError(what, why, "leave one of them out")
-    (_, first), *later = sections_of(request)
-    return dataclasses.replace(request, prompt=first, prompt_at={}), "prompt_at", dict(later)
-
-
 def _told(
     clip: Job, rows: StreamRows, last: int | None, name: str, later: Mapping[float, str]
 ) -> tuple[tuple[Prompted, ...], tuple[str, ...]]:
@@ -312,7 +293,9 @@ def keeps(rows: StreamRows) -> bool:
     return bool(np.asarray(rows.cycle.write).any())
 
 
-def begin(pipe: "Pipeline", job: StreamJob, callback: Callback | None = None) -> Stream:
+def begin(
+    pipe: "Pipeline", job: StreamJob, callback: Callback | None = None, kept: bool = True
+) -> Stream:
     """Makes the first clip and noises it to the levels of the window.
 
     Who reads earlier frames from a cache begins with noise: no clip would be in it.
@@ -322,6 +305,7 @@ def begin(pipe: "Pipeline", job: StreamJob, callback: Callback | None = None) ->
         job: What is made.
         callback: Called with the number of each finished row of the first clip and its latents;
             an error that it raises ends the stream there.
+        kept: Whether one may go back to a stream, or each chunk takes the memory of the one before.
     """
     clip = job.clip
     pipe.states(*(entry.ids for entry in job.told))  # with one use of the encoder
@@ -335,11 +319,11 @@ def begin(pipe: "Pipeline", job: StreamJob, callback: Callback | None = None) ->
         )
     ready = None if latents is None or not job.rows.context else latents[:, : job.rows.context]
     run = Stream(told, state, None, ready, 0)
-    compile_programs(pipe, job, run)
+    compile_programs(pipe, job, run, programs.stream_chunk if kept else programs.stream_on)
     return run
 
 
-def compile_programs(pipe: "Pipeline", job: StreamJob, run: Stream) -> None:
+def compile_programs(pipe: "Pipeline", job: StreamJob, run: Stream, chunk: Any) -> None:
     """Compiles all that later chunks run, whatever they are told; else they do so when called."""
     mesh, coder, told = pipe.mesh, pipe.coder(), run.told[0].conditions
     arguments = (*network(pipe, job), told, job.rows, run.state)
@@ -350,7 +334,7 @@ def compile_programs(pipe: "Pipeline", job: StreamJob, run: Stream) -> None:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
 
     block, first = latents(job.rows.block), run.decoder
-    lowerings = [functools.partial(programs.stream_chunk.lower, *arguments, mesh=mesh)]
+    lowerings = [functools.partial(chunk.lower, *arguments, mesh=mesh)]
     if first is None:
         begins = block if run.ready is None else run.ready
         first = programs.decode_piece.eval_shape(*coder, begins, None)[2]
@@ -438,29 +422,48 @@ def _made(
     pipe: "Pipeline", job: StreamJob, run: Stream, foresight: "Foresight | None"
 ) -> tuple[Stream, HostFrames]:
     """Returns the stream after a chunk, with what it had handed out before, and its frames."""
+
+    def step(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
+        system, params = network(pipe, job)
+        return programs.stream_chunk(system, params, told, job.rows, state, mesh=pipe.mesh)
+
+    def checked(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
+        made = None if foresight is None else foresight.take(run, told)
+        return made or next(samplers.stream(step, state, [told]))
+
+    made, shown = begun(pipe, job, run, checked)
+    return made, fetched(shown)
+
+
+def begun(
+    pipe: "Pipeline", job: StreamJob, run: Stream, step: Callable[..., Any]
+) -> tuple[Stream, Shown]:
+    """Returns the stream after a chunk and what is shown of it, for which nobody has waited."""
     state, latents = run.state, run.ready
     if latents is None:
         at, now, *_ = told_at(run, run.frames)
-        system, params = network(pipe, job)
         if _retells(job.rows) and at > run.began >= 0:
-            told = (system, params, now, job.rows, state, _latest(job, run))
+            told = (*network(pipe, job), now, job.rows, state, _latest(job, run))
             state = programs.retell(*told, mesh=pipe.mesh)
-
-        def step(state: StreamState, told: Conditions) -> tuple[StreamState, Latents]:
-            return programs.stream_chunk(system, params, told, job.rows, state, mesh=pipe.mesh)
-
         with stage("denoise"):
-            made = None if foresight is None else foresight.take(run, now)
-            ((state, latents),) = [made] if made else samplers.stream(step, state, [now])
-    with stage("decode"):
-        coder, params = pipe.coder()
-        decoded = programs.decode_piece(coder, params, latents, run.decoder, mesh=pipe.mesh)
-        frames, finite = jax.device_get(decoded[:2])
-    programs.check_finite(bool(finite))
+            state, latents = step(state, now)
+    coder, params = pipe.coder()
+    decoded = programs.decode_piece(coder, params, latents, run.decoder, mesh=pipe.mesh)
     latest = None
     if job.rows.rewrite:
         latest = jnp.concatenate([_latest(job, run), latents], 1)[:, -job.rows.rewrite :]
-    return Stream(run.told, state, decoded[2], None, run.frames, run.frames, latest), frames[0]
+    made = Stream(run.told, state, decoded[2], None, run.frames, run.frames, latest)
+    return made, (latents, *decoded[:2])
+
+
+def fetched(shown: Shown) -> HostFrames:
+    """Returns the frames of a chunk; refuses numbers that are none."""
+    with stage("decode"):
+        latents, frames, finite = jax.device_get(shown)
+    if not np.isfinite(latents).all():
+        raise out_of_range("a chunk of the stream")
+    programs.check_finite(bool(finite))
+    return frames[0]
 
 
 def _retells(rows: StreamRows) -> bool:
@@ -474,14 +477,6 @@ def _latest(job: StreamJob, run: Stream) -> Latents:
     held = jnp.zeros((batch, 0, *size)) if run.latest is None else run.latest
     missing = job.rows.rewrite - held.shape[1]
     return jnp.pad(held, ((0, 0), (missing, 0), *[(0, 0)] * len(size))) if missing else held
-
-
-def chunks(pipe: "Pipeline", job: StreamJob) -> Iterator[HostFrames]:
-    """Yields the frames of a stream, chunk after chunk."""
-    run = begin(pipe, job)
-    while job.num_frames is None or run.frames < job.num_frames:
-        run, frames = next_chunk(pipe, job, run)
-        yield frames
 
 
 def record(pipe: "Pipeline", job: StreamJob) -> records.Record:

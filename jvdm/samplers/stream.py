@@ -400,12 +400,17 @@ def stream(
     for conditions in told:
         state, chunk = step(state, conditions)
         if not np.isfinite(np.asarray(chunk)).all():
-            raise NumericsError(
-                f"chunk {int(state.chunks) - 1} of the stream has a non-finite value",
-                "the network's output left the range of its number type",
-                "compute in float32, or lower the guidance scale",
-            )
+            raise out_of_range(f"chunk {int(state.chunks) - 1} of the stream")
         yield state, chunk
+
+
+def out_of_range(what: str) -> NumericsError:
+    """Returns the error that says that `what` a network made is not finite."""
+    return NumericsError(
+        f"{what} has a non-finite value",
+        "the network's output left the range of its number type",
+        "compute in float32, or lower the guidance scale",
+    )
 
 
 def _entering(process: Process, rows: StreamRows, clean: Array, noise: Array) -> Array:

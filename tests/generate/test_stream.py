@@ -9,6 +9,7 @@ import signal
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,6 +63,21 @@ def test_two_hundred_chunks_are_the_same_programs_and_arrays(pipe):
     assert run.frames == 1 + 4 * 201 and frames.shape == (4, 16, 32, 3)
     bytes_of = [sum(x.nbytes for x in jax.tree.leaves(part)) for part in (run.state, run.decoder)]
     assert bytes_of == [job.held.window + job.held.cache, job.held.decoder]
+
+
+def test_a_stream_begins_the_next_chunk_before_frames_are_fetched(monkeypatch, pipe):
+    job, said = job_of(pipe, num_frames=8), []
+    run, parts = streaming.begin(pipe, job), []
+    while run.frames < 8:
+        run, frames = streaming.next_chunk(pipe, job, run)
+        parts.append(frames)
+    begun, fetched = streaming.begun, streaming.fetched
+    monkeypatch.setattr(streaming, "begun", lambda *given: (said.append(1), begun(*given))[1])
+    monkeypatch.setattr(streaming, "fetched", lambda shown: (said.append(0), fetched(shown))[1])
+    np.testing.assert_array_equal(frames_of(pipe, num_frames=8), np.concatenate(parts))
+    assert said == [1, 1, 0, 1, 0, 0]
+    with pytest.raises(jvdm.NumericsError, match="a chunk of the stream has"):
+        fetched((jnp.full((1, 1, 2, 2, 3), jnp.nan), jnp.zeros((1, 1)), jnp.array(True)))
 
 
 def test_another_prompt_is_told_from_its_time_on(pipe):

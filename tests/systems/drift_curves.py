@@ -29,7 +29,7 @@ import jvdm
 from jvdm.evaluation import streams
 from jvdm.evaluation.hue import track
 from jvdm.evaluation.objects import STRAY_AREA
-from jvdm.pipeline import Pipeline, Request, streaming
+from jvdm.pipeline import Pipeline, Request, foresight, streaming
 from jvdm.world.scene import COLORS
 from tests.systems.long_clips import PROMPTS
 
@@ -44,7 +44,7 @@ def stream_of(pipe: Pipeline, prompt: str, rules: dict[str, int]) -> Made:
     """Returns the chunks of a stream, and the processor time of a frame in ms."""
     request = Request(prompt=prompt, **rules)
     parts, spent, since = [], [], time.process_time()
-    for frames in streaming.chunks(pipe, streaming.prepare_stream(pipe, request, {})):
+    for frames in foresight.chunks(pipe, streaming.prepare_stream(pipe, request, {})):
         parts.append(frames)
         spent.append(time.process_time() - since)
         since = time.process_time()
