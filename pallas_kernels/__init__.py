@@ -19,6 +19,15 @@ from pallas_kernels.attention.windowed import windowed_attention
 from pallas_kernels.block_mask import BlockMask, best_blocks
 from pallas_kernels.centroids import nearest
 from pallas_kernels.convolution import causal_conv
+from pallas_kernels.norms import (
+    gate_gradients,
+    head_norm,
+    norm_silu,
+    residual_norm,
+    serves_head_norm,
+    serves_norm_silu,
+    serves_residual_norm,
+)
 from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
@@ -35,10 +44,17 @@ __all__ = [
     "causal_conv",
     "dense_attention",
     "explain",
+    "gate_gradients",
+    "head_norm",
     "left_out",
     "merge",
     "nearest",
+    "norm_silu",
     "prepared",
+    "residual_norm",
+    "serves_head_norm",
+    "serves_norm_silu",
+    "serves_residual_norm",
     "skipped_blocks",
     "traced_for_gpu",
     "windowed_attention",

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # From the data sheet of the H200.
 TARGET = """
 platform_name: "CUDA"
-device_description_str: "H200"
+device_description_str: "NVIDIA H200"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 gpu_device_info {
   name: "H200" device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0"
@@ -40,13 +40,15 @@ def compiled_for_h200(function, inputs, folder, monkeypatch):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(folder))
     topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET, topology="1x1x1")
-    sharding = NamedSharding(Mesh(np.array(topology.devices), ("x",)), PartitionSpec())
+    mesh = Mesh(np.array(topology.devices), ("x",))
+    sharding = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), inputs
     )
     jax.config.update("jax_enable_compilation_cache", False)  # or nothing is compiled
     try:
-        jax.jit(function).lower(*shapes).compile()
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Triton asks it for the device
+            jax.jit(function).lower(*shapes).compile()
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
     return [path.read_text() for path in folder.glob("*.ptxas")]
