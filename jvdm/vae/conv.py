@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
 from jvdm.parallel.activations import used
+from pallas_kernels import norm_silu, serves_norm_silu
 from pallas_kernels.convolution import causal_conv, valid_conv
 
 TAPS = 3  # frames that one temporal mix sees, the newest is the frame itself
@@ -161,11 +162,20 @@ def _norm_silu(x: Features, scale: Float[Array, " C"]) -> Array:
 class NormSilu(nn.Module):
     """Root-mean-square norm over channels with a learned scale, then SiLU."""
 
-    @nn.compact
     def __call__(self, x: Features) -> Features:
         """Returns `x` normalised, scaled and passed through SiLU."""
+        return self.beside(x)[1]
+
+    @nn.compact
+    def beside(self, x: Features, ahead: int = 0) -> tuple[Features, Float[Array, "B t H W C"]]:
+        """Returns `x`, to be read in its place, and what is made of it.
+
+        `ahead` frames like the first come before that, where `serves_norm_silu(x)`.
+        """
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        return _norm_silu(x, scale)
+        if serves_norm_silu(x):
+            return norm_silu(x, scale, ahead)
+        return x, _norm_silu(x, scale)
 
 
 class SpatialConv(nn.Module):
@@ -191,16 +201,19 @@ class TemporalMix(nn.Module):
     gain: float = 1.0
     dtype: DTypeLike = jnp.bfloat16
 
-    @nn.compact
     def __call__(self, x: Features, context: Context | None) -> tuple[Features, Context]:
         """Returns the mixed frames and the context of the next chunk."""
-        batch, frames, height, width, channels = x.shape
         if context is None:
-            context = jnp.broadcast_to(x[:, :1], (batch, TAPS - 1, height, width, channels))
-        x = jnp.concatenate([context, x], axis=1)
+            context = jnp.broadcast_to(x[:, :1], (x.shape[0], TAPS - 1, *x.shape[2:]))
+        return self.valid(jnp.concatenate([context, x], axis=1))
+
+    @nn.compact
+    def valid(self, x: Features) -> tuple[Float[Array, "B t H W C"], Context]:
+        """Returns the same for frames that come after the two that the first of them sees."""
+        batch, frames, height, width, channels = x.shape
         # Space is one axis here: a 2-D convolution needs no transpose and reads each frame
         # once, where a matrix product would need the three shifted copies side by side.
-        flat = x.reshape(batch, frames + TAPS - 1, height * width, channels)
+        flat = x.reshape(batch, frames, height * width, channels)
         mix = nn.Conv(
             channels,
             (TAPS, 1),
@@ -209,7 +222,7 @@ class TemporalMix(nn.Module):
             kernel_init=fan_in_normal(self.gain),
             name="conv",
         )
-        y = mix(flat).reshape(batch, frames, height, width, channels)
+        y = mix(flat).reshape(batch, -1, height, width, channels)
         return y, x[:, 1 - TAPS :]
 
 
@@ -221,11 +234,14 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Features, context: Context | None) -> tuple[Features, Context]:
         """Returns the new features and the context of the next chunk."""
-        h = NormSilu(name="norm_space")(x)
+        x, h = NormSilu(name="norm_space").beside(x)
         h = SpatialConv(x.shape[-1], dtype=self.dtype, name="space")(h)
-        h = NormSilu(name="norm_time")(h)
-        # Starts near the identity in time.
-        h, context = TemporalMix(gain=0.1, dtype=self.dtype, name="time")(h, context)
+        norm = NormSilu(name="norm_time")
+        mix = TemporalMix(gain=0.1, dtype=self.dtype, name="time")  # near the identity at first
+        if context is None and serves_norm_silu(h):
+            h, context = mix.valid(norm.beside(h, ahead=TAPS - 1)[1])
+        else:
+            h, context = mix(norm(h), context)
         return x + h, context
 
 

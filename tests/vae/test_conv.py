@@ -9,6 +9,7 @@ import pytest
 
 from jvdm import features
 from jvdm.vae import conv
+from pallas_kernels import norm_silu
 from tests.vae.nano import QUICK
 
 
@@ -127,3 +128,28 @@ def test_doubled_sides_are_convolved_as_repeated_cells_are():
     given = {"params": {**given, "bias": jnp.arange(7.0)}}
     wanted, found = plain.apply(given, repeated), doubling.apply(given, x)
     np.testing.assert_allclose(jnp.asarray(found), jnp.asarray(wanted), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_block_with_kernels_is_one_without(starts, monkeypatch):
+    x = jnp.tile(_features(3), (1, 1, 1, 1, 8))[:, :, :, :4]  # 16 cells of 64 channels
+    context = None if starts else x[:, 1:]
+    block = conv.ResidualBlock(jnp.float32)
+    weights = block.init(jax.random.key(0), x, context)
+    weights = jax.tree.map(
+        lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size).reshape(w.shape)), weights
+    )
+
+    def loss(weights, x):
+        y, after = block.apply(weights, x, context)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.square(after)), (y, after)
+
+    def run():
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(weights, x)
+
+    plain = run()
+    kernel = functools.partial(norm_silu, implementation="interpret")
+    monkeypatch.setattr(conv, "norm_silu", kernel)
+    monkeypatch.setattr(conv, "serves_norm_silu", lambda x: True)
+    for ours, theirs in zip(*map(jax.tree.leaves, (run(), plain)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
