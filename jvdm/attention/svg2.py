@@ -16,7 +16,7 @@ from jvdm.errors import ConfigError
 from pallas_kernels import BlockMask
 
 MOST = (100, 500)  # clusters of queries and of keys: the paper's
-SEARCHES = 12  # of a run, about, unless a policy says how many rows each serves
+SEARCHES = 5  # of a run, about, unless a policy says how many rows each serves
 KEYS = 64  # tokens of a block of keys, at most: a cluster leaves half a block empty
 PARTS, DIVISIONS = 32, 3  # in which the interval of the top-p that fits the density is divided
 
@@ -88,7 +88,7 @@ class SVG2(Sparse):
     """Rounds in every later search; the authors have 2."""
     every: int = 0
     """Rows that a search serves, which then attend among the same tokens; the authors have 1. 0 is
-    a twelfth of the rows of a run, or 1 where their densities differ."""
+    a fifth of the rows of a run, or 1 where their densities differ."""
     warm: bool = True
     """Whether a call starts from the centroids of the last one, instead of from tokens."""
 

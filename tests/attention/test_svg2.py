@@ -237,7 +237,7 @@ def test_recall_from_some_queries_is_near_that_from_all():
 
 
 def test_rows_are_divided_as_published():
-    assert SVG2().phases(50) == (("dense", 10), ("first", 1), ("every 4", 39))
+    assert SVG2().phases(50) == (("dense", 10), ("first", 1), ("every 10", 39))
     assert SVG2().phases(8) == (("dense", 2), ("first", 1), ("sparse", 5))
     assert SVG2(dense_above=0.5).phases(50)[-1] == SVG2(every=7).phases(50)[-1] == ("sparse", 39)
     assert SVG2(dense_rows=1.0).phases(3) == (("dense", 3),)
