@@ -1,11 +1,15 @@
 """A weights folder of a random model, small enough that every test compiles it in a second."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jvdm.models import VideoDiT
 from jvdm.samplers import ClassifierFree, ShiftedLevels
@@ -36,13 +40,61 @@ MANIFEST = Manifest(
 )
 
 
-# Random numbers of a hundred shapes: LLVM would take five times as long to make them fast.
+# For programs of a hundred shapes: LLVM would take five times as long to make them fast.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+# What draws are scaled and zeros are made by, which need no program.
+_IN_NUMPY: dict[str, Callable[..., Any]] = {
+    "mul": np.multiply,
+    "sqrt": np.sqrt,
+    "broadcast_in_dim": np.asarray,
+}
+
+
 def drawn(init: Callable[..., Any], *arguments: Any) -> Any:
-    """Returns what `init` makes, in a program that is compiled quickly and runs once."""
-    return jax.jit(init, compiler_options=QUICKLY)(*arguments)
+    """Returns what `init` makes, draw by draw: a program of all draws takes a second to compile.
+
+    Equal shapes are compiled once, whatever network has them; the last bit may be another.
+    """
+    program, shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+    needed, used = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
+    given = list(itertools.compress(jax.tree.leaves(arguments), used))
+    made = map(jnp.asarray, _run(needed, program.consts, given))
+    return jax.tree.unflatten(jax.tree.structure(shapes), made)
+
+
+def _run(jaxpr: Any, constants: list[Any], arguments: list[Any]) -> list[Any]:
+    """Returns the results of a program whose parts run one by one, those of loops too."""
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
+
+    def read(of: Any) -> Any:
+        return of.val if isinstance(of, Literal) else values[of]
+
+    for part in jaxpr.eqns:
+        name, given, inputs = part.primitive.name, part.params, [*map(read, part.invars)]
+        like = part.outvars[0].aval
+        if name == "scan" and "num_consts" in given and not given["reverse"]:  # of jax 0.10
+            made = _scanned(given, inputs)
+        elif name in _IN_NUMPY and {np.ndim(x) for x in inputs} <= {0, like.ndim}:
+            made = [np.asarray(np.broadcast_to(_IN_NUMPY[name](*inputs), like.shape), like.dtype)]
+        else:
+            made = part.primitive.bind(*inputs, **part.primitive.get_bind_params(given))
+            made = made if part.primitive.multiple_results else [made]
+        values |= zip(part.outvars, made, strict=True)
+    return [*map(read, jaxpr.outvars)]
+
+
+def _scanned(given: dict[str, Any], inputs: list[Any]) -> list[Any]:
+    """Returns what a loop hands on, and its results of all turns."""
+    fixed, body, turns = given["num_consts"], given["jaxpr"], []
+    constants, carry = inputs[:fixed], inputs[fixed : fixed + given["num_carry"]]
+    for turn in range(given["length"]):
+        over = [x[turn] for x in inputs[fixed + len(carry) :]]
+        made = _run(body.jaxpr, body.consts, [*constants, *carry, *over])
+        carry, results = made[: len(carry)], made[len(carry) :]
+        turns.append(results)
+    return [*carry, *map(np.stack, zip(*turns, strict=True))]
 
 
 def write_weights(folder: Path) -> Path:

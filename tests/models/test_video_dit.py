@@ -20,6 +20,12 @@ from tests.models.small import DIT, SHAPE, conditions, latents, parameters, runn
 T = jnp.array([[0.1, 0.5, 0.9], [0.3, 0.3, 1.0]])
 
 
+def test_parameters_drawn_one_by_one_are_those_that_init_draws():
+    given = (jax.random.key(1), latents(), Call.at(T), conditions())
+    made, expected = drawn(DIT.init, *given), jax.jit(DIT.init)(*given)
+    chex.assert_trees_all_close(made, expected, rtol=1e-6)
+
+
 def test_one_level_for_all_frames_gives_the_bits_of_equal_levels_per_frame():
     equal = jnp.full(SHAPE[:2], 0.4)
     spread = jnp.broadcast_to(jnp.float32(0.4)[None, None], SHAPE[:2])
