@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float, Int, PyTree, Tokens
-from jvdm.attention import AttentionCall, Blocks, Policy, TokenGrid
+from jvdm.attention import AttentionCall, Blocks, Dense, Policy, TokenGrid
 from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from jvdm.parallel import attention, read
-from pallas_kernels import BlockMask, Past, Prepared
+from pallas_kernels import BlockMask, Past, Prepared, head_norm, serves_head_norm
 
 
 class Positions:
@@ -147,8 +147,11 @@ class SelfAttention(nn.Module):
         q, k, v = (
             _heads(part, self.head_dim) for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
         )
-        q = rotate(RMSNorm(name="q_norm")(q), rotary).astype(self.dtype)
-        k = RMSNorm(name="k_norm")(k)
+        q = _normalized(RMSNorm(name="q_norm"), q, rotary)
+        turned = type(self.policy) is Dense and serves_head_norm(k, rotary)
+        k = _normalized(RMSNorm(name="k_norm"), k, rotary if turned else None)
+        if turned:
+            call = call._replace(turn=lambda k: k)
         call = gated(self, call, x, q.shape)
         out, state = attend(self.policy, q, k, v, state, call)
         if keep is not None:
@@ -170,8 +173,8 @@ class CrossAttention(nn.Module):
         width = x.shape[-1]
         (q,) = Linear((width,), self.dtype, name="q")(x)
         k, v = Linear((width, width), self.dtype, name="kv")(text.states)
-        q = RMSNorm(name="q_norm")(_heads(q, self.head_dim))
-        k = RMSNorm(name="k_norm")(_heads(k, self.head_dim))
+        q = _normalized(RMSNorm(name="q_norm"), _heads(q, self.head_dim))
+        k = _normalized(RMSNorm(name="k_norm"), _heads(k, self.head_dim))
         out = read_prompt(q, k, _heads(v, self.head_dim), text.lengths, text)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y
@@ -179,3 +182,13 @@ class CrossAttention(nn.Module):
 
 def _heads(x: Tokens, head_dim: int) -> Float[Array, "B L N E"]:
     return x.reshape(*x.shape[:2], -1, head_dim)
+
+
+def _normalized(
+    norm: RMSNorm, x: Float[Array, "B L N D"], table: Rotary | None = None
+) -> Float[Array, "B L N D"]:
+    """Normalises heads and turns them by `table`, if there is one; one pass by a kernel."""
+    if serves_head_norm(x, table):
+        return head_norm(x, norm.weights(x.shape[-1]), table)
+    y = norm(x)
+    return y if table is None else rotate(y, table).astype(x.dtype)

@@ -21,10 +21,13 @@ class RMSNorm(nn.Module):
     """Whether squares are summed by themselves (`rms_normalize`)."""
 
     @nn.compact
+    def weights(self, width: int) -> Float[Array, " D"]:
+        """Returns the gain of so many features."""
+        return self.param("gain", nn.initializers.ones, (width,))
+
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Returns the normalised input in its own dtype."""
-        gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
-        gain = gain.reshape((1,) * (x.ndim - 1) + (-1,))
+        gain = self.weights(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
         return (rms_normalize(x, self.epsilon, self.apart) * gain).astype(x.dtype)
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
+from jvdm.models.layers import RMSNorm
+from pallas_kernels import gate_gradients, residual_norm, serves_residual_norm
 
 
 def modulate(
@@ -51,6 +53,39 @@ def _scale_shift_backward(saved: tuple, gradient: Array) -> tuple[Array, Array, 
 _scale_shift.defvjp(_scale_shift_forward, _scale_shift_backward)
 
 
+def residual_modulate(
+    x: Float[Array, "B F P D"],
+    scale: Float[Array, "B F D"],
+    shift: Float[Array, "B F D"],
+    residual: Float[Array, "B F P D"] | None = None,
+    gates: Float[Array, "B F D"] | None = None,
+) -> tuple[Float[Array, "B F P D"], Float[Array, "B F P D"]]:
+    """Returns `s = residual + gates x`, to be read in its place, and `s` modulated."""
+    if serves_residual_norm(x):
+        return residual_norm(x, 1.0 + scale.astype(jnp.float32), shift, residual, gates)
+    s = _gated_sum(x, residual, gates)
+    return s, modulate(s, scale, shift)
+
+
+def residual_rms_norm(
+    norm: RMSNorm,
+    x: Float[Array, "B F P D"],
+    residual: Float[Array, "B F P D"],
+    gates: Float[Array, "B F D"],
+) -> tuple[Float[Array, "B F P D"], Float[Array, "B F P D"]]:
+    """Returns `s = residual + gates x`, to be read in its place, and `norm(s)`."""
+    if serves_residual_norm(x):
+        gain = norm.weights(x.shape[-1])[None, None]
+        return residual_norm(x, gain, None, residual, gates)
+    s = _gated_sum(x, residual, gates)
+    return s, norm(s)
+
+
+def _gated_sum(x: Array, residual: Array | None, gates: Array | None) -> Array:
+    x = x if gates is None else gate(x, gates)
+    return x if residual is None else residual + x
+
+
 @jax.custom_vjp
 def gate(x: Float[Array, "B F P D"], vector: Float[Array, "B F D"]) -> Float[Array, "B F P D"]:
     """Multiplies every token by its frame's vector."""
@@ -63,6 +98,9 @@ def _gate_forward(x: Array, vector: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _gate_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, vector = saved
+    if serves_residual_norm(x):
+        to_x, to_vector = gate_gradients(gradient, x, vector)
+        return to_x, to_vector.astype(vector.dtype)
     to_x = (gradient * vector[:, :, None]).astype(x.dtype)  # JAX hands on whatever type it gets
     return to_x, _sum_tokens(gradient * x).astype(vector.dtype)
 

@@ -16,7 +16,7 @@ from jvdm.models.carry import Carry
 from jvdm.models.conditions import ChannelCondition, Conditions, PlanCondition
 from jvdm.models.dynamic_width import DynamicWidth, Routed, refuse
 from jvdm.models.layers import FeedForward, Linear, RMSNorm, TimeEmbedding, waves_of_places
-from jvdm.models.modulation import gate, modulate
+from jvdm.models.modulation import gate, residual_modulate, residual_rms_norm
 from jvdm.models.stack import Remat
 from jvdm.models.state_space import Mamba2, TokenScan
 from jvdm.models.step_cache import StepCache
@@ -55,7 +55,8 @@ class VideoDiTLayer(TransformerLayer):
 
         mixer = SelfAttention(self.head_dim, self.policy, self.dtype, name="self_attention")
         call = self._attention_call(index, shared)
-        y = modulate(x, scale_a, shift_a).reshape(flat)
+        x, y = residual_modulate(x, scale_a, shift_a)
+        y = y.reshape(flat)
         mixed = []
         router = None if shared.level is None else Routed(self, x.shape, shared.level)
         if self.scan is None or self.scan.beside:
@@ -65,14 +66,15 @@ class VideoDiTLayer(TransformerLayer):
         if self.scan is not None:
             scan = TokenScan(self.scan, self.head_dim, self.grid, self.dtype, name="scan")
             mixed.append(scan(y, index))
-        x = x + gate(functools.reduce(jnp.add, mixed).reshape(x.shape), gate_a)
 
+        y, gates = functools.reduce(jnp.add, mixed).reshape(x.shape), gate_a
         if shared.text is not None:
             reader = CrossAttention(self.head_dim, self.dtype, name="cross_attention")
-            y = reader(RMSNorm(name="cross_norm")(x).reshape(flat), shared.text)
-            x = x + y.reshape(x.shape)
+            x, y = residual_rms_norm(RMSNorm(name="cross_norm"), y, x, gates)
+            y, gates = reader(y.reshape(flat), shared.text).reshape(x.shape), None
 
-        mlp, y = FeedForward(self.mlp_ratio, self.dtype, name="mlp"), modulate(x, scale_m, shift_m)
+        mlp = FeedForward(self.mlp_ratio, self.dtype, name="mlp")
+        x, y = residual_modulate(y, scale_m, shift_m, x, gates)
         y = mlp(y) if router is None else router.fed(mlp, y)
         x = constrain(x + gate(y, gate_m), "batch", "tokens")
         return x, (state, x.reshape(flat) if self.keep else None)
@@ -231,7 +233,7 @@ class VideoDiT(Transformer, nn.Module):
     def _head(self, tokens: Array, time: Array, height: int, width: int) -> Latents:
         (vectors,) = Linear((2 * self.width,), self.dtype, 0.1, True, name="head_modulation")(time)
         shift, scale = jnp.split(constrain(vectors, "batch"), 2, -1)
-        y = modulate(tokens, scale, shift)
+        _, y = residual_modulate(tokens, scale, shift)
         y, size = self._pinned(y), self.patch**2 * self.channels_out
         (y,) = Linear((size,), self.dtype, 0.05, True, name="patch_out")(y)
         return self._unpatched(y, height, width)

@@ -1,0 +1,53 @@
+"""VideoDiT with the one-pass norms of `pallas_kernels`, interpreted, is VideoDiT without them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvdm.attention import FrameCausal
+from jvdm.models import attention, modulation
+from jvdm.samplers import Call
+from pallas_kernels import gate_gradients, head_norm, residual_norm
+from tests.models.small import DIT, SHAPE, conditions
+
+MODEL = DIT.clone(width=64, depth=2, head_dim=32, rotary_axes=(8, 12, 12))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_predictions_and_gradients_are_those_without_kernels(causal, monkeypatch):
+    model = MODEL.clone(policy=FrameCausal()) if causal else MODEL
+    x = jax.random.normal(jax.random.key(1), (*SHAPE[:2], 8, 8, SHAPE[4]))
+    call, told = Call.at(jnp.linspace(0.1, 0.9, 2 * SHAPE[1]).reshape(2, -1)), conditions()
+    params = jax.jit(model.init)(jax.random.key(0), x, call, told)
+    params = jax.tree.map(lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size).reshape(w.shape)), params)
+
+    def run():
+        def loss(params, x):
+            made = model.apply(params, x, call, told)[0]
+            return jnp.sum(jnp.sin(made)), made
+
+        both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        return jax.jit(loss if causal else both)(params, x)
+
+    plain, used = run(), set()
+    for module, kernel in (
+        (modulation, residual_norm),
+        (modulation, gate_gradients),
+        (attention, head_norm),
+    ):
+
+        @functools.wraps(kernel)
+        def interpreted(*given, kernel=kernel):
+            used.add(kernel.__name__)
+            return kernel(*given, implementation="interpret")
+
+        monkeypatch.setattr(module, kernel.__name__, interpreted)
+    monkeypatch.setattr(modulation, "serves_residual_norm", lambda x: True)
+    # States of the prompt are too few.
+    monkeypatch.setattr(attention, "serves_head_norm", lambda x, table=None: x.shape[1] % 8 == 0)
+    for ours, theirs in zip(*map(jax.tree.leaves, (run(), plain)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4 * np.abs(theirs).max())
+    assert used == {"residual_norm", "head_norm"} | (set() if causal else {"gate_gradients"})
