@@ -8,8 +8,8 @@ data; four NVIDIA H200, 83.3 ms a step of 512, 6,150 clips/s, 23.8 % model FLOP 
 TFLOP/s, 58 s of preparation), 4,700 steps of 256 of `configs/tiny_t2v_layout.py`, which teach where
 told things are, and from there 5,100 steps of 256 with these rows, at a rate of 8e-4 that falls
 over the last 65 %, EMA .999: two H200, 90.5 ms a step, 2,831 clips/s, 21.9 %. One H200 takes 80 ms
-for 128 clips (24.7 %), and 144 to 149 ms for 256 (26.3 to 27.3 %). What they reach:
-docs/results.md; what was compared: the model card.
+for 128 clips (24.7 %), and 144 to 149 ms for 256 (26.3 to 27.3 %), before norms were one pass each
+way (docs/results.md). What they reach: docs/results.md; what was compared: the model card.
 """
 
 from pathlib import Path

@@ -28,6 +28,7 @@ from pallas_kernels.norms import (
     serves_norm_silu,
     serves_residual_norm,
 )
+from pallas_kernels.prompts import serves_short_attention, short_attention
 from pallas_kernels.tile_order import TileOrder
 
 __all__ = [
@@ -55,6 +56,8 @@ __all__ = [
     "serves_head_norm",
     "serves_norm_silu",
     "serves_residual_norm",
+    "serves_short_attention",
+    "short_attention",
     "skipped_blocks",
     "traced_for_gpu",
     "windowed_attention",

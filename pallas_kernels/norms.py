@@ -76,10 +76,10 @@ def residual_norm(
     """
     videos, frames, tokens, width = y.shape
     rows = Rows(videos * frames, tokens, _tile(tokens, width), implementation == "interpret")
-    if _by_xla(implementation, _refusal(y, rows)):
+    if by_xla(implementation, _refusal(y, rows)):
         s = y if gate is None else y * gate[:, :, None]
         s = (s if residual is None else residual + s).astype(y.dtype)
-        z = _rms_normal(s) * factor[:, :, None]
+        z = rms_normal(s) * factor[:, :, None]
         return s, (z if shift is None else z + shift[:, :, None]).astype(y.dtype)
 
     def flat(vector: Array | None) -> Array | None:
@@ -117,8 +117,8 @@ def norm_silu(
     """
     videos, frames, height, width, channels = x.shape
     rows = _rows_of_videos(x, ahead, implementation == "interpret")
-    if _by_xla(implementation, _refusal(x, rows)):
-        y = jax.nn.silu(_rms_normal(x) * factor[(None,) * 4]).astype(x.dtype)
+    if by_xla(implementation, _refusal(x, rows)):
+        y = jax.nn.silu(rms_normal(x) * factor[(None,) * 4]).astype(x.dtype)
         return x, jnp.concatenate([y[:, :1]] * ahead + [y], 1)
     flat = x.reshape(-1, channels)
     made: Any = _residual_norm(None, flat, None, _wide(factor[None]), None, rows)
@@ -139,7 +139,7 @@ def gate_gradients(
     """
     videos, frames, tokens, width = x.shape
     rows = Rows(videos * frames, tokens, _tile(tokens, width), implementation == "interpret")
-    if _by_xla(implementation, _refusal(x, rows)):
+    if by_xla(implementation, _refusal(x, rows)):
         to_gate = jnp.sum(_wide(gradient) * _wide(x), 2)
         return (gradient * gate[:, :, None]).astype(x.dtype), to_gate
     from pallas_kernels.norms_triton import gate_backward
@@ -170,8 +170,8 @@ def head_norm(
     videos, tokens, heads, size = x.shape
     programs = videos * tokens // HEAD_TOKENS
     rows = Rows(programs, tokens, HEAD_TOKENS, implementation == "interpret")
-    if _by_xla(implementation, _refusal_of_heads(x, table, rows)):
-        y = _rms_normal(x) * gain[(None,) * 3]
+    if by_xla(implementation, _refusal_of_heads(x, table, rows)):
+        y = rms_normal(x) * gain[(None,) * 3]
         if table is not None:
             cosine, sine = (part[None, :, None] for part in table)
             low, high = jnp.split(y, 2, -1)
@@ -225,24 +225,25 @@ def _rows_of_videos(x: Array, ahead: int = 0, interpret: bool = False) -> Rows:
 def _refusal(x: Array, rows: Rows) -> str:
     """Returns why there is no kernel for such rows here; empty if there is one."""
     width = x.shape[-1]
-    if not 64 <= width <= 1024 or not _is_power(width):
+    if not 64 <= width <= 1024 or not is_power(width):
         return f"a width of {width} is not a power of two from 64 to 1024"
-    if not rows.size or rows.size % rows.tile or not _is_power(rows.tile):
+    if not rows.size or rows.size % rows.tile or not is_power(rows.tile):
         return f"tiles of a power of two do not divide {x.shape[1:-1]} rows"
-    return "" if rows.interpret else _refusal_of_device(x, rows.groups)
+    return "" if rows.interpret else refusal_of_device(x, rows.groups)
 
 
 def _refusal_of_heads(x: Array, table: tuple[Array, Array] | None, rows: Rows) -> str:
     """Returns why there is no kernel for such heads here; empty if there is one."""
     tokens, heads, size = x.shape[1:]
-    if not _is_power(heads) or not _is_power(size) or size < 32 or tokens % HEAD_TOKENS:
+    if not is_power(heads) or not is_power(size) or size < 32 or tokens % HEAD_TOKENS:
         return f"{heads} heads of {size} are no powers of two, or {tokens} tokens no multiple of 8"
     if table is not None and table[0].shape != (tokens, size // 2):
         return f"angles {table[0].shape} are not those of {tokens} tokens, of all heads"
-    return "" if rows.interpret else _refusal_of_device(x, rows.groups)
+    return "" if rows.interpret else refusal_of_device(x, rows.groups)
 
 
-def _refusal_of_device(x: Array, groups: int) -> str:
+def refusal_of_device(x: Array, groups: int) -> str:
+    """Returns why no kernel runs on the device that is here; empty if one does."""
     if backend() != "gpu":
         return f"the default device is {backend()}, not gpu"
     if is_planned() or not jax.sharding.get_abstract_mesh().empty:
@@ -254,14 +255,15 @@ def _refusal_of_device(x: Array, groups: int) -> str:
     return f"{groups} groups do not fill a GPU" if groups < PROGRAMS else ""
 
 
-def _by_xla(implementation: Implementation, reason: str) -> bool:
+def by_xla(implementation: Implementation, reason: str) -> bool:
     """Returns whether XLA's form is taken."""
     if reason and implementation in ("triton", "interpret"):
         raise KernelUnavailable(f"{implementation}: {reason}; use implementation='xla'")
     return implementation == "xla" or bool(reason)
 
 
-def _is_power(number: int) -> bool:
+def is_power(number: int) -> bool:
+    """Returns whether a number is a power of two."""
     return number > 0 and number & (number - 1) == 0
 
 
@@ -269,7 +271,8 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.float32)
 
 
-def _rms_normal(x: Array) -> Array:
+def rms_normal(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the last axis divided by its root mean square, in float32."""
     return _wide(x) * jax.lax.rsqrt(jnp.mean(jnp.square(_wide(x)), -1, keepdims=True) + EPSILON)
 
 

@@ -22,7 +22,7 @@ Arrays = dict[str, Any]
 class Launch(NamedTuple):
     """How a kernel is run."""
 
-    grid: int
+    grid: tuple[int, ...]
     warps: int
     stages: int
     interpret: bool
@@ -47,7 +47,7 @@ def call(
     made = pl.pallas_call(
         kernel,
         out_shape=list(outs.values()),
-        grid=(how.grid,),
+        grid=how.grid,
         interpret=how.interpret,
         compiler_params=triton.CompilerParams(num_warps=how.warps, num_stages=how.stages),
         name=body.__name__,
@@ -81,7 +81,7 @@ def norm_forward(
             s = s.astype(y.dtype)
             if "s" in outs:
                 outs["s"][at, :] = s
-            z, _ = _normal(s.astype(jnp.float32))
+            z, _ = normal(s.astype(jnp.float32))
             z = z * factor if shift is None else z * factor + shift
             z = z * _sigmoid(z) if rows.silu else z
             at = pl.ds(program * rows.size + count * rows.tile, rows.tile)
@@ -94,7 +94,7 @@ def norm_forward(
     outs: Arrays = {"h": jax.ShapeDtypeStruct((rows.written * rows.size, y.shape[1]), y.dtype)}
     if x is not None or gate is not None:
         outs = {"s": jax.ShapeDtypeStruct(y.shape, y.dtype), **outs}
-    made = call(residual_norm_forward, given, outs, Launch(rows.written, 8, 2, rows.interpret))
+    made = call(residual_norm_forward, given, outs, Launch((rows.written,), 8, 2, rows.interpret))
     return made.get("s", y), made["h"]
 
 
@@ -127,17 +127,17 @@ def norm_backward(given: Arrays, wanted: tuple[str, ...], rows: Rows) -> Arrays:
                     there = jnp.where(place < parts, written - back * parts, written)
                     more = ins["d_h"][pl.ds(there * rows.size + row, rows.tile), :]
                     d = d + first * more.astype(jnp.float32)
-            normal, inverse = _normal(s)
+            unit, inverse = normal(s)
             if rows.silu:
-                z = normal * factor if shift is None else normal * factor + shift
+                z = unit * factor if shift is None else unit * factor + shift
                 sigmoid = _sigmoid(z)
                 d = d * sigmoid * (1.0 + z * (1.0 - sigmoid))
-            to_normal = d * factor
-            along = jnp.sum(to_normal * normal, 1, keepdims=True) / s.shape[1]
-            d_s = inverse * (to_normal - normal * along)
+            to_unit = d * factor
+            along = jnp.sum(to_unit * unit, 1, keepdims=True) / s.shape[1]
+            d_s = inverse * (to_unit - unit * along)
             d_s = d_s + ins["d_s"][at, :].astype(jnp.float32) if "d_s" in ins else d_s
             outs["d_x"][at, :] = d_s.astype(like.dtype)
-            terms = {"d_factor": d * normal, "d_shift": d}
+            terms = {"d_factor": d * unit, "d_shift": d}
             if gated:
                 outs["d_y"][at, :] = (d_s * gate).astype(like.dtype)
                 terms["d_gate"] = d_s * ins["y"][at, :].astype(jnp.float32)
@@ -151,7 +151,7 @@ def norm_backward(given: Arrays, wanted: tuple[str, ...], rows: Rows) -> Arrays:
     array = jax.ShapeDtypeStruct(like.shape, like.dtype)
     sums = jax.ShapeDtypeStruct((rows.groups, like.shape[1]), jnp.float32)
     outs = {"d_x": array, **({"d_y": array} if gated else {}), **dict.fromkeys(wanted, sums)}
-    return call(residual_norm_backward, given, outs, Launch(rows.groups, 8, 2, rows.interpret))
+    return call(residual_norm_backward, given, outs, Launch((rows.groups,), 8, 2, rows.interpret))
 
 
 def gate_backward(
@@ -176,7 +176,7 @@ def gate_backward(
     sums = jax.ShapeDtypeStruct(gate.shape, jnp.float32)
     outs = {"d_y": jax.ShapeDtypeStruct(y.shape, y.dtype), "d_gate": sums}
     given = {"d": d, "y": y, "gate": gate}
-    made = call(gate_gradients, given, outs, Launch(rows.groups, 8, 2, rows.interpret))
+    made = call(gate_gradients, given, outs, Launch((rows.groups,), 8, 2, rows.interpret))
     return made["d_y"], made["d_gate"]
 
 
@@ -202,7 +202,7 @@ def head_forward(
     cosine, sine = table or (None, None)
     given = {"x": x, "gain": gain, "cosine": cosine, "sine": sine}
     outs = {"out": jax.ShapeDtypeStruct(x.shape, x.dtype)}
-    how = Launch(x.shape[0] // rows.tile, 4, 1, rows.interpret)
+    how = Launch((x.shape[0] // rows.tile,), 4, 1, rows.interpret)
     return call(head_norm_forward, given, outs, how)["out"]
 
 
@@ -236,7 +236,7 @@ def head_backward(
     programs = x.shape[0] // rows.tile
     sums = jax.ShapeDtypeStruct((programs, *gain.shape), jnp.float32)
     outs = {"d_x": jax.ShapeDtypeStruct(x.shape, x.dtype), "d_gain": sums}
-    made = call(head_norm_backward, given, outs, Launch(programs, 4, 1, rows.interpret))
+    made = call(head_norm_backward, given, outs, Launch((programs,), 4, 1, rows.interpret))
     return made["d_x"], jnp.sum(made["d_gain"], 0).astype(gain.dtype)
 
 
@@ -248,7 +248,8 @@ def _vector(ins: Arrays, name: str, group: Array) -> Any:
     return ref[pl.ds(group if ref.shape[0] > 1 else 0, 1), :].astype(jnp.float32)
 
 
-def _normal(s: Array) -> tuple[Array, Array]:
+def normal(s: Float[Array, "T D"]) -> tuple[Float[Array, "T D"], Float[Array, "T 1"]]:
+    """Returns rows by their root mean squares, and one by those."""
     inverse = jax.lax.rsqrt(jnp.sum(s * s, 1, keepdims=True) / s.shape[1] + EPSILON)
     return s * inverse, inverse
 

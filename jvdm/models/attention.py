@@ -13,7 +13,15 @@ from jvdm.attention.policy import Turn
 from jvdm.models.conditions import TextStates
 from jvdm.models.layers import Linear, RMSNorm, Rotary, rotary_table, rotate
 from jvdm.parallel import attention, read
-from pallas_kernels import BlockMask, Past, Prepared, head_norm, serves_head_norm
+from pallas_kernels import (
+    BlockMask,
+    Past,
+    Prepared,
+    head_norm,
+    serves_head_norm,
+    serves_short_attention,
+    short_attention,
+)
 
 
 class Positions:
@@ -173,9 +181,13 @@ class CrossAttention(nn.Module):
         width = x.shape[-1]
         (q,) = Linear((width,), self.dtype, name="q")(x)
         k, v = Linear((width, width), self.dtype, name="kv")(text.states)
-        q = _normalized(RMSNorm(name="q_norm"), _heads(q, self.head_dim))
-        k = _normalized(RMSNorm(name="k_norm"), _heads(k, self.head_dim))
-        out = read_prompt(q, k, _heads(v, self.head_dim), text.lengths, text)
+        q, k, v = (_heads(part, self.head_dim) for part in (q, k, v))
+        norm, k = RMSNorm(name="q_norm"), RMSNorm(name="k_norm")(k)
+        if text.section is None and text.lengths is not None and serves_short_attention(q, k):
+            gain = norm.weights(self.head_dim)
+            out = short_attention(q, gain, k, v, text.lengths)
+        else:
+            out = read_prompt(_normalized(norm, q), k, v, text.lengths, text)
         (y,) = Linear((width,), self.dtype, scale=0.3, name="out")(out.reshape(x.shape))
         return y
 

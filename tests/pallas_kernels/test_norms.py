@@ -159,7 +159,7 @@ def trained(y, heads, video, factor):
 def real(monkeypatch):
     """Inputs of `trained`, with kernels wherever it is lowered."""
     monkeypatch.setattr(module, "TILE", 4096)
-    monkeypatch.setattr(module, "_refusal_of_device", lambda x, groups: "")
+    monkeypatch.setattr(module, "refusal_of_device", lambda x, groups: "")
     shapes = (2, 9, 64, 512), (2, 576, 8, 64), (2, 5, 64, 64, 128)
     return *(jnp.zeros(shape, jnp.bfloat16) for shape in shapes), jnp.ones((1, 1, 512))
 
