@@ -22,7 +22,7 @@ from jvdm.attention import (
 from jvdm.evaluate import EvaluateOptions, text
 from jvdm.evaluate import run as evaluate
 from jvdm.evaluation import streams
-from jvdm.pipeline import Request, programs, streaming
+from jvdm.pipeline import Request, foresight, programs, streaming
 from jvdm.recipes import load_system
 from jvdm.samplers import (
     Call,
@@ -201,7 +201,7 @@ def test_what_is_measured_of_a_stream(monkeypatch, pipe):
     job = types.SimpleNamespace(rows=rows)
     monkeypatch.setattr(streaming, "prepare_stream", lambda *_: job)
     chunks = [video[:1], *(video[n : n + 4] for n in range(1, 17, 4)), video[17:]]
-    monkeypatch.setattr(streaming, "chunks", lambda *_: iter(chunks))
+    monkeypatch.setattr(foresight, "chunks", lambda *_: iter(chunks))
     found = streams.measure_stream(pipe, PROMPT, 0, 20, video[:4] + 10)
     assert found["calls/chunk"] == rows.cycle.num_rows
     assert (found["seam at"], found["seam"]) == (13, pytest.approx(43 / 2, rel=0.02))
