@@ -1,5 +1,6 @@
 """A stack of equal layers as one scanned layer."""
 
+import threading
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -12,6 +13,8 @@ GATES = "gates"
 
 Remat = Literal["none", "matmuls", "all"]
 """What the backward pass recomputes: nothing, all but matrix products, everything."""
+
+_MAKING = threading.Lock()  # Flax changes the fields of a class while it makes one from it
 
 
 def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -> Any:
@@ -26,17 +29,18 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
         remat: What to recompute in the backward pass.
         unroll: Layers per iteration of the compiled loop.
     """
-    if remat != "none":
-        policy = None if remat == "all" else _save_products
-        layer = nn.remat(layer, policy=policy, prevent_cse=False)
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0, LOW_RANK: 0, GATES: 0},
-        split_rngs={"params": True, GATES: True},
-        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
-        length=depth,
-        unroll=unroll,
-    )
+    with _MAKING:  # programs may be traced side by side
+        if remat != "none":
+            policy = None if remat == "all" else _save_products
+            layer = nn.remat(layer, policy=policy, prevent_cse=False)
+        return nn.scan(
+            layer,
+            variable_axes={"params": 0, LOW_RANK: 0, GATES: 0},
+            split_rngs={"params": True, GATES: True},
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=depth,
+            unroll=unroll,
+        )
 
 
 def _save_products(primitive: Any, *args: Any, **params: Any) -> bool:
