@@ -1,6 +1,7 @@
 """VideoDiT with the one-pass norms of `pallas_kernels`, interpreted, is VideoDiT without them."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,13 @@ def test_predictions_and_gradients_are_those_without_kernels(reads, monkeypatch)
         return jax.jit(loss if reads else both)(params, x)
 
     plain, used = run(), set()
-    for module, kernel in (
+    kernels: list[Any] = [
         (modulation, residual_norm),
         (modulation, gate_gradients),
         (attention, head_norm),
         (attention, short_attention),
-    ):
+    ]
+    for module, kernel in kernels:
 
         @functools.wraps(kernel)
         def interpreted(*given, kernel=kernel):

@@ -1,5 +1,7 @@
 """Norms in one pass: the programs, interpreted, against XLA's form, and what they lower to."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(module, "TILE", 4 * 64)
 
 
-def drawn(*shapes):
+def drawn(*shapes) -> list[Any]:
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return [
         None if shape is None else jax.random.normal(key, shape)
@@ -62,11 +64,12 @@ def test_sum_norm_and_gradients_are_xlas(factor, shift, residual, gate, reads):
 
 @pytest.mark.parametrize(("ahead", "reads"), [(0, (True, True)), (2, (False, True))])
 def test_silu_of_a_norm_has_its_first_frame_ahead(ahead, reads):
-    def run(x, factor, implementation):
+    def run(x, factor, implementation: Any):
         return norm_silu(x, factor, ahead, implementation)
 
     agree(run, drawn((3, 5, 4, 16, 64), (64,)), reads)  # two parts of a frame
-    assert run(*drawn((1, 3, 4, 16, 64), (64,)), "interpret")[1].shape[1] == 3 + ahead
+    x, factor = drawn((1, 3, 4, 16, 64), (64,))
+    assert run(x, factor, "interpret")[1].shape[1] == 3 + ahead
 
 
 @pytest.mark.parametrize("turned", [False, True])

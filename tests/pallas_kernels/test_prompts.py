@@ -1,5 +1,7 @@
 """Attention to a prompt with the norm of queries: the program, interpreted, against XLA's form."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,9 @@ def drawn(dtype="float32", queries=128, keys=16, size=64):
 
 
 def both_passes(given, lengths, implementation):
-    def loss(*given):
-        out = short_attention(*given, lengths, implementation)
+    def loss(*given: Any):
+        q, gain, k, v = given
+        out = short_attention(q, gain, k, v, lengths, implementation)
         return jnp.sum(jnp.sin(3 * out.astype(jnp.float32))), out
 
     return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*given)

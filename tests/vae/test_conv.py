@@ -141,7 +141,7 @@ def test_a_block_with_kernels_is_one_without(starts, monkeypatch):
     )
 
     def loss(weights, x):
-        y, after = block.apply(weights, x, context)
+        y, after = map(jnp.asarray, block.apply(weights, x, context))
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.square(after)), (y, after)
 
     def run():
