@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.kernel import KernelUnavailable
-from pallas_kernels.attention.planned import backend, is_planned
+from pallas_kernels.attention.planned import refusal_of_one_gpu
 
 CHUNK = 8192  # tokens whose distances to all centroids are kept at once, without the kernel
 
@@ -46,10 +46,8 @@ def nearest(
 
 def _refusal(x: Array) -> str:
     """Returns why the kernel cannot serve such tokens here; empty if it can."""
-    if backend() != "gpu":
-        return f"the default device is {backend()}, not gpu"
-    if is_planned() or not jax.sharding.get_abstract_mesh().empty:
-        return "it runs on the device that is here, alone"
+    if reason := refusal_of_one_gpu():
+        return reason
     from pallas_kernels.attention.mosaic_gpu import MosaicGPU
 
     return MosaicGPU().refusal_of_inputs(x)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.kernel import KernelUnavailable
-from pallas_kernels.attention.planned import backend, capability, is_planned
+from pallas_kernels.attention.planned import capability, refusal_of_one_gpu
 
 EPSILON = 1e-6
 """Added to the mean square."""
@@ -244,10 +244,8 @@ def _refusal_of_heads(x: Array, table: tuple[Array, Array] | None, rows: Rows) -
 
 def refusal_of_device(x: Array, groups: int) -> str:
     """Returns why no kernel runs on the device that is here; empty if one does."""
-    if backend() != "gpu":
-        return f"the default device is {backend()}, not gpu"
-    if is_planned() or not jax.sharding.get_abstract_mesh().empty:
-        return "it runs on the device that is here, alone"
+    if reason := refusal_of_one_gpu():
+        return reason
     if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
         return f"jax {jax.__version__} has no Triton"
     if capability() != "9.0" or x.dtype != jnp.bfloat16:

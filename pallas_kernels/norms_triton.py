@@ -132,9 +132,7 @@ def norm_backward(given: Arrays, wanted: tuple[str, ...], rows: Rows) -> Arrays:
                 z = unit * factor if shift is None else unit * factor + shift
                 sigmoid = _sigmoid(z)
                 d = d * sigmoid * (1.0 + z * (1.0 - sigmoid))
-            to_unit = d * factor
-            along = jnp.sum(to_unit * unit, 1, keepdims=True) / s.shape[1]
-            d_s = inverse * (to_unit - unit * along)
+            d_s = normal_backward(d * factor, unit, inverse)
             d_s = d_s + ins["d_s"][at, :].astype(jnp.float32) if "d_s" in ins else d_s
             outs["d_x"][at, :] = d_s.astype(like.dtype)
             terms = {"d_factor": d * unit, "d_shift": d}
@@ -252,6 +250,12 @@ def normal(s: Float[Array, "T D"]) -> tuple[Float[Array, "T D"], Float[Array, "T
     """Returns rows by their root mean squares, and one by those."""
     inverse = jax.lax.rsqrt(jnp.sum(s * s, 1, keepdims=True) / s.shape[1] + EPSILON)
     return s * inverse, inverse
+
+
+def normal_backward(d: Array, unit: Array, inverse: Array) -> Float[Array, "T D"]:
+    """Returns the gradient of rows, of what comes back for `unit` and of what `normal` made."""
+    along = jnp.sum(d * unit, 1, keepdims=True) / d.shape[1]
+    return inverse * (d - unit * along)
 
 
 def _sigmoid(z: Array) -> Array:

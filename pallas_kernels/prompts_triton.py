@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.norms_triton import Arrays, Launch, call, normal
+from pallas_kernels.norms_triton import Arrays, Launch, call, normal, normal_backward
 from pallas_kernels.prompts import QUERIES
 
 
@@ -23,13 +23,11 @@ def forward(
 ) -> Float[Array, "B Q N D"]:
     """Returns attended values."""
     batch, queries, heads, size = q.shape
-    count, scale = k.shape[1], size**-0.5
+    scale = size**-0.5
 
     def short_attention_forward(ins: Arrays, outs: Arrays) -> None:
         video, head = pl.program_id(0), pl.program_id(1)
-        keys = jax.lax.broadcasted_iota(jnp.int32, (1, count), 1) < ins["lengths"][video]
-        k, v = ins["k"][video, :, head, :], ins["v"][video, :, head, :]
-        gains = ins["gain"][:][None, :]
+        k, v, keys, gains = _read(ins, video, head)
 
         def step(place: Array, carry: Array) -> Array:
             rows = pl.ds(place * QUERIES, QUERIES)
@@ -61,9 +59,7 @@ def backward(
 
     def short_attention_backward(ins: Arrays, outs: Arrays) -> None:
         video, head = pl.program_id(0), pl.program_id(1)
-        keys = jax.lax.broadcasted_iota(jnp.int32, (1, count), 1) < ins["lengths"][video]
-        k, v = ins["k"][video, :, head, :], ins["v"][video, :, head, :]
-        gains = ins["gain"][:][None, :]
+        k, v, keys, gains = _read(ins, video, head)
 
         def step(place: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             d_k, d_v, d_gain = sums
@@ -80,8 +76,8 @@ def backward(
             d_q = _dot(d_scores, k)
             d_gain += jnp.sum(d_q * unit, 0, keepdims=True)
             d_q = d_q * gains
-            along = jnp.sum(d_q * unit, 1, keepdims=True) / size
-            outs["d_q"][video, rows, head, :] = (inverse * (d_q - unit * along)).astype(k.dtype)
+            d_q = normal_backward(d_q, unit, inverse)
+            outs["d_q"][video, rows, head, :] = d_q.astype(k.dtype)
             return d_k, d_v, d_gain
 
         zeros = jnp.zeros((count, size), jnp.float32)
@@ -96,6 +92,13 @@ def backward(
     outs = {"d_q": _like(q), "d_k": _like(k), "d_v": _like(v), "d_gain": sums}
     made = call(short_attention_backward, given, outs, Launch((batch, heads), 4, 2, interpret))
     return made["d_q"], jnp.sum(made["d_gain"], (0, 1)), made["d_k"], made["d_v"]
+
+
+def _read(ins: Arrays, video: Array, head: Array) -> tuple[Array, Array, Array, Array]:
+    """Returns keys and values of a head, which of them count, and the gain of queries."""
+    k, v = ins["k"][video, :, head, :], ins["v"][video, :, head, :]
+    keys = jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[0]), 1) < ins["lengths"][video]
+    return k, v, keys, ins["gain"][:][None, :]
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

@@ -45,6 +45,14 @@ def capability() -> str:
     return "9.0" if is_planned() else getattr(jax.devices()[0], "compute_capability", "unknown")
 
 
+def refusal_of_one_gpu() -> str:
+    """Returns why nothing that runs on one GPU, which is here, can; empty if it can."""
+    if backend() != "gpu":
+        return f"the default device is {backend()}, not gpu"
+    alone = not is_planned() and jax.sharding.get_abstract_mesh().empty
+    return "" if alone else "it runs on the device that is here, alone"
+
+
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """Stands for a kernel, or for cuDNN."""

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import KernelUnavailable, gate_gradients, head_norm, norm_silu, residual_norm
 from pallas_kernels import norms as module
+from pallas_kernels.attention import planned
 from tests.pallas_kernels.hopper import compiled_for_h200
 
 SHAPE = (3, 5, 12, 64)  # videos, frames, tokens of a frame, width: three tiles of four tokens
@@ -128,7 +129,7 @@ def test_what_no_kernel_serves_is_refused_and_by_itself_is_xlas(monkeypatch):
 
 
 def test_a_hopper_gpu_that_is_full_takes_the_kernels_unless_it_is_one_of_many(monkeypatch):
-    monkeypatch.setattr(module, "backend", lambda: "gpu")
+    monkeypatch.setattr(planned, "backend", lambda: "gpu")
     monkeypatch.setattr(module, "capability", lambda: "9.0")
     y = jnp.zeros((64, 8, 4, 64), jnp.bfloat16)
     heads = jnp.zeros((64, 64, 1, 32), jnp.bfloat16)
@@ -138,7 +139,7 @@ def test_a_hopper_gpu_that_is_full_takes_the_kernels_unless_it_is_one_of_many(mo
         assert not module.serves_residual_norm(other)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
         assert not module.serves_residual_norm(y) and not module.serves_head_norm(heads)
-    monkeypatch.setattr(module, "is_planned", lambda: True)
+    monkeypatch.setattr(planned, "is_planned", lambda: True)
     assert not module.serves_residual_norm(y)
 
 
