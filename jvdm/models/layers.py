@@ -5,7 +5,6 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvdm.arrays import Array, Float
 from jvdm.features import rms_normalize
@@ -191,14 +190,14 @@ def rotary_table(
 def rotate(x: Float[Array, "B L N D"], table: Rotary) -> Float[Array, "B L N D"]:
     """Turns pairs (first half, second half of a head) by the angles of `table`.
 
-    Written with a flip of the halves and signs, which XLA fuses into the product around
-    them, where a concatenation would be a pass over memory of its own.
+    XLA's kernels for GPUs read a pair once and write it, as the halves are joined at the end. By a
+    flip of the halves it is read twice: a chunk of a stream of Wan took 2 % longer on an H200.
     """
-    halves = x.astype(jnp.float32).reshape(*x.shape[:3], 2, -1)
-    cosine, sine = (part.reshape(1, len(part), -1, 1, halves.shape[-1]) for part in table)
-    signs = np.array([-1.0, 1.0], np.float32).reshape(2, 1)[None, None, None]
-    turned = halves * cosine + halves[..., ::-1, :] * sine * signs
-    return turned.reshape(x.shape)
+    shape = (*x.shape[:3], 2, x.shape[-1] // 2)
+    cosine, sine = (part.reshape(1, len(part), -1, 1, shape[-1]) for part in table)
+    first, second = jnp.split(x.astype(jnp.float32).reshape(shape), 2, axis=3)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=3).reshape(x.shape)
 
 
 def waves_of_places(rows: int, columns: int, waves: int) -> Float[Array, "P E"]:
