@@ -5,7 +5,7 @@ jvdm plan vae --on h200                             12.75 GB of a device
 Two NVIDIA H200: 205 s after 73 s of preparation, 34.2 ms a step, 1,873 clips/s of 17 frames.
 A step of 64 alone on one H200, without rendering: 44.3 ms, 33.6 % MFU; 56.5 without `norm_silu`.
 Held-out PSNR on 256 clips of 33 frames: 37.4 dB, objects 32.8 dB, first frame 40.3 dB; with the
-decoder of `configs/vae_decoder.py`, which is shipped, 38.0, 33.6 and 40.8 dB.
+decoder of `configs/vae_decoder.py`, which is shipped, 38.9, 35.0 and 42.0 dB.
 """
 
 from jvdm.experiment import Experiment
