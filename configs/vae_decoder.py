@@ -3,7 +3,7 @@
 jvdm train configs/vae_decoder.py --workdir work/vae_decoder
 jvdm plan vae_decoder --on h200                     8.03 GB of a device
 The shipped decoder, on one NVIDIA H200: 40 s of preparation, 9,000 steps of 64 clips of 17 frames
-in 341 s (37.9 ms a step, 1,697 clips/s, 39.5 % MFU, rendering included). Objects and squares weigh
+in 341 s (37.9 ms a step, 1,697 clips/s, 28.5 % MFU, rendering included). Objects and squares weigh
 more, flicker twice, and latents are disturbed less. It began from 2,200 steps of lighter weights
 (`--objective.weights.square 10 --objective.weights.object-pixels 5`) after `configs/vae.py`.
 Held-out PSNR on 256 clips of 33 frames went from 37.4 by 38.0 to 38.9 dB, objects from 32.8 by 33.6

@@ -11,6 +11,7 @@ import numpy as np
 
 from jvdm.arrays import Array, Frames, Int, Key, PyTree
 from jvdm.errors import ConfigError
+from jvdm.products import product_flops
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
 from jvdm.training.objective import TrainCall
 from jvdm.weights.package import Component, Components
@@ -52,6 +53,17 @@ class Reconstruction:
         """Returns `autoencoder_loss` of a batch."""
         told = (self.weights, self.decoder_only, self.noise)
         return autoencoder_loss(self.vae, params, batch.video, call.key, *told)
+
+    @property
+    def passes(self) -> float:
+        """What a step costs, in forward passes: no gradient of an encoder that stays is made."""
+        if not self.decoder_only:
+            return 3.0
+        size = (1, self.world.num_frames, self.world.height, self.world.width, 3)
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        given = ({"params": params}, jax.ShapeDtypeStruct(size, jnp.float32))
+        encode = partial(self.vae.apply, method="encode")
+        return 3.0 - 2.0 * product_flops(encode, *given) / product_flops(self.vae.apply, *given)
 
     def components(self, params: PyTree) -> Components:
         """Returns `vae.safetensors`."""

@@ -8,7 +8,10 @@ import optax
 import pytest
 
 from jvdm.fidelity import object_pixels
+from jvdm.products import product_flops
 from jvdm.training.autoencoder import AutoencoderWeights, autoencoder_loss, autoencoder_psnr
+from jvdm.training.reconstruction import Reconstruction
+from jvdm.world.scene import World
 from tests.vae import nano
 from tests.vae.nano import NANO
 
@@ -129,3 +132,15 @@ def test_a_decoder_that_trains_alone_leaves_the_latents_as_they_are(params, key)
     )(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["decoder"]))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_step_costs_what_its_products_do(params, key, alone):
+    """Utilisation (`mfu`) counts no gradient of an encoder that stays."""
+    objective = Reconstruction(NANO, World(height=16, width=16, num_frames=5), decoder_only=alone)
+
+    def loss(params):
+        return autoencoder_loss(NANO, params, _scene(), key, decoder_only=alone)[0]
+
+    forward, both = (product_flops(run, params) for run in (loss, jax.grad(loss)))
+    assert both / forward == pytest.approx(objective.passes, rel=0.06)
