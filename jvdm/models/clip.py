@@ -112,7 +112,11 @@ class ClipVision(nn.Module):
         places = self.param("places", init, (x.shape[1], self.width))
         x = _norm("norm_in", self.epsilon)(x + places.astype(self.dtype)[None])
         layers = nn.scan(
-            _Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+            _Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+            check_constancy_invariants=self.is_initializing(),  # as `layer_stack` has it
         )
         sizes = (self.heads, self.mlp_width, self.quick, self.epsilon, self.dtype)
         return layers(*sizes, name="layers")(x.astype(self.dtype), None)[0]

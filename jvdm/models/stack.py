@@ -17,7 +17,7 @@ Remat = Literal["none", "matmuls", "all"]
 _MAKING = threading.Lock()  # Flax changes the fields of a class while it makes one from it
 
 
-def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -> Any:
+def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int, draws: bool) -> Any:
     """Returns `layer` repeated `depth` times, compiled once.
 
     Parameters get a leading axis of `depth`, and so do inputs and outputs of one layer.
@@ -28,6 +28,8 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
         depth: Number of layers.
         remat: What to recompute in the backward pass.
         unroll: Layers per iteration of the compiled loop.
+        draws: Whether layers draw random numbers. Flax then traces a layer twice, and numbers are
+            those of the second time; else once.
     """
     with _MAKING:  # programs may be traced side by side
         if remat != "none":
@@ -40,6 +42,7 @@ def layer_stack(layer: type[nn.Module], depth: int, remat: Remat, unroll: int) -
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=depth,
             unroll=unroll,
+            check_constancy_invariants=draws,
         )
 
 

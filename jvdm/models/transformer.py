@@ -19,7 +19,7 @@ from jvdm.models.attention import Positions, RotaryAxes
 from jvdm.models.carry import Carry
 from jvdm.models.layers import Rotary
 from jvdm.models.modulation import modulate
-from jvdm.models.stack import Remat, layer_stack
+from jvdm.models.stack import GATES, Remat, layer_stack
 from jvdm.models.step_cache import Seen, Stack, StepCache
 from jvdm.parallel import constrain, token_parts
 from jvdm.parallel.stages import handed_on, taken
@@ -122,6 +122,7 @@ class Transformer:
     """Whether frames may read prompts of their own (`conditions.in_sections`)."""
     variables: Any  # Linen's, as those of every subclass
     is_initializing: Callable[[], bool]
+    has_rng: Callable[[str], bool]
 
     @property
     def turns(self) -> Positions:
@@ -305,9 +306,10 @@ class Transformer:
         fields = {name: getattr(way, name) for name in ("grid", "order", "positions", "keep")}
         fields |= {"head_dim": self.head_dim, "dtype": self.dtype, **made}
         inputs = (jnp.arange(self.depth), way.carry.layers)
+        draws = self.is_initializing() or self.has_rng(GATES)
 
         def stack(count: int, policy: Policy, **named: Any) -> Any:
-            layers = layer_stack(layer, count, self.remat, self.unroll)
+            layers = layer_stack(layer, count, self.remat, self.unroll, draws)
             return layers(policy=policy, **fields, **named)
 
         def told(policy: Policy) -> Shared:

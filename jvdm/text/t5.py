@@ -80,6 +80,7 @@ class T5(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.depth,
+            check_constancy_invariants=self.is_initializing(),  # as `layer_stack` has it
         )
         sizes = (self.heads, self.head_dim, self.mlp_width, self.buckets)
         table = _table(self) if self.one_table else None
