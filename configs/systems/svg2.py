@@ -46,19 +46,20 @@ search: recall of 512 queries .928 with one round as with two, .917 to .924 wher
 8,192 or 32,768 tokens; what the first row found has .915.
 
 jvdm bench model --shape wan-1.3b-720p --policies svg2 --densities .2
-Random weights at the sizes of Wan 1.3B on that H200: a dense row (full lists of our kernel) takes
-1.956 s, one of a search for every four .888 s (.226 with the dense layer), 2.20 times as fast, a
-run of 50 rows 1.71 times; the first row, of 50 rounds, 2.9 s. Choosing is 6.2 % of attention,
-recall .904, PSNR 24.8 dB, SSIM .904. Before, with two rounds in every row: 1.135 s, 1.71 and 1.39
-times as fast, 51 %, 6.1 s for the first row, 24.8 dB; at a density of .273 1.262 s, 1.55 and 1.44
-times, 25.6 dB, a draft at .277 .961 s, 23.1 dB.
+Random weights at the sizes of Wan 1.3B on an H200: a dense row (full lists of our kernel) takes
+1.932 s, one of a search for every ten .868 s (.226 with the dense layer), 2.23 times as fast, a run
+of 50 rows 1.72 times; the first row, of 50 rounds, 2.9 s. Choosing is 5.0 % of attention, recall
+.905, PSNR 24.8 dB, SSIM .903. With a search for every four, on a slower card, 1.956 and .888 s and
+6.2 %; with two rounds in every row 1.135 s, 1.71 and 1.39 times as fast, 51 %, 6.1 s for the first
+row, 24.8 dB; at a density of .273 1.262 s, 1.55 and 1.44 times, 25.6 dB, a draft at .277 .961 s,
+23.1 dB.
 
 python -m tests.systems.kept_clusters nano
 Recall of 50 rows, dense ones counted, and PSNR in dB to dense of four clips at density .25, if a
 search serves so many rows (two CPU cores, jax 0.10.2): .787 31.0 for one, .786 30.5 for two, .784
 30.4 for 4, .782 30.4 for 5, .782 31.3 for 6, .780 29.2 for 8, .776 30.1 for 10, .771 28.8 for 16;
 .788 30.2 for one of two rounds. PSNR is in no order from 2 to 10, so that a search serves ten of 50
-rows now. Choosing would be 4.5 to 4.7 % of attention for 6.2, by the parts above; it was not timed.
+rows now.
 """
 
 import dataclasses
