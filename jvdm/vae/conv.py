@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
-from jax import lax
 from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float
@@ -133,19 +132,20 @@ class DoublingConv(nn.Module):
         shape = (1, 3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", fan_in_normal(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        # Between two cells lie the second copy of one and the first of the next: [which copy,
-        # cell that is read, tap].
-        sums = jnp.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], jnp.float32)
-        kernel = jnp.einsum("aik,bjl,klCc->ijCabc", sums, sums, kernel[0])
+
+        def joined(taps: Array) -> Array:
+            """Returns taps of an axis as [which copy, cell that is read].
+
+            Between two cells lie the second copy of one and the first of the next.
+            """
+            first, middle, last = taps
+            return jnp.stack([jnp.stack([first + middle, last]), jnp.stack([first, middle + last])])
+
+        kernel = joined(jnp.moveaxis(joined(kernel[0]), 2, 0)).transpose(3, 1, 4, 2, 0, 5)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch, frames, height, width, channels = x.shape
-        y = lax.conv_general_dilated(
-            x.reshape(batch * frames, height, width, channels),
-            kernel.reshape(2, 2, channels, 4 * self.features),
-            (1, 1),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        kernel = kernel.reshape(1, 2, 2, channels, 4 * self.features)
+        y = valid_conv(x, kernel)
         y = y.reshape(batch, frames, height + 1, width + 1, 2, 2, self.features)
         y = y.transpose(0, 1, 2, 4, 3, 5, 6)
         y = y.reshape(batch, frames, 2 * height + 2, 2 * width + 2, self.features)

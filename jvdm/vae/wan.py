@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Float, Frames, Latents
 from jvdm.features import fold, unfold
 from jvdm.parallel import read, token_parts
+from jvdm.parallel.activations import used
 from jvdm.vae.autoencoder import ChunkedAutoencoder, Decoded, Posterior
 from jvdm.vae.conv import Carry, DoublingConv, Features, Past, VideoConv
-from pallas_kernels.convolution import normalized
+from pallas_kernels.convolution import activated, normalized
 
 Carries = tuple[Carry, Carry]
 """Of the two parts of an encoder or decoder, in the order in which they are applied."""
@@ -61,6 +62,10 @@ class Norm(nn.Module):
         """Returns the normalised input in its own dtype."""
         return normalized(x, self.gain)
 
+    def active(self, x: Features) -> Features:
+        """Returns the same through SiLU."""
+        return activated(x, self.gain, alone=used() is None)
+
 
 class ResidualBlock(nn.Module):
     """Two convolutions, added to the input.
@@ -82,7 +87,7 @@ class ResidualBlock(nn.Module):
 
     def __call__(self, x: Features, past: Past) -> Float[Array, "B T H W c"]:
         """Returns frames of `features` channels."""
-        return self.then(x, nn.silu(self.norm_0(x)), past)[0]
+        return self.then(x, self.norm_0.active(x), past)[0]
 
     def then(
         self, x: Features, active: Features, past: Past, **more: Array | bool
@@ -105,8 +110,8 @@ def through(
 ) -> Float[Array, "B T H W c"]:
     """Returns what blocks make of features one after the other, with a `norm` that through SiLU."""
     if not blocks:
-        return x if norm is None else nn.silu(norm(x))
-    active = nn.silu(blocks[0].norm_0(x))
+        return x if norm is None else norm.active(x)
+    active = blocks[0].norm_0.active(x)
     for block, follower in zip(blocks, blocks[1:], strict=False):
         x, active = block.then(x, active, past, gain=follower.norm_0.gain)
     more = {} if norm is None else {"gain": norm.gain, "plain": False}
@@ -287,7 +292,7 @@ class EncoderFrames(nn.Module):
         """Returns the distribution of the latents and the carry of the next chunk."""
         past, point = Past(carry), (1, 1, 1)
         x = Middle(self.dtype, name="middle")(x, past)
-        x = nn.silu(Norm(x.shape[-1], name="norm_out")(x))
+        x = Norm(x.shape[-1], name="norm_out").active(x)
         size = 2 * self.latent_channels
         x = CausalConv(size, dtype=self.dtype, name="conv_out")(x, past)
         x = CausalConv(size, point, self.dtype, name="moments")(x, past).astype(jnp.float32)

@@ -1,6 +1,6 @@
 """Convolutions and their dispatch."""
 
 from pallas_kernels.convolution.api import causal_conv, refusal
-from pallas_kernels.convolution.reference import normalized, valid_conv
+from pallas_kernels.convolution.reference import activated, normalized, valid_conv
 
-__all__ = ["causal_conv", "normalized", "refusal", "valid_conv"]
+__all__ = ["activated", "causal_conv", "normalized", "refusal", "valid_conv"]

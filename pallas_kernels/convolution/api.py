@@ -75,16 +75,11 @@ def refusal(x: Any, features: int) -> str:
     return MosaicGPU().refusal_of_device() or tiles.refusal(x, features)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))  # equal calls of a program are lowered once
-def _compiled(inputs: Inputs, plain: bool, processors: int) -> tuple[Array, ...]:
-    from pallas_kernels.convolution import mosaic_gpu  # when it is first asked for
-
-    return mosaic_gpu.causal_conv(inputs, plain, processors)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _served(plain: bool, inputs: Inputs) -> tuple[Array, ...]:
-    return _compiled(inputs, plain, _processors())
+    from pallas_kernels.convolution import mosaic_gpu  # when it is first asked for
+
+    return mosaic_gpu.causal_conv(inputs, plain, _processors())
 
 
 def _processors() -> int:

@@ -33,7 +33,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     sync,
     turns,
 )
-from pallas_kernels.convolution.reference import SMALLEST, Inputs, normalized
+from pallas_kernels.convolution.reference import SMALLEST, Inputs, activated
 from pallas_kernels.convolution.squares import (
     fence_cluster,
     load_square,
@@ -79,10 +79,11 @@ def causal_conv(
         return _launched(inputs, plain, processors, sizes)
     bare = inputs._replace(gain=None)
     y = _launched(bare, True, processors, sizes)[0] if blocks else _few(bare, processors, sizes)
-    active = () if inputs.gain is None else (jax.nn.silu(normalized(y, inputs.gain)),)
+    active = () if inputs.gain is None else (activated(y, inputs.gain, alone=True),)
     return (y,) * plain + active
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))  # equal calls of a program are compiled once
 def _launched(
     inputs: Inputs, plain: bool, processors: int, sizes: Sizes
 ) -> tuple[Float[Array, "B T H W D"], ...]:

@@ -223,6 +223,17 @@ def test_the_kernel_lowers_without_a_gpu(platform):
     assert text.count("@mosaic_gpu") == 1
 
 
+def test_a_sum_is_compiled_once_whatever_xla_makes_of_it():
+    inputs = problem("four blocks")
+
+    def both(inputs):
+        normed = mosaic_gpu.causal_conv(inputs, False, 132)
+        return normed, mosaic_gpu.causal_conv(inputs._replace(gain=None), True, 132)
+
+    text = jax.jit(both).trace(inputs).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["borders", "wide"])
 @pytest.mark.parametrize("more", [False, True])

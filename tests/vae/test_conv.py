@@ -119,6 +119,31 @@ def test_a_video_is_convolved_as_in_three_axes(size, strides, around):
     assert all("[b, 0, 1, 2, f]" in text[platform].as_text() for platform in ("cuda", "tpu"))
 
 
+@pytest.mark.parametrize(
+    ("size", "strides", "around"),
+    [
+        ((1, 1, 1), (1, 1, 1), None),
+        ((3, 1, 1), (2, 1, 1), None),
+        ((3, 3, 3), (1, 2, 1), ((0, 1), (2, 0))),
+    ],
+)
+def test_what_sees_few_channels_is_a_product_on_gpus(size, strides, around, monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 8, 5))
+    module = conv.VideoConv(70, size, strides, around, "float32")
+    params = module.init(jax.random.key(1), x)
+    text = {
+        platform: jax.jit(module.apply).trace(params, x).lower(lowering_platforms=(platform,))
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    found = {platform: "stablehlo.convolution" in text[platform].as_text() for platform in text}
+    assert found == {"cpu": True, "cuda": False, "tpu": True}
+    wanted = module.apply(params, x)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *given, cuda, **_: cuda(*given))
+    np.testing.assert_allclose(
+        jnp.asarray(module.apply(params, x)), jnp.asarray(wanted), rtol=0, atol=3e-6
+    )
+
+
 def test_doubled_sides_are_convolved_as_repeated_cells_are():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4, 6))
     doubling = conv.DoublingConv(7, "float32")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jvdm.errors import ShapeError, WeightsError
-from jvdm.vae import conv, tiling
+from jvdm.vae import conv, tiling, wan
 from jvdm.vae import wan_published as published
 from jvdm.vae.wan import WanVAE
 from jvdm.weights.convert import converted
@@ -151,7 +151,7 @@ def test_sizes_are_those_of_its_levels():
 
 
 def test_a_kernel_for_hopper_convolves_alone_what_it_can(monkeypatch):
-    """Nine of the decoder: two of each of four blocks, and the last."""
+    """Ten of the decoder: two of each of four blocks, and the last of frames and those before."""
     monkeypatch.setattr(api, "backend", lambda: "gpu")
     monkeypatch.setattr("pallas_kernels.attention.mosaic_gpu.capability", lambda: "9.0")
     monkeypatch.setattr(api, "_processors", lambda: 132)
@@ -163,12 +163,21 @@ def test_a_kernel_for_hopper_convolves_alone_what_it_can(monkeypatch):
 
     def calls():
         traced = jax.jit(lambda *given: decode(*given)).trace(params, latents, carry)
-        return traced.lower(lowering_platforms=("cuda",)).as_text().count("call @_compiled")
+        return traced.lower(lowering_platforms=("cuda",)).as_text().count("call @_launched")
 
-    assert calls() == 9
+    assert calls() == 10
     # What is divided over devices is for XLA, which divides its own operations alone.
     monkeypatch.setattr(conv, "used", lambda: "a mesh")
     assert calls() == 0
+
+
+@pytest.mark.parametrize(("mesh", "axes"), [(None, 2), ("a mesh", 5)])
+def test_cells_that_devices_share_keep_their_axes(mesh, axes, monkeypatch):
+    monkeypatch.setattr(wan, "used", lambda: mesh)
+    norm = wan.Norm(8).bind({"params": {"gain": jnp.ones(8)}})
+    equations = jax.make_jaxpr(norm.active)(jnp.zeros((1, 2, 4, 4, 8))).eqns
+    (summed,) = (part for part in equations if part.primitive.name == "reduce_sum")
+    assert summed.invars[0].aval.ndim == axes
 
 
 def test_the_autoencoder_of_another_version_is_refused():
