@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,21 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+if jax.__version__.startswith("0.10."):
+    # To load the dialects of MLIR takes longer than to lower a small program. Newer versions do it
+    # once for ten programs of a thread, since what a context holds is kept as long as it is.
+    from jax._src.interpreters import mlir
+
+    make_context, kept = mlir.make_ir_context, threading.local()
+
+    def context_of_thread():
+        if not getattr(kept, "uses", 0):
+            kept.context, kept.uses = make_context(), 20
+        kept.uses -= 1
+        return kept.context
+
+    mlir.make_ir_context = context_of_thread
 
 # Tracing makes many objects that live long: to look for garbage at every 700th of them, as Python
 # does, is a seventh of a run.

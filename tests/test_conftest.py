@@ -4,6 +4,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,12 @@ def test_child_processes_are_strict_too(run_python):
     process = run_python("-c", code)
     assert process.returncode == 1
     assert "rank_promotion" in process.stderr
+
+
+def test_small_programs_share_a_context_of_the_compiler():
+    lowered: list[Any] = [jax.jit(lambda x, i=i: x + i).lower(1.0).compiler_ir() for i in range(40)]
+    contexts = {id(module.context) for module in lowered}
+    assert len(contexts) <= 5
 
 
 def test_ctrl_c_interrupts():
