@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jax.typing import DTypeLike
 
 from jvdm.arrays import Array, Float
@@ -144,8 +145,14 @@ class DoublingConv(nn.Module):
         kernel = joined(jnp.moveaxis(joined(kernel[0]), 2, 0)).transpose(3, 1, 4, 2, 0, 5)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch, frames, height, width, channels = x.shape
-        kernel = kernel.reshape(1, 2, 2, channels, 4 * self.features)
-        y = valid_conv(x, kernel)
+        # As a product (`valid_conv`) it would write what four taps see first.
+        y = lax.conv_general_dilated(
+            x.reshape(batch * frames, height, width, channels),
+            kernel.reshape(2, 2, channels, 4 * self.features),
+            (1, 1),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
         y = y.reshape(batch, frames, height + 1, width + 1, 2, 2, self.features)
         y = y.transpose(0, 1, 2, 4, 3, 5, 6)
         y = y.reshape(batch, frames, 2 * height + 2, 2 * width + 2, self.features)
