@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
+from flax.core import FrozenDict, freeze
 
 from jvdm import samplers
 from jvdm.arrays import Latents, PyTree
@@ -122,15 +122,9 @@ def held(system: System, size: Size) -> Held:
         size: One video of as many frames as the stream has in its window.
     """
     shape = latents_of(system, size)
-    state, clip = _first_state(*_structure(system), shape, shape[1]), _empty(shape)
-    params, decoder = stored_shapes(system)["vae"], 0
+    state, decoder = _first_state(*_structure(system), shape, shape[1]), 0
     if hasattr(system.vae, "decode_chunk"):
-
-        def decode(params: PyTree, latents: Latents) -> PyTree:
-            told: Any = {"params": params}
-            return system.vae.apply(told, latents, None, method="decode_chunk")[1]
-
-        decoder = device_bytes(jax.eval_shape(decode, params, clip))
+        decoder = _kept_by_decoder(system.vae, freeze(stored_shapes(system)["vae"]), shape)
     cache = device_bytes(state.carry)
     # Beside the state of the loop: the key that noise is drawn from, and the chunks so far.
     window = device_bytes((state, state.key, jax.ShapeDtypeStruct((), jnp.int32))) - cache
@@ -184,6 +178,16 @@ def _first_state(
 
     system = jax.tree.unflatten(structure, values)
     return jax.eval_shape(start, system, _empty(shape))
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_by_decoder(vae: Any, params: PyTree, shape: tuple[int, ...]) -> int:
+    """Returns the bytes that an autoencoder remembers of the latents before."""
+
+    def decode(params: PyTree, latents: Latents) -> PyTree:
+        return vae.apply({"params": params}, latents, None, method="decode_chunk")[1]
+
+    return device_bytes(jax.eval_shape(decode, params, _empty(shape)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -138,6 +138,22 @@ def test_a_stream_that_does_not_fit_is_refused(memory):
         pricing.check_stream(system, SIZE, matrix)
 
 
+def test_rules_that_change_no_decoder_trace_none():
+    traced = []
+
+    def note(event, duration_secs, **about):
+        if event.endswith("jaxpr_trace_duration"):
+            traced.append(about["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        first, second = (pricing.held(cached(frames), Size(1, 21, 16, 32)) for frames in (3, 4))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert traced.count("decode") == 1 and traced.count("start") == 2
+    assert first.decoder == second.decoder > 0 and first.cache < second.cache
+
+
 def test_operations_follow_rows_videos_branches_and_evaluations():
     one = price_of()
     assert one.rows == 3
