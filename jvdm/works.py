@@ -53,7 +53,7 @@ from jvdm.text.published import text_encoder
 from jvdm.training import setup
 from jvdm.training.encoded_clips import EncodedClips
 from jvdm.training.low_rank import LowRankMatching, base_of
-from jvdm.training.objective import GivenBatch, HasFrozen, Objective
+from jvdm.training.objective import GivenBatch, HasFrozen, HasShapes, Objective, Source
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.step import make_step
 from jvdm.vae.tiling import pieces
@@ -100,15 +100,23 @@ def step_of_config(config: str, mesh: Mesh) -> Work:
     experiment = load_experiment(config)
     objective, source, size = experiment.objective, experiment.source, experiment.batch_size
     transform = setup.transform_of(objective, experiment.optimizer, experiment.num_steps)
-
-    def drawn() -> PyTree:
-        return source.draw(source.start(0, None, data_mesh(1)), jnp.int32(0), size)[0]
-
     name = f"a training step of {experiment.name}"
     encodes = isinstance(source, EncodedClips)
-    batch = _encoded(source.encoded_for(objective)) if encodes else jax.eval_shape(drawn)
+    batch = _encoded(source.encoded_for(objective)) if encodes else _drawn(source, size)
     given = (objective, transform, batch, size)
     return _step(name, given, (experiment.seed, experiment.ema_decay), mesh)
+
+
+def _drawn(source: Source, size: int) -> PyTree:
+    """Returns a batch as shapes; a source that says its own is not started."""
+    mesh = data_mesh(1)
+
+    def drawn(data: PyTree) -> PyTree:
+        return source.draw(data, jnp.int32(0), size)[0]
+
+    if isinstance(source, HasShapes):
+        return jax.eval_shape(drawn, source.shapes(mesh))
+    return jax.eval_shape(lambda: drawn(source.start(0, None, mesh)))
 
 
 def _encoded(source: EncodedClips) -> PyTree:
