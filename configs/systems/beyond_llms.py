@@ -9,7 +9,7 @@ pictures, linear layers up to 49 % of that of transformers, and attention over t
 of all attention of models of videos.
 Ours: the same question for video transformers; the system is dense attention, as the study has it.
 Gain: none is meant. Attention whose scores are never written takes a guided step of Wan 1.3B from
-6,975 to 789 ms by the data sheet of an H200.
+6,980 to 789 ms by the data sheet of an H200.
 
 Golden et al. profile eight models of pictures and videos on an A100. What they find, and what these
 two tables say: one guided step of Wan 1.3B (81 frames of 480 x 832) and of LTX-Video 2B (121 of 512
@@ -21,7 +21,7 @@ predicted for an H200 by its data sheet:
 * Linear layers take up to 49 % of transformers: 21 % of a step of Wan, 42 % of one of LTX, whose
   sequence is a fifth as long; 45 and 66 % of the text encoders.
 * Attention whose scores are never written gains more in diffusion than in language models: a step
-  of Wan falls from 6,975 to 789 ms, one of LTX from 667 to 98, the text encoders by 5 and 2 %.
+  of Wan falls from 6,980 to 789 ms, one of LTX from 668 to 98, the text encoders by 5 and 2 %.
 * Lengths of sequences differ within one video (theirs by 4): 512 tokens of a prompt, 32,760 of a
   step and 6,240 of a frame in Wan's decoder; 128 and 6,144 in LTX.
 * Attention over time alone takes more than 60 % of their attention: no model here has it, every
