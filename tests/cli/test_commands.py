@@ -58,8 +58,8 @@ ELSEWHERE = {
 }
 """Run by a test of their own, smaller or with other names."""
 NOT_RUN = {
-    r"train configs/(vae(_decoder)?|reader|tiny_t2v(_4step)?)\.py": "minutes to hours on an accelerator: "
-    "planned by tests/training/test_recipes.py",
+    r"train configs/(vae(_decoder)?|reader|tiny_t2v(_4step)?)\.py": "minutes to hours on an "
+    "accelerator: planned by tests/training/test_recipes.py",
     r"([a-z]+|generate --stream)$": "names a verb or a flag, no whole command",
 }
 """Only parsed, and why."""
