@@ -4,9 +4,11 @@
 [PAUSE=SECONDS]`; `start` and `finish` do it from a test.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -107,10 +109,16 @@ def experiment(num_steps=12, start_from=None) -> Experiment:
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Returns a port that nobody listens at.
+
+    It is below those that systems hand out: who runs beside could be given one of them before it is
+    used.
+    """
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("", port))
+            return port
 
 
 def hears_everything():
