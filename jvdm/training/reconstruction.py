@@ -1,7 +1,7 @@
 """Training of the video autoencoder."""
 
 import dataclasses
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
@@ -54,7 +54,7 @@ class Reconstruction:
         told = (self.weights, self.decoder_only, self.noise)
         return autoencoder_loss(self.vae, params, batch.video, call.key, *told)
 
-    @property
+    @cached_property
     def passes(self) -> float:
         """What a step costs, in forward passes: no gradient of an encoder that stays is made."""
         if not self.decoder_only:
