@@ -156,7 +156,7 @@ class SelfAttention(nn.Module):
             _heads(part, self.head_dim) for part in Linear((width,) * 3, self.dtype, name="qkv")(x)
         )
         q = _normalized(RMSNorm(name="q_norm"), q, rotary)
-        turned = type(self.policy) is Dense and serves_head_norm(k, rotary)
+        turned = type(self.policy) is Dense and serves_head_norm(k, rotary.tokens())
         k = _normalized(RMSNorm(name="k_norm"), k, rotary if turned else None)
         if turned:
             call = call._replace(turn=lambda k: k)
@@ -197,10 +197,11 @@ def _heads(x: Tokens, head_dim: int) -> Float[Array, "B L N E"]:
 
 
 def _normalized(
-    norm: RMSNorm, x: Float[Array, "B L N D"], table: Rotary | None = None
+    norm: RMSNorm, x: Float[Array, "B L N D"], rotary: Rotary | None = None
 ) -> Float[Array, "B L N D"]:
-    """Normalises heads and turns them by `table`, if there is one; one pass by a kernel."""
+    """Normalises heads and turns them, if it is told by what; one pass by a kernel."""
+    table = None if rotary is None else rotary.tokens()
     if serves_head_norm(x, table):
         return head_norm(x, norm.weights(x.shape[-1]), table)
     y = norm(x)
-    return y if table is None else rotate(y, table).astype(x.dtype)
+    return y if rotary is None else rotate(y, rotary).astype(x.dtype)

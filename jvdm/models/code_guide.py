@@ -204,7 +204,7 @@ class CodeGuide(nn.Module):
         places = ((index // squares).astype(jnp.float32), *cells.T)
         angles = [_angles(place, size) for place, size in zip(places, self.axes, strict=True)]
         angles = jnp.concatenate(angles, -1)
-        return x, (jnp.cos(angles), jnp.sin(angles))
+        return x, Rotary((jnp.cos(angles), jnp.sin(angles)))
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T codes"]:
         return self.out(self.out_norm(x))[0].astype(jnp.float32)

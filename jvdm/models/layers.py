@@ -1,6 +1,7 @@
 """Layers that every network shares: norms, projections, rotary positions."""
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -149,17 +150,43 @@ class TimeEmbedding(nn.Module):
         return out(nn.silu(hidden))[0]
 
 
-Rotary = tuple[Float[Array, "L R"], Float[Array, "L R"]]
-"""Cosines and sines of the angles by which a head of `2 R` features is turned, per token.
+Table = tuple[Float[Array, "L R"], Float[Array, "L R"]]
+"""Cosines and sines of the angles by which a head of `2 R` features is turned.
 
 Where heads turn by different angles, those of all heads stand side by side.
 """
 
 
+class Rotary(NamedTuple):
+    """By which angles the heads of every token are turned.
+
+    A table of the tokens with the angles of all heads is as large as their heads are in float32.
+    What depends on frames and what depends on places in them is small, if it is apart: XLA adds
+    the two where heads are turned, and writes the sum nowhere.
+
+    Attributes:
+        frames: Of every frame, with zeros where places say it; of every token, if none do.
+        places: Of every place of a frame, with zeros where frames say it.
+    """
+
+    frames: Table
+    places: Table | None = None
+
+    def tokens(self) -> Table:
+        """Returns cosines and sines of every token, frame after frame."""
+        if self.places is None:
+            return self.frames
+        cosine, sine = (
+            (frame[:, None] + place[None]).reshape(-1, frame.shape[-1])
+            for frame, place in zip(self.frames, self.places, strict=True)
+        )
+        return cosine, sine
+
+
 def rotary_table(
     frames: Float[Array, " F"], height: int, width: int, axes: tuple[int, int, int], base: float
 ) -> Rotary:
-    """Returns cosines and sines of 3-D rotary positions for a flattened token grid.
+    """Returns 3-D rotary positions for a flattened token grid.
 
     Args:
         frames: Position of each frame, in latent frames; need not start at 0.
@@ -170,8 +197,8 @@ def rotary_table(
         base: Ratio of the slowest to the fastest wavelength.
 
     Returns:
-        Two tables with `L = F * height * width` rows and half the head size
-        columns (Su et al., arXiv:2104.09864, per axis).
+        A table of the tokens, `F * height * width` rows and half the head size columns
+        (Su et al., arXiv:2104.09864, per axis).
     """
 
     def angles(positions: Array, size: int) -> Array:
@@ -184,17 +211,17 @@ def rotary_table(
     parts = (time[:, None, None], row[None, :, None], column[None, None, :])
     table = [jnp.broadcast_to(part, (*grid, part.shape[-1])) for part in parts]
     flat = jnp.concatenate(table, -1).reshape(math.prod(grid), -1)
-    return jnp.cos(flat), jnp.sin(flat)
+    return Rotary((jnp.cos(flat), jnp.sin(flat)))
 
 
-def rotate(x: Float[Array, "B L N D"], table: Rotary) -> Float[Array, "B L N D"]:
-    """Turns pairs (first half, second half of a head) by the angles of `table`.
+def rotate(x: Float[Array, "B L N D"], rotary: Rotary) -> Float[Array, "B L N D"]:
+    """Turns pairs (first half, second half of a head) by the angles of their tokens.
 
     XLA's kernels for GPUs read a pair once and write it, as the halves are joined at the end. By a
     flip of the halves it is read twice: a chunk of a stream of Wan took 2 % longer on an H200.
     """
     shape = (*x.shape[:3], 2, x.shape[-1] // 2)
-    cosine, sine = (part.reshape(1, len(part), -1, 1, shape[-1]) for part in table)
+    cosine, sine = (part.reshape(1, len(part), -1, 1, shape[-1]) for part in rotary.tokens())
     first, second = jnp.split(x.astype(jnp.float32).reshape(shape), 2, axis=3)
     turned = (first * cosine - second * sine, second * cosine + first * sine)
     return jnp.concatenate(turned, axis=3).reshape(x.shape)

@@ -7,6 +7,7 @@ frames) that every one is a token.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,15 +55,22 @@ class FractionalPositions(Positions):
         # Computed on the host: the exponential of an accelerator is off where it matters most.
         rates = np.float32(HIGHEST) ** np.linspace(0.0, 1.0, each, dtype=np.float32)
         rates = rates * np.float32(math.pi / 2)
-        sizes = (len(frames), grid.height, grid.width)
-        angles = []
-        for axis, (place, whole) in enumerate(zip(places, FARTHEST, strict=True)):
-            shape = [len(place) if index == axis else 1 for index in range(3)]
-            turned = rates[None] * (2.0 * place.astype(jnp.float32) / whole - 1.0)[:, None]
-            angles.append(jnp.broadcast_to(turned.reshape(*shape, each), (*sizes, each)))
-        flat = jnp.stack(angles, -1).reshape(math.prod(sizes), 3 * each)
-        flat = jnp.pad(flat, ((0, 0), (pairs - 3 * each, 0)))
-        return jnp.cos(flat), jnp.sin(flat)
+        angles = [
+            jnp.asarray(rates)[None] * (2.0 * place.astype(jnp.float32) / whole - 1.0)[:, None]
+            for place, whole in zip(places, FARTHEST, strict=True)
+        ]
+
+        def parts(turned: Callable[[Array], Array]) -> tuple[Array, Array]:
+            time, row, column = (
+                jnp.where(jnp.arange(3) == axis, turned(own)[..., None], 0).reshape(len(own), -1)
+                for axis, own in enumerate(angles)
+            )
+            place = (row[:, None] + column[None]).reshape(-1, 3 * each)
+            free = ((0, 0), (pairs - 3 * each, 0))
+            return jnp.pad(time, free, constant_values=turned(jnp.zeros(()))), jnp.pad(place, free)
+
+        frame, place = zip(parts(jnp.cos), parts(jnp.sin), strict=True)
+        return Rotary(frame, place)
 
 
 class LTXDiT(AdaLNSingle):

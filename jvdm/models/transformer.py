@@ -26,6 +26,9 @@ from jvdm.parallel.stages import handed_on, taken
 from jvdm.samplers import Call, Row
 from pallas_kernels import TileOrder
 
+MANY = 4
+"""Videos from which on XLA would add the parts of `Rotary` in every layer and write the sum."""
+
 
 class Way(NamedTuple):
     """How the tokens of one call go through the layers.
@@ -35,7 +38,7 @@ class Way(NamedTuple):
         grid: Layout of the tokens.
         order: Order of the tokens of every frame, None for raster order.
         positions: How heads turn.
-        rotary: Their angles, token by token, in that order.
+        rotary: Their angles, in that order.
         carry: What the last call handed on.
         keep: Whether tokens are collected.
     """
@@ -206,8 +209,11 @@ class Transformer:
         turns, order = self.turns, policy.order(grid)
         rotary = turns.table(places, grid)
         if order is not None:
-            cosine, sine = (_per_frame(order.apply, table[None], frames)[0] for table in rotary)
-            rotary = (cosine, sine)
+            parts = (part[None] for part in rotary.tokens())
+            cosine, sine = (_per_frame(order.apply, part, frames)[0] for part in parts)
+            rotary = Rotary((cosine, sine))
+        elif batch >= MANY:
+            rotary = Rotary(rotary.tokens())
         return Way(policy, grid, order, turns, rotary, carry, keep)
 
     def _layers(
@@ -263,12 +269,12 @@ class Transformer:
                 "some tokens of a video of several prompts", "frames read theirs", fix
             )
         flat = tokens.reshape(tokens.shape[0], -1, 1, tokens.shape[3])
-        cosine, sine = (table[places] for table in way.rotary)
+        cosine, sine = (part[places] for part in way.rotary.tokens())
         frames = places // tokens.shape[2]
         plan = shared.plan
         if plan is not None:
             plan = plan.reshape(len(flat), flat.shape[1], 1, -1)[:, places]
-        shared = shared._replace(frames=frames, rotary=(cosine, sine), plan=plan)
+        shared = shared._replace(frames=frames, rotary=Rotary((cosine, sine)), plan=plan)
         way = way._replace(carry=dataclasses.replace(way.carry, layers=states), keep=False)
         mine = flat[:, places]
         after, states, _ = self._run(layer, made, way, shared, mine, 0, self.depth)

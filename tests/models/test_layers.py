@@ -35,7 +35,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
 
 
 def test_frames_rows_and_columns_turn_their_own_features():
-    cosine, _ = rotary_table(jnp.arange(2.0), 2, 2, (4, 6, 8), 100.0)
+    cosine, _ = rotary_table(jnp.arange(2.0), 2, 2, (4, 6, 8), 100.0).tokens()
     grid = np.asarray(cosine).reshape(2, 2, 2, -1)
     for axis, part in enumerate((slice(0, 2), slice(2, 5), slice(5, 9))):
         changes = np.abs(np.diff(grid, axis=axis)).max(axis=(0, 1, 2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jvdm.attention import FrameCausal, TokenGrid
+from jvdm.attention import Draft, FrameCausal, TokenGrid
 from jvdm.models import Conditions, TextStates
 from jvdm.models.layers import rotate
 from jvdm.models.ltx import FractionalPositions, LTXDiT
@@ -112,6 +112,26 @@ def test_heads_of_the_published_sizes_turn_by_the_places_of_the_whole_width(head
     np.testing.assert_allclose(made.reshape(expected.shape), expected, atol=3e-2)
     slow = slice(0, heads // 2)
     np.testing.assert_allclose(made.reshape(expected.shape)[:, slow], expected[:, slow], atol=1e-4)
+
+
+@pytest.mark.parametrize(("videos", "apart"), [(2, True), (4, False)])
+def test_angles_of_all_tokens_are_no_table_but_of_many_videos(videos, apart):
+    x, t = jnp.tile(X, (videos // 2, 1, 1, 1, 1)), jnp.tile(FRAMES, (videos // 2, 1))
+    text, lengths = (jnp.concatenate([part] * (videos // 2)) for part in (TEXT, LENGTHS))
+    told = Conditions(TextStates(text, lengths))
+
+    def run(x):
+        return LTX.apply({"params": parameters()}, x, Call.at(t), told, None)[0]
+
+    np.testing.assert_allclose(run(x)[-2:], runner()(FRAMES), atol=1e-5)
+    (loop,) = (eqn for eqn in jax.make_jaxpr(run)(x).eqns if eqn.primitive.name == "scan")
+    shapes = [variable.aval.shape for variable in loop.invars]
+    assert ((3 * 2 * 4, LTX.width // 2) in shapes) != apart
+
+
+def test_heads_turn_alike_in_an_order_of_tokens():
+    tiles = LTX.clone(policy=Draft(0.9999, recall_queries=0, dense_layers=0, block=4))
+    assert off(runner(tiles)(FRAMES), runner()(FRAMES)) < 1e-5
 
 
 @pytest.mark.slow

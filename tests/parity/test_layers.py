@@ -69,7 +69,7 @@ def test_feed_forward(rng):
 def test_rotation_is_a_product_of_complex_numbers(rng):
     x = normal(rng, 2, 12, 3, 16)
     table = layers.rotary_table(jnp.arange(2.0), 2, 3, axes=(4, 6, 6), base=100.0)
-    cosine, sine = map(tensor, table)
+    cosine, sine = map(tensor, table.tokens())
     first, second = tensor(x).chunk(2, dim=-1)
     turned = torch.complex(first, second) * torch.complex(cosine, sine)[None, :, None]
     expected = torch.cat([turned.real, turned.imag], dim=-1)
