@@ -282,12 +282,13 @@ class TimeHalve(nn.Module):
         """Returns `1 + n` frames for `1 + 2n` if they start a video, else `n` for `2n`."""
         dense = _dense(self.features, self.dtype, "first")
         settings = {"dtype": self.dtype, "kernel_init": fan_in_normal(), "name": "pairs"}
-        pairs = nn.Conv(self.features, (2, 1), (2, 1), "VALID", **settings)
-        first, rest = (x[:, :1], x[:, 1:]) if starts_video else (None, x)
-        batch, frames, height, width, channels = rest.shape
-        flat = rest.reshape(batch, frames, height * width, channels)
-        y = pairs(flat).reshape(batch, frames // 2, height, width, self.features)
-        return y if first is None else jnp.concatenate([dense(first), y], axis=1)
+        pairs = nn.DenseGeneral(self.features, axis=(-3, -2, -1), **settings)
+        # A frame of zeros beside the one that stays alone: what joins two results would copy them.
+        paired = jnp.pad(x, ((0, 0), (int(starts_video), 0), (0, 0), (0, 0), (0, 0)))
+        batch, frames, height, width, channels = paired.shape
+        paired = paired.reshape(batch, frames // 2, 2, 1, height, width, channels)
+        y = pairs(paired.transpose(0, 1, 4, 5, 2, 3, 6))
+        return y.at[:, :1].set(dense(x[:, :1])) if starts_video else y
 
 
 class TimeDouble(nn.Module):
