@@ -23,7 +23,7 @@ it ship: the wheel has room for 2 MB.
 
 import dataclasses
 
-from jvdm.configs import tiny_t2v, vae
+from jvdm.configs import tiny_t2v
 from jvdm.experiment import Experiment
 from jvdm.training.distillation import Distillation
 from jvdm.training.optimizer import Optimizer
@@ -47,7 +47,6 @@ def config() -> Experiment:
             teacher="tiny_t2v",
             edges=EDGES,
             micro=4,
-            guidance=vae.SAMPLING.guidance.scale,
             given=0.3,
         ),
         source=dataclasses.replace(shipped.source, vae_weights=weights, fresh=16, skip=2_000_000),

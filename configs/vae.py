@@ -9,7 +9,7 @@ decoder of `configs/vae_decoder.py`, which is shipped, 38.9, 35.0 and 42.0 dB.
 """
 
 from jvdm.experiment import Experiment
-from jvdm.samplers import ClassifierFree, DPMSolverPP2M, ShiftedLevels
+from jvdm.samplers import DPMSolverPP2M, ShiftedLevels, TwoScales
 from jvdm.system import Sampling
 from jvdm.training.optimizer import Optimizer
 from jvdm.training.reconstruction import Reconstruction, ReconstructionPreview
@@ -29,7 +29,7 @@ DEFAULTS = Defaults(
     fps=WORLD.fps,
 )
 SAMPLING = Sampling(
-    ShiftedLevels(16, shift=8.0), solver=DPMSolverPP2M(), guidance=ClassifierFree(2.6)
+    ShiftedLevels(16, shift=8.0), solver=DPMSolverPP2M(), guidance=TwoScales(2.4, 2.8, 0.9)
 )
 """How the video model of these latents is sampled: chosen by measurement, see its model card."""
 

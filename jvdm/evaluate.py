@@ -174,7 +174,7 @@ def _measure_batch(
     seeds = range(options.seed + start, options.seed + start + len(texts))
     truth = judge.film(prompts)
     latents = judge.pipeline.encode(truth)
-    coded = judge.decode(latents)
+    coded = jax.block_until_ready(judge.decode(latents))  # or samples would be timed with it
     samples, seconds = _timed_samples(judge, texts, seeds)
     sources = dict(zip(report.SOURCES, (truth, coded, samples), strict=True))
     part: dict[str, Any] = {"known": {}, "seconds": seconds}

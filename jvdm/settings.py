@@ -81,7 +81,8 @@ class Settings:
     guidance_scale: float | None = _setting(RULE, "guidance.scale")
     """Weight of the prompt; 1 is no guidance."""
     guidance_scale_2: float | None = _setting(RULE, "guidance.scale_2")
-    """The same at low noise levels, of a system that has another weight there."""
+    """The same at low noise levels, of a system that has another weight there; where
+    guidance_scale alone is given, it is that."""
     shift: float | None = _setting(RULE, "levels.shift", positive=True)
     """Shift of the noise levels towards noise."""
     attention: AttentionName | None = _setting(OTHER)
@@ -264,7 +265,10 @@ def with_numbers(sampling: Sampling, settings: Settings) -> Sampling:
             elif rule is None:
                 why, fix = "the matrix that was given says it already", "leave one of them out"
             raise ConfigError(f"{field.name} is {value}", why, fix)
-        rule = each(functools.partial(dataclasses.replace, **{number: value}), rule)
+        changes = {number: value}
+        if number == "scale" and settings.guidance_scale_2 is None:
+            changes["scale_2"] = None  # of rules that have two, it is both
+        rule = each(functools.partial(_with, changes), rule)
         sampling = dataclasses.replace(sampling, **{part: rule})
     return sampling
 
@@ -284,6 +288,12 @@ def settled(settings: Settings, sampling: Sampling, sizes: Any) -> Any:
             value = each(functools.partial(_number, number), rule)
         found[field.name] = value
     return dataclasses.replace(settings, **found)
+
+
+def _with(changes: Mapping[str, Any], rule: Any) -> Any:
+    """Returns a rule with other numbers, of those that it has."""
+    mine = {name: value for name, value in changes.items() if hasattr(rule, name)}
+    return dataclasses.replace(rule, **mine)
 
 
 def _number(name: str, rule: Any) -> Any:

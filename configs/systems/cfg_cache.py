@@ -43,22 +43,23 @@ In a staircase some frame is above the level in nearly every row, so that little
 import dataclasses
 
 from jvdm.errors import ConfigError
-from jvdm.samplers import ClassifierFree, KeptDifference
+from jvdm.samplers import ClassifierFree, KeptDifference, TwoScales
 from jvdm.system import System
 
 
 def system(base: System) -> System:
-    """Returns `base` with guidance of its scale that keeps its difference.
+    """Returns `base` with guidance of its scales that keeps its difference.
 
     Raises:
         ConfigError: If the guidance of `base` is another than classifier-free.
     """
     guidance = base.sampling.guidance
-    if not isinstance(guidance, ClassifierFree) or type(guidance) is not ClassifierFree:
+    if type(guidance) not in (ClassifierFree, TwoScales):
         raise ConfigError(
             f"a CFG cache was asked for where guidance is {type(guidance).__name__}",
             "it keeps the difference of the branches of classifier-free guidance",
             "choose `--sampling.guidance cfg` first, or leave the cache out",
         )
-    kept = KeptDifference(guidance.scale, longest=1, above=0.95)
+    scales = {field.name: getattr(guidance, field.name) for field in dataclasses.fields(guidance)}
+    kept = KeptDifference(**{**scales, "execution": "sequential"}, longest=1, above=0.95)
     return dataclasses.replace(base, sampling=dataclasses.replace(base.sampling, guidance=kept))

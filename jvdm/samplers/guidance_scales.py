@@ -120,22 +120,24 @@ class TwoScales(ClassifierFree):
 
     Attributes:
         scale: Scale of clips whose noisiest frame is at `boundary` or above.
-        scale_2: Scale of others.
+        scale_2: Scale of others; None is `scale`.
         boundary: Noise level (static).
         execution: Whether the branches are one call (static).
 
     Reference: Wan 2.2 A14B, whose networks change at that level (`guidance_scale_2` of Diffusers).
     """
 
-    scale_2: Scale
-    boundary: float = field(metadata={"static": True})
+    scale_2: Scale | None = None
+    boundary: float = field(default=0.875, metadata={"static": True})
 
     def weigh(self, call: Call) -> BranchWeights:
         """Returns the weights of every frame, the same for all of a clip."""
+        if self.scale_2 is None:
+            return super().weigh(call)
         noisy = jnp.max(call.t, axis=1, keepdims=True) >= self.boundary
         scale = jnp.broadcast_to(jnp.where(noisy, self.scale, self.scale_2), call.t.shape)
         return jnp.stack([1.0 - scale, scale])
 
     def settled(self) -> Guidance:
         """Two scales of 1 need no other branch."""
-        return super().settled() if self.scale_2 == 1 else self
+        return super().settled() if self.scale_2 in (None, 1) else self

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jvdm.arrays import Array, Bool, Float, PyTree, no_type_check
 from jvdm.errors import ConfigError
 from jvdm.samplers.denoiser import Call, Denoised
-from jvdm.samplers.guidance import ClassifierFree, Execution
+from jvdm.samplers.guidance import Execution
+from jvdm.samplers.guidance_scales import TwoScales
 from jvdm.samplers.process import Process, Values, expand, from_x0_eps, to_x0_eps
 
 _STATIC = {"static": True}
@@ -33,7 +34,7 @@ class Kept(NamedTuple):
 @no_type_check
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class KeptDifference(ClassifierFree):
+class KeptDifference(TwoScales):
     """Classifier-free guidance by a difference that is kept for some steps.
 
     In a row that reuses, the velocity without condition is `v_1 - D`, with `D` the difference
@@ -45,6 +46,8 @@ class KeptDifference(ClassifierFree):
 
     Attributes:
         scale: Guidance scale.
+        scale_2: That of clips all of whose frames are below `boundary`; None is the same.
+        boundary: Noise level (static).
         longest: Steps in a row that may reuse (static); 0 is guidance without reuse.
         above: Moving frames above this level ask for both branches.
         low: Weight of the low frequencies of `D` in a reusing frame above `middle` (static).

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jvdm import samplers
 from jvdm.errors import ConfigError, JvdmError, ShapeError
 from jvdm.pipeline.request import Given, Request, prepare
 from jvdm.prompts import MAX_SEED
+from jvdm.settings import with_numbers
 from jvdm.video import Video, write_image
 from tests.generate.nano import MANIFEST, SYSTEM
 
@@ -26,6 +28,22 @@ def test_defaults_are_the_models():
     settings = job().settings
     assert (settings.height, settings.width, settings.num_frames) == (16, 32, 9)
     assert (settings.fps, settings.num_inference_steps, settings.guidance_scale) == (12.0, 3, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, (2.4, 2.8)),
+        ({"guidance_scale": 4.0}, (4.0, None)),
+        ({"guidance_scale_2": 3.0}, (2.4, 3.0)),
+        ({"guidance_scale": 4.0, "guidance_scale_2": 3.0}, (4.0, 3.0)),
+    ],
+)
+def test_a_scale_that_is_given_alone_is_that_of_the_whole_run(asked, found):
+    rule = samplers.TwoScales(2.4, 2.8, 0.9)
+    sampling = dataclasses.replace(SYSTEM.sampling, guidance=rule)
+    changed: Any = with_numbers(sampling, Request(prompt=("a red ball rests",), **asked)).guidance
+    assert (changed.scale, changed.scale_2) == found
 
 
 @pytest.mark.parametrize(

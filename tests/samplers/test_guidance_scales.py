@@ -64,6 +64,8 @@ def test_a_clip_has_the_scale_of_its_noisiest_frame():
     np.testing.assert_allclose(rule.weigh(at(0, T - jnp.array([[0.0], [0.1]])))[1, 1], 3.0)
     assert TwoScales(1.0, 3.0, 0.9).settled() == TwoScales(1.0, 3.0, 0.9)
     assert TwoScales(1.0, 1.0, 0.9).settled() == Unguided()
+    assert TwoScales(1.0).settled() == Unguided()
+    np.testing.assert_array_equal(TwoScales(4.0).weigh(at(0)), ClassifierFree(4.0).weigh(at(0)))
 
 
 def test_weights_of_frames_are_those_of_the_window():

@@ -15,6 +15,7 @@ from jvdm.samplers import (
     Heun,
     KeptDifference,
     Solver,
+    TwoScales,
     freeze,
     from_times,
     guided,
@@ -78,6 +79,13 @@ def test_without_reuse_it_is_guidance_bit_by_bit(solver, matrix):
     (got, asked), (expected, all_asked) = (run(r, CHANGING, matrix, solver) for r in (rule, PLAIN))
     np.testing.assert_array_equal(got, expected)
     assert asked == all_asked and asked[0] == asked[1] > 1
+
+
+def test_two_scales_are_those_of_guidance():
+    cfg = TwoScales(3.0, 1.5, 0.5, execution="sequential")
+    rule = KeptDifference(3.0, 1.5, 0.5, longest=0)
+    np.testing.assert_array_equal(run(rule)[0], run(cfg)[0])
+    assert np.abs(run(rule)[0] - run(PLAIN)[0]).max() > 0.1
 
 
 @pytest.mark.parametrize(("longest", "rows"), [(1, 4), (2, 3), (3, 2), (7, 1), (100, 1)])

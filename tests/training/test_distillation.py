@@ -11,7 +11,7 @@ import pytest
 from jvdm.configs import nano, tiny_t2v_4step
 from jvdm.errors import ConfigError, WeightsError
 from jvdm.recipes import load_system
-from jvdm.samplers import ClassifierFree, Euler, LagMatrix, ShiftedLevels
+from jvdm.samplers import Euler, LagMatrix, ShiftedLevels, TwoScales
 from jvdm.samplers.process import corrupt
 from jvdm.samplers.segments import follow
 from jvdm.samplers.timesteps import TrainTimes
@@ -198,7 +198,7 @@ def test_the_recipe_is_that_of_the_shipped_weights():
     assert len(objective.edges) == 5 and len(teacher.segments.points) == 17
     np.testing.assert_allclose(teacher.segments.points, shipped.levels(), atol=1e-5)
     assert isinstance(shipped.levels, ShiftedLevels)
-    assert isinstance(shipped.guidance, ClassifierFree) and shipped.guidance.scale == 2.6
+    assert shipped.guidance == TwoScales(2.4, 2.8, 0.9) == made.objective.system.sampling.guidance
     assert made.start_from is not None and made.start_from.name == objective.teacher
     assert objective.system.model.clone(unroll=1, remat="matmuls") == teacher.system.model.clone(
         unroll=1, remat="matmuls"
