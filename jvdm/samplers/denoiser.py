@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Shaped
 
 from jvdm.arrays import Array, Bool, Float, Int, Key, PyTree
@@ -47,7 +48,8 @@ class Row(NamedTuple):
     Attributes:
         index: i32[], row of the timestep matrix.
         start: i32[], first frame of the window.
-        write: bool[W], frames of the window whose keys and values are to be kept.
+        write: bool[W], frames of the window whose keys and values are to be kept; of NumPy where
+            a program knows them.
         frame: i32[], absolute index of the first frame of the window in its video; a stream
             counts on where `start` stays 0.
         moving: bool[W], frames that are not frozen in the step; None outside of a run.
@@ -57,7 +59,7 @@ class Row(NamedTuple):
 
     index: Int[Array, ""]
     start: Int[Array, ""]
-    write: Bool[Array, " W"]
+    write: Bool[Array | np.ndarray, " W"]
     frame: Int[Array, ""]
     moving: Bool[Array, " W"] | None = None
     draws: Draws | None = None

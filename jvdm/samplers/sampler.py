@@ -178,6 +178,8 @@ def advance(
     state: State,
     row: int | Int[Array, ""],
     num_rows: int,
+    *,
+    writes: bool = True,
 ) -> State:
     """Does `num_rows` rows of a run from `row` on.
 
@@ -189,13 +191,15 @@ def advance(
         state: The state after the rows before `row`.
         row: First row; traced, so one compiled program does any part of a run.
         num_rows: Number of rows (static); rows past the end change nothing.
+        writes: Whether any of them may write to a cache (static). If not, networks are told so as
+            they are traced, and programs hand on no keys and values.
     """
 
     solver, process, matrix = (every(value, state.x) for value in (solver, process, matrix))
     shared_rows(matrix)
 
     def body(state: State, k: Array) -> tuple[State, None]:
-        return _one_row(denoise, solver, process, matrix, state, k), None
+        return _one_row(denoise, solver, process, matrix, state, k, writes), None
 
     rows = row + jnp.arange(num_rows, dtype=jnp.int32)
     return jax.lax.scan(body, state, rows)[0]
@@ -257,7 +261,7 @@ class _Step(NamedTuple):
     remaining: Int[Array, " W"]
 
 
-def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"]) -> _Step:
+def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"], writes: bool) -> _Step:
     inside = k < matrix.num_rows
     k = jnp.minimum(k, matrix.num_rows - 1)
     first = matrix.start[k]
@@ -267,7 +271,7 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"]) -> 
 
     t = in_window(level_at(matrix, matrix.index[k]))
     t_next = in_window(level_at(matrix, matrix.index[k + 1]))
-    write = in_window(matrix.write[k]) & inside
+    write = in_window(matrix.write[k]) & inside if writes else np.zeros(matrix.window, bool)
     levels = level_at(matrix, matrix.index)
     to_come = jnp.arange(matrix.num_rows)[:, None] >= k
     remaining = jnp.sum((levels[:-1] != levels[1:]) & to_come, axis=0, dtype=jnp.int32)
@@ -276,9 +280,11 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"]) -> 
     return _Step(row, t, t_next, moving, in_window(remaining))
 
 
-def _one_row(denoise: Any, solver: Any, process: Any, matrix: Any, state: State, k: Array) -> State:
+def _one_row(
+    denoise: Any, solver: Any, process: Any, matrix: Any, state: State, k: Array, writes: bool
+) -> State:
     """Takes row `k` to row `k + 1`; skipped where neither a level nor a cache changes."""
-    step = each(lambda matrix, a: _step_of_row(matrix, k, a.frames), matrix, state.address)
+    step = each(lambda matrix, a: _step_of_row(matrix, k, a.frames, writes), matrix, state.address)
 
     def work(state: State) -> State:
         everything = each(_Frames, state.x, state.solver, state.updates, state.bad_row)

@@ -49,6 +49,8 @@ class StreamRows:
             (static).
         rewrite: Latest finished frames that are then written to it again (static).
         cut: Places in time that are left out there (`CachedMatrix`); None is no cut (static).
+        writing: Rows at the end of the cycle that write to a cache, where no other does; with 0 all
+            may (static).
     """
 
     ramp: TimestepMatrix
@@ -58,6 +60,7 @@ class StreamRows:
     flush: int | None = dataclasses.field(default=None, metadata={"static": True})
     rewrite: int = dataclasses.field(default=0, metadata={"static": True})
     cut: int | None = dataclasses.field(default=None, metadata={"static": True})
+    writing: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def buffer(self) -> int:
@@ -153,7 +156,7 @@ def stream_rows(
     write = np.zeros(again.write.shape, bool)
     write[-1, context : context + block] = True
     again = dataclasses.replace(again, write=jnp.asarray(write))
-    return StreamRows(from_index(levels, ramp), again, block, context)
+    return StreamRows(from_index(levels, ramp), again, block, context, writing=1)
 
 
 def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> StreamRows:
@@ -321,7 +324,10 @@ def stream_step(
     Returns:
         The next state, and the latents of the finished block.
     """
-    run = advance(denoise, solver, process, rows.cycle, state.run, 0, rows.cycle.num_rows)
+    rules, moving = (denoise, solver, process, rows.cycle), rows.cycle.num_rows - rows.writing
+    run = advance(*rules, state.run, 0, moving, writes=not rows.writing)
+    if rows.writing:
+        run = advance(*rules, run, moving, rows.writing)
     emitted = run.x[:, rows.context : rows.context + rows.block]
     samples, frames = run.address
     noise = initial_noise(

@@ -233,6 +233,20 @@ def test_a_stream_reads_what_it_wrote_for_ever():
     assert state.run.carry.layers.k.shape == (3, 2, 3, 4, 2, 16)
 
 
+def test_layers_hand_on_what_a_row_writes_alone():
+    """A stream writes in the last row of its cycle, and its program knows."""
+    (state, _), changes = streaming(), []
+
+    def predict(x, call, carry):
+        y, after = DIT.clone(policy=RING).apply({"params": parameters()}, x, call, TOLD, carry)
+        changes.append(after.layers.k is not carry.layers.k)
+        return y, after
+
+    denoise = samplers.make_denoiser(predict, FLOW)
+    jax.eval_shape(lambda state: samplers.stream_step(denoise, EULER, FLOW, STREAM, state), state)
+    assert changes == [False, True]
+
+
 def test_frames_of_a_wrong_guess_leave_no_trace_in_the_cache():
     """Bit by bit, though the ring has overwritten what the frames before it saw."""
     state, step = streaming()
