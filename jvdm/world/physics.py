@@ -61,6 +61,8 @@ def simulate(
         commands: What is done to objects, for as many frames; None is nothing.
     """
     dt = 1.0 / (world.fps * world.substeps)
+    # A turn of a loop starts kernels: 64 clips take an H200 2.07 ms unrolled, 3.58 otherwise.
+    unroll = world.substeps if jax.default_backend() == "gpu" else 1
 
     def substep(state, _):
         return _substep(scene, state, world.gravity, dt)
@@ -72,7 +74,7 @@ def simulate(
                 jnp.where(command.given, command.velocity[:, i], velocity[:, 2 * i]) for i in (0, 1)
             )
             state = (position, jnp.stack([x, velocity[:, 1], z], -1), rotation)
-        after, impulses = jax.lax.scan(substep, state, None, length=world.substeps)
+        after, impulses = jax.lax.scan(substep, state, None, world.substeps, unroll=unroll)
         summed = [impulse.sum(0) for impulse in impulses]
         return after, Trajectory(position, rotation, velocity, *summed)
 
