@@ -60,9 +60,12 @@ class AttentionTile(Sparse):
 
     def choose(self, q, k, v, call: AttentionCall, blocks: Blocks):
         """Marks the tiles of the layer."""
-        counts = self._counts(blocks)
-        every = jnp.asarray(np.stack([pattern(blocks, "references", count) for count in counts]))
-        return every[jnp.minimum(call.layer, len(counts) - 1)][None, None], self.listed(blocks)
+        counts, width = self._counts(blocks), self.listed(blocks)
+        if len(set(counts)) == 1:
+            return pattern(blocks, "references", counts[0])[None, None], width
+        every = jnp.asarray(np.stack([tiled(blocks.grid.frames, count) for count in counts]))
+        mine = every[call.layer][blocks.frames[:, None], blocks.frames]
+        return mine[None, None], width
 
     def _counts(self, blocks: Blocks) -> tuple[int, ...]:
         """Returns the reference frames of the layers, or of all."""

@@ -161,7 +161,7 @@ class PatternSearch(Sparse):
         errors = []
         for name, count in candidates(self.counts, self.names):
             listed = pattern(blocks, name, count)
-            marked = jnp.asarray(listed)[None, None]
+            marked: Any = listed[None, None]
             if name == "stripe" and self.columns:
                 mine = jnp.asarray(np.asarray(self.columns))[call.layer][:, :count]
                 every = jnp.arange(blocks.count)[None, None]

@@ -39,7 +39,7 @@ class SpectralBlend(Policy):
 
     def select(self, q, k, v, state, call: AttentionCall):
         """Allows the tokens of near frames."""
-        allowed = jnp.asarray(self.near(call.grid.frames))[None, None]
+        allowed = self.near(call.grid.frames)[None, None]
         sizes: Any = dict.fromkeys(("q_len", "kv_len"), q.shape[1])
         sizes |= dict.fromkeys(("block_q", "block_kv"), call.grid.tokens_per_frame)
         return BlockMask.from_dense(allowed, **sizes), state

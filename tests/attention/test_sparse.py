@@ -8,17 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from jvdm.attention import (
     POLICIES,
     SVG2,
     AdaSpa,
     AttentionCall,
+    AttentionTile,
     Draft,
+    FrameCausal,
     Oracle,
+    PatternSearch,
+    Radial,
     Random,
     Rettention,
     Sparse,
+    SparseVDiT,
+    SpectralBlend,
     TokenGrid,
     Window,
     blocks_of,
@@ -284,6 +291,37 @@ def test_phases_and_layers_say_what_is_dense():
     assert policy.in_phase("dense").density == 1 and policy.in_phase("sparse") == policy
     (first, count), rest = policy.in_layers(10)
     assert (first.density, count, rest) == (1, 1, (policy, 9))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Window(0.5),
+        Radial(0.5),
+        Rettention(0.5),
+        SparseVDiT(0.5),
+        AttentionTile(0.8),
+        AttentionTile(references=(1, 1)),
+        PatternSearch(names=("references", "diagonal"), counts=(1, 4)),
+        SpectralBlend(frames=3),
+        FrameCausal(),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_lists_that_are_known_before_a_run_are_no_operations_of_it(policy):
+    """XLA would do such operations as it compiles, which takes minutes at 75,600 tokens."""
+    masks = []
+
+    def among(q, k, v, mask, return_lse=False):
+        masks.append(mask)
+        return (q, q[..., 0].swapaxes(1, 2)) if return_lse else q
+
+    def attend(q, k, v):
+        return policy.attend(q, k, v, policy.init(EVEN), call_on(EVEN), among)
+
+    jax.eval_shape(attend, *moving(EVEN))
+    lists = [(mask.kv_indices, mask.kv_counts) for mask in masks if mask is not None]
+    assert lists and not any(isinstance(x, Tracer) for x in jax.tree.leaves(lists))
 
 
 @pytest.mark.parametrize("name", SPARSE)
