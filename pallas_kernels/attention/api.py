@@ -1,6 +1,7 @@
 """Attention: one call, several implementations, chosen by what can serve it."""
 
 import functools
+import math
 import os
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -35,6 +36,8 @@ are in both passes: between, what is differentiated is dense attention."""
 LONG_ON_TPU = 4_096
 """Tokens from which full lists take the place of dense attention on TPUs, where XLA would keep the
 scores of all pairs: 0.8 GB for 12 heads, in a backward pass several times."""
+MOST_PAIRS = 2**30
+"""Pairs of all heads that `reference` computes with unasked: 7 bytes of memory for each."""
 
 
 def dense_attention(
@@ -196,7 +199,8 @@ def explain(
     `mosaic_gpu` is for H100 and H200, `pallas_tpu` for TPUs; each is chosen there. `cudnn` is for
     B100 and B200 with NVIDIA's cuDNN frontend, and never chosen unasked. `reference` is attention
     under the mask of all pairs. `xla` runs anywhere and grows with the width of the lists; it is
-    chosen where they hold at most half of the key blocks.
+    chosen where they hold at most half of the key blocks, and where there are more than
+    `MOST_PAIRS` pairs.
 
     Raises:
         ValueError: If the mask is made for other sizes.
@@ -216,7 +220,13 @@ def explain(
     width, blocks = mask.kv_indices.shape[3], mask.grid[1]
     why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
     why = f"the lists have room for {width} of {blocks} key blocks ({why})"
-    return Choice("xla" if 2 * width <= blocks else "reference", why)
+    if 2 * width <= blocks:
+        return Choice("xla", why)
+    pairs = math.prod(q.shape[:3]) * k.shape[1]
+    if pairs > MOST_PAIRS:
+        what = f"a mask of {pairs:.2g} pairs takes too much memory (above {MOST_PAIRS:.2g})"
+        return Choice("xla", f"{what}; {why}")
+    return Choice("reference", why)
 
 
 def serving(
