@@ -16,6 +16,7 @@ from jvdm.arrays import Array, Float, Int, PyTree
 from jvdm.compiling import Program
 from jvdm.errors import ConfigError
 from jvdm.keys import named
+from jvdm.parallel.activations import using
 from jvdm.parallel.mesh import batch_sharding, constrain_batch, parts, replicate
 from jvdm.vae.latent_space import LatentSpace, load_latent_space
 from jvdm.world.actions import held_actions, of_frames, play
@@ -64,7 +65,8 @@ class WorldClips:
         """Renders the clips of `step`."""
         indices = constrain_batch(step * batch_size + jnp.arange(batch_size), data.mesh)
         options = {"num_frames": self.num_frames, "stride": self.stride}
-        batch = clips(self.world, self.split, indices, **options)
+        with using(data.mesh):
+            batch = clips(self.world, self.split, indices, **options)
         return constrain_batch(batch, data.mesh), data
 
 
@@ -185,10 +187,10 @@ class WorldLatents:
         first = self.skip + turn * self.fresh
         indices = constrain_batch(first + jnp.arange(self.fresh), data.mesh)
         slot = (turn % (size * shards // self.fresh)) * (self.fresh // shards)
+        with using(data.mesh):  # of several devices none makes the clips of another one
+            made = self._encoded(data.space, indices)
         latents, told = jax.tree.map(
-            lambda ring, new: _write(ring, new, slot),
-            (data.latents, data.told),
-            self._encoded(data.space, indices),
+            lambda ring, new: _write(ring, new, slot), (data.latents, data.told), made
         )
         return LatentPool(latents, told, data.space, data.mesh)
 

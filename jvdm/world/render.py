@@ -2,10 +2,14 @@
 
 Vectors are triples of `[h, w]` arrays and objects are unrolled in Python, without a
 gather or an argmin: XLA then fuses a whole frame into few kernels, which is what makes
-rendering inside a training step cheap.
+rendering inside a training step cheap. On a Hopper GPU one kernel draws frames, of the
+same functions: poses and scenes are read as `x[k][i]`, so that they may be nested lists.
 """
 
-from typing import NamedTuple
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int
 from jvdm.world.physics import Trajectory
 from jvdm.world.scene import CAMERAS, MAX_OBJECTS, Scene, World
+from pallas_kernels.attention.planned import capability, refusal_of_one_gpu
 
 PALETTE = np.array(
     [
@@ -38,6 +43,12 @@ _SKY = (0.62, 0.70, 0.80)
 # Proportions in units of the radius, chosen so that the three shapes look equally large.
 _BOX_HALF = (0.86, 1.0, 0.86)
 _CAN_RADIUS = 0.85
+REACH = float(max(1.0, np.linalg.norm(_BOX_HALF), np.hypot(_CAN_RADIUS, 1.0)))
+"""How far the surface of any shape is from its centre at most, in units of the radius."""
+
+TILE = 16
+"""Side in pixels of what a program of the kernel draws."""
+
 _EYE_DISTANCE, _EYE_HEIGHT, _TARGET_HEIGHT, _FOCAL = 4.6, 2.1, 0.5, 2.0
 
 
@@ -146,14 +157,39 @@ def render(
         world: Size and supersampling.
         frames: Indices of the frames to draw; None draws all.
     """
-    s, height, width = world.supersample, world.height, world.width
-
-    def draw(now):
-        return _light(_cast(now, shot.scene, (s * height, s * width)), now, shot.scene)
-
     moments = instants(shot)
     if frames is not None:
         moments = jax.tree.map(lambda leaf: leaf[frames], moments)
+    drawn: Any = _by_kernel if kernel_serves(world) else _by_xla
+    return drawn(moments, shot.scene, world)
+
+
+def kernel_serves(world: World) -> bool:
+    """Returns whether frames of this size are drawn by the kernel here, on one Hopper GPU."""
+    if refusal_of_one_gpu() or world.height % TILE or world.width % TILE:
+        return False
+    triton = importlib.util.find_spec("jax.experimental.pallas.triton")
+    return triton is not None and capability() == "9.0"
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _by_kernel(moments, scene, world):
+    from jvdm.world.render_triton import draw_tiles
+
+    return draw_tiles(moments, scene, world)
+
+
+@_by_kernel.defjvp
+def _by_kernel_jvp(world, primals, tangents):
+    return jax.jvp(functools.partial(_by_xla, world=world), primals, tangents)
+
+
+def _by_xla(moments, scene, world):
+    s, height, width = world.supersample, world.height, world.width
+
+    def draw(now):
+        return light(_cast(now, scene, (s * height, s * width)), now, scene)
+
     fine = [part.reshape(-1, height, s, width, s) for part in jax.vmap(draw)(moments)]
     return jnp.stack(_means(*fine), -1)
 
@@ -176,26 +212,25 @@ def _means(*channels: Array) -> tuple[Array, ...]:
 
 def shade(now: Instant, scene: Scene, size: tuple[int, int]) -> Float[Array, "h w 3"]:
     """Returns the colour at the centre of each pixel of a `(height, width)` image."""
-    return jnp.stack(_light(_cast(now, scene, size), now, scene), -1)
+    return jnp.stack(light(_cast(now, scene, size), now, scene), -1)
 
 
 def shade_buffers(now: Instant, scene: Scene, size: tuple[int, int]) -> Buffers:
     """Returns `shade`'s colour with the geometry behind it."""
     hit = _cast(now, scene, size)
-    rgb = _light(hit, now, scene)
-    seg = jnp.where(hit.depth < FAR, 0, -1)
+    rgb = light(hit, now, scene)
+    seg = jnp.where((hit.slot == 0) & (hit.depth >= FAR), -1, hit.slot)
     local = hit.point
     for k in range(MAX_OBJECTS):
-        here = hit.near[k]
+        here = seg == k + 1
         own = into_object(now.rotation[k], [hit.point[i] - now.position[k, i] for i in range(3)])
-        seg = jnp.where(here, k + 1, seg)
         local = [jnp.where(here, own[i], local[i]) for i in range(3)]
     stacked = [jnp.stack(triple, -1) for triple in (rgb, hit.normal, hit.point, local)]
     depth = jnp.minimum(hit.depth, FAR)
     return Buffers(stacked[0], depth, seg, stacked[1], stacked[2], stacked[3])
 
 
-class _Hit(NamedTuple):
+class Hit(NamedTuple):
     """First surface along each ray, as triples of images."""
 
     depth: Array  # Along the forward axis; _NOTHING for the sky.
@@ -203,55 +238,97 @@ class _Hit(NamedTuple):
     point: list[Array]
     normal: list[Array]
     color: list[Array]
-    near: list[Array]  # Per object: whether it is the first.
+    slot: Array  # That of the object plus one; 0 where there is none.
 
 
 def _cast(now, scene, size):
-    """Finds the first surface and its unlit colour."""
-    direction = _rays(now.camera, size)
+    height, width = size
+    places = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    return cast(now, scene, tones(scene), rays(now.camera, size, *places))
+
+
+def cast(
+    now: Instant,
+    scene: Scene,
+    tones: Float[Array, "K 3"] | list,
+    direction: list[Array],
+    change: Callable[..., Any] = lambda k, closer, found: closer(found),
+) -> Hit:
+    """Finds the first surface and its unlit colour.
+
+    Args:
+        now: Camera and poses.
+        scene: Of which `active`, `shape` and `radius` are read.
+        tones: See `tones`.
+        direction: Of each ray, see `rays`.
+        change: `(k, closer, found)` returns `closer(found)`: what rays have found, now that
+            they were cast at object `k`. It may return `found` if no ray can hit the object.
+    """
     eye = [now.camera.eye[i] for i in range(3)]
     downward = jnp.minimum(direction[1], -1e-4)
     depth = jnp.where(direction[1] < -1e-4, -eye[1] / downward, _NOTHING)
     depth = jnp.where(depth < FAR, depth, _NOTHING)
     tile = _tiles(eye[0] + depth * direction[0], eye[2] + depth * direction[2], depth)
-    color, zero = [tile] * 3, jnp.zeros(size)
-    normal, near = [zero, zero + 1.0, zero], []
-    for k in range(MAX_OBJECTS):
+    zero = jnp.zeros(depth.shape)
+
+    def closer(k, found):
+        depth, normal, color, slot = found
         turn, shape, radius = now.rotation[k], scene.shape[k], scene.radius[k]
-        start = into_object(turn, [eye[i] - now.position[k, i] for i in range(3)])
+        start = into_object(turn, [eye[i] - now.position[k][i] for i in range(3)])
         along = into_object(turn, direction)
         reach = intersect(start, along, shape, radius)
         first = (reach > 1e-3) & (reach < depth) & scene.active[k]
-        depth = jnp.where(first, reach, depth)
-        near = [other & ~first for other in near] + [first]
         place = [(start[i] + reach * along[i]) / radius for i in range(3)]
         outward = out_of_object(turn, _local_normal(place, shape))
         paint = _paint(place)
-        for i in range(3):
-            normal[i] = jnp.where(first, outward[i], normal[i])
-            color[i] = jnp.where(first, jnp.asarray(PALETTE)[scene.color[k], i] * paint, color[i])
+        return (
+            jnp.where(first, reach, depth),
+            [jnp.where(first, outward[i], normal[i]) for i in range(3)],
+            [jnp.where(first, tones[k][i] * paint, color[i]) for i in range(3)],
+            jnp.where(first, k + 1, slot),
+        )
+
+    found = depth, [zero, zero + 1.0, zero], [tile] * 3, jnp.zeros(depth.shape, jnp.int32)
+    for k in range(MAX_OBJECTS):
+        found = change(k, functools.partial(closer, k), found)
+    depth, normal, color, slot = found
     point = [eye[i] + depth * direction[i] for i in range(3)]
-    return _Hit(depth, direction, point, normal, color, near)
+    return Hit(depth, direction, point, normal, color, slot)
 
 
-def _rays(camera, size):
-    """Directions through the pixel centres, of unit length along the forward axis."""
-    height, width = size
-    unit = 2.0 / (min(height, width) * camera.focal)
-    down = ((jnp.arange(height) + 0.5 - height / 2) * unit)[:, None]
-    right = ((jnp.arange(width) + 0.5 - width / 2) * unit)[None]
+def tones(scene: Scene) -> Float[Array, "K 3"]:
+    """Returns the surface colour of each object."""
+    return jnp.asarray(PALETTE)[scene.color]
+
+
+def rays(camera: Camera, size: tuple[int, int], row: Array, column: Array) -> list[Array]:
+    """Directions through the pixel centres, of unit length along the forward axis.
+
+    Args:
+        camera: That of one frame.
+        size: Height and width of the image.
+        row: Pixels, counted from the top.
+        column: Pixels, counted from the left.
+    """
+    down, right = slopes(camera, size, row, column)
     basis = camera.basis
-    return [right * basis[0, i] + down * basis[1, i] + basis[2, i] for i in range(3)]
+    return [right * basis[0][i] + down * basis[1][i] + basis[2][i] for i in range(3)]
 
 
-def into_object(rotation: Float[Array, "3 3"], vector: list) -> list:
+def slopes(camera: Camera, size: tuple[int, int], row: Array, column: Array) -> tuple[Array, Array]:
+    """How far down and right rays go on their way of unit length forwards, see `rays`."""
+    unit = 2.0 / (min(size) * camera.focal)
+    return (row + 0.5 - size[0] / 2) * unit, (column + 0.5 - size[1] / 2) * unit
+
+
+def into_object(rotation: Float[Array, "3 3"] | list, vector: list) -> list:
     """Turns the components of a triple of arrays from world to object axes."""
-    return [sum(rotation[j, i] * vector[j] for j in range(3)) for i in range(3)]
+    return [sum(rotation[j][i] * vector[j] for j in range(3)) for i in range(3)]
 
 
-def out_of_object(rotation: Float[Array, "3 3"], vector: list) -> list:
+def out_of_object(rotation: Float[Array, "3 3"] | list, vector: list) -> list:
     """Turns the components of a triple of arrays from object to world axes."""
-    return [sum(rotation[i, j] * vector[j] for j in range(3)) for i in range(3)]
+    return [sum(rotation[i][j] * vector[j] for j in range(3)) for i in range(3)]
 
 
 def _dot(a, b):
@@ -343,13 +420,13 @@ def _paint(place):
     return jnp.where(mark, 0.42, tone)
 
 
-def _light(hit, now, scene):
+def light(hit: Hit, now: Instant, scene: Scene) -> list[Array]:
     """Lights the surfaces: ambient, one distant light with cast shadows, sky."""
     above = [hit.point[i] + 0.05 * hit.normal[i] for i in range(3)]
     dark = jnp.zeros(hit.depth.shape, bool)
     for k in range(MAX_OBJECTS):
         radius = scene.radius[k]
-        offset = [above[i] - now.position[k, i] for i in range(3)]
+        offset = [above[i] - now.position[k][i] for i in range(3)]
         height = _dot(offset, _LIGHT)
         aside = _dot(offset, offset) - height * height
         covered = (aside < (0.95 * radius) ** 2) & (height < -0.5 * radius)

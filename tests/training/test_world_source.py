@@ -16,7 +16,9 @@ from jvdm.training.world_source import PlayedLatents, WorldClips, WorldLatents
 from jvdm.vae.latent_space import load_latent_space
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
+from jvdm.world import render
 from jvdm.world.clips import clips
+from pallas_kernels.attention import planned
 
 SOURCE: Any = dataclasses.replace(nano.config().source, pool=16, fresh=4)
 
@@ -159,6 +161,18 @@ def test_rendered_clips_of_two_steps_share_none():
     first, second = (draw(data, jnp.int32(step), 4)[0].video for step in (0, 1))
     clips = np.concatenate([first, second]).reshape(8, -1)
     assert len(np.unique(clips, axis=0)) == 8
+
+
+@pytest.mark.parametrize("source", [WorldClips(SOURCE.world), SOURCE])
+def test_one_gpu_draws_by_the_kernel_and_each_of_several_its_own_clips(source, monkeypatch):
+    """The kernel is not split over devices: each would draw all clips."""
+    monkeypatch.setattr(planned, "backend", lambda: "gpu")
+    monkeypatch.setattr(render, "capability", lambda: "9.0")
+    for devices in (1, 2):
+        mesh = data_mesh(devices)
+        data = source.shapes(mesh) if source is SOURCE else source.start(0, None, mesh)
+        drawn = jax.make_jaxpr(source.draw, static_argnums=2)(data, jnp.int32(0), 8)
+        assert ("pallas_call" in str(drawn)) == (devices == 1)
 
 
 class Filmed(PlayedLatents):
