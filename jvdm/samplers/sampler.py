@@ -178,7 +178,6 @@ def advance(
     state: State,
     row: int | Int[Array, ""],
     num_rows: int,
-    *,
     writes: bool = True,
 ) -> State:
     """Does `num_rows` rows of a run from `row` on.
@@ -191,8 +190,7 @@ def advance(
         state: The state after the rows before `row`.
         row: First row; traced, so one compiled program does any part of a run.
         num_rows: Number of rows (static); rows past the end change nothing.
-        writes: Whether any of them may write to a cache (static). If not, networks are told so as
-            they are traced, and programs hand on no keys and values.
+        writes: Whether any of them may write to a cache; if not, layers hand on nothing (static).
     """
 
     solver, process, matrix = (every(value, state.x) for value in (solver, process, matrix))
@@ -280,9 +278,7 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Int[Array, " F"], wri
     return _Step(row, t, t_next, moving, in_window(remaining))
 
 
-def _one_row(
-    denoise: Any, solver: Any, process: Any, matrix: Any, state: State, k: Array, writes: bool
-) -> State:
+def _one_row(denoise, solver, process, matrix, state: State, k: Array, writes: bool) -> State:
     """Takes row `k` to row `k + 1`; skipped where neither a level nor a cache changes."""
     step = each(lambda matrix, a: _step_of_row(matrix, k, a.frames, writes), matrix, state.address)
 

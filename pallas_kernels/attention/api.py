@@ -199,8 +199,7 @@ def explain(
     `mosaic_gpu` is for H100 and H200, `pallas_tpu` for TPUs; each is chosen there. `cudnn` is for
     B100 and B200 with NVIDIA's cuDNN frontend, and never chosen unasked. `reference` is attention
     under the mask of all pairs. `xla` runs anywhere and grows with the width of the lists; it is
-    chosen where they hold at most half of the key blocks, and where there are more than
-    `MOST_PAIRS` pairs.
+    chosen where they hold at most half of the key blocks, or pairs are more than `MOST_PAIRS`.
 
     Raises:
         ValueError: If the mask is made for other sizes.
@@ -219,14 +218,9 @@ def explain(
             return _choice(name, "it is the kernel for this device", mask)
     width, blocks = mask.kv_indices.shape[3], mask.grid[1]
     why = "; ".join(f"no {name}: {reason}" for name, reason in reasons.items())
-    why = f"the lists have room for {width} of {blocks} key blocks ({why})"
-    if 2 * width <= blocks:
-        return Choice("xla", why)
     pairs = math.prod(q.shape[:3]) * k.shape[1]
-    if pairs > MOST_PAIRS:
-        what = f"a mask of {pairs:.2g} pairs takes too much memory (above {MOST_PAIRS:.2g})"
-        return Choice("xla", f"{what}; {why}")
-    return Choice("reference", why)
+    why = f"the lists of {pairs:.2g} pairs have room for {width} of {blocks} key blocks ({why})"
+    return Choice("xla" if 2 * width <= blocks or pairs > MOST_PAIRS else "reference", why)
 
 
 def serving(

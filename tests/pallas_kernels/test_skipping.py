@@ -176,7 +176,7 @@ def test_long_sequences_that_no_kernel_serves_are_computed_row_by_row():
     mask = with_limit(BlockMask.full(75_600, 75_600), -2.0)
     q = jax.ShapeDtypeStruct((1, 75_600, 12, 128), jnp.bfloat16)  # Wan 2.1 1.3B at 720p
     assert explain(q, q, mask).implementation == "xla"
-    assert "a mask of 6.9e+10 pairs" in explain(q, q, mask).reason
+    assert "of 6.9e+10 pairs" in explain(q, q, mask).reason
     attended = jax.jit(block_sparse_attention).lower(q, q, q, mask).compile().memory_analysis()
     assert attended is not None and attended.temp_size_in_bytes < 8 * 2**30
 
