@@ -67,11 +67,9 @@ TINY_T2V = SkipSoftmax(
     dense_layers=1,
     block=16,
     fit=(7.92, 6.949),
-    weights="05758cf4101066ef.0dc107e1ba7f8d5d.58a38a531e2171ef.f6c2e4c708e0e309",
+    weights="05758cf4101066ef.58a38a531e2171ef",
 )
-NANO = dataclasses.replace(
-    TINY_T2V, block=4, fit=(1.636, 5.752), weights="2ead5082292922f3.aeb826242be71de2"
-)
+NANO = dataclasses.replace(TINY_T2V, block=4, fit=(1.636, 5.752), weights="aeb826242be71de2")
 
 
 def system(base: System) -> System:

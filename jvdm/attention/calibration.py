@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 from jvdm.errors import ConfigError
 
+ELSEWHERE = ("vae", "reader")
+"""How files are called of networks that see no attention: their weights may be others."""
+
 
 def fingerprint(digests: Mapping[str, str]) -> str:
-    """Returns what says which weights they are, of the sha256 of their files."""
-    files = sorted(value for name, value in digests.items() if not name.endswith(".json"))
-    return ".".join(value[:16] for value in files)
+    """Returns what says which weights attend, of the sha256 of the files of a weights folder."""
+    files = {name: value for name, value in digests.items() if not name.startswith(ELSEWHERE)}
+    return ".".join(sorted(files[name][:16] for name in files if not name.endswith(".json")))
 
 
 def check_fingerprint(

@@ -155,6 +155,13 @@ def test_limits_are_calibrated_and_used(weights, tmp_path, capsys):
     assert "density 0.4 of skip-softmax" in capsys.readouterr().err
 
 
+def test_other_weights_are_those_of_another_network_that_attends():
+    mine = {"model.json": "0", "model.safetensors": "a1", "text.safetensors": "b1"}
+    others = {"vae.safetensors": "c1", "reader.safetensors": "d1", "vae/model.safetensors": "e1"}
+    assert fingerprint(mine | others) == fingerprint(mine | {"model.json": "2"}) == "a1.b1"
+    assert fingerprint(mine | {"text.safetensors": "b2"}) != fingerprint(mine)
+
+
 def test_the_system_has_the_numbers_of_the_weights_that_ship():
     for name, policy in (("tiny_t2v", skip_softmax.TINY_T2V), ("nano", skip_softmax.NANO)):
         told = f"jvdm attention --weights {name} --search skip_softmax"
