@@ -1,7 +1,7 @@
 """The video autoencoder of the shipped model: strides 4 x 8 x 8, 16 channels.
 
 jvdm train configs/vae.py --workdir work/vae
-jvdm plan vae --on h200                             12.75 GB of a device
+jvdm plan vae --on h200                             12.80 GB of a device
 Two NVIDIA H200: 205 s after 73 s of preparation, 34.2 ms a step, 1,873 clips/s of 17 frames.
 A step of 64 alone on one H200, without rendering: 44.3 ms, 33.6 % MFU; 56.5 without `norm_silu`.
 Held-out PSNR on 256 clips of 33 frames: 37.4 dB, objects 32.8 dB, first frame 40.3 dB; with the

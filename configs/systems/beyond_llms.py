@@ -21,7 +21,7 @@ predicted for an H200 by its data sheet:
 * Linear layers take up to 49 % of transformers: 21 % of a step of Wan, 42 % of one of LTX, whose
   sequence is a fifth as long; 45 and 66 % of the text encoders.
 * Attention whose scores are never written gains more in diffusion than in language models: a step
-  of Wan falls from 6,980 to 789 ms, one of LTX from 668 to 98, the text encoders by 5 and 2 %.
+  of Wan falls from 6,980 to 789 ms, one of LTX from 669 to 98, the text encoders by 5 and 2 %.
 * Lengths of sequences differ within one video (theirs by 4): 512 tokens of a prompt, 32,760 of a
   step and 6,240 of a frame in Wan's decoder; 128 and 6,144 in LTX.
 * Attention over time alone takes more than 60 % of their attention: no model here has it, every

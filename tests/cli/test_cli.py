@@ -137,7 +137,8 @@ def test_help_shows_the_defaults_of_the_shipped_model(capsys, monkeypatch):
     assert "None" not in shown and "[PROMPT]" in shown
     for flag, default in {
         "--num-frames INT": "33",
-        "--guidance-scale FLOAT": "2.6",
+        "--guidance-scale FLOAT": "2.4",
+        "--guidance-scale-2 FLOAT": "2.8",
         "--num-inference-steps INT": "16",
         "--weights STR": "tiny_t2v",
         "--seed INT": "drawn",

@@ -78,7 +78,7 @@ def test_two_networks_and_two_scales_take_turns(tmp_path):
     pipe = jvdm.load(folder, dtype="float32", progress=False)
     assert pipe.system.sampling.guidance == TwoScales(4.0, 3.0, 0.875)
     settings: dict[str, Any] = {"latents": NOISE, "num_inference_steps": 4, "seed": 0}
-    settings |= {"progress": False, "guidance_scale": 5.0, **SIZES}
+    settings |= {"progress": False, "guidance_scale": 5.0, "guidance_scale_2": 3.0, **SIZES}
     latents = pipe(PROMPTS, output_type="latent", **settings)
     expected = Reference("wan_a14b").outputs["latents"]
     assert off(np.transpose(latents, (0, 4, 1, 2, 3)), expected) < 1e-4  # 1.0e-5 measured
