@@ -5,7 +5,6 @@ between: a tenth of a training step of `tiny_t2v`, a fifth of one of its autoenc
 """
 
 import functools
-import importlib.util
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.kernel import KernelUnavailable
-from pallas_kernels.attention.planned import capability, refusal_of_one_gpu
+from pallas_kernels.attention.planned import refusal_of_triton
 
 EPSILON = 1e-6
 """Added to the mean square."""
@@ -244,12 +243,10 @@ def _refusal_of_heads(x: Array, table: tuple[Array, Array] | None, rows: Rows) -
 
 def refusal_of_device(x: Array, groups: int) -> str:
     """Returns why no kernel runs on the device that is here; empty if one does."""
-    if reason := refusal_of_one_gpu():
+    if reason := refusal_of_triton():
         return reason
-    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
-        return f"jax {jax.__version__} has no Triton"
-    if capability() != "9.0" or x.dtype != jnp.bfloat16:
-        return f"{x.dtype} on a device of capability {capability()} is not bfloat16 on a Hopper GPU"
+    if x.dtype != jnp.bfloat16:
+        return f"{x.dtype} is not bfloat16"
     return f"{groups} groups do not fill a GPU" if groups < PROGRAMS else ""
 
 

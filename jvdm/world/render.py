@@ -7,7 +7,6 @@ same functions: poses and scenes are read as `x[k][i]`, so that they may be nest
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from jvdm.arrays import Array, Float, Int
 from jvdm.world.physics import Trajectory
 from jvdm.world.scene import CAMERAS, MAX_OBJECTS, Scene, World
-from pallas_kernels.attention.planned import capability, refusal_of_one_gpu
+from pallas_kernels.attention.planned import refusal_of_triton
 
 PALETTE = np.array(
     [
@@ -166,10 +165,7 @@ def render(
 
 def kernel_serves(world: World) -> bool:
     """Returns whether frames of this size are drawn by the kernel here, on one Hopper GPU."""
-    if refusal_of_one_gpu() or world.height % TILE or world.width % TILE:
-        return False
-    triton = importlib.util.find_spec("jax.experimental.pallas.triton")
-    return triton is not None and capability() == "9.0"
+    return not (refusal_of_triton() or world.height % TILE or world.width % TILE)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

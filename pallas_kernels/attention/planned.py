@@ -6,6 +6,7 @@ which the shapes, what a backward pass keeps and the operations are known.
 
 import contextlib
 import dataclasses
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,15 @@ def refusal_of_one_gpu() -> str:
         return f"the default device is {backend()}, not gpu"
     alone = not is_planned() and jax.sharding.get_abstract_mesh().empty
     return "" if alone else "it runs on the device that is here, alone"
+
+
+def refusal_of_triton() -> str:
+    """Returns why no kernel of Triton that is for one Hopper GPU runs here; empty if one does."""
+    if reason := refusal_of_one_gpu():
+        return reason
+    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return f"jax {jax.__version__} has no Triton"
+    return "" if capability() == "9.0" else f"the capability {capability()} is not that of Hopper"
 
 
 @dataclasses.dataclass(frozen=True)

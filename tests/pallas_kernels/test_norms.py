@@ -130,7 +130,7 @@ def test_what_no_kernel_serves_is_refused_and_by_itself_is_xlas(monkeypatch):
 
 def test_a_hopper_gpu_that_is_full_takes_the_kernels_unless_it_is_one_of_many(monkeypatch):
     monkeypatch.setattr(planned, "backend", lambda: "gpu")
-    monkeypatch.setattr(module, "capability", lambda: "9.0")
+    monkeypatch.setattr(planned, "capability", lambda: "9.0")
     y = jnp.zeros((64, 8, 4, 64), jnp.bfloat16)
     heads = jnp.zeros((64, 64, 1, 32), jnp.bfloat16)
     assert module.serves_residual_norm(y) and module.serves_head_norm(heads)

@@ -16,7 +16,6 @@ from jvdm.training.world_source import PlayedLatents, WorldClips, WorldLatents
 from jvdm.vae.latent_space import load_latent_space
 from jvdm.weights import safetensors
 from jvdm.weights.folder import EMBEDDED
-from jvdm.world import render
 from jvdm.world.clips import clips
 from pallas_kernels.attention import planned
 
@@ -167,7 +166,7 @@ def test_rendered_clips_of_two_steps_share_none():
 def test_one_gpu_draws_by_the_kernel_and_each_of_several_its_own_clips(source, monkeypatch):
     """The kernel is not split over devices: each would draw all clips."""
     monkeypatch.setattr(planned, "backend", lambda: "gpu")
-    monkeypatch.setattr(render, "capability", lambda: "9.0")
+    monkeypatch.setattr(planned, "capability", lambda: "9.0")
     for devices in (1, 2):
         mesh = data_mesh(devices)
         data = source.shapes(mesh) if source is SOURCE else source.start(0, None, mesh)

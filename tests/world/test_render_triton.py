@@ -98,13 +98,13 @@ def test_gradients_are_those_of_xla(monkeypatch):
 def test_the_kernel_draws_on_one_hopper_gpu_what_its_tiles_divide(monkeypatch):
     assert jax.default_backend() == "gpu" or not r.kernel_serves(WORLD)
     monkeypatch.setattr(planned, "backend", lambda: "gpu")
-    monkeypatch.setattr(r, "capability", lambda: "9.0")
+    monkeypatch.setattr(planned, "capability", lambda: "9.0")
     assert r.kernel_serves(WORLD)
     assert not r.kernel_serves(dataclasses.replace(WORLD, width=40))
     assert not r.kernel_serves(dataclasses.replace(WORLD, height=40))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
         assert not r.kernel_serves(WORLD)
-    monkeypatch.setattr(r, "capability", lambda: "8.0")
+    monkeypatch.setattr(planned, "capability", lambda: "8.0")
     assert not r.kernel_serves(WORLD)
 
 
