@@ -20,6 +20,7 @@ from pallas_kernels.attention.mosaic_gpu.sizes import (
     ForwardSizes,
     mass_stages,
 )
+from pallas_kernels.attention.mosaic_gpu.skipping import refusal as refusal_of_skips
 from pallas_kernels.attention.mosaic_gpu.tiles import Work, prepare
 from pallas_kernels.attention.mosaic_gpu.walks import prepare_walks
 from pallas_kernels.attention.past import Past
@@ -49,8 +50,9 @@ class MosaicGPU:
     def refusal(self, q: Any, k: Any, mask: BlockMask) -> str:
         """Returns why the kernels cannot serve such a call on this GPU; empty if they can."""
         reason = self.refusal_of_inputs(q) or refusal(mask)
-        skips = "blocks are skipped by their scores (skip_log2)"
-        return reason or ("" if mask.skip_log2 is None else skips)
+        if reason or mask.skip_log2 is None:
+            return reason
+        return refusal_of_skips(mask, self._forward_sizes(mask, q))
 
     def refusal_of_mass(self, q: Any, block_q: int, block_kv: int) -> str:
         """The same for `mass`."""
@@ -111,8 +113,7 @@ class MosaicGPU:
     def work_of(self, mask: BlockMask, q: Any) -> Work:
         """Returns what the forward pass reads of a mask, for such queries."""
         tiled, listed = in_tiles(mask)
-        blocks = tiled.block_q, tiled.block_kv, _head(q.shape[3])
-        sizes = self.forward_sizes or ForwardSizes.of(_device(), *blocks)
+        sizes = self._forward_sizes(tiled, q)
         return prepare(tiled, q.shape[0], q.shape[2], self._processors, sizes, listed)
 
     def backward(
@@ -185,6 +186,10 @@ class MosaicGPU:
         sums = jnp.pad(sums, [(0, n - m) for n, m in zip(sizes, sums.shape, strict=True)])
         sums = sums.reshape(*sums.shape[:2], rows, per_row, columns, per_column)
         return jnp.sum(sums, (3, 5))
+
+    def _forward_sizes(self, mask: BlockMask, q: Any) -> ForwardSizes:
+        blocks = mask.block_q, mask.block_kv, _head(q.shape[3])
+        return self.forward_sizes or ForwardSizes.of(_device(), *blocks)
 
     @property
     def _processors(self) -> int:

@@ -44,6 +44,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     take,
     words_of,
 )
+from pallas_kernels.attention.mosaic_gpu.skipping import attend_needed
 from pallas_kernels.attention.mosaic_gpu.softmax import Softmax, across
 from pallas_kernels.attention.mosaic_gpu.tiles import (
     ALWAYS,
@@ -117,7 +118,7 @@ def forward(
         ],
         {"processor": processors},
         computing,
-    )(q, k, v, taken, *lists, *cache)
+    )(q, k, v, taken, *(x for x in lists if x is not None), *cache)
     lse, part_lse = (lax.bitcast_convert_type(x, jnp.float32) for x in (lse, part_lse))
     return joined(out, lse, part, part_lse, work)
 
@@ -154,10 +155,10 @@ class _Refs(NamedTuple):
 
 
 def _kernel(options: _Options, *refs: Any) -> None:
-    count = len(Lists._fields)
+    count = len(Lists._fields) - (not options.kinds.skips)
     end = 4 + count + (3 if options.past else 0)
     rest = refs[end:] if options.kinds.cell else (*refs[end:], None)
-    lists, past = Lists._make(refs[4 : 4 + count]), refs[4 + count : end]
+    lists, past = Lists(*refs[4 : 4 + count]), refs[4 + count : end]
     names = _Refs._make((*refs[:4], lists, past, *rest))
     warpgroup, processor = lax.axis_index("warpgroup"), lax.axis_index("processor")
     together, computing = options.tiles.groups == 1, names.out_tile.shape[0]
@@ -259,7 +260,8 @@ class _Group:
         last, split = jnp.maximum(tile.steps - 1, 0), self.tiles.kv_split
         step = jnp.minimum(step, last)
         backwards = (lax.div(turn, self.workers) & 1) == 1
-        place = tile.begin + jnp.where(backwards, last - step, step)
+        step = step if self.kinds.skips else jnp.where(backwards, last - step, step)
+        place = tile.begin + step
         return self.refs.lists.indices[*tile.row, lax.div(place, split)], lax.rem(place, split)
 
     def load_queries(self, tile: _Tile, place: Any) -> None:
@@ -326,6 +328,7 @@ class _Group:
         """Computes 64 rows of all tiles, and writes them."""
         refs, tiles = self.refs, self.tiles
         part = warpgroup if tiles.parts > 1 else 0
+        attend = functools.partial(attend_needed, self, part) if self.kinds.skips else self.attend
         for slot in range(tiles.k_stages):
             arrive(self.k_free(jnp.int32(slot)), self.threads)
         for slot in range(tiles.v_stages):
@@ -347,7 +350,7 @@ class _Group:
             half = part if tiles.parts > 1 else lax.rem(tile.index, 2)
             out, lse = lax.cond(
                 tile.steps > 0,
-                lambda: self.attend(tile, q, rows, half, done),
+                lambda: attend(tile, q, rows, half, done),
                 lambda: _nothing(q.shape[1], q.dtype),
             )
             if not self.held:
@@ -478,12 +481,16 @@ class _Group:
         whole = jnp.asarray(ALWAYS, of_keys.dtype)
         return lax.cond(of_keys[self.tiles.kv - 1] != whole, mask, lambda: s)
 
-    def cut(self, tile: _Tile, part: Any, out: Array, lse: Array) -> tuple[Array, Array]:
-        """Leaves nothing of queries that do not count."""
+    def counted(self, tile: _Tile, part: Any) -> Array:
+        """Returns which of 64 queries count."""
         limits = self.refs.lists.q_limits
         limit = limits[tile.batch if limits.shape[0] > 1 else 0, tile.index]
         row = plgpu.broadcasted_iota(jnp.int32, (64,), 0, layout=ROW)
-        counts = row + part * 64 < limit
+        return row + part * 64 < limit
+
+    def cut(self, tile: _Tile, part: Any, out: Array, lse: Array) -> tuple[Array, Array]:
+        """Leaves nothing of queries that do not count."""
+        counts = self.counted(tile, part)
         out = jnp.where(across(counts, out), out, jnp.zeros_like(out))
         return out, jnp.where(counts, lse, -jnp.inf)
 

@@ -187,6 +187,34 @@ def fence_shared(_: Any) -> None:
     mlir.nvvm.fence_proxy(mlir.nvvm.ProxyKind.async_shared, space=nvvm.SharedSpace.shared_cta)
 
 
+def reaches(x: Float[Array, "64"], bounds: Float[Array, "64"], barrier: Any, threads: int) -> Any:
+    """Returns 1 if some row reaches its bound in any warpgroup, else 0.
+
+    All threads of a hardware barrier vote, and wait for each other.
+    """
+    result = plgpu.ShapeDtypeStruct((), jnp.int32, layout=plgpu.Layout.WG_SPLAT)
+
+    @plgpu.inline_mgpu(arg_types=(ROW, ROW, plgpu.Layout.WG_SPLAT), return_type=result)
+    def vote(_, x, bounds, barrier):
+        i32, least = ir.IntegerType.get_signless(32), mlir.arith.CmpFPredicate.OGE
+        found = [
+            mlir.arith.cmpf(least, _scalar(one, i32), _scalar(two, i32))
+            for one, two in zip(x.registers.flat, bounds.registers.flat, strict=True)
+        ]
+        some = mlir.arith.extui(i32, functools.reduce(mlir.arith.ori, found))
+        number = mlir.llvm.inline_asm(
+            i32,
+            [some, barrier.registers[()]],
+            "{ .reg .pred p, q; setp.ne.b32 p, $1, 0;"
+            f" bar.red.or.pred q, $2, {threads}, p; selp.b32 $0, 1, 0, q; }}",
+            "=r,r,r",
+            has_side_effects=True,
+        )
+        return mgpu.FragmentedArray.splat(number, (), is_signed=True)
+
+    return vote(x, bounds, jnp.int32(barrier))
+
+
 def scale_rows(x: Float[Array, "R C"], factors: Float[Array, " R"]) -> Float[Array, "R C"]:
     """Multiplies rows of a tile; a warp whose factors are all 1 skips the multiplications."""
     result = plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=TILE)

@@ -19,6 +19,8 @@ class Softmax(NamedTuple):
     """Of scores."""
     floor: float | None
     """Of peaks of rows, above what is masked; None where every query finds a key."""
+    growth: float = GROWTH
+    """Of the maximum of a row, from which on it is the peak."""
 
     @classmethod
     def of(cls, scale: float, restricted: bool) -> "Softmax":
@@ -61,8 +63,15 @@ class Softmax(NamedTuple):
         return lax.cond(limit > 64, wide, narrow)
 
     def _further(self, s: Array, peak: Array, total: Array) -> tuple[Array, ...]:
-        top = s.max(axis=1) * self.scale
-        new = jnp.where(top > peak + GROWTH, top, peak)
+        return self.weights(s, self.top(s), peak, total)
+
+    def top(self, s: Float[Array, "64 C"]) -> Float[Array, "64"]:
+        """Returns the maximum of every row."""
+        return s.max(axis=1) * self.scale
+
+    def weights(self, s: Array, top: Array, peak: Array, total: Array) -> tuple[Array, ...]:
+        """As `further`, of scores with these maxima of rows."""
+        new = jnp.where(top > peak + self.growth, top, peak)
         p = jnp.exp2(s * self.scale - across(new, s))
         factor = jnp.exp2(peak - new)
         return p, new, total * across(factor, total) + _lane_sums(p), factor

@@ -71,6 +71,7 @@ class Lists(NamedTuple):
             that are attended to in full, and in others.
         kv_limits: i32[b, tiles], keys of a tile that count, where places do not say it.
         words: i32[b, n, tiles, C, 32], as `Cells.words` returns them.
+        skip_log2: f32[B, N, tiles], as in `BlockMask`; None without.
     """
 
     order: Array
@@ -80,6 +81,7 @@ class Lists(NamedTuple):
     kv_places: Array
     kv_limits: Array
     words: Array
+    skip_log2: Array | None = None
 
 
 @jax.tree_util.register_static
@@ -99,6 +101,8 @@ class Kinds:
     """Tiles of queries whose lists are divided among processors, the last ones."""
     parts: int
     """Of each of these lists."""
+    skips: bool
+    """Whether tiles of keys are left out by their scores: lists are then walked in their order."""
 
     @property
     def restricted(self) -> bool:
@@ -137,6 +141,11 @@ def prepare(
         sizes: Of its tiles.
         cells: Those that are listed, where the mask lists tiles that have some.
     """
+    skips, limits_of_skips = mask.skip_log2 is not None, None
+    if mask.skip_log2 is not None:  # queries beyond the end need nothing
+        limits_of_skips = jnp.broadcast_to(mask.skip_log2, (batch, heads, mask.grid[0]))
+        lengths = jnp.sum(mask.q_counted.reshape(-1, mask.grid[0], mask.block_q), 2, jnp.int32)
+        mask = dataclasses.replace(mask, q_lengths=lengths)
     tiles = Tiles.of(mask, sizes)
     count = mask.grid[0] * tiles.q_split
     counted, placed = mask.kv_counted, mask.by_place
@@ -145,7 +154,7 @@ def prepare(
         counted &= jnp.pad(known, ((0, 0), (0, counted.shape[1] - known.shape[1])))
     workers = processors * tiles.groups
     width = mask.kv_indices.shape[3] * tiles.kv_split
-    divided, parts = division(batch * heads * count, width, workers)
+    divided, parts = (0, 1) if skips else division(batch * heads * count, width, workers)
     kinds = Kinds(
         placed=placed,
         kv_cut=mask.cuts_keys and not placed,
@@ -153,6 +162,7 @@ def prepare(
         cell=0 if cells is None else cells.size[1],
         divided=divided,
         parts=parts,
+        skips=skips,
     )
     lengths = jnp.broadcast_to(mask.kv_counts, (batch, heads, mask.grid[0]))
     order = _order(lengths.reshape(-1, mask.grid[0]), tiles.q_split, workers)
@@ -168,7 +178,7 @@ def prepare(
     indices = with_kinds(mask) if placed else mask.kv_indices
     words = jnp.asarray(NO_WORDS) if cells is None else cells.words(tiles.kv)
     turns = _turns(order, steps, divided, parts)
-    lists = Lists(turns, indices, limits, q_places, kv_places, kv_limits, words)
+    lists = Lists(turns, indices, limits, q_places, kv_places, kv_limits, words, limits_of_skips)
     return Work(lists, tiles, kinds)
 
 
