@@ -98,9 +98,9 @@ def test_blocks_that_are_not_tiles_are_not_skipped():
 def test_blocks_are_skipped_by_the_rule(case):
     mask, (q, k, v, *_) = skipping(case)
     out, lse = jax.jit(lambda q, k, v: attend(MosaicGPU(), q, k, v, mask, 0.1))(q, k, v)
-    wide = [x.astype("float32") for x in (q, k, v)]
+    q, k, v = (x.astype("float32") for x in (q, k, v))
     how: Any = {"return_lse": True, "implementation": "xla", "scale": 0.1}
     with jax.default_matmul_precision("highest"):
-        exact, exact_lse = block_sparse_attention(*wide, mask, **how)
+        exact, exact_lse = block_sparse_attention(q, k, v, mask, **how)
     assert distance(out, exact) < 2 * float(jnp.finfo("bfloat16").eps)
     np.testing.assert_allclose(lse, exact_lse, atol=1e-4)
