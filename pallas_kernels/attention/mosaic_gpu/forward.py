@@ -44,7 +44,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     take,
     words_of,
 )
-from pallas_kernels.attention.mosaic_gpu.skipping import attend_needed
+from pallas_kernels.attention.mosaic_gpu.skipping import attend_needed, begin
 from pallas_kernels.attention.mosaic_gpu.softmax import Softmax, across
 from pallas_kernels.attention.mosaic_gpu.tiles import (
     ALWAYS,
@@ -334,6 +334,8 @@ class _Group:
         for slot in range(tiles.v_stages):
             arrive(self.v_free(jnp.int32(slot)), self.threads)
         arrive(self.q_free, self.threads)
+        if self.kinds.skips:
+            begin(self, part)
 
         def turn() -> tuple[Any, ...]:
             plgpu.barrier_wait(refs.q_full.at[self.index])

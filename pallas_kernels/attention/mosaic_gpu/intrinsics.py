@@ -187,11 +187,8 @@ def fence_shared(_: Any) -> None:
     mlir.nvvm.fence_proxy(mlir.nvvm.ProxyKind.async_shared, space=nvvm.SharedSpace.shared_cta)
 
 
-def reaches(x: Float[Array, "64"], bounds: Float[Array, "64"], barrier: Any, threads: int) -> Any:
-    """Returns 1 if some row reaches its bound in any warpgroup, else 0.
-
-    All threads of a hardware barrier vote, and wait for each other.
-    """
+def reaches(x: Float[Array, "64"], bounds: Float[Array, "64"], barrier: Any) -> Any:
+    """Returns 1 if some row of a warpgroup reaches its bound, else 0; its warps wait for it."""
     result = plgpu.ShapeDtypeStruct((), jnp.int32, layout=plgpu.Layout.WG_SPLAT)
 
     @plgpu.inline_mgpu(arg_types=(ROW, ROW, plgpu.Layout.WG_SPLAT), return_type=result)
@@ -206,13 +203,46 @@ def reaches(x: Float[Array, "64"], bounds: Float[Array, "64"], barrier: Any, thr
             i32,
             [some, barrier.registers[()]],
             "{ .reg .pred p, q; setp.ne.b32 p, $1, 0;"
-            f" bar.red.or.pred q, $2, {threads}, p; selp.b32 $0, 1, 0, q; }}",
+            " bar.red.or.pred q, $2, 128, p; selp.b32 $0, 1, 0, q; }",
             "=r,r,r",
             has_side_effects=True,
         )
         return mgpu.FragmentedArray.splat(number, (), is_signed=True)
 
     return vote(x, bounds, jnp.int32(barrier))
+
+
+def either(mine: Any, own: Any, other: Any, number: Any) -> Any:
+    """Returns 1 if this warpgroup or another says 1, for which only one that says 0 waits.
+
+    Args:
+        mine: What this one says, 0 or 1.
+        own: i32[1] in shared memory, where it says so.
+        other: Where the other does.
+        number: Of the question, which is asked once; not negative.
+    """
+    result = plgpu.ShapeDtypeStruct((), jnp.int32, layout=plgpu.Layout.WG_SPLAT)
+    splat = plgpu.Layout.WG_SPLAT
+
+    @plgpu.inline_mgpu(
+        arg_types=(splat, plgpu.RefType(), plgpu.RefType(), splat), return_type=result
+    )
+    def told(_, mine, own, other, number):
+        i32 = ir.IntegerType.get_signless(32)
+        places = [mlir.llvm.ptrtoint(i32, mgpu_utils.memref_ptr(ref)) for ref in (own, other)]
+        found = mlir.llvm.inline_asm(
+            i32,
+            [mine.registers[()], number.registers[()], *places],
+            "{ .reg .pred p; .reg .b32 said, of; shl.b32 said, $2, 1; or.b32 said, said, $1;"
+            " st.volatile.shared.b32 [$3], said; mov.b32 $0, $1; setp.ne.b32 p, $1, 0;"
+            " @p bra KNOWN; UNKNOWN: ld.volatile.shared.b32 said, [$4]; shr.u32 of, said, 1;"
+            " setp.ne.b32 p, of, $2; @p bra UNKNOWN; and.b32 $0, said, 1; KNOWN: }",
+            "=&r,r,r,r,r",
+            has_side_effects=True,
+        )
+        return mgpu.FragmentedArray.splat(found, (), is_signed=True)
+
+    return told(mine, own, other, number)
 
 
 def scale_rows(x: Float[Array, "R C"], factors: Float[Array, " R"]) -> Float[Array, "R C"]:

@@ -15,12 +15,14 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     TILE,
     arrive,
     cut_columns,
+    either,
     pin,
     pl,
     plgpu,
     product,
     reaches,
     scale_rows,
+    sync,
 )
 from pallas_kernels.attention.mosaic_gpu.sizes import FREE_BARRIERS, ForwardSizes
 from pallas_kernels.attention.mosaic_gpu.tiles import MASKED
@@ -30,11 +32,28 @@ from pallas_kernels.block_mask import BlockMask
 def refusal(mask: BlockMask, sizes: ForwardSizes) -> str:
     """Returns why blocks cannot be skipped in such tiles; empty if they can."""
     tile, block = (sizes.q, sizes.kv), (mask.block_q, mask.block_kv)
-    barriers = max(128 // sizes.q, 1) * (sizes.k_stages + sizes.v_stages + 2)
+    barriers = max(128 // sizes.q, 1) * (sizes.k_stages + sizes.v_stages + 1) + 2
     if tile == block and sizes.q <= 128 and barriers <= FREE_BARRIERS:
         return ""
     blocks = f"{block[0]} queries and {block[1]} keys"
     return f"blocks of {blocks} are skipped by their scores (skip_log2), which its tiles are not"
+
+
+VOTES, TURNS = 32, 8  # where in `small` what warpgroups say of the last tiles of keys begins
+
+
+def begin(group: Any, part: Any) -> None:
+    """Makes a warpgroup say nothing yet."""
+    if group.tiles.parts > 1:
+        for turn in range(TURNS):
+            group.refs.small[group.turn, VOTES + TURNS * part + turn] = jnp.int32(-1)
+        sync(_first_vote(group), 256)
+
+
+def _first_vote(group: Any) -> int:
+    """Returns the first hardware barrier that the others leave."""
+    tiles = group.tiles
+    return FIRST_BARRIER + tiles.groups * (tiles.k_stages + tiles.v_stages + 1)
 
 
 def attend_needed(
@@ -42,8 +61,9 @@ def attend_needed(
 ) -> tuple[Array, Array]:
     """Returns the values that 64 queries attend to, and their log-sum-exp.
 
-    All warpgroups of a tile of queries vote, and leave out a tile of keys together: its softmax
-    and the product with its values. The peaks of rows are the best scores before.
+    The warpgroups of a tile of queries leave out a tile of keys together: its softmax and the
+    product with its values. One that needs it goes on, one that does not waits for what the other
+    says. The peaks of rows are the best scores before.
     """
     return _Walk(group, part, tile, q, rows, half).attend(tile.steps, done)
 
@@ -54,8 +74,7 @@ class _Walk:
     def __init__(self, group: Any, part: Any, tile: Any, q: Any, rows: Any, half: Any):
         self.group, self.q, self.half = group, q, half
         self.refs, self.softmax = group.refs, group.softmax._replace(growth=0.0)
-        barriers = group.tiles.groups * (group.tiles.k_stages + group.tiles.v_stages + 1)
-        self.votes = FIRST_BARRIER + barriers + group.index
+        self.part = part
         self.places = group.places(tile, rows)
         limit = self.refs.lists.skip_log2[tile.batch, tile.head, tile.index]
         self.limits = jnp.where(group.counted(tile, part), limit, jnp.inf)
@@ -106,10 +125,23 @@ class _Walk:
         arrive(group.k_free(now), group.threads)
         return s
 
-    def further(self, s: Array, peak: Array, total: Array) -> tuple[Array, ...]:
+    def needed(self, top: Array, peak: Array, now: Any) -> Any:
+        """Returns 1 if a row of the tile of queries needs a tile of keys, else 0."""
+        group, part = self.group, self.part
+        vote = _first_vote(group) + (part if group.tiles.parts > 1 else group.index)
+        mine = reaches(top, peak + self.limits, vote)
+        if group.tiles.parts == 1:
+            return mine
+        said = (
+            self.refs.small.at[group.turn, pl.ds(VOTES + TURNS * whose + (now & (TURNS - 1)), 1)]
+            for whose in (part, 1 - part)
+        )
+        return either(mine, *said, now)
+
+    def further(self, s: Array, now: Any, peak: Array, total: Array) -> tuple[Array, ...]:
         """As `Softmax.further`, and whether the tile is needed; else weights mean nothing."""
-        group, top = self.group, self.softmax.top(s)
-        needed = reaches(top, peak + self.limits, self.votes, group.threads - 32)
+        top = self.softmax.top(s)
+        needed = self.needed(top, peak, now)
         one = plgpu.layout_cast(jnp.ones((64,), jnp.float32), ROW)
         found = lax.cond(
             needed != 0,
@@ -136,7 +168,7 @@ class _Walk:
 
             s = pl.run_scoped(products, plgpu.ACC(blank.shape, jnp.float32))
             s = self.masked(lax.optimization_barrier(s), now)
-            found = lax.optimization_barrier(self.further(s, peak, total))
+            found = lax.optimization_barrier(self.further(s, now, peak, total))
             for ref, value in zip(found_refs, found, strict=True):
                 ref[...] = value
             pin(refs.small, found_refs[2][...])  # all weights are computed while values run
@@ -151,5 +183,5 @@ class _Walk:
     def alone(self, now: Any, acc: Array, peak: Array, total: Array) -> tuple[Array, ...]:
         """Computes a tile of keys after one that was left out."""
         plgpu.barrier_wait(self.refs.v_full.at[self.group.v_slot(now - 1)])  # it is loaded
-        p, peak, total, factor, needed = self.further(self.scores(now), peak, total)
+        p, peak, total, factor, needed = self.further(self.scores(now), now, peak, total)
         return acc, peak, total, p.astype(self.q.dtype), needed, factor
