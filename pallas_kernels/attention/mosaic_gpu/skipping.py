@@ -132,11 +132,9 @@ class _Walk:
         mine = reaches(top, peak + self.limits, vote)
         if group.tiles.parts == 1:
             return mine
-        said = (
-            self.refs.small.at[group.turn, pl.ds(VOTES + TURNS * whose + (now & (TURNS - 1)), 1)]
-            for whose in (part, 1 - part)
-        )
-        return either(mine, *said, now)
+        turns = (VOTES + TURNS * whose + (now & (TURNS - 1)) for whose in (part, 1 - part))
+        own, other = (self.refs.small.at[group.turn, pl.ds(turn, 1)] for turn in turns)
+        return either(mine, own, other, now)
 
     def further(self, s: Array, now: Any, peak: Array, total: Array) -> tuple[Array, ...]:
         """As `Softmax.further`, and whether the tile is needed; else weights mean nothing."""
