@@ -28,6 +28,9 @@ from pallas_kernels.attention.mosaic_gpu.sizes import FREE_BARRIERS, ForwardSize
 from pallas_kernels.attention.mosaic_gpu.tiles import MASKED
 from pallas_kernels.block_mask import BlockMask
 
+VOTES = 32  # column of `small` from which on warpgroups say what they need
+TURNS = 8  # tiles of keys of which they do: one is ahead by at most the stages of keys
+
 
 def refusal(mask: BlockMask, sizes: ForwardSizes) -> str:
     """Returns why blocks cannot be skipped in such tiles; empty if they can."""
@@ -37,9 +40,6 @@ def refusal(mask: BlockMask, sizes: ForwardSizes) -> str:
         return ""
     blocks = f"{block[0]} queries and {block[1]} keys"
     return f"blocks of {blocks} are skipped by their scores (skip_log2), which its tiles are not"
-
-
-VOTES, TURNS = 32, 8  # where in `small` what warpgroups say of the last tiles of keys begins
 
 
 def begin(group: Any, part: Any) -> None:
