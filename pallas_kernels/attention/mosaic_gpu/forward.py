@@ -44,7 +44,7 @@ from pallas_kernels.attention.mosaic_gpu.intrinsics import (
     take,
     words_of,
 )
-from pallas_kernels.attention.mosaic_gpu.skipping import attend_needed, begin
+from pallas_kernels.attention.mosaic_gpu.skipping import begin
 from pallas_kernels.attention.mosaic_gpu.softmax import Softmax, across
 from pallas_kernels.attention.mosaic_gpu.tiles import (
     ALWAYS,
@@ -328,14 +328,12 @@ class _Group:
         """Computes 64 rows of all tiles, and writes them."""
         refs, tiles = self.refs, self.tiles
         part = warpgroup if tiles.parts > 1 else 0
-        attend = functools.partial(attend_needed, self, part) if self.kinds.skips else self.attend
+        attend = begin(self, part) if self.kinds.skips else self.attend
         for slot in range(tiles.k_stages):
             arrive(self.k_free(jnp.int32(slot)), self.threads)
         for slot in range(tiles.v_stages):
             arrive(self.v_free(jnp.int32(slot)), self.threads)
         arrive(self.q_free, self.threads)
-        if self.kinds.skips:
-            begin(self, part)
 
         def turn() -> tuple[Any, ...]:
             plgpu.barrier_wait(refs.q_full.at[self.index])

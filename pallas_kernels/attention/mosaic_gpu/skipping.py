@@ -42,30 +42,29 @@ def refusal(mask: BlockMask, sizes: ForwardSizes) -> str:
     return f"blocks of {blocks} are skipped by their scores (skip_log2), which its tiles are not"
 
 
-def begin(group: Any, part: Any) -> None:
-    """Makes a warpgroup say nothing yet."""
+def begin(group: Any, part: Any) -> Any:
+    """Makes a warpgroup say nothing yet, and returns what it calls for every tile of queries.
+
+    `(tile, q, rows, half, done) -> (values, log-sum-exp)`, as the one that skips nothing. The
+    warpgroups of a tile of queries leave out a tile of keys together: its softmax and the product
+    with its values. One that needs it goes on, one that does not waits for what the other says.
+    The peaks of rows are the best scores before.
+    """
     if group.tiles.parts > 1:
         for turn in range(TURNS):
             group.refs.small[group.turn, VOTES + TURNS * part + turn] = jnp.int32(-1)
         sync(_first_vote(group), 256)
+
+    def attend(tile: Any, q: Any, rows: Any, half: Any, done: Any) -> tuple[Array, Array]:
+        return _Walk(group, part, tile, q, rows, half).attend(tile.steps, done)
+
+    return attend
 
 
 def _first_vote(group: Any) -> int:
     """Returns the first hardware barrier that the others leave."""
     tiles = group.tiles
     return FIRST_BARRIER + tiles.groups * (tiles.k_stages + tiles.v_stages + 1)
-
-
-def attend_needed(
-    group: Any, part: Any, tile: Any, q: Any, rows: Any, half: Any, done: Any
-) -> tuple[Array, Array]:
-    """Returns the values that 64 queries attend to, and their log-sum-exp.
-
-    The warpgroups of a tile of queries leave out a tile of keys together: its softmax and the
-    product with its values. One that needs it goes on, one that does not waits for what the other
-    says. The peaks of rows are the best scores before.
-    """
-    return _Walk(group, part, tile, q, rows, half).attend(tile.steps, done)
 
 
 class _Walk:
@@ -80,7 +79,7 @@ class _Walk:
         self.limits = jnp.where(group.counted(tile, part), limit, jnp.inf)
 
     def attend(self, steps: Any, done: Any) -> tuple[Array, Array]:
-        """As `attend_needed`, of so many tiles of keys, when others were done before."""
+        """As `begin` says, of so many tiles of keys, when others were done before."""
         group, refs, dtype = self.group, self.refs, self.q.dtype
         p, peak, total = self.softmax.first(self.scores(done))
         acc = plgpu.layout_cast(jnp.zeros((64, self.q.shape[1]), jnp.float32), TILE)
