@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jvdm.arrays import Array, Float, Int, Key, PyTree
 from jvdm.errors import ConfigError, NumericsError, ShapeError
@@ -49,8 +50,8 @@ class StreamRows:
             (static).
         rewrite: Latest finished frames that are then written to it again (static).
         cut: Places in time that are left out there (`CachedMatrix`); None is no cut (static).
-        writing: Rows at the end of the cycle that write to a cache, where no other does; with 0 all
-            may (static).
+        writing: Rows at the end of the cycle that write to a cache, where all others move frames
+            and none of them writes; None if that is not known (static).
     """
 
     ramp: TimestepMatrix
@@ -60,7 +61,7 @@ class StreamRows:
     flush: int | None = dataclasses.field(default=None, metadata={"static": True})
     rewrite: int = dataclasses.field(default=0, metadata={"static": True})
     cut: int | None = dataclasses.field(default=None, metadata={"static": True})
-    writing: int = dataclasses.field(default=0, metadata={"static": True})
+    writing: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def buffer(self) -> int:
@@ -144,10 +145,14 @@ def stream_rows(
     ramp_rows = np.arange(steps - lag + lag * (context // block) + 1)
     blocks = np.arange(cycle.shape[1]) // block
     ramp = np.clip(ramp_rows[:, None] - lag * blocks[None], 0, steps)
+    begins = from_index(levels, ramp)
+    # Between equal levels nothing moves.
+    falls = not isinstance(levels, Tracer) and bool(np.all(np.diff(np.asarray(levels)) < 0))
     if not kept:
-        return StreamRows(from_index(levels, ramp), from_index(levels, cycle), block, context)
+        writing = 0 if falls else None
+        return StreamRows(begins, from_index(levels, cycle), block, context, writing=writing)
     if kept == "by level":
-        begins, again = (from_index(levels, part) for part in (ramp, cycle))
+        again = from_index(levels, cycle)
         begins, again = (  # of all frames in work
             dataclasses.replace(part, write=cached_by_level(part).write) for part in (begins, again)
         )
@@ -156,7 +161,7 @@ def stream_rows(
     write = np.zeros(again.write.shape, bool)
     write[-1, context : context + block] = True
     again = dataclasses.replace(again, write=jnp.asarray(write))
-    return StreamRows(from_index(levels, ramp), again, block, context, writing=1)
+    return StreamRows(begins, again, block, context, writing=1 if falls else None)
 
 
 def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> StreamRows:
@@ -324,10 +329,13 @@ def stream_step(
     Returns:
         The next state, and the latents of the finished block.
     """
-    rules, moving = (denoise, solver, process, rows.cycle), rows.cycle.num_rows - rows.writing
-    run = advance(*rules, state.run, 0, moving, writes=not rows.writing)
-    if rows.writing:
-        run = advance(*rules, run, moving, rows.writing)
+    rules, moving = (denoise, solver, process, rows.cycle), rows.cycle.num_rows
+    if rows.writing is None:
+        run = advance(*rules, state.run, 0, moving)
+    else:
+        moving -= rows.writing
+        run = advance(*rules, state.run, 0, moving, "moving")
+        run = advance(*rules, run, moving, rows.writing, "writing") if rows.writing else run
     emitted = run.x[:, rows.context : rows.context + rows.block]
     samples, frames = run.address
     noise = initial_noise(

@@ -98,6 +98,21 @@ def test_a_stream_is_a_long_run_in_the_same_windows(lag, block, context, process
     )
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_is_asked_before_rows_that_are_known_to_work(kept):
+    """A GPU waits for the host where a program chooses between doing a row and leaving it out."""
+
+    def chosen(levels):
+        rows = stream_rows(levels, 2, 2, kept=kept)
+        state = starter(Euler())(rows)
+        made = jax.make_jaxpr(lambda state: stepper(Euler()).__wrapped__(state, 0.0, rows))(state)
+        return rows.writing, str(made).count("cond[")
+
+    assert chosen(LEVELS) == (int(kept), 0)
+    assert chosen(jnp.array([1.0, 0.6, 0.6, 0.0])) == (None, 1)
+    assert jax.eval_shape(lambda x: stream_rows(x, 2), LEVELS).writing is None
+
+
 @hypothesis.given(
     st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2), st.integers(0, 30)
 )
