@@ -8,7 +8,7 @@ frames) that every one is a token.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +95,9 @@ class LTXDiT(AdaLNSingle):
     strides: tuple[int, int, int] = (8, 32, 32)
     fps: float = 25.0
     from_first: bool = False
+
+    wide: ClassVar[tuple[str, ...]] = ()
+    """None: the published weights of the embedding of levels have 16 bits, as all others."""
 
     @property
     def turns(self) -> FractionalPositions:

@@ -15,6 +15,7 @@ from jvdm.attention import Draft, FrameCausal, TokenGrid
 from jvdm.models import Conditions, TextStates
 from jvdm.models.layers import rotate
 from jvdm.models.ltx import FractionalPositions, LTXDiT
+from jvdm.pipeline.loading import ready
 from jvdm.samplers import Call
 from jvdm.weights.convert import converted
 from pallas_kernels.attention.pallas_tpu import schedule
@@ -73,6 +74,17 @@ def test_the_reference_is_met_by_heads_of_the_size_of_the_13b_model():
 def test_one_level_gives_the_bits_of_equal_levels_per_frame():
     one = jax.jit(lambda level: predict(jnp.full((2, 3), level)), compiler_options=QUICK)
     np.testing.assert_array_equal(one(400.0), runner()(jnp.full((2, 3), 400.0)))
+
+
+def test_all_kernels_have_the_sixteen_bits_of_the_published_files():
+    network = LTX.clone(dtype="bfloat16")
+    tree = ready(parameters(), network)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    kernels = {leaf.dtype for path, leaf in leaves if path[-1].key.startswith("kernel")}
+    assert kernels == {jnp.dtype("bfloat16")}
+    half = jax.jit(lambda tree: network.apply({"params": tree}, X, Call.at(FRAMES), TOLD)[0])
+    made, told = half(tree), runner()(FRAMES)
+    assert np.sqrt(np.mean((made - told) ** 2)) < 2e-2 * told.std()
 
 
 def test_padding_of_a_prompt_is_not_read():
