@@ -2,7 +2,7 @@
 
 jvdm train configs/families/ltx_lora.py --workdir work/lora --objective.base FOLDER
 jvdm generate "a prompt" --weights FOLDER --lora work/lora/weights/lora.safetensors
-jvdm plan families/ltx_lora --on h200     5.58 GB of a device, where LTX-Video (2B) is
+jvdm plan families/ltx_lora --on h200     5.57 GB of a device, where LTX-Video (2B) is
 
 FOLDER is one of Diffusers. Clips are encoded once, before the first step; the network is told the
 frame rate of the model, 25 a second. Nothing of the published size was trained here: the weights of
