@@ -307,8 +307,6 @@ class CachedCausal(Policy):
 
     def joined(self, states: KVCache, made: Made, row: Row) -> KVCache:
         """Writes the frames that the row says, if any, to the caches of all layers."""
-        if isinstance(row.write, np.ndarray) and not row.write.any():
-            return states  # known as the program is traced: layers hand on nothing
 
         def write(states: KVCache) -> KVCache:
             frames = _frames(row)
@@ -324,6 +322,8 @@ class CachedCausal(Policy):
             pins = jnp.where(begins, self.sink + frames - shot, self.frames)
             return states.write(made.k, made.v, frames, pins)
 
+        if isinstance(row.write, np.ndarray):  # known as the program is traced
+            return write(states) if row.write.any() else states
         return jax.lax.cond(jnp.any(row.write), write, lambda states: states, states)
 
     def _written(

@@ -12,7 +12,7 @@ of latents and one of calls, and says a dict.
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter, itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,6 @@ from jvdm.samplers.solvers.solver import step_all
 
 OneOrMore = Float[Array, "B F ..."] | Mapping[str, Float[Array, "_ _ ..."]]
 """Latents, or those of every modality by name."""
-
-KnownRows = Literal["any", "moving", "writing"]
-"""Of rows nothing; that all move frames and none writes to a cache; that all write to one."""
 
 # Levels that the arithmetic of frozen frames is done at: legal for every process.
 _HARMLESS_T, _HARMLESS_T_NEXT = 0.5, 0.25
@@ -181,7 +178,7 @@ def advance(
     state: State,
     row: int | Int[Array, ""],
     num_rows: int,
-    known: KnownRows = "any",
+    writes: tuple[bool, ...] | None = None,
 ) -> State:
     """Does `num_rows` rows of a run from `row` on.
 
@@ -193,14 +190,15 @@ def advance(
         state: The state after the rows before `row`.
         row: First row; traced, so one compiled program does any part of a run.
         num_rows: Number of rows (static); rows past the end change nothing.
-        known: What is known of them as the program is made (static).
+        writes: Which frames of a window all of them write to a cache, where that is known, and that
+            each has work (static); None is not known.
     """
 
     solver, process, matrix = (every(value, state.x) for value in (solver, process, matrix))
     shared_rows(matrix)
 
     def body(state: State, k: Array) -> tuple[State, None]:
-        return _one_row(denoise, solver, process, matrix, state, k, known), None
+        return _one_row(denoise, solver, process, matrix, state, k, writes), None
 
     rows = row + jnp.arange(num_rows, dtype=jnp.int32)
     return jax.lax.scan(body, state, rows)[0]
@@ -262,7 +260,7 @@ class _Step(NamedTuple):
     remaining: Int[Array, " W"]
 
 
-def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Array, known: KnownRows) -> _Step:
+def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Array, writes: Any) -> _Step:
     inside = k < matrix.num_rows
     k = jnp.minimum(k, matrix.num_rows - 1)
     first = matrix.start[k]
@@ -272,9 +270,7 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Array, known: KnownRo
 
     t = in_window(level_at(matrix, matrix.index[k]))
     t_next = in_window(level_at(matrix, matrix.index[k + 1]))
-    write = np.zeros(matrix.window, bool)
-    if known != "moving":
-        write = in_window(matrix.write[k]) & inside
+    write = in_window(matrix.write[k]) & inside if writes is None else np.array(writes)
     levels = level_at(matrix, matrix.index)
     to_come = jnp.arange(matrix.num_rows)[:, None] >= k
     remaining = jnp.sum((levels[:-1] != levels[1:]) & to_come, axis=0, dtype=jnp.int32)
@@ -283,9 +279,9 @@ def _step_of_row(matrix: TimestepMatrix, k: Array, frames: Array, known: KnownRo
     return _Step(row, t, t_next, moving, in_window(remaining))
 
 
-def _one_row(denoise, solver, process, matrix, state: State, k: Array, known: KnownRows) -> State:
+def _one_row(denoise, solver, process, matrix, state: State, k: Array, writes: Any) -> State:
     """Takes row `k` to row `k + 1`; skipped where neither a level nor a cache changes."""
-    step = each(lambda matrix, a: _step_of_row(matrix, k, a.frames, known), matrix, state.address)
+    step = each(lambda matrix, a: _step_of_row(matrix, k, a.frames, writes), matrix, state.address)
 
     def work(state: State) -> State:
         everything = each(_Frames, state.x, state.solver, state.updates, state.bad_row)
@@ -306,7 +302,7 @@ def _one_row(denoise, solver, process, matrix, state: State, k: Array, known: Kn
     def rest(state: State) -> State:
         return state
 
-    if known != "any":  # a GPU would wait for the host, which reads whether there is work
+    if writes is not None:  # a GPU would wait for the host, which reads whether there is work
         return work(state)
     works = each(lambda step: step.moving | step.row.write, step)
     return jax.lax.cond(any_of(works), work, rest, state)

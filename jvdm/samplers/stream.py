@@ -50,8 +50,9 @@ class StreamRows:
             (static).
         rewrite: Latest finished frames that are then written to it again (static).
         cut: Places in time that are left out there (`CachedMatrix`); None is no cut (static).
-        writing: Rows at the end of the cycle that write to a cache, where all others move frames
-            and none of them writes; None if that is not known (static).
+        writes: Which frames of a window the last row of the cycle writes to a cache, where all
+            others move frames and none of them writes; empty if it is one of these, None if that
+            is not known (static).
     """
 
     ramp: TimestepMatrix
@@ -61,7 +62,7 @@ class StreamRows:
     flush: int | None = dataclasses.field(default=None, metadata={"static": True})
     rewrite: int = dataclasses.field(default=0, metadata={"static": True})
     cut: int | None = dataclasses.field(default=None, metadata={"static": True})
-    writing: int | None = dataclasses.field(default=None, metadata={"static": True})
+    writes: tuple[bool, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def buffer(self) -> int:
@@ -149,8 +150,8 @@ def stream_rows(
     # Between equal levels nothing moves.
     falls = not isinstance(levels, Tracer) and bool(np.all(np.diff(np.asarray(levels)) < 0))
     if not kept:
-        writing = 0 if falls else None
-        return StreamRows(begins, from_index(levels, cycle), block, context, writing=writing)
+        writes = () if falls else None
+        return StreamRows(begins, from_index(levels, cycle), block, context, writes=writes)
     if kept == "by level":
         again = from_index(levels, cycle)
         begins, again = (  # of all frames in work
@@ -161,7 +162,8 @@ def stream_rows(
     write = np.zeros(again.write.shape, bool)
     write[-1, context : context + block] = True
     again = dataclasses.replace(again, write=jnp.asarray(write))
-    return StreamRows(begins, again, block, context, writing=1 if falls else None)
+    writes = tuple(write[-1].tolist()) if falls else None
+    return StreamRows(begins, again, block, context, writes=writes)
 
 
 def stream_of(rule: Any, levels: Float[Array, " levels"], window: int) -> StreamRows:
@@ -329,13 +331,13 @@ def stream_step(
     Returns:
         The next state, and the latents of the finished block.
     """
-    rules, moving = (denoise, solver, process, rows.cycle), rows.cycle.num_rows
-    if rows.writing is None:
-        run = advance(*rules, state.run, 0, moving)
+    rules, count = (denoise, solver, process, rows.cycle), rows.cycle.num_rows
+    if rows.writes is None:
+        run = advance(*rules, state.run, 0, count)
     else:
-        moving -= rows.writing
-        run = advance(*rules, state.run, 0, moving, "moving")
-        run = advance(*rules, run, moving, rows.writing, "writing") if rows.writing else run
+        moving = count - bool(rows.writes)
+        run = advance(*rules, state.run, 0, moving, (False,) * rows.cycle.window)
+        run = advance(*rules, run, moving, 1, rows.writes) if rows.writes else run
     emitted = run.x[:, rows.context : rows.context + rows.block]
     samples, frames = run.address
     noise = initial_noise(
