@@ -299,13 +299,10 @@ def _one_row(denoise, solver, process, matrix, state: State, k: Array, writes: A
         fields = {name: each(attrgetter(name), everything) for name in _Frames._fields}
         return state._replace(**fields, carry=stepped.carry)
 
-    def rest(state: State) -> State:
-        return state
-
     if writes is not None:  # a GPU would wait for the host, which reads whether there is work
         return work(state)
     works = each(lambda step: step.moving | step.row.write, step)
-    return jax.lax.cond(any_of(works), work, rest, state)
+    return jax.lax.cond(any_of(works), work, lambda state: state, state)
 
 
 def _of_samples(step: _Step, old: _Frames) -> _Step:
