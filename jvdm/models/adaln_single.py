@@ -90,8 +90,6 @@ class AdaLNSingleLayer(TransformerLayer):
             x = jax.lax.optimization_barrier(x)
             y = norm(x).astype(self.dtype)
         x = x + self._read(y.reshape(flat), shared.text, index).reshape(x.shape)
-        if self.cross_norm:
-            x = jax.lax.optimization_barrier(x.astype(self.dtype))
 
         y = modulate(x, scale_m, shift_m, normalize).astype(self.dtype)
         y = self._linear("down", width, gelu(self._linear("up", self.mlp_width, y)), wide=True)
@@ -136,9 +134,7 @@ class AdaLNSingleLayer(TransformerLayer):
             k, v = (y.reshape(*y.shape[:2], *q.shape[2:]) for y in (k, v))
             seen = read(q, k, v, None)
             out = out + jnp.where(pictures.known[:, None, None, None], seen, 0)
-        # Where the sum with it is written by itself, that pass adds the bias; as part of a norm it
-        # would be kept in float32.
-        return self._linear("cross_out", x.shape[-1], out.reshape(x.shape), wide=self.cross_norm)
+        return self._linear("cross_out", x.shape[-1], out.reshape(x.shape))
 
     def _heads(self, name: str, x: Tokens, apart: bool = False) -> Float[Array, "B L N E"]:
         """Returns queries or keys of `x`, normalised over all heads together (`RMSNorm`)."""
