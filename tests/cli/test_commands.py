@@ -80,6 +80,7 @@ OTHERS = {
     r"python -m tests\.systems\.chunk_times": "systems/test_chunk_times.py",
     r"python -m tests\.systems\.drift_curves": "systems/test_stream_systems.py",
     r"python -m tests\.systems\.kept_clusters": "systems/test_sparse_systems.py",
+    r"python -m tests\.systems\.skipped_blocks": "systems/test_sparse_systems.py",
     r"python -m tests\.systems\.step_caches measure": "cli/test_commands.py",
     r"python -m pallas_kernels\.attention\.tune": "pallas_kernels/test_tables.py",
     r"python -m pallas_kernels\.attention\.bench": "pallas_kernels/test_bench.py",

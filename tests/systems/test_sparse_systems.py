@@ -15,7 +15,7 @@ from jvdm import policies as measured
 from jvdm.attention import Draft, Window
 from jvdm.models import stand_in
 from pallas_kernels.attention.shapes import SHAPES, Shape
-from tests.systems import kept_clusters
+from tests.systems import kept_clusters, skipped_blocks
 from tests.systems.test_systems import PROMPT, latents_of
 
 SIZE: Any = {"height": 32, "width": 64}  # 2 x 4 tokens in each of three frames
@@ -33,6 +33,17 @@ def test_clusters_that_are_kept_are_measured_as_docs_say(monkeypatch, capsys):
     searches, keeps = (line.split() for line in capsys.readouterr().out.splitlines())
     assert searches[:2] == ["searches", "3.0"] and float(searches[2]) == pytest.approx(0.6 / 1.4)
     assert keeps == ["keeps", "2.0", "0.0"]
+
+
+@pytest.mark.slow
+def test_skips_of_published_sizes_are_fitted_to_what_is_timed(monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, "toy", Shape((3, 8, 16), 2, 64, 2))
+    monkeypatch.setattr(stand_in, "TEXT", (3, 8))
+    skipped_blocks.times("toy", (0.9, 0.6))
+    fit, *rows = capsys.readouterr().out.splitlines()
+    assert fit.startswith("fit (") and len(rows) == 3
+    asked, density = (float(x) for x in rows[2].split()[2:4])
+    assert asked == 0.6 and 0.5 <= density < float(rows[1].split()[3]) < 1
 
 
 @pytest.fixture(scope="module")
