@@ -97,7 +97,7 @@ class LTXDiT(AdaLNSingle):
     from_first: bool = False
 
     wide: ClassVar[tuple[str, ...]] = ()
-    """None: the published weights of the embedding of levels have 16 bits, as all others."""
+    """None: in 16 bits Diffusers rounds the embedding of levels too, where it keeps that of Wan."""
 
     @property
     def turns(self) -> FractionalPositions:
